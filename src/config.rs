@@ -1,0 +1,250 @@
+//! Every option once: its name, environment variable, default, unit and meaning.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+
+/// How many of the open files are kept back from the sessions by default: for the listener, for
+/// requests that are no sessions, and to say 503 to who comes when all places are taken. Where few
+/// files may be open, a quarter of them.
+const SPARE_FILES: u64 = 256;
+
+/// What the envelope adds to a message's own bytes when it is relayed, at the most.
+const ENVELOPE_BYTES: usize = 1024;
+
+/// The options of a server. The binary reads them from its command line and environment;
+/// [`Config::default`] has the same defaults.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen; port 0 picks a free one
+    #[arg(
+        long,
+        env = "ANTEROOM_LISTEN",
+        value_name = "ADDRESS:PORT",
+        help_heading = "Serving"
+    )]
+    #[arg(default_value_t = Config::default().listen)]
+    pub listen: SocketAddr,
+
+    /// Serve the files of this folder in place of the built-in page
+    #[arg(
+        long,
+        env = "ANTEROOM_STATIC_DIR",
+        value_name = "FOLDER",
+        help_heading = "Serving"
+    )]
+    pub static_dir: Option<PathBuf>,
+
+    /// The longest message a client may send, in bytes; a longer one closes its connection (1009)
+    #[arg(
+        long,
+        env = "ANTEROOM_MAX_MESSAGE_BYTES",
+        value_name = "BYTES",
+        help_heading = "Limits"
+    )]
+    #[arg(default_value_t = Config::default().max_message_bytes)]
+    pub max_message_bytes: usize,
+
+    /// How much may wait to be sent to one session, in bytes; past it the session is closed (1013)
+    #[arg(
+        long,
+        env = "ANTEROOM_OUTBOX_BYTES",
+        value_name = "BYTES",
+        help_heading = "Limits"
+    )]
+    #[arg(default_value_t = Config::default().outbox_bytes)]
+    pub outbox_bytes: usize,
+
+    /// How many sessions there may be at once; the next one gets 503 [default: what the open-file
+    /// limit allows]
+    #[arg(
+        long,
+        env = "ANTEROOM_MAX_SESSIONS",
+        value_name = "COUNT",
+        help_heading = "Limits"
+    )]
+    pub max_sessions: Option<usize>,
+
+    /// How long a request may take from its connection to the end of its headers, in seconds
+    #[arg(
+        long,
+        env = "ANTEROOM_HANDSHAKE_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "Limits"
+    )]
+    #[arg(default_value_t = Config::default().handshake_seconds)]
+    pub handshake_seconds: u64,
+
+    /// How long a request may be without its body, in bytes; a longer one gets 431
+    #[arg(
+        long,
+        env = "ANTEROOM_MAX_HEADER_BYTES",
+        value_name = "BYTES",
+        help_heading = "Limits"
+    )]
+    #[arg(default_value_t = Config::default().max_header_bytes)]
+    pub max_header_bytes: usize,
+
+    /// How often every session is pinged, in seconds
+    #[arg(
+        long,
+        env = "ANTEROOM_PING_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "Liveness"
+    )]
+    #[arg(default_value_t = Config::default().ping_seconds)]
+    pub ping_seconds: u64,
+
+    /// How long a session may take to answer a ping, in seconds; then it is closed (1001)
+    #[arg(
+        long,
+        env = "ANTEROOM_PONG_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "Liveness"
+    )]
+    #[arg(default_value_t = Config::default().pong_seconds)]
+    pub pong_seconds: u64,
+
+    /// How long a stopping server waits for its sessions, in seconds; they are told to come back
+    /// spread over that time
+    #[arg(
+        long,
+        env = "ANTEROOM_DRAIN_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "Stopping"
+    )]
+    #[arg(default_value_t = Config::default().drain_seconds)]
+    pub drain_seconds: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            static_dir: None,
+            max_message_bytes: 65_536,
+            outbox_bytes: 1 << 20,
+            max_sessions: None,
+            handshake_seconds: 10,
+            max_header_bytes: 16 << 10,
+            ping_seconds: 20,
+            pong_seconds: 10,
+            drain_seconds: 5,
+        }
+    }
+}
+
+impl Config {
+    /// Checks that every value makes sense.
+    ///
+    /// # Errors
+    ///
+    /// A line that names the option, what it may be, and what it is.
+    pub fn check(&self) -> Result<(), String> {
+        const KIB: u64 = 1 << 10;
+        const GIB: u64 = 1 << 30;
+        let bytes = |count: usize| count as u64;
+        within(
+            "--max-message-bytes",
+            bytes(self.max_message_bytes),
+            1..=GIB,
+        )?;
+        within("--outbox-bytes", bytes(self.outbox_bytes), 1..=4 * GIB)?;
+        if let Some(sessions) = self.max_sessions {
+            within("--max-sessions", bytes(sessions), 1..=GIB)?;
+        }
+        within("--handshake-seconds", self.handshake_seconds, 1..=3600)?;
+        within(
+            "--max-header-bytes",
+            bytes(self.max_header_bytes),
+            KIB..=KIB * KIB,
+        )?;
+        within("--ping-seconds", self.ping_seconds, 1..=3600)?;
+        within("--pong-seconds", self.pong_seconds, 1..=3600)?;
+        within("--drain-seconds", self.drain_seconds, 0..=3600)?;
+        let least = self.max_message_bytes + ENVELOPE_BYTES;
+        if self.outbox_bytes < least {
+            let given = self.outbox_bytes;
+            return Err(format!(
+                "--outbox-bytes must hold one message of --max-message-bytes: at least {least}, not {given}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// How many sessions there may be at once.
+    pub(crate) fn session_limit(&self) -> usize {
+        self.max_sessions.unwrap_or_else(|| {
+            // Where the limit cannot be read there is none to keep.
+            let files = rlimit::Resource::NOFILE
+                .get_soft()
+                .unwrap_or(rlimit::INFINITY);
+            let sessions = files - SPARE_FILES.min(files / 4);
+            usize::try_from(sessions).unwrap_or(usize::MAX)
+        })
+    }
+
+    pub(crate) fn handshake(&self) -> Duration {
+        Duration::from_secs(self.handshake_seconds)
+    }
+
+    pub(crate) fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+}
+
+fn within(option: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), String> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(format!(
+        "{option} must be {} to {}, not {value}",
+        range.start(),
+        range.end()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_make_sense() {
+        assert_eq!(Config::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named_with_what_would() {
+        let checks = [
+            (
+                Config {
+                    ping_seconds: 0,
+                    ..Config::default()
+                },
+                "--ping-seconds must be 1 to 3600, not 0",
+            ),
+            (
+                Config {
+                    max_header_bytes: 100,
+                    ..Config::default()
+                },
+                "--max-header-bytes must be 1024 to 1048576, not 100",
+            ),
+            (
+                Config {
+                    outbox_bytes: 65_536,
+                    ..Config::default()
+                },
+                "--outbox-bytes must hold one message of --max-message-bytes: at least 66560, not 65536",
+            ),
+        ];
+        for (config, message) in checks {
+            assert_eq!(config.check(), Err(message.into()));
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Who is pinged when, and who is given up when. No I/O and no clock: time is counted in ticks of a
+//! second.
+//!
+//! Sessions are spread over as many slots as a ping period has seconds; each tick pings one slot
+//! and looks after another. So all are pinged once a period, a few at a time, by one ticker.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{
+    outbox::Sender,
+    protocol::{Close, CloseCode, SessionId},
+    websocket::Frame,
+};
+
+/// All sessions, by the second of the ping period that is theirs.
+pub(crate) struct Heartbeat {
+    /// The number of seconds a session has to answer.
+    pong_seconds: u64,
+    slots: Box<[Mutex<HashMap<SessionId, Pulse>>]>,
+}
+
+struct Pulse {
+    sender: Sender,
+    /// The tick of the first ping that is not answered.
+    pinged: Option<u64>,
+}
+
+/// A session's place among those that are pinged; dropping it gives it back.
+pub(crate) struct Beat {
+    heartbeat: Arc<Heartbeat>,
+    id: SessionId,
+}
+
+impl Heartbeat {
+    /// Pings every `ping_seconds` (at least 1), and gives up a session that has not answered after
+    /// `pong_seconds`.
+    pub(crate) fn new(ping_seconds: u64, pong_seconds: u64) -> Heartbeat {
+        let slots = (0..ping_seconds).map(|_| Mutex::default()).collect();
+        Heartbeat {
+            pong_seconds,
+            slots,
+        }
+    }
+
+    /// Pings the session behind `sender` from now on.
+    pub(crate) fn register(self: &Arc<Heartbeat>, id: SessionId, sender: Sender) -> Beat {
+        self.slot(id).lock().insert(
+            id,
+            Pulse {
+                sender,
+                pinged: None,
+            },
+        );
+        Beat {
+            heartbeat: self.clone(),
+            id,
+        }
+    }
+
+    /// Does what is due at second `now`, to be called once for each second that the server runs.
+    pub(crate) fn tick(&self, now: u64) {
+        if let Some(due) = now.checked_sub(self.pong_seconds) {
+            for pulse in self.slot_at(due).lock().values() {
+                if pulse.pinged.is_some_and(|pinged| pinged <= due) {
+                    let reason = format!("no pong within {} s", self.pong_seconds);
+                    pulse.sender.close(Close::new(CloseCode::GoingAway, reason));
+                }
+            }
+        }
+        let ping = Frame::ping();
+        for pulse in self.slot_at(now).lock().values_mut() {
+            pulse.pinged.get_or_insert(now);
+            // An outbox that is full ends the session by itself.
+            let _ = pulse.sender.push(&ping);
+        }
+    }
+
+    fn slot(&self, id: SessionId) -> &Mutex<HashMap<SessionId, Pulse>> {
+        &self.slots[(id.bits() % self.slots.len() as u128) as usize]
+    }
+
+    fn slot_at(&self, second: u64) -> &Mutex<HashMap<SessionId, Pulse>> {
+        &self.slots[(second % self.slots.len() as u64) as usize]
+    }
+}
+
+impl Beat {
+    /// The session has answered.
+    pub(crate) fn pong(&self) {
+        if let Some(pulse) = self.heartbeat.slot(self.id).lock().get_mut(&self.id) {
+            pulse.pinged = None;
+        }
+    }
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        self.heartbeat.slot(self.id).lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+    use crate::outbox::{Outbox, outbox};
+
+    /// What a session gets: how many frames, or why it is closed.
+    fn look(outbox: &Outbox) -> Result<usize, CloseCode> {
+        let mut frames = VecDeque::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        match outbox.poll_frames(&mut cx, &mut frames) {
+            Poll::Ready(Err(close)) => Err(close.code),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(frames.len()),
+        }
+    }
+
+    fn session(heartbeat: &Arc<Heartbeat>) -> (Beat, Outbox) {
+        let (sender, outbox) = outbox(1000);
+        (heartbeat.register(SessionId::random(), sender), outbox)
+    }
+
+    #[test]
+    fn everyone_is_pinged_once_a_period() {
+        let heartbeat = Arc::new(Heartbeat::new(20, 10));
+        let sessions: Vec<_> = (0..100).map(|_| session(&heartbeat)).collect();
+        for now in 7..27 {
+            heartbeat.tick(now);
+            sessions.iter().for_each(|(beat, _)| beat.pong());
+        }
+        assert!(sessions.iter().all(|(_, outbox)| look(outbox) == Ok(1)));
+    }
+
+    #[test]
+    fn only_who_does_not_answer_is_given_up_and_not_before_the_time() {
+        // Pongs may take less than a period, as long, or longer.
+        for (ping, pong) in [(20, 10), (10, 10), (5, 10), (1, 1), (1, 60), (7, 10)] {
+            let heartbeat = Arc::new(Heartbeat::new(ping, pong));
+            let (silent, to_silent) = session(&heartbeat);
+            let (alive, to_alive) = session(&heartbeat);
+            let mut pinged = None;
+            for now in 0..200 {
+                heartbeat.tick(now);
+                alive.pong();
+                match look(&to_silent) {
+                    Ok(pings) if pings > 0 => _ = pinged.get_or_insert(now),
+                    Ok(_) => {}
+                    Err(code) => {
+                        assert_eq!(code, CloseCode::GoingAway);
+                        assert_eq!(now - pinged.expect("pinged before it is given up"), pong);
+                        break;
+                    }
+                }
+                assert!(
+                    now < ping + pong,
+                    "given up by {now} with ping {ping}, pong {pong}"
+                );
+            }
+            assert!(look(&to_alive).is_ok());
+            drop(silent);
+        }
+    }
+
+    #[test]
+    fn a_session_that_left_is_forgotten() {
+        let heartbeat = Arc::new(Heartbeat::new(3, 3));
+        drop(session(&heartbeat));
+        assert!(heartbeat.slots.iter().all(|slot| slot.lock().is_empty()));
+    }
+}

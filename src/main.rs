@@ -1,0 +1,107 @@
+//! The server as a program: options, logging, signals, exit code.
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    process::{ExitCode, exit},
+};
+
+use anteroom::{Config, Server};
+use clap::Parser;
+use log::warn;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+
+/// Where peers meet: a WebSocket server of rooms, for WebRTC signaling, small chats and shared
+/// cursors.
+///
+/// The page is at /, the rooms are at /room and /room/{name}. RUST_LOG sets what is logged: warn,
+/// info (the default), debug, or a filter such as anteroom=debug.
+#[derive(Parser)]
+#[command(name = "anteroom", version)]
+struct Options {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// Exit code for options that make no sense.
+const USAGE: u8 = 2;
+
+/// Exit code for all else that goes wrong.
+const FAILURE: u8 = 1;
+
+fn main() -> ExitCode {
+    let config = match Options::try_parse() {
+        Ok(options) => options.config,
+        Err(error) if error.use_stderr() => return fail(USAGE, one_line(&error.to_string())),
+        Err(help) => {
+            // Who closes the pipe has seen enough.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    if let Err(message) = config.check() {
+        return fail(USAGE, message);
+    }
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
+        warn!("cannot raise the open-file limit: {error}");
+    }
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(FAILURE, error),
+    }
+}
+
+#[tokio::main]
+async fn run(config: Config) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stop_signal = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let server = Server::bind(config).await?;
+    // Whether anyone reads it makes no difference.
+    let _ = writeln!(
+        io::stdout(),
+        "anteroom listening on http://{}",
+        server.local_addr()?
+    );
+
+    let (stop, stopping) = oneshot::channel();
+    let signals = async {
+        stop_signal().await;
+        let _ = stop.send(());
+        stop_signal().await;
+    };
+    tokio::select! {
+        () = server.serve(async { _ = stopping.await }) => Ok(()),
+        // Asked twice, it does not wait for anyone.
+        () = signals => exit(FAILURE.into()),
+    }
+}
+
+/// What clap has to say about a usage error, without its hints on separate lines.
+fn one_line(error: &str) -> String {
+    let message = error.split("\n\nUsage:").next().unwrap_or(error);
+    let message = message
+        .split("\n\nFor more information")
+        .next()
+        .unwrap_or(message);
+    let words = message
+        .strip_prefix("error: ")
+        .unwrap_or(message)
+        .split_whitespace();
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn fail(code: u8, message: impl Display) -> ExitCode {
+    // Nobody need be reading it.
+    let _ = writeln!(io::stderr(), "anteroom: {message}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,553 @@
+//! The whole wire format: ids and names, what clients may write, what the server answers, and the
+//! codes of both. No I/O.
+
+use std::{
+    borrow::Cow,
+    fmt::{self, Display},
+    str,
+    sync::Arc,
+};
+
+use percent_encoding::percent_decode;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::websocket::Frame;
+
+/// The subprotocol a client gets if it offers it.
+pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";
+
+/// The name of the room that `/room` without a name leads to.
+const DEFAULT_ROOM: &str = "lobby";
+
+/// The longest room name, in bytes after percent-decoding.
+const MAX_ROOM_NAME: usize = 128;
+
+/// The longest `type`, in bytes.
+const MAX_TYPE: usize = 64;
+
+/// The longest `ref` that is a string, in bytes.
+const MAX_REF: usize = 64;
+
+/// How much of a client's own words an error message repeats, in bytes.
+const MAX_QUOTE: usize = 64;
+
+/// The name of a session in its room, on the wire a lower-case hyphenated UUID (RFC 9562, version
+/// 4: 122 random bits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SessionId(Uuid);
+
+impl SessionId {
+    pub(crate) fn random() -> SessionId {
+        SessionId(Uuid::new_v4())
+    }
+
+    /// The id that is written so and not otherwise: 36 characters, lower case.
+    fn parse(text: &str) -> Option<SessionId> {
+        let canonical = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+        Uuid::try_parse(text)
+            .ok()
+            .filter(|_| canonical)
+            .map(SessionId)
+    }
+
+    /// The id's bits, evenly spread.
+    pub(crate) fn bits(self) -> u128 {
+        self.0.as_u128()
+    }
+}
+
+impl Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self.0.as_hyphenated(), f)
+    }
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut buffer = Uuid::encode_buffer();
+        serializer.serialize_str(self.0.as_hyphenated().encode_lower(&mut buffer))
+    }
+}
+
+/// The name of a room: 1 to 128 bytes of UTF-8 without control characters.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RoomName(Arc<str>);
+
+impl RoomName {
+    /// The room of who names none.
+    pub(crate) fn default_room() -> RoomName {
+        RoomName(DEFAULT_ROOM.into())
+    }
+
+    /// The name in a path segment as it stands in the URL, percent-encoded (RFC 3986, section 2.1).
+    ///
+    /// # Errors
+    ///
+    /// A line that says what is wrong with it.
+    pub(crate) fn from_segment(segment: &str) -> Result<RoomName, &'static str> {
+        let malformed = segment.split('%').skip(1).any(|after| {
+            !matches!(after.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
+        });
+        if malformed {
+            return Err("a % in a room name must be followed by two hexadecimal digits");
+        }
+        let bytes: Cow<'_, [u8]> = percent_decode(segment.as_bytes()).into();
+        let name = str::from_utf8(&bytes).map_err(|_| "a room name must be UTF-8")?;
+        if name.is_empty() || name.len() > MAX_ROOM_NAME {
+            return Err("a room name has 1 to 128 bytes");
+        }
+        if name.chars().any(char::is_control) {
+            return Err("a room name has no control characters");
+        }
+        Ok(RoomName(name.into()))
+    }
+}
+
+impl Display for RoomName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for RoomName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// A message as a client wrote it. Its `sender` is gone: whatever it said, the server knows better.
+#[derive(Debug)]
+pub(crate) struct Message<'a> {
+    /// The application's word for what the message is: 1 to 64 bytes.
+    pub(crate) kind: Cow<'a, str>,
+    pub(crate) receiver: Receiver<'a>,
+    /// The payload, byte for byte as it came.
+    pub(crate) data: Option<&'a RawValue>,
+    /// The client's mark for this message, a JSON string or integer: it asks for a receipt.
+    pub(crate) reference: Option<&'a RawValue>,
+}
+
+/// Whom a message is for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Receiver<'a> {
+    /// Every other session of the room.
+    All,
+    /// The server itself.
+    Server,
+    /// One session.
+    Session(SessionId),
+    /// Nobody: what stands there cannot be an id.
+    Unknown(Cow<'a, str>),
+}
+
+/// A message that breaks the rules, and the mark it carried if that could be read.
+#[derive(Debug)]
+pub(crate) struct Invalid<'a> {
+    pub(crate) problem: Problem,
+    pub(crate) reference: Option<&'a RawValue>,
+}
+
+/// Reads a client's message. Only the envelope is looked into; `data` is checked to be JSON and
+/// left as it is, whatever its depth or the size of its numbers.
+///
+/// # Errors
+///
+/// What is [`Invalid`] about it, in words for the one who wrote it.
+pub(crate) fn parse(text: &str) -> Result<Message<'_>, Invalid<'_>> {
+    let fail = |message: String, reference| Invalid {
+        problem: Problem {
+            code: ErrorCode::BadMessage,
+            message,
+        },
+        reference,
+    };
+    if !text
+        .trim_start_matches([' ', '\t', '\n', '\r'])
+        .starts_with('{')
+    {
+        return Err(fail(
+            "a message is a JSON object: it begins with {".into(),
+            None,
+        ));
+    }
+    let fields: Fields<'_> =
+        serde_json::from_str(text).map_err(|error| fail(format!("not JSON: {error}"), None))?;
+    let reference = fields.reference.filter(|raw| is_reference(raw.get()));
+    fields.check().map_err(|message| fail(message, reference))
+}
+
+/// The fields of a message as they stand in its text. Reading them fails only where the text is not
+/// JSON; what else is wrong is kept, so that an error can carry the message's `ref`.
+#[derive(Default)]
+struct Fields<'a> {
+    kind: Option<&'a RawValue>,
+    receiver: Option<&'a RawValue>,
+    data: Option<&'a RawValue>,
+    reference: Option<&'a RawValue>,
+    /// The first field that is unknown or given twice.
+    misplaced: Option<String>,
+}
+
+impl<'a> Fields<'a> {
+    fn check(self) -> Result<Message<'a>, String> {
+        if let Some(message) = self.misplaced {
+            return Err(message);
+        }
+        let kind = string("type", self.kind)?;
+        if kind.is_empty() || kind.len() > MAX_TYPE {
+            return Err(format!(
+                "type must have 1 to {MAX_TYPE} bytes, not {}",
+                kind.len()
+            ));
+        }
+        let receiver = string("receiver", self.receiver)?;
+        let receiver = match &*receiver {
+            "all" => Receiver::All,
+            "server" => Receiver::Server,
+            text => SessionId::parse(text).map_or(Receiver::Unknown(receiver), Receiver::Session),
+        };
+        if self.reference.is_some_and(|raw| !is_reference(raw.get())) {
+            return Err(format!(
+                "ref must be a string of at most {MAX_REF} bytes or an integer"
+            ));
+        }
+        Ok(Message {
+            kind,
+            receiver,
+            data: self.data,
+            reference: self.reference,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a message")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Fields::default();
+        let mut sender = None;
+        while let Some(Text(name)) = map.next_key()? {
+            let value = map.next_value()?;
+            let field = match &*name {
+                "type" => &mut fields.kind,
+                "sender" => &mut sender,
+                "receiver" => &mut fields.receiver,
+                "data" => &mut fields.data,
+                "ref" => &mut fields.reference,
+                _ => {
+                    fields.misplaced.get_or_insert_with(|| {
+                        format!(
+                            "unknown field {}: what is yours goes into data",
+                            quote(&name)
+                        )
+                    });
+                    continue;
+                }
+            };
+            if field.replace(value).is_some() {
+                fields
+                    .misplaced
+                    .get_or_insert_with(|| format!("{name} is given twice"));
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// A JSON string, borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// The value of a field that must be there and be a string.
+fn string<'a>(name: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, String> {
+    let value = value.ok_or_else(|| format!("{name} is missing"))?;
+    match serde_json::from_str(value.get()) {
+        Ok(Text(text)) => Ok(text),
+        Err(_) => Err(format!(
+            "{name} must be a string, not {}",
+            quote(value.get())
+        )),
+    }
+}
+
+/// Whether this JSON may be a `ref`: a short string, or a number without fraction and exponent.
+fn is_reference(json: &str) -> bool {
+    match json.as_bytes() {
+        [b'"', ..] => serde_json::from_str(json).is_ok_and(|Text(text)| text.len() <= MAX_REF),
+        [b'-' | b'0'..=b'9', digits @ ..] => digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
+}
+
+/// The beginning of a client's own words, for an error message.
+fn quote(words: &str) -> Cow<'_, str> {
+    match words.floor_char_boundary(MAX_QUOTE) {
+        end if end < words.len() => format!("{}…", &words[..end]).into(),
+        _ => words.into(),
+    }
+}
+
+/// Why a message was not delivered, or not understood.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    pub(crate) code: ErrorCode,
+    /// What is wrong and what to do, for people.
+    pub(crate) message: String,
+}
+
+/// The stable names of problems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ErrorCode {
+    /// Not JSON, not an object, or a field that is missing, doubled, unknown or of the wrong type.
+    BadMessage,
+    /// No such session in this room.
+    UnknownReceiver,
+    /// Written to all, and nobody else is here.
+    EmptyRoom,
+    /// The server does not know this request.
+    UnknownRequest,
+}
+
+impl Problem {
+    pub(crate) fn unknown_receiver(receiver: impl Display) -> Problem {
+        let receiver = receiver.to_string();
+        Problem {
+            code: ErrorCode::UnknownReceiver,
+            message: format!("no session {} in this room", quote(&receiver)),
+        }
+    }
+
+    pub(crate) fn empty_room() -> Problem {
+        Problem {
+            code: ErrorCode::EmptyRoom,
+            message: "nobody else is in this room".into(),
+        }
+    }
+
+    /// `known` are the requests there are.
+    pub(crate) fn unknown_request(kind: &str, known: &str) -> Problem {
+        Problem {
+            code: ErrorCode::UnknownRequest,
+            message: format!("no request {}: the server answers {known}", quote(kind)),
+        }
+    }
+}
+
+/// What the server writes: the four fields in their order.
+#[derive(Serialize)]
+struct Envelope<'a, D> {
+    r#type: &'a str,
+    sender: Party,
+    receiver: Party,
+    data: D,
+}
+
+/// Who stands in `sender` and `receiver`.
+enum Party {
+    Session(SessionId),
+    Server,
+    All,
+    /// `null`: the receiver of a `close`.
+    Nobody,
+}
+
+impl Serialize for Party {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Party::Session(id) => id.serialize(serializer),
+            Party::Server => serializer.serialize_str("server"),
+            Party::All => serializer.serialize_str("all"),
+            Party::Nobody => serializer.serialize_unit(),
+        }
+    }
+}
+
+fn frame(kind: &str, sender: Party, receiver: Party, data: impl Serialize) -> Frame {
+    Frame::text(|buffer| {
+        serde_json::to_writer(
+            buffer,
+            &Envelope {
+                r#type: kind,
+                sender,
+                receiver,
+                data,
+            },
+        )
+        .expect("strings and checked JSON always serialize, and a Vec takes every write");
+    })
+}
+
+/// To the others of a room: `id` has come.
+pub(crate) fn joined(id: SessionId) -> Frame {
+    frame("new", Party::Session(id), Party::All, ())
+}
+
+/// To the others of a room: `id` has gone.
+pub(crate) fn left(id: SessionId) -> Frame {
+    frame("close", Party::Session(id), Party::Nobody, ())
+}
+
+/// A client's message to `receiver`, or to all, from the session that really sent it.
+pub(crate) fn relayed(
+    message: &Message<'_>,
+    sender: SessionId,
+    receiver: Option<SessionId>,
+) -> Frame {
+    let receiver = receiver.map_or(Party::All, Party::Session);
+    frame(
+        &message.kind,
+        Party::Session(sender),
+        receiver,
+        message.data,
+    )
+}
+
+/// The receipt for the message marked `reference`: it stands in the outboxes of so many
+/// `receivers`.
+pub(crate) fn ack(to: SessionId, reference: &RawValue, receivers: usize) -> Frame {
+    #[derive(Serialize)]
+    struct Ack<'a> {
+        r#ref: &'a RawValue,
+        receivers: usize,
+    }
+    answer(
+        "ack",
+        to,
+        Ack {
+            r#ref: reference,
+            receivers,
+        },
+    )
+}
+
+/// What went wrong with the message marked `reference`.
+pub(crate) fn error(to: SessionId, problem: &Problem, reference: Option<&RawValue>) -> Frame {
+    #[derive(Serialize)]
+    struct Error<'a> {
+        code: ErrorCode,
+        message: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a RawValue>,
+    }
+    answer(
+        "error",
+        to,
+        Error {
+            code: problem.code,
+            message: &problem.message,
+            r#ref: reference,
+        },
+    )
+}
+
+/// The answer to `hello`.
+pub(crate) fn hello(to: SessionId, hello: &Hello<'_>) -> Frame {
+    answer("hello", to, hello)
+}
+
+/// The answer to `ping`.
+pub(crate) fn pong(to: SessionId, data: Option<&RawValue>) -> Frame {
+    answer("pong", to, data)
+}
+
+fn answer(kind: &str, to: SessionId, data: impl Serialize) -> Frame {
+    frame(kind, Party::Server, Party::Session(to), data)
+}
+
+/// What `hello` tells.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Hello<'a> {
+    pub(crate) room: &'a RoomName,
+    /// The others in the room, longest-joined first.
+    pub(crate) peers: &'a [Peer],
+    /// No ICE servers are handed out yet.
+    pub(crate) ice_servers: [(); 0],
+    /// No session can be resumed yet.
+    pub(crate) resume: (),
+    pub(crate) limits: Limits,
+}
+
+/// Another session of the room.
+#[derive(Serialize)]
+pub(crate) struct Peer {
+    pub(crate) id: SessionId,
+    /// The `data` of its `new`.
+    pub(crate) data: (),
+}
+
+/// What a client must keep to.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Limits {
+    pub(crate) message_bytes: usize,
+}
+
+/// Why the server closes a connection: the code and the reason of its Close frame.
+#[derive(Clone, Debug)]
+pub(crate) struct Close {
+    pub(crate) code: CloseCode,
+    pub(crate) reason: Cow<'static, str>,
+}
+
+/// The close codes the server gives (RFC 6455, section 7.4.1, and the registry it founds).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CloseCode {
+    /// No pong in time.
+    GoingAway = 1001,
+    /// The WebSocket protocol was violated.
+    ProtocolError = 1002,
+    /// A binary message.
+    UnsupportedData = 1003,
+    /// Text that is not UTF-8.
+    InvalidPayload = 1007,
+    /// A message over the limit.
+    MessageTooBig = 1009,
+    /// The server is going away.
+    ServiceRestart = 1012,
+    /// What waited to be sent passed the limit.
+    TryAgainLater = 1013,
+}
+
+impl Close {
+    pub(crate) fn new(code: CloseCode, reason: impl Into<Cow<'static, str>>) -> Close {
+        Close {
+            code,
+            reason: reason.into(),
+        }
+    }
+
+    /// The server is going away; the client shall come back after `delay_ms` milliseconds.
+    pub(crate) fn restart(delay_ms: u64) -> Close {
+        let reason = format!("the server is going away: retry in {delay_ms} ms");
+        Close::new(CloseCode::ServiceRestart, reason)
+    }
+
+    pub(crate) fn frame(&self) -> Frame {
+        Frame::close(Some((self.code as u16, &self.reason)))
+    }
+}
+
+impl Display for Close {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.code as u16, self.reason)
+    }
+}

@@ -1,0 +1,199 @@
+//! Rooms, and in each the map of its sessions.
+//!
+//! A room's lock is held for pushes only. Joining and leaving happen under it for writing, messages
+//! under it for reading: that is what makes `new` the first and `close` the last that anyone gets
+//! of a session.
+
+use std::{collections::HashMap, hash::Hash, sync::Arc};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    outbox::Sender,
+    protocol::{self, Peer, RoomName, SessionId},
+    websocket::Frame,
+};
+
+/// A map keeps this many free places however few it holds.
+const SPARE_PLACES: usize = 32;
+
+/// All rooms that have a session.
+#[derive(Default)]
+pub(crate) struct Rooms {
+    rooms: Mutex<HashMap<RoomName, Entry>>,
+}
+
+struct Entry {
+    room: Arc<Room>,
+    /// How many sessions are in the room, on their way in, or on their way out. With the last the
+    /// room goes.
+    sessions: usize,
+}
+
+#[derive(Default)]
+struct Room {
+    members: RwLock<Members>,
+}
+
+#[derive(Default)]
+struct Members {
+    senders: HashMap<SessionId, Member>,
+    /// How many have joined so far.
+    joined: u64,
+}
+
+struct Member {
+    sender: Sender,
+    /// The how-manieth this was to join.
+    place: u64,
+}
+
+/// A session's being in a room; dropping it is the leaving.
+pub(crate) struct Membership {
+    rooms: Arc<Rooms>,
+    room: Arc<Room>,
+    name: RoomName,
+    id: SessionId,
+}
+
+impl Rooms {
+    /// Puts a session into a room, which exists from its first session to its last, and tells the
+    /// others (`new`).
+    pub(crate) fn join(
+        self: &Arc<Rooms>,
+        name: RoomName,
+        id: SessionId,
+        sender: Sender,
+    ) -> Membership {
+        let room = {
+            let mut rooms = self.rooms.lock();
+            let entry = rooms.entry(name.clone()).or_insert_with(|| Entry {
+                room: Arc::default(),
+                sessions: 0,
+            });
+            entry.sessions += 1;
+            entry.room.clone()
+        };
+        let new = protocol::joined(id);
+        let mut members = room.members.write();
+        members.push_to_all(&new);
+        members.joined += 1;
+        let place = members.joined;
+        members.senders.insert(id, Member { sender, place });
+        drop(members);
+        Membership {
+            rooms: self.clone(),
+            room,
+            name,
+            id,
+        }
+    }
+
+    /// The senders of all sessions.
+    pub(crate) fn senders(&self) -> Vec<Sender> {
+        let rooms: Vec<Arc<Room>> = self
+            .rooms
+            .lock()
+            .values()
+            .map(|entry| entry.room.clone())
+            .collect();
+        let senders = |room: &Arc<Room>| -> Vec<Sender> {
+            room.members
+                .read()
+                .senders
+                .values()
+                .map(|member| member.sender.clone())
+                .collect()
+        };
+        rooms.iter().flat_map(senders).collect()
+    }
+
+    /// How many rooms there are.
+    pub(crate) fn len(&self) -> usize {
+        self.rooms.lock().len()
+    }
+}
+
+impl Membership {
+    /// The room's name.
+    pub(crate) fn room(&self) -> &RoomName {
+        &self.name
+    }
+
+    /// Sends to one session of the room; false if there is none of that id that still takes
+    /// messages.
+    pub(crate) fn send(&self, receiver: SessionId, frame: &Frame) -> bool {
+        let members = self.room.members.read();
+        members
+            .senders
+            .get(&receiver)
+            .is_some_and(|member| member.sender.push(frame).is_ok())
+    }
+
+    /// Sends to every other session of the room; returns how many took it.
+    pub(crate) fn broadcast(&self, frame: &Frame) -> usize {
+        let members = self.room.members.read();
+        let others = members.senders.iter().filter(|(id, _)| **id != self.id);
+        others
+            .filter(|(_, member)| member.sender.push(frame).is_ok())
+            .count()
+    }
+
+    /// Sends to the session itself what `encode` makes of the others, longest-joined first. Nobody
+    /// comes or goes in between: what the frame says is true where it stands among all else that
+    /// the session gets.
+    pub(crate) fn send_roster(&self, encode: impl FnOnce(&[Peer]) -> Frame) {
+        let members = self.room.members.read();
+        let mut places: Vec<(u64, SessionId)> = members
+            .senders
+            .iter()
+            .filter(|(id, _)| **id != self.id)
+            .map(|(id, member)| (member.place, *id))
+            .collect();
+        places.sort_unstable();
+        let peers: Vec<Peer> = places
+            .into_iter()
+            .map(|(_, id)| Peer { id, data: () })
+            .collect();
+        if let Some(member) = members.senders.get(&self.id) {
+            // An outbox that is full ends the session by itself.
+            let _ = member.sender.push(&encode(&peers));
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let close = protocol::left(self.id);
+        let mut members = self.room.members.write();
+        members.senders.remove(&self.id);
+        release_spare(&mut members.senders);
+        members.push_to_all(&close);
+        drop(members);
+
+        let mut rooms = self.rooms.rooms.lock();
+        if let Some(entry) = rooms.get_mut(&self.name) {
+            entry.sessions -= 1;
+            if entry.sessions == 0 {
+                rooms.remove(&self.name);
+                release_spare(&mut rooms);
+            }
+        }
+    }
+}
+
+impl Members {
+    fn push_to_all(&self, frame: &Frame) {
+        for member in self.senders.values() {
+            // Who takes no more is leaving, and needs no news.
+            let _ = member.sender.push(frame);
+        }
+    }
+}
+
+/// Gives back what a map that was once full no longer needs.
+fn release_spare<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
+    if map.capacity() > 4 * map.len() + SPARE_PLACES {
+        map.shrink_to(2 * map.len());
+    }
+}

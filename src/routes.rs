@@ -1,0 +1,100 @@
+//! Every URL on one screen.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header::ALLOW};
+use hyper::upgrade::OnUpgrade;
+use warp::{
+    Filter, Rejection,
+    filters::BoxedFilter,
+    path::{FullPath, Tail},
+    reject::MethodNotAllowed,
+    reply::{Reply, Response},
+};
+
+use crate::{
+    Anteroom, page,
+    protocol::{RoomName, SUBPROTOCOL},
+    refusal::Refusal,
+    websocket,
+};
+
+/// All that the server answers.
+pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
+    let get = warp::get().or(warp::head()).unify();
+    let health = warp::path!("health")
+        .and(get)
+        .map(|| "ok\n".into_response());
+    let page = match &anteroom.config().static_dir {
+        Some(folder) => page::folder(folder),
+        None => page::embedded(),
+    };
+    room(anteroom)
+        .or(health)
+        .unify()
+        .or(page)
+        .unify()
+        .recover(refuse)
+        .unify()
+        .boxed()
+}
+
+/// `/room` and `/room/{name}`.
+pub(crate) fn room(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
+    let anteroom = anteroom.clone();
+    warp::path("room")
+        .and(room_name())
+        .and(warp::method())
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<OnUpgrade>())
+        .map(move |name, method, headers, connection| {
+            join(&anteroom, name, &method, &headers, connection)
+                .unwrap_or_else(Refusal::into_response)
+        })
+        .boxed()
+}
+
+/// The name in the one segment that is left, the default room's without one.
+fn room_name() -> impl Filter<Extract = (Result<RoomName, &'static str>,), Error = Rejection> + Clone
+{
+    warp::path::full()
+        .and(warp::path::tail())
+        .and_then(async |path: FullPath, tail: Tail| match tail.as_str() {
+            "" if !path.as_str().ends_with('/') => Ok(Ok(RoomName::default_room())),
+            more if more.contains('/') => Err(warp::reject::not_found()),
+            segment => Ok(RoomName::from_segment(segment)),
+        })
+}
+
+fn join(
+    anteroom: &Anteroom,
+    room: Result<RoomName, &'static str>,
+    method: &Method,
+    headers: &HeaderMap,
+    connection: Option<OnUpgrade>,
+) -> Result<Response, Refusal> {
+    let room = room.map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
+    let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
+    let place = anteroom.admission().admit()?;
+    anteroom.start_session(room, upgrade.connection, place);
+    Ok(upgrade.response.map(|empty: Bytes| empty.into()))
+}
+
+/// Says in a line of text why no route took the request.
+async fn refuse(rejection: Rejection) -> Result<Response, Rejection> {
+    let refusal = if rejection.is_not_found() {
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            "nothing here: the page is at /, the rooms are at /room",
+        )
+    } else if rejection.find::<MethodNotAllowed>().is_some() {
+        Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD are answered here",
+        )
+        .with(ALLOW, HeaderValue::from_static("GET, HEAD"))
+    } else {
+        // warp has a line of its own for the rest, such as a file that may not be read.
+        return Err(rejection);
+    };
+    Ok(refusal.into_response())
+}

@@ -1,0 +1,322 @@
+//! Incoming frames: bytes in, events out, no I/O (RFC 6455, sections 5 and 8).
+//!
+//! The decoder keeps nothing between messages. A message that stands whole in the bytes it is given
+//! is unmasked there and handed out from there; only what comes in pieces is gathered, up to the
+//! limit.
+
+use std::{mem, str};
+
+use super::frame::{MAX_CONTROL_PAYLOAD, Opcode};
+
+/// The longest header of a masked frame, in bytes: two, a length of eight, a mask of four.
+const MAX_HEADER: usize = 14;
+
+/// What a client sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event<'a> {
+    /// A whole text message.
+    Text(&'a str),
+    /// A whole binary message.
+    Binary(&'a [u8]),
+    /// To be answered with a pong that carries the same payload (section 5.5.2).
+    Ping(&'a [u8]),
+    /// The answer to a ping.
+    Pong(&'a [u8]),
+    /// The client's last frame: its code and reason, if it gave any (section 5.5.1).
+    Close(Option<(u16, &'a str)>),
+}
+
+/// Why a connection must be failed (section 7.1.7).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Violation {
+    /// The peer does not keep to the protocol; the text says what it did.
+    Protocol(&'static str),
+    /// Text that is not UTF-8 (section 8.1).
+    Utf8,
+    /// A message longer than the limit.
+    TooLong,
+}
+
+/// The state between two reads: at most one unfinished header, one unfinished control frame, one
+/// unfinished message.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    /// The longest message accepted, in bytes of payload.
+    limit: usize,
+    /// The header that is arriving, and how many of its bytes are here.
+    header: [u8; MAX_HEADER],
+    header_len: usize,
+    /// The frame whose payload is arriving.
+    frame: Option<Incoming>,
+    /// `Text` or `Binary` while a message is unfinished, be it in this frame or by fragments to come.
+    message_kind: Option<Opcode>,
+    /// What is here of a message that comes in pieces.
+    message: Vec<u8>,
+    /// How many bytes of `message` are known to be UTF-8.
+    valid: usize,
+    /// What is here of a control frame that comes in pieces.
+    control: Vec<u8>,
+}
+
+/// A frame whose header is known.
+#[derive(Clone, Copy, Debug)]
+struct Incoming {
+    opcode: Opcode,
+    fin: bool,
+    /// The mask, rotated to the next byte of payload.
+    mask: [u8; 4],
+    /// How many bytes of payload are still to come.
+    remaining: usize,
+}
+
+impl Decoder {
+    /// A decoder of messages of at most `limit` bytes.
+    pub(super) fn new(limit: usize) -> Decoder {
+        Decoder {
+            limit,
+            header: [0; MAX_HEADER],
+            header_len: 0,
+            frame: None,
+            message_kind: None,
+            message: Vec::new(),
+            valid: 0,
+            control: Vec::new(),
+        }
+    }
+
+    /// The next event, or `None` when `input` is used up. Takes what it uses from the front of
+    /// `input` and overwrites it (unmasking). After a violation or [`Event::Close`] the decoder
+    /// must not be used again.
+    ///
+    /// # Errors
+    ///
+    /// The [`Violation`] for which the connection must be failed.
+    pub(super) fn decode<'a, 'i: 'a>(
+        &'a mut self,
+        input: &mut &'i mut [u8],
+    ) -> Result<Option<Event<'a>>, Violation> {
+        self.drop_delivered();
+        while let Some(frame) = self.header(input)? {
+            let here = frame.remaining.min(input.len());
+            let (payload, rest) = mem::take(input).split_at_mut(here);
+            *input = rest;
+            unmask(payload, frame.mask);
+            let whole = here == frame.remaining;
+            self.frame = (!whole).then(|| frame.after(here));
+
+            if frame.opcode.is_control() {
+                if whole && self.control.is_empty() {
+                    return control_event(frame.opcode, payload).map(Some);
+                }
+                self.control.extend_from_slice(payload);
+                if whole {
+                    return control_event(frame.opcode, &self.control).map(Some);
+                }
+            } else {
+                let text = self.message_kind == Some(Opcode::Text);
+                let last = whole && frame.fin;
+                if last {
+                    self.message_kind = None;
+                    if self.message.is_empty() {
+                        return message_event(text, payload).map(Some);
+                    }
+                }
+                self.message.extend_from_slice(payload);
+                if text {
+                    self.validate()?;
+                }
+                if last {
+                    return message_event(text, &self.message).map(Some);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Frees what the event before was made of.
+    fn drop_delivered(&mut self) {
+        if self.frame.is_none_or(|frame| !frame.opcode.is_control()) {
+            self.control = Vec::new();
+        }
+        if self.message_kind.is_none() {
+            self.message = Vec::new();
+            self.valid = 0;
+        }
+    }
+
+    /// The frame whose payload comes next: the one under way, or a new one once its header is here.
+    fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Incoming>, Violation> {
+        if self.frame.is_some() {
+            return Ok(self.frame.filter(|_| !input.is_empty()));
+        }
+        loop {
+            // The first two bytes say how long the header is.
+            let length = match (self.header_len, self.header[1] & 0x7F) {
+                (0 | 1, _) => 2,
+                (_, 126) => 2 + 2 + 4,
+                (_, 127) => 2 + 8 + 4,
+                _ => 2 + 4,
+            };
+            let missing = length - self.header_len;
+            if missing == 0 {
+                self.header_len = 0;
+                return self.start_frame().map(Some);
+            }
+            let here = missing.min(input.len());
+            let (taken, rest) = mem::take(input).split_at_mut(here);
+            *input = rest;
+            self.header[self.header_len..][..here].copy_from_slice(taken);
+            self.header_len += here;
+            if here < missing {
+                return Ok(None);
+            }
+            if self.header_len == 2 {
+                self.check_first_two()?;
+            }
+        }
+    }
+
+    /// What can be said of a frame by its first two bytes (section 5.2), as soon as they are here.
+    fn check_first_two(&self) -> Result<(), Violation> {
+        let [first, second, ..] = self.header;
+        if first & 0x70 != 0 {
+            return Err(Violation::Protocol("a reserved bit is set"));
+        }
+        let Some(opcode) = Opcode::from_bits(first & 0x0F) else {
+            return Err(Violation::Protocol("a reserved opcode"));
+        };
+        if second & 0x80 == 0 {
+            return Err(Violation::Protocol("a frame that is not masked"));
+        }
+        if opcode.is_control() {
+            if first & 0x80 == 0 {
+                return Err(Violation::Protocol("a fragmented control frame"));
+            }
+            if usize::from(second & 0x7F) > MAX_CONTROL_PAYLOAD {
+                return Err(Violation::Protocol(
+                    "a control frame of more than 125 bytes",
+                ));
+            }
+        }
+        match (opcode, self.message_kind) {
+            (Opcode::Continuation, None) => {
+                Err(Violation::Protocol("a continuation of no message"))
+            }
+            (Opcode::Text | Opcode::Binary, Some(_)) => {
+                Err(Violation::Protocol("a new message inside a fragmented one"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the whole header (section 5.2). Nothing is allocated for the length it announces.
+    fn start_frame(&mut self) -> Result<Incoming, Violation> {
+        let header = self.header;
+        let opcode = Opcode::from_bits(header[0] & 0x0F).expect("checked with the first two bytes");
+        let (length, least, mask_at) = match header[1] & 0x7F {
+            126 => (
+                u64::from(u16::from_be_bytes([header[2], header[3]])),
+                126,
+                4,
+            ),
+            127 => {
+                let length = header[2..10].try_into().expect("eight bytes");
+                (u64::from_be_bytes(length), 1 << 16, 10)
+            }
+            length => (u64::from(length), 0, 2),
+        };
+        if length >> 63 != 0 {
+            return Err(Violation::Protocol("a length of more than 63 bits"));
+        }
+        if length < least {
+            return Err(Violation::Protocol("a length not in its shortest form"));
+        }
+        if !opcode.is_control() {
+            if length > (self.limit - self.message.len()) as u64 {
+                return Err(Violation::TooLong);
+            }
+            if opcode != Opcode::Continuation {
+                self.message_kind = Some(opcode);
+            }
+        }
+        Ok(Incoming {
+            opcode,
+            fin: header[0] & 0x80 != 0,
+            mask: header[mask_at..][..4].try_into().expect("four bytes"),
+            remaining: length as usize,
+        })
+    }
+
+    /// Checks what has come of a text message, so that it fails at its first wrong byte, not at its
+    /// end.
+    fn validate(&mut self) -> Result<(), Violation> {
+        match str::from_utf8(&self.message[self.valid..]) {
+            Ok(_) => self.valid = self.message.len(),
+            // The end of what is here may be the middle of a character.
+            Err(error) if error.error_len().is_none() => self.valid += error.valid_up_to(),
+            Err(_) => return Err(Violation::Utf8),
+        }
+        Ok(())
+    }
+}
+
+impl Incoming {
+    /// What is left of the frame after `here` bytes of its payload.
+    fn after(mut self, here: usize) -> Incoming {
+        self.mask.rotate_left(here % 4);
+        self.remaining -= here;
+        self
+    }
+}
+
+/// Takes the mask off (section 5.3).
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    let [a, b, c, d] = mask;
+    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (words, tail) = payload.as_chunks_mut::<8>();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+    }
+    for (byte, key) in tail.iter_mut().zip(mask.into_iter().cycle()) {
+        *byte ^= key;
+    }
+}
+
+fn message_event(text: bool, payload: &[u8]) -> Result<Event<'_>, Violation> {
+    if !text {
+        return Ok(Event::Binary(payload));
+    }
+    match str::from_utf8(payload) {
+        Ok(text) => Ok(Event::Text(text)),
+        Err(_) => Err(Violation::Utf8),
+    }
+}
+
+fn control_event(opcode: Opcode, payload: &[u8]) -> Result<Event<'_>, Violation> {
+    match opcode {
+        Opcode::Ping => Ok(Event::Ping(payload)),
+        Opcode::Pong => Ok(Event::Pong(payload)),
+        _ => close_event(payload),
+    }
+}
+
+/// Reads a Close frame (section 5.5.1).
+fn close_event(payload: &[u8]) -> Result<Event<'_>, Violation> {
+    match payload {
+        [] => Ok(Event::Close(None)),
+        [_] => Err(Violation::Protocol("a Close frame with half a code")),
+        [high, low, reason @ ..] => {
+            let code = u16::from_be_bytes([*high, *low]);
+            if !may_be_sent(code) {
+                return Err(Violation::Protocol("a close code that may not be sent"));
+            }
+            let reason = str::from_utf8(reason).map_err(|_| Violation::Utf8)?;
+            Ok(Event::Close(Some((code, reason))))
+        }
+    }
+}
+
+/// The close codes a peer may put into a frame (section 7.4 and the registry it founds).
+fn may_be_sent(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}

@@ -1,0 +1,158 @@
+//! Outgoing frames, encoded once in their final bytes (RFC 6455, section 5.2).
+
+use bytes::{Buf, Bytes};
+
+/// The longest payload of a control frame, in bytes (RFC 6455, section 5.5).
+pub(super) const MAX_CONTROL_PAYLOAD: usize = 125;
+
+/// The longest header of an unmasked frame, in bytes: two, and a length of eight.
+const MAX_HEADER: usize = 10;
+
+/// The FIN bit: every frame sent is a whole message.
+const FIN: u8 = 0x80;
+
+/// What a frame is (RFC 6455, section 11.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opcode {
+    Continuation = 0x0,
+    Text = 0x1,
+    Binary = 0x2,
+    Close = 0x8,
+    Ping = 0x9,
+    Pong = 0xA,
+}
+
+impl Opcode {
+    /// The opcode of these four bits, `None` for a reserved one.
+    pub(super) fn from_bits(bits: u8) -> Option<Opcode> {
+        Some(match bits {
+            0x0 => Opcode::Continuation,
+            0x1 => Opcode::Text,
+            0x2 => Opcode::Binary,
+            0x8 => Opcode::Close,
+            0x9 => Opcode::Ping,
+            0xA => Opcode::Pong,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn is_control(self) -> bool {
+        self as u8 & 0x8 != 0
+    }
+}
+
+/// A frame as it goes over the wire, header and payload. A server's frames are not masked, so these
+/// bytes are the same for every receiver: a clone shares them.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame(Bytes);
+
+impl Frame {
+    /// A text message whose payload `write` appends to the buffer it is given; it must append valid
+    /// UTF-8.
+    pub(crate) fn text(write: impl FnOnce(&mut Vec<u8>)) -> Frame {
+        Frame::encode(Opcode::Text, write)
+    }
+
+    /// A ping without payload.
+    pub(crate) fn ping() -> Frame {
+        Frame(Bytes::from_static(&[FIN | Opcode::Ping as u8, 0]))
+    }
+
+    /// The answer to a ping that carried `payload`, at most 125 bytes.
+    pub(crate) fn pong(payload: &[u8]) -> Frame {
+        debug_assert!(payload.len() <= MAX_CONTROL_PAYLOAD);
+        Frame::encode(Opcode::Pong, |buffer| buffer.extend_from_slice(payload))
+    }
+
+    /// A Close frame with its code and reason (RFC 6455, section 5.5.1), or without both. A reason
+    /// of more than 123 bytes is cut.
+    pub(crate) fn close(status: Option<(u16, &str)>) -> Frame {
+        Frame::encode(Opcode::Close, |buffer| {
+            if let Some((code, reason)) = status {
+                buffer.extend_from_slice(&code.to_be_bytes());
+                let end = reason.floor_char_boundary(MAX_CONTROL_PAYLOAD - size_of::<u16>());
+                buffer.extend_from_slice(&reason.as_bytes()[..end]);
+            }
+        })
+    }
+
+    /// How many bytes the frame has on the wire.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Drops the first `count` bytes: they are written.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.0.advance(count);
+    }
+
+    /// Leaves room for the longest header, lets `write` append the payload, and puts the header
+    /// right in front of it.
+    fn encode(opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) -> Frame {
+        let mut buffer = Vec::with_capacity(256);
+        buffer.resize(MAX_HEADER, 0);
+        write(&mut buffer);
+        let length = buffer.len() - MAX_HEADER;
+        let start = if length <= 125 {
+            buffer[MAX_HEADER - 1] = length as u8;
+            MAX_HEADER - 2
+        } else if let Ok(length) = u16::try_from(length) {
+            buffer[MAX_HEADER - 2..MAX_HEADER].copy_from_slice(&length.to_be_bytes());
+            buffer[MAX_HEADER - 3] = 126;
+            MAX_HEADER - 4
+        } else {
+            buffer[MAX_HEADER - 8..MAX_HEADER].copy_from_slice(&(length as u64).to_be_bytes());
+            buffer[MAX_HEADER - 9] = 127;
+            0
+        };
+        buffer[start] = FIN | opcode as u8;
+        buffer.shrink_to_fit();
+        Frame(Bytes::from(buffer).slice(start..))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text_of(length: usize) -> Vec<u8> {
+        Frame::text(|buffer| buffer.resize(buffer.len() + length, b'a'))
+            .bytes()
+            .to_vec()
+    }
+
+    #[test]
+    fn the_length_takes_the_fewest_bytes() {
+        assert_eq!(text_of(0), [0x81, 0]);
+        assert_eq!(text_of(125)[..2], [0x81, 125]);
+        assert_eq!(text_of(126)[..5], [0x81, 126, 0, 126, b'a']);
+        assert_eq!(text_of(65_535)[..5], [0x81, 126, 255, 255, b'a']);
+        assert_eq!(
+            text_of(65_536)[..11],
+            [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0, b'a']
+        );
+        assert_eq!(text_of(65_536).len(), 65_546);
+    }
+
+    #[test]
+    fn control_frames_are_as_in_the_rfc() {
+        assert_eq!(Frame::ping().bytes()[..], [0x89, 0]);
+        assert_eq!(Frame::pong(b"hi").bytes()[..], *b"\x8a\x02hi");
+        assert_eq!(Frame::close(None).bytes()[..], [0x88, 0]);
+        assert_eq!(
+            Frame::close(Some((1000, "ok"))).bytes()[..],
+            *b"\x88\x04\x03\xe8ok"
+        );
+    }
+
+    #[test]
+    fn a_long_close_reason_is_cut_between_characters() {
+        let frame = Frame::close(Some((1008, &"é".repeat(100))));
+        assert_eq!(frame.bytes()[1], 2 + 122);
+        assert!(std::str::from_utf8(&frame.bytes()[4..]).is_ok());
+    }
+}

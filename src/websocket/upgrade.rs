@@ -1,0 +1,149 @@
+//! The opening handshake, the server's half (RFC 6455, section 4.2).
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
+    header::{
+        ALLOW, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+        SEC_WEBSOCKET_VERSION, UPGRADE,
+    },
+};
+use hyper::upgrade::OnUpgrade;
+use sha1::{Digest, Sha1};
+
+use crate::refusal::Refusal;
+
+/// What a server appends to the key before it hashes it (section 1.3).
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// How many bytes a client's key has, decoded (section 4.1).
+const KEY_BYTES: usize = 16;
+
+/// A handshake request that may be answered with 101.
+pub(crate) struct Upgrade {
+    /// Gives the connection once the answer is sent.
+    pub(crate) connection: OnUpgrade,
+    /// The answer.
+    pub(crate) response: Response<Bytes>,
+}
+
+/// Checks a handshake request and prepares its answer. `subprotocol` is chosen if the client offers
+/// it.
+///
+/// # Errors
+///
+/// The [`Refusal`] for what is not a valid handshake (section 4.2.1): 405 for another method than
+/// GET, 426 without an upgrade to WebSocket or for another version than 13, 400 for a missing or
+/// malformed key.
+pub(crate) fn accept(
+    method: &Method,
+    headers: &HeaderMap,
+    connection: Option<OnUpgrade>,
+    subprotocol: &'static str,
+) -> Result<Upgrade, Refusal> {
+    if method != Method::GET {
+        return Err(Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("a WebSocket is opened with GET, not {method}"),
+        )
+        .with(ALLOW, HeaderValue::from_static("GET")));
+    }
+    // hyper offers an upgrade only to HTTP/1.1 requests that ask for one.
+    let asks = tokens(headers, UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
+        && tokens(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let Some(connection) = connection.filter(|_| asks) else {
+        return Err(Refusal::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "this is a WebSocket endpoint: connect with ws://, or send HTTP/1.1 \
+             with Connection: Upgrade and Upgrade: websocket",
+        )
+        .with(UPGRADE, HeaderValue::from_static("websocket"))
+        .with(CONNECTION, HeaderValue::from_static("upgrade")));
+    };
+    if only(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(Refusal::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "Sec-WebSocket-Version must be 13",
+        )
+        .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")));
+    }
+    let Some(key) = only(headers, SEC_WEBSOCKET_KEY).filter(|key| is_key(key)) else {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "Sec-WebSocket-Key must be there once, 16 bytes in base64",
+        ));
+    };
+
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let answer = response.headers_mut();
+    answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    answer.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    answer.insert(SEC_WEBSOCKET_ACCEPT, accept_value(key));
+    if tokens(headers, SEC_WEBSOCKET_PROTOCOL).any(|token| token == subprotocol) {
+        answer.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(subprotocol),
+        );
+    }
+    Ok(Upgrade {
+        connection,
+        response,
+    })
+}
+
+/// The items of the comma-separated lists of these headers.
+fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// The value of a header that may be there only once.
+fn only(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
+
+fn is_key(key: &HeaderValue) -> bool {
+    STANDARD
+        .decode(key)
+        .is_ok_and(|bytes| bytes.len() == KEY_BYTES)
+}
+
+/// The proof that the key was read (section 4.2.2, step 5.4).
+fn accept_value(key: &HeaderValue) -> HeaderValue {
+    let mut hash = Sha1::new();
+    hash.update(key);
+    hash.update(GUID);
+    HeaderValue::try_from(STANDARD.encode(hash.finalize())).expect("base64 is a header value")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_value_is_the_rfcs() {
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        assert!(is_key(&key));
+        assert_eq!(accept_value(&key), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn a_key_is_sixteen_bytes_in_base64() {
+        for key in [
+            "",
+            "c2hvcnQ=",
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZSE=",
+            "!",
+        ] {
+            assert!(!is_key(&HeaderValue::from_static(key)), "{key:?}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Who does not read is closed, and delays nobody.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{Client, DEADLINE, Raw, TestServer, eventually, text};
+
+/// A message of some 50 KB to all.
+fn much() -> serde_json::Value {
+    json!({"type": "much", "receiver": "all", "data": "m".repeat(50_000)})
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_closed_and_delays_nobody() {
+    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.expect_new(&bob.id).await;
+    let stalled = Raw::join(&server, "tea").await;
+    let id = alice.next().await["sender"].as_str().unwrap().to_owned();
+    bob.expect_new(&id).await;
+
+    // Everything sent arrives at bob in order, until the kernel's and the server's buffers for the
+    // stalled one are full and it is closed; then everything goes on.
+    let mut sent = 0;
+    let mut left = false;
+    let mut after = 0;
+    while after < 10 {
+        alice.send(much()).await;
+        sent += 1;
+        after += u32::from(left);
+        loop {
+            let message = bob.next().await;
+            match message["type"].as_str().unwrap() {
+                "much" => break,
+                "close" => {
+                    assert_eq!(message["sender"], id.as_str());
+                    left = true;
+                }
+                other => panic!("{other}"),
+            }
+        }
+        assert!(sent < 2000, "100 MB were not too much");
+    }
+    alice.expect_left(&id).await;
+    alice.expect_quiet().await;
+    bob.expect_quiet().await;
+
+    // What had reached the kernel is still whole; then the connection is cut.
+    eventually("the stalled session's end", || server.anteroom.sessions() == 2).await;
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn a_slow_reader_that_reads_again_in_time_is_told_why() {
+    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut slow = Raw::join(&server, "tea").await;
+    let id = alice.next().await["sender"].as_str().unwrap().to_owned();
+    // The sender keeps on until it hears that the slow one has left; that one reads only then.
+    let mut unread = 0;
+    loop {
+        alice.send(json!({"type": "x", "receiver": id, "data": "m".repeat(50_000), "ref": 1})).await;
+        let answer = alice.next().await;
+        match answer["type"].as_str().unwrap() {
+            "ack" => unread += 1,
+            "error" => break,
+            "close" => break,
+            other => panic!("{other}"),
+        }
+        assert!(unread < 2000, "100 MB were not too much");
+    }
+    let (code, reason) = slow.read_close().await;
+    assert_eq!((code, &*reason), (1013, "too slow: over 200000 bytes waited to be sent"));
+    assert_eq!(slow.read_to_end().await, b"");
+}
+
+#[tokio::test]
+async fn a_stalled_connection_is_cut_even_when_nothing_can_be_said() {
+    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let mut alice = Client::join(&server, "tea").await;
+    let stalled = Raw::join(&server, "tea").await;
+    alice.next().await;
+    loop {
+        alice.send(much()).await;
+        alice.send(json!({"type": "ping", "receiver": "server"})).await;
+        if alice.next().await["type"] == "close" {
+            break;
+        }
+    }
+    // It has read nothing, so nothing could be said: the connection is reset.
+    let cut = async {
+        let mut turn = tokio::time::interval(Duration::from_millis(5));
+        while stalled.stream.take_error().unwrap().is_none() {
+            turn.tick().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, cut).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_asks_and_does_not_listen_is_closed_too() {
+    let server = TestServer::with(|config| config.outbox_bytes = 100_000).await;
+    let mut alice = Client::join(&server, "tea").await;
+    let raw = Raw::join(&server, "tea").await;
+    let id = alice.next().await["sender"].as_str().unwrap().to_owned();
+    let ask = text(
+        json!({"type": "ping", "receiver": "server", "data": "p".repeat(50_000)}).to_string(),
+    );
+    let (_read, mut write) = raw.stream.into_split();
+    let asking = tokio::spawn(async move {
+        // Ends when the server has had enough.
+        while tokio::io::AsyncWriteExt::write_all(&mut write, &ask).await.is_ok() {}
+    });
+    alice.expect_left(&id).await;
+    tokio::time::timeout(DEADLINE, asking).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_burst_within_the_limit_arrives_whole() {
+    let server = TestServer::start().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.expect_new(&bob.id).await;
+    for number in 0..5000 {
+        bob.send(json!({"type": "x", "receiver": "all", "data": number})).await;
+    }
+    for number in 0..5000 {
+        assert_eq!(alice.next().await["data"], number);
+    }
+}

@@ -1,0 +1,193 @@
+//! Storms, many rooms, and random comings and goings against a reference model.
+
+use std::collections::{HashMap, HashSet};
+
+use futures_util::{StreamExt, future::join_all, stream};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::{Value, json};
+
+use crate::support::{Client, Raw, TestServer, eventually, frame, handshake, text};
+
+/// How many connections are being opened at once in a storm.
+const AT_ONCE: usize = 100;
+
+/// The size of the random model: clients, rooms, and what each client does, one after the other.
+const CLIENTS: usize = 50;
+const ROOMS: usize = 5;
+const STEPS: usize = 100;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_storm_of_2000_joins_everyone_knows_of_everyone() {
+    const SESSIONS: usize = 2000;
+    // Who has joined does not read until all have, so it must not be asked whether it is there.
+    let server = TestServer::with(|config| config.ping_seconds = 3600).await;
+    let joined: Vec<(Client, Vec<String>)> = stream::iter(0..SESSIONS)
+        .map(|_| Client::join_and_look(&server, "storm"))
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    assert_eq!((server.anteroom.rooms(), server.anteroom.sessions()), (1, SESSIONS));
+
+    // Each has heard of some before its roster (those are in it), and hears of all who came later;
+    // the announcement of the last to leave says that nothing more comes.
+    let ids: HashSet<String> = joined.iter().map(|(client, _)| client.id.clone()).collect();
+    assert_eq!(ids.len(), SESSIONS);
+    let last = Client::join(&server, "storm").await;
+    let counting = joined.into_iter().map(|(mut client, roster)| {
+        let last = last.id.clone();
+        async move {
+            let mut known: HashSet<String> = roster.into_iter().collect();
+            loop {
+                let new = client.next().await;
+                assert_eq!(new["type"], "new");
+                let id = new["sender"].as_str().unwrap();
+                if id == last {
+                    break;
+                }
+                assert!(known.insert(id.into()), "{id} came twice");
+            }
+            known.insert(client.id.clone());
+            (client, known)
+        }
+    });
+    for (_client, known) in join_all(counting).await {
+        assert_eq!(known, ids);
+    }
+    eventually("everyone's leave", || server.anteroom.rooms() == 1).await;
+    last.leave().await;
+    eventually("the room's end", || server.anteroom.rooms() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_20000_rooms_that_come_and_go_nothing_is_left() {
+    let server = TestServer::start().await;
+    stream::iter(0..20_000)
+        .for_each_concurrent(AT_ONCE, |number| {
+            let server = &server;
+            async move {
+                let mut raw = Raw::connect(server).await;
+                raw.write(handshake(&format!("/room/{number}"))).await;
+                assert!(raw.read_head().await.starts_with("HTTP/1.1 101 "));
+                // As many end without a word as with one; a reset leaves no port behind.
+                if number % 2 == 0 {
+                    raw.write(frame(0x88, &1000u16.to_be_bytes())).await;
+                    assert_eq!(raw.read_close().await.0, 1000);
+                }
+                raw.stream.set_zero_linger().unwrap();
+            }
+        })
+        .await;
+    eventually("the end of all rooms", || server.anteroom.rooms() == 0).await;
+    assert_eq!(server.anteroom.sessions(), 0);
+}
+
+/// A client that checks, by what it gets, that it is told the truth about who is there.
+struct Witness {
+    client: Client,
+    room: usize,
+    /// Who is in the room, by the roster and the news since.
+    present: HashSet<String>,
+    /// Who has come and gone: no one comes back.
+    gone: HashSet<String>,
+}
+
+impl Witness {
+    async fn join(server: &TestServer, room: usize) -> Witness {
+        let (client, roster) = Client::join_and_look(server, &format!("room{room}")).await;
+        Witness { client, room, present: roster.into_iter().collect(), gone: HashSet::new() }
+    }
+
+    /// Takes in all news up to the answer to a question asked now.
+    async fn catch_up(&mut self) {
+        self.client.send(json!({"type": "hello", "receiver": "server"})).await;
+        loop {
+            let message = self.client.next().await;
+            if message["type"] == "hello" {
+                let peers = message["data"]["peers"].as_array().unwrap().iter();
+                let roster = peers.map(|peer| peer["id"].as_str().unwrap().to_owned()).collect();
+                assert_eq!(self.present, roster, "the news do not add up to the roster");
+                return;
+            }
+            self.take_in(&message);
+        }
+    }
+
+    fn take_in(&mut self, message: &Value) {
+        let sender = message["sender"].as_str().unwrap().to_owned();
+        match message["type"].as_str().unwrap() {
+            "new" => {
+                assert!(!self.gone.contains(&sender), "{sender} came back");
+                assert!(self.present.insert(sender), "a second new");
+            }
+            "close" => {
+                assert!(self.present.remove(&sender), "a close without a new");
+                self.gone.insert(sender);
+            }
+            "chat" => assert!(self.present.contains(&sender), "a message from outside its stay"),
+            // Nobody was there to hear the chat.
+            "error" => assert_eq!(message["data"]["code"], "empty_room"),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// Lives many lives, one after the other; returns the one it is in the middle of at the end.
+async fn random_lives(server: &TestServer, mut random: StdRng) -> Option<Witness> {
+    let mut life: Option<Witness> = None;
+    for _ in 0..STEPS {
+        life = match (life, random.random_range(0..10)) {
+            (None, _) => Some(Witness::join(server, random.random_range(0..ROOMS)).await),
+            (Some(witness), 0) => {
+                witness.client.leave().await;
+                None
+            }
+            (Some(witness), 1) => {
+                drop(witness.client.into_raw());
+                None
+            }
+            (Some(witness), 2) => {
+                let mut raw = witness.client.into_raw();
+                raw.write(&text(r#"{"type":"cut","receiver":"all"}"#)[..10]).await;
+                raw.stream.set_zero_linger().unwrap();
+                None
+            }
+            (Some(mut witness), 3..7) => {
+                witness.client.send(json!({"type": "chat", "receiver": "all"})).await;
+                Some(witness)
+            }
+            (Some(mut witness), _) => {
+                witness.catch_up().await;
+                Some(witness)
+            }
+        }
+    }
+    life
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_comings_and_goings_agree_with_the_model() {
+    let seed = match std::env::var("ANTEROOM_TEST_SEED") {
+        Ok(seed) => seed.parse().expect("ANTEROOM_TEST_SEED is a number"),
+        Err(_) => rand::random(),
+    };
+    println!("to repeat this run: ANTEROOM_TEST_SEED={seed}");
+    let mut seeds = StdRng::seed_from_u64(seed);
+
+    let server = TestServer::start().await;
+    let lives = (0..CLIENTS).map(|_| random_lives(&server, StdRng::from_rng(&mut seeds)));
+    let mut alive: Vec<Witness> = join_all(lives).await.into_iter().flatten().collect();
+
+    // Once everyone is gone who should be, all rosters are exactly what the living make up.
+    eventually("the last leave", || server.anteroom.sessions() == alive.len()).await;
+    let mut rooms: HashMap<usize, HashSet<String>> = HashMap::new();
+    for witness in &alive {
+        rooms.entry(witness.room).or_default().insert(witness.client.id.clone());
+    }
+    assert_eq!(server.anteroom.rooms(), rooms.len());
+    for witness in &mut alive {
+        witness.catch_up().await;
+        let mut expected = rooms[&witness.room].clone();
+        expected.remove(&witness.client.id);
+        assert_eq!(witness.present, expected);
+    }
+}

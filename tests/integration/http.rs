@@ -1,0 +1,198 @@
+//! Everything that is not a WebSocket.
+
+use std::collections::HashMap;
+
+use crate::support::{Raw, TestServer, handshake};
+
+struct Response {
+    status: u16,
+    headers: HashMap<String, String>,
+    body: Vec<u8>,
+}
+
+impl Response {
+    fn line(&self) -> &str {
+        let body = std::str::from_utf8(&self.body).unwrap();
+        assert_eq!(body.lines().count(), 1, "{body:?}");
+        assert!(body.ends_with('\n'));
+        body.trim_end()
+    }
+}
+
+/// Sends one request on a connection of its own.
+async fn ask(server: &TestServer, method: &str, path: &str, headers: &str) -> Response {
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n");
+    ask_raw(server, &request).await
+}
+
+async fn ask_raw(server: &TestServer, request: &str) -> Response {
+    let mut raw = Raw::connect(server).await;
+    let close = request.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    raw.write(&close).await;
+    let head = raw.read_head().await;
+    let mut lines = head.lines();
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    Response { status, headers, body: raw.read_to_end().await }
+}
+
+#[tokio::test]
+async fn health_is_ok() {
+    let server = TestServer::start().await;
+    let health = ask(&server, "GET", "/health", "").await;
+    assert_eq!((health.status, health.line()), (200, "ok"));
+    let head = ask(&server, "HEAD", "/health", "").await;
+    assert_eq!((head.status, head.body.len()), (200, 0));
+}
+
+#[tokio::test]
+async fn the_page_and_its_files_have_their_types_and_validators() {
+    let server = TestServer::start().await;
+    let index = ask(&server, "GET", "/", "").await;
+    assert_eq!(index.status, 200);
+    assert_eq!(index.headers["content-type"], "text/html; charset=utf-8");
+    let html = String::from_utf8(index.body).unwrap();
+    assert!(html.starts_with("<!doctype html>"));
+    for (path, mime) in
+        [("/page.js", "text/javascript; charset=utf-8"), ("/page.css", "text/css; charset=utf-8")]
+    {
+        assert!(html.contains(&path[1..]), "the page uses {path}");
+        let file = ask(&server, "GET", path, "").await;
+        assert_eq!((file.status, &*file.headers["content-type"]), (200, mime));
+        let etag = &file.headers["etag"];
+
+        let same = ask(&server, "GET", path, &format!("If-None-Match: {etag}\r\n")).await;
+        assert_eq!((same.status, same.body.len()), (304, 0));
+        assert_eq!(&same.headers["etag"], etag);
+        let listed = format!("If-None-Match: \"other\", W/{etag}\r\n");
+        assert_eq!(ask(&server, "GET", path, &listed).await.status, 304);
+        let other = ask(&server, "GET", path, "If-None-Match: \"other\"\r\n").await;
+        assert_eq!((other.status, other.body), (200, file.body.clone()));
+
+        let head = ask(&server, "HEAD", path, "").await;
+        assert_eq!((head.status, head.body.len()), (200, 0));
+        assert_eq!(head.headers["content-length"], file.body.len().to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_folder_can_be_served_in_place_of_the_page() {
+    let folder = std::env::temp_dir().join(format!("anteroom-static-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("sub")).unwrap();
+    std::fs::write(folder.join("index.html"), "mine").unwrap();
+    std::fs::write(folder.join("sub/data.json"), "{}").unwrap();
+    let server = TestServer::with(|config| config.static_dir = Some(folder.clone())).await;
+
+    assert_eq!(ask(&server, "GET", "/", "").await.body, b"mine");
+    let json = ask(&server, "GET", "/sub/data.json", "").await;
+    assert_eq!((&*json.headers["content-type"], &*json.body), ("application/json", &b"{}"[..]));
+    assert_eq!(ask(&server, "GET", "/page.js", "").await.status, 404);
+    for escape in ["/../Cargo.toml", "/%2e%2e/Cargo.toml", "/sub/..%2f..%2fetc/passwd", "/a\\b"] {
+        assert_eq!(ask(&server, "GET", escape, "").await.status, 404, "{escape}");
+    }
+    assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
+
+    // A change is seen at once, by its tag, too.
+    let etag = ask(&server, "GET", "/", "").await.headers["etag"].clone();
+    let unchanged = ask(&server, "GET", "/", &format!("If-None-Match: {etag}\r\n")).await;
+    assert_eq!(unchanged.status, 304);
+    std::fs::write(folder.join("index.html"), "changed").unwrap();
+    let changed = ask(&server, "GET", "/", &format!("If-None-Match: {etag}\r\n")).await;
+    assert_eq!((changed.status, changed.body), (200, b"changed".into()));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said_in_a_line() {
+    let server = TestServer::start().await;
+    for path in ["/nothing", "/room/a/b", "/roomy", "/health/more", "/..", "/index.htm", "//"] {
+        let answer = ask(&server, "GET", path, "").await;
+        assert_eq!(answer.status, 404, "{path}");
+        assert_eq!(answer.line(), "nothing here: the page is at /, the rooms are at /room");
+        assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
+    }
+}
+
+#[tokio::test]
+async fn other_methods_are_not_allowed() {
+    let server = TestServer::start().await;
+    for path in ["/", "/health", "/page.js"] {
+        for method in ["POST", "DELETE", "OPTIONS"] {
+            let answer = ask(&server, method, path, "Content-Length: 0\r\n").await;
+            assert_eq!((answer.status, &*answer.headers["allow"]), (405, "GET, HEAD"), "{path}");
+            answer.line();
+        }
+    }
+    let answer = ask_raw(&server, &handshake("/room").replace("GET", "POST")).await;
+    assert_eq!((answer.status, &*answer.headers["allow"]), (405, "GET"));
+    assert_eq!(answer.line(), "a WebSocket is opened with GET, not POST");
+}
+
+#[tokio::test]
+async fn what_is_no_valid_upgrade_is_told_what_is_missing() {
+    let server = TestServer::start().await;
+    let valid = handshake("/room/tea");
+    let without = |name: &str| {
+        let lines = valid.split("\r\n").filter(|line| !line.starts_with(name));
+        lines.collect::<Vec<_>>().join("\r\n")
+    };
+    let upgrade = ("upgrade", "websocket");
+    let version = ("sec-websocket-version", "13");
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let two_keys = valid.replace(key, &format!("{key}\r\n{key}"));
+    let cases = [
+        ("GET /room HTTP/1.1\r\nHost: test\r\n\r\n".to_owned(), 426, Some(upgrade)),
+        (without("Upgrade"), 426, Some(upgrade)),
+        (without("Connection"), 426, Some(upgrade)),
+        (valid.replace("websocket", "h2c"), 426, Some(upgrade)),
+        (valid.replace("HTTP/1.1", "HTTP/1.0"), 426, Some(upgrade)),
+        (without("Sec-WebSocket-Version"), 426, Some(version)),
+        (valid.replace("13", "8"), 426, Some(version)),
+        (valid.replace("13", "13, 8"), 426, Some(version)),
+        (without("Sec-WebSocket-Key"), 400, None),
+        (valid.replace("dGhlIHNhbXBsZSBub25jZQ==", "short"), 400, None),
+        (valid.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZSE="), 400, None),
+        (two_keys, 400, None),
+    ];
+    for (request, status, header) in cases {
+        // These ask to close the connection, too, which must not be what they are refused for.
+        let answer = ask_raw(&server, &request).await;
+        assert_eq!(answer.status, status, "{request}");
+        if let Some((name, value)) = header {
+            assert_eq!(answer.headers[name], value, "{request}");
+        }
+        answer.line();
+    }
+    assert_eq!(server.anteroom.sessions(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_serves_several_requests() {
+    let server = TestServer::start().await;
+    let mut raw = Raw::connect(&server).await;
+    for _ in 0..3 {
+        raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        assert!(raw.read_head().await.starts_with("HTTP/1.1 200 "));
+        let mut body = [0; 3];
+        tokio::io::AsyncReadExt::read_exact(&mut raw.stream, &mut body).await.unwrap();
+        assert_eq!(&body, b"ok\n");
+    }
+    raw.write(handshake("/room")).await;
+    assert!(raw.read_head().await.starts_with("HTTP/1.1 101 "));
+}
+
+#[tokio::test]
+async fn what_is_not_http_gets_400_or_nothing_and_hurts_nobody() {
+    let server = TestServer::start().await;
+    for bytes in ["\r\n\r\nnonsense\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\x7c", "GET / HTTP/9.9\r\n\r\n"] {
+        let mut raw = Raw::connect(&server).await;
+        raw.write(bytes).await;
+        tokio::io::AsyncWriteExt::shutdown(&mut raw.stream).await.unwrap();
+        let answer = String::from_utf8(raw.read_to_end().await).unwrap();
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+    assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
+}

@@ -1,0 +1,199 @@
+//! Who comes and who goes.
+
+use serde_json::json;
+
+use crate::support::{Client, Raw, TestServer, eventually, frame, handshake, text};
+
+#[tokio::test]
+async fn everyone_else_hears_who_comes_and_who_goes() {
+    let server = TestServer::start().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.expect_new(&bob.id).await;
+    let carol = Client::join(&server, "tea").await;
+    alice.expect_new(&carol.id).await;
+    bob.expect_new(&carol.id).await;
+
+    let id = carol.id.clone();
+    carol.leave().await;
+    alice.expect_left(&id).await;
+    bob.expect_left(&id).await;
+    alice.expect_quiet().await;
+    bob.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_a_leave_however_it_is_lost() {
+    let server = TestServer::start().await;
+    let mut alice = Client::join(&server, "tea").await;
+
+    let ended = Client::join(&server, "tea").await;
+    alice.expect_new(&ended.id).await;
+    let id = ended.id.clone();
+    drop(ended.into_raw());
+    alice.expect_left(&id).await;
+
+    let reset = Client::join(&server, "tea").await;
+    alice.expect_new(&reset.id).await;
+    let id = reset.id.clone();
+    let reset = reset.into_raw();
+    reset.stream.set_zero_linger().unwrap();
+    drop(reset);
+    alice.expect_left(&id).await;
+
+    let mut cut_in_a_frame = Client::join(&server, "tea").await;
+    alice.expect_new(&cut_in_a_frame.id).await;
+    cut_in_a_frame.expect_quiet().await;
+    let id = cut_in_a_frame.id.clone();
+    let mut raw = cut_in_a_frame.into_raw();
+    raw.write(&text("{\"type\":")[..9]).await;
+    drop(raw);
+    alice.expect_left(&id).await;
+    alice.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn rooms_do_not_see_each_other() {
+    let server = TestServer::start().await;
+    let mut tea = Client::join(&server, "tea").await;
+    let mut coffee = Client::join(&server, "coffee").await;
+    tea.expect_quiet().await;
+    tea.send(json!({"type": "chat", "receiver": coffee.id})).await;
+    tea.expect_error("unknown_receiver").await;
+    tea.send(json!({"type": "chat", "receiver": "all"})).await;
+    tea.expect_error("empty_room").await;
+    coffee.expect_quiet().await;
+    let id = coffee.id.clone();
+    coffee.leave().await;
+    assert_ne!(id, tea.id);
+    tea.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn a_room_without_a_name_is_the_lobby() {
+    let server = TestServer::start().await;
+    let mut unnamed = Client::connect(server.address, "/room").await;
+    unnamed.send(json!({"type": "hello", "receiver": "server"})).await;
+    assert_eq!(unnamed.next().await["data"]["room"], "lobby");
+    let lobby = Client::join(&server, "lobby").await;
+    unnamed.expect_new(&lobby.id).await;
+}
+
+#[tokio::test]
+async fn a_room_name_is_percent_decoded_and_may_hold_what_is_no_control_character() {
+    let server = TestServer::start().await;
+    let longest = "n".repeat(128);
+    let names = [
+        ("a%20b", "a b"),
+        ("%2F", "/"),
+        ("..", ".."),
+        ("%2e%2E", ".."),
+        ("caf%C3%A9", "café"),
+        ("%F0%9F%8D%B5", "🍵"),
+        ("a+b", "a+b"),
+        ("%25", "%"),
+        (longest.as_str(), longest.as_str()),
+    ];
+    for (segment, name) in names {
+        let mut client = Client::connect(server.address, &format!("/room/{segment}")).await;
+        client.send(json!({"type": "hello", "receiver": "server"})).await;
+        assert_eq!(client.next().await["data"]["room"], name);
+    }
+    // Written otherwise, it is the same room.
+    let mut plain = Client::join(&server, "cafe").await;
+    let encoded = Client::join(&server, "c%61fe").await;
+    plain.expect_new(&encoded.id).await;
+}
+
+#[tokio::test]
+async fn a_room_name_that_breaks_the_rule_is_refused() {
+    let server = TestServer::start().await;
+    let too_long = "n".repeat(129);
+    let too_long_decoded = "%C3%A9".repeat(65);
+    let names = [
+        ("", "1 to 128 bytes"),
+        (too_long.as_str(), "1 to 128 bytes"),
+        (too_long_decoded.as_str(), "1 to 128 bytes"),
+        ("%00", "control characters"),
+        ("a%0Ab", "control characters"),
+        ("%7F", "control characters"),
+        ("%C2%85", "control characters"),
+        ("%FF", "UTF-8"),
+        ("%C3", "UTF-8"),
+        ("%zz", "hexadecimal"),
+        ("100%", "hexadecimal"),
+    ];
+    for (name, reason) in names {
+        let mut raw = Raw::connect(&server).await;
+        let request = handshake(&format!("/room/{name}"));
+        raw.write(request.replace("Connection: ", "Connection: close, ")).await;
+        let head = raw.read_head().await;
+        assert!(head.starts_with("HTTP/1.1 400 "), "{name}: {head}");
+        let body = String::from_utf8(raw.read_to_end().await).unwrap();
+        assert!(body.contains(reason) && body.lines().count() == 1, "{name}: {body}");
+    }
+    assert_eq!(server.anteroom.sessions(), 0);
+}
+
+#[tokio::test]
+async fn the_subprotocol_is_given_to_who_offers_it_and_no_other() {
+    let server = TestServer::start().await;
+    let offers = [
+        ("Sec-WebSocket-Protocol: anteroom.v1\r\n", true),
+        ("Sec-WebSocket-Protocol: chat, anteroom.v1\r\n", true),
+        ("Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: anteroom.v1\r\n", true),
+        ("Sec-WebSocket-Protocol: chat\r\n", false),
+        ("Sec-WebSocket-Protocol: ANTEROOM.V1\r\n", false),
+        ("", false),
+    ];
+    for (offer, given) in offers {
+        let mut raw = Raw::connect(&server).await;
+        raw.write(handshake("/room").replace("\r\n\r\n", &format!("\r\n{offer}\r\n"))).await;
+        let head = raw.read_head().await.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 101 "), "{head}");
+        assert!(head.contains("\r\nsec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"));
+        assert_eq!(head.contains("\r\nsec-websocket-protocol: anteroom.v1\r\n"), given, "{offer}");
+        assert_eq!(head.contains("sec-websocket-protocol"), given);
+    }
+}
+
+#[tokio::test]
+async fn a_message_in_the_packet_of_the_handshake_is_not_lost() {
+    let server = TestServer::start().await;
+    let ping = |data| format!(r#"{{"type":"ping","receiver":"server","data":{data}}}"#);
+    let mut raw = Raw::connect(&server).await;
+    let mut packet = handshake("/room").into_bytes();
+    packet.extend(text(ping(1)));
+    packet.extend(text(ping(2)));
+    let third = text(ping(3));
+    packet.extend(&third[..5]);
+    raw.write(packet).await;
+    raw.read_head().await;
+    assert_eq!(raw.read_message().await["data"], 1);
+    assert_eq!(raw.read_message().await["data"], 2);
+    raw.write(&third[5..]).await;
+    assert_eq!(raw.read_message().await["data"], 3);
+
+    // Even a goodbye may come so early.
+    let mut raw = Raw::connect(&server).await;
+    let mut packet = handshake("/room").into_bytes();
+    packet.extend(text(ping(4)));
+    packet.extend(frame(0x88, &1000u16.to_be_bytes()));
+    raw.write(packet).await;
+    raw.read_head().await;
+    assert_eq!(raw.read_message().await["data"], 4);
+    assert_eq!(raw.read_close().await.0, 1000);
+}
+
+#[tokio::test]
+async fn a_room_goes_with_its_last_session() {
+    let server = TestServer::start().await;
+    let first = Client::join(&server, "tea").await;
+    let second = Client::join(&server, "tea").await;
+    assert_eq!((server.anteroom.rooms(), server.anteroom.sessions()), (1, 2));
+    first.leave().await;
+    eventually("one leave", || server.anteroom.sessions() == 1).await;
+    assert_eq!(server.anteroom.rooms(), 1);
+    second.leave().await;
+    eventually("the last leave", || server.anteroom.rooms() == 0).await;
+}

@@ -1,0 +1,38 @@
+//! The server seen from outside: over real sockets, by the public protocol. A file is a capability, a
+//! test is a behaviour. Tests wait for events, never for time to pass.
+//!
+//! | file | what it shows |
+//! | --- | --- |
+//! | `support` | the server under test, a client, a raw connection |
+//! | `joining` | who comes and who goes: rooms, `new`, `close`, the upgrade |
+//! | `routing` | who gets a message: one, all, the server; receipts |
+//! | `requests` | `hello` and `ping` |
+//! | `messages` | what is wrong with a message, and what is only strange |
+//! | `frames` | RFC 6455: fragments, control frames, violations, close codes |
+//! | `backpressure` | who does not read |
+//! | `heartbeat` | who does not answer |
+//! | `limits` | sessions, headers, time, open files |
+//! | `shutdown` | stopping, inside and as a program |
+//! | `http` | everything that is not a WebSocket |
+//! | `program` | options, first line, exit codes |
+//! | `embedding` | the filters in someone else's warp application |
+//! | `crowds` | storms, many rooms, and random comings and goings against a reference model |
+//! | `readme` | the README's walk-through with a real websocat (started by `tests/run`) |
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod backpressure;
+mod crowds;
+mod embedding;
+mod frames;
+mod heartbeat;
+mod http;
+mod joining;
+mod limits;
+mod messages;
+mod program;
+mod readme;
+mod requests;
+mod routing;
+mod shutdown;
+mod support;

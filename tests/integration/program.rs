@@ -1,0 +1,102 @@
+//! The program: its options, its first line, its exit codes.
+
+use std::{
+    net::TcpListener,
+    process::{Command, Output, Stdio},
+};
+
+fn run(options: &[&str], environment: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_anteroom"))
+        .args(options)
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn stderr_line(output: &Output) -> &str {
+    let text = std::str::from_utf8(&output.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.trim_end()
+}
+
+#[test]
+fn options_that_make_no_sense_are_one_clear_line_and_exit_code_2() {
+    let cases: [(&[&str], &[(&str, &str)], &str); 10] = [
+        (&["--listen", "nowhere"], &[], "invalid value 'nowhere' for '--listen"),
+        (&["--listen", "127.0.0.1"], &[], "invalid value '127.0.0.1' for '--listen"),
+        (&["--no-such"], &[], "unexpected argument '--no-such' found"),
+        (&["extra"], &[], "unexpected argument 'extra' found"),
+        (&["--ping-seconds", "0"], &[], "--ping-seconds must be 1 to 3600, not 0"),
+        (&["--ping-seconds", "-1"], &[], "-1"),
+        (&["--ping-seconds", "soon"], &[], "invalid value 'soon' for '--ping-seconds"),
+        (&["--max-sessions", "0"], &[], "--max-sessions must be 1 to"),
+        (&["--outbox-bytes", "1000"], &[], "--outbox-bytes must hold one message"),
+        (&[], &[("ANTEROOM_DRAIN_SECONDS", "99999")], "--drain-seconds must be 0 to 3600"),
+    ];
+    for (options, environment, message) in cases {
+        let output = run(options, environment);
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+        assert!(output.stdout.is_empty());
+        let line = stderr_line(&output);
+        assert!(line.starts_with("anteroom: ") && line.contains(message), "{options:?}: {line}");
+    }
+}
+
+#[test]
+fn what_cannot_be_had_is_one_clear_line_and_exit_code_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&["--listen", &address], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr_line(&output).contains(&format!("cannot listen on {address}: ")));
+
+    for folder in ["/no/such/folder", env!("CARGO_BIN_EXE_anteroom")] {
+        let output = run(&["--listen", "127.0.0.1:0", "--static-dir", folder], &[]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr_line(&output).contains(&format!("cannot read the folder {folder}: ")));
+    }
+}
+
+#[test]
+fn help_gives_each_option_its_unit_default_and_variable() {
+    let output = run(&["--help"], &[]);
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).unwrap();
+    for group in ["\nServing:\n", "\nLimits:\n", "\nLiveness:\n", "\nStopping:\n"] {
+        assert!(help.contains(group), "{group}");
+    }
+    let options = [
+        ("--listen <ADDRESS:PORT>", "LISTEN", "127.0.0.1:8080"),
+        ("--static-dir <FOLDER>", "STATIC_DIR", ""),
+        ("--max-message-bytes <BYTES>", "MAX_MESSAGE_BYTES", "65536"),
+        ("--outbox-bytes <BYTES>", "OUTBOX_BYTES", "1048576"),
+        ("--ping-seconds <SECONDS>", "PING_SECONDS", "20"),
+        ("--pong-seconds <SECONDS>", "PONG_SECONDS", "10"),
+        ("--handshake-seconds <SECONDS>", "HANDSHAKE_SECONDS", "10"),
+        ("--max-header-bytes <BYTES>", "MAX_HEADER_BYTES", "16384"),
+        ("--max-sessions <COUNT>", "MAX_SESSIONS", "what the open-file limit allows"),
+        ("--drain-seconds <SECONDS>", "DRAIN_SECONDS", "5"),
+    ];
+    for (option, variable, default) in options {
+        let (_, after) = help.split_once(option).unwrap_or_else(|| panic!("{option}"));
+        let own = after.split("\n      --").next().unwrap();
+        assert!(own.contains(&format!("[env: ANTEROOM_{variable}=")), "{option}: {own}");
+        if !default.is_empty() {
+            assert!(own.contains(&format!("[default: {default}]")), "{option}: {own}");
+        }
+    }
+}
+
+#[test]
+fn a_closed_standard_output_is_no_panic() {
+    // The reading ends of both pipes are gone before the program writes.
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' PIPE; exec \"$0\" --help"])
+        .arg(env!("CARGO_BIN_EXE_anteroom"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

@@ -1,0 +1,96 @@
+//! What the server answers itself.
+
+use serde_json::json;
+
+use crate::support::{Client, TestServer};
+
+#[tokio::test]
+async fn hello_says_who_is_here_longest_joined_first_and_what_is_allowed() {
+    let server = TestServer::with(|config| config.max_message_bytes = 1234).await;
+    let mut first = Client::join(&server, "tea").await;
+    let second = Client::join(&server, "tea").await;
+    let third = Client::join(&server, "tea").await;
+    first.expect_new(&second.id).await;
+    first.expect_new(&third.id).await;
+
+    let mut last = Client::connect(server.address, "/room/tea").await;
+    last.send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}})).await;
+    let hello = last.next_text().await;
+    last.id = first.next().await["sender"].as_str().unwrap().into();
+    let expected = format!(
+        r#"{{"type":"hello","sender":"server","receiver":"{}","data":{{"room":"tea","peers":[{{"id":"{}","data":null}},{{"id":"{}","data":null}},{{"id":"{}","data":null}}],"iceServers":[],"resume":null,"limits":{{"messageBytes":1234}}}}}}"#,
+        last.id, first.id, second.id, third.id
+    );
+    assert_eq!(hello, expected);
+}
+
+#[tokio::test]
+async fn an_id_is_a_version_4_uuid_of_lower_case() {
+    let server = TestServer::start().await;
+    let client = Client::join(&server, "tea").await;
+    let id = client.id.as_bytes();
+    assert_eq!(id.len(), 36);
+    assert_eq!(id[14], b'4');
+    assert!(b"89ab".contains(&id[19]));
+    let dashes = [8, 13, 18, 23];
+    for (at, byte) in id.iter().enumerate() {
+        assert_eq!(dashes.contains(&at), *byte == b'-');
+        assert!(!byte.is_ascii_uppercase());
+    }
+}
+
+#[tokio::test]
+async fn what_hello_says_is_true_at_its_place() {
+    let server = TestServer::start().await;
+    let mut watcher = Client::join(&server, "tea").await;
+    let mut present: Vec<String> = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let hello = json!({"type": "hello", "receiver": "server"});
+        let joining = async {
+            let client = Client::join(&server, "tea").await;
+            clients.push(client);
+            if clients.len() % 3 == 0 {
+                clients.remove(0).leave().await;
+            }
+        };
+        tokio::join!(joining, watcher.send(hello));
+        // Whatever order they came in, the roster is what the news before it add up to.
+        loop {
+            let message = watcher.next().await;
+            let sender = || message["sender"].as_str().unwrap().to_owned();
+            match message["type"].as_str().unwrap() {
+                "new" => present.push(sender()),
+                "close" => present.retain(|id| *id != sender()),
+                "hello" => {
+                    let peers = message["data"]["peers"].as_array().unwrap().iter();
+                    let peers: Vec<_> = peers.map(|peer| peer["id"].as_str().unwrap()).collect();
+                    assert_eq!(peers, present);
+                    break;
+                }
+                other => panic!("{other}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn ping_gives_back_what_it_was_given() {
+    let server = TestServer::start().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let id = alice.id.clone();
+    for (data, back) in [(r#","data":[1, 2.50,{"b":1,"a":2}]"#, r#"[1, 2.50,{"b":1,"a":2}]"#), ("", "null")] {
+        alice.send_text(&format!(r#"{{"type":"ping","receiver":"server"{data}}}"#)).await;
+        let pong = format!(r#"{{"type":"pong","sender":"server","receiver":"{id}","data":{back}}}"#);
+        alice.expect_text(&pong).await;
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_request_is_an_error_that_names_the_known_ones() {
+    let server = TestServer::start().await;
+    let mut alice = Client::join(&server, "tea").await;
+    alice.send(json!({"type": "Hello", "receiver": "server"})).await;
+    let error = alice.expect_error("unknown_request").await;
+    assert_eq!(error["message"], "no request Hello: the server answers hello and ping");
+}

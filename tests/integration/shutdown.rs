@@ -1,0 +1,179 @@
+//! Stopping: inside, and as a program.
+
+use std::process::Stdio;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+};
+
+use crate::support::{Client, Raw, TestServer, handshake, within_deadline};
+
+/// The N of `retry in N ms`.
+fn delay(reason: &str) -> u64 {
+    let (_, rest) = reason.split_once("retry in ").unwrap();
+    rest.strip_suffix(" ms").unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn everyone_is_told_to_come_back_spread_over_the_drain_time() {
+    let mut server = TestServer::with(|config| config.drain_seconds = 8).await;
+    let mut clients = Vec::new();
+    for number in 0..40 {
+        clients.push(Client::join(&server, &format!("room{}", number % 7)).await);
+    }
+    server.stop();
+    let closes = join_all(clients.iter_mut().map(|client| client.expect_close())).await;
+    let mut delays: Vec<u64> = closes
+        .iter()
+        .map(|(code, reason)| {
+            assert_eq!(*code, 1012);
+            delay(reason)
+        })
+        .collect();
+    delays.sort_unstable();
+    let expected: Vec<u64> = (0..40).map(|place| place * 200).collect();
+    assert_eq!(delays, expected);
+    // They close their side (the answer to a Close frame is flushed by reading on), and it is over.
+    drop(clients);
+    let (address, anteroom) = (server.address, server.anteroom.clone());
+    server.stopped().await;
+    assert_eq!((anteroom.sessions(), anteroom.rooms()), (0, 0));
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_stop_arrives_before_the_goodbye() {
+    let mut server = TestServer::start().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.expect_new(&bob.id).await;
+    for number in 0..100 {
+        bob.send(json!({"type": "x", "receiver": "all", "data": number})).await;
+    }
+    bob.expect_quiet().await;
+    server.stop();
+    for number in 0..100 {
+        assert_eq!(alice.next().await["data"], number);
+    }
+    // Bob may be gone before the goodbye comes.
+    assert_eq!(alice.expect_close().await.0, 1012);
+}
+
+#[tokio::test]
+async fn a_stopping_server_waits_for_nobody_longer_than_the_drain_time() {
+    let mut server = TestServer::with(|config| config.drain_seconds = 1).await;
+    // One that never closes its side, one in the middle of its headers, one that does nothing.
+    let stubborn = Raw::join(&server, "tea").await;
+    let mut half = Raw::connect(&server).await;
+    half.write(&handshake("/room")[..20]).await;
+    let idle = Raw::connect(&server).await;
+    server.stop();
+    server.stopped().await;
+    drop((stubborn, half, idle));
+}
+
+#[tokio::test]
+async fn a_drain_time_of_nothing_still_says_goodbye() {
+    let mut server = TestServer::with(|config| config.drain_seconds = 0).await;
+    let mut raw = Raw::join(&server, "tea").await;
+    server.stop();
+    server.stopped().await;
+    let (code, reason) = raw.read_close().await;
+    assert_eq!((code, delay(&reason)), (1012, 0));
+}
+
+struct Program {
+    child: Child,
+    address: std::net::SocketAddr,
+}
+
+impl Program {
+    async fn start(options: &[&str]) -> Program {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_anteroom"))
+            .args(["--listen", "127.0.0.1:0"])
+            .args(options)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = within_deadline("the first line", lines.next_line()).await.unwrap().unwrap();
+        let address = line.strip_prefix("anteroom listening on http://").unwrap().parse().unwrap();
+        Program { child, address }
+    }
+
+    async fn signal(&self, name: &str) {
+        let pid = self.child.id().unwrap().to_string();
+        let killed = Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
+        assert!(killed.success());
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        within_deadline("the exit", self.child.wait()).await.unwrap().code()
+    }
+}
+
+#[tokio::test]
+async fn sigterm_and_ctrl_c_drain_and_exit_with_0() {
+    for signal in ["TERM", "INT"] {
+        let mut program = Program::start(&[]).await;
+        let mut client = Client::connect(program.address, "/room").await;
+        client.expect_quiet().await;
+        program.signal(signal).await;
+        let (code, reason) = client.expect_close().await;
+        assert_eq!(code, 1012, "{reason}");
+        drop(client);
+        assert_eq!(program.exit_code().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn sigterm_under_load_tells_everyone_and_exits_with_0() {
+    let mut program = Program::start(&["--drain-seconds", "10"]).await;
+    let address = program.address;
+    let talkers = (0..100).map(|number| {
+        tokio::spawn(async move {
+            let mut client = Client::connect(address, &format!("/room/{}", number % 10)).await;
+            // Everyone talks to everyone until the server says it goes.
+            let (mut joined, mut code) = (false, None);
+            while code.is_none() {
+                let hello = json!({"type": "hello", "receiver": "server"});
+                let chat = json!({"type": "chat", "receiver": "all", "data": "c".repeat(1000)});
+                client.try_send(if joined { chat } else { hello }).await;
+                joined = true;
+                code = client.next_or_close().await;
+            }
+            code.unwrap()
+        })
+    });
+    let talkers: Vec<_> = talkers.collect();
+    let mut witness = Client::connect(address, "/room/0").await;
+    for _ in 0..500 {
+        witness.next().await;
+    }
+    program.signal("TERM").await;
+    for talker in talkers {
+        assert_eq!(within_deadline("a goodbye", talker).await.unwrap(), 1012);
+    }
+    drop(witness);
+    assert_eq!(program.exit_code().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_second_signal_exits_at_once() {
+    let mut program = Program::start(&["--drain-seconds", "3600"]).await;
+    let mut client = Client::connect(program.address, "/room").await;
+    client.expect_quiet().await;
+    program.signal("TERM").await;
+    // The client has heard it, and does not go.
+    assert_eq!(client.expect_close().await.0, 1012);
+    let mut raw = client.into_raw();
+    program.signal("TERM").await;
+    assert_eq!(program.exit_code().await, Some(1));
+    raw.read_to_end().await;
+}

@@ -1,0 +1,344 @@
+//! The server under test, a client made of another WebSocket implementation, and a raw connection for
+//! what no client would do.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anteroom::{Anteroom, Config, Server};
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::oneshot,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_tungstenite::{
+    WebSocketStream, client_async_with_config,
+    tungstenite::{self, Message, client::IntoClientRequest, protocol::WebSocketConfig},
+};
+
+/// How long an event may take before the test fails. Only a failing test ever waits that long.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits for something that must come.
+pub async fn within_deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} did not happen within {DEADLINE:?}"),
+    }
+}
+
+/// Waits until `condition` holds, giving way to whatever must happen for it.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let mut turn = tokio::time::interval(Duration::from_millis(2));
+    within_deadline(what, async {
+        while !condition() {
+            turn.tick().await;
+        }
+    })
+    .await;
+}
+
+/// A server on a port of its own, in this process.
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub anteroom: Anteroom,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<()>,
+}
+
+impl TestServer {
+    pub async fn start() -> TestServer {
+        TestServer::with(|_| {}).await
+    }
+
+    /// A server with some options changed.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> TestServer {
+        let _ = rlimit::increase_nofile_limit(rlimit::INFINITY);
+        let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        change(&mut config);
+        let server = Server::bind(config).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let anteroom = server.anteroom().clone();
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(server.serve(stopped.map(drop)));
+        TestServer { address, anteroom, stop: Some(stop), served }
+    }
+
+    /// Asks the server to stop.
+    pub fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    /// Waits until it has stopped.
+    pub async fn stopped(self) {
+        within_deadline("the server's end", self.served).await.unwrap();
+    }
+}
+
+/// A session, driven through tungstenite.
+pub struct Client {
+    pub id: String,
+    socket: WebSocketStream<TcpStream>,
+}
+
+impl Client {
+    /// Joins `room` and learns its own id.
+    pub async fn join(server: &TestServer, room: &str) -> Client {
+        Client::join_and_look(server, room).await.0
+    }
+
+    /// Joins `room`; returns also the ids of who was there.
+    pub async fn join_and_look(server: &TestServer, room: &str) -> (Client, Vec<String>) {
+        let mut client = Client::connect(server.address, &format!("/room/{room}")).await;
+        client.send(json!({"type": "hello", "receiver": "server"})).await;
+        // Between the joining and the answer others may come.
+        let hello = loop {
+            let message = client.next().await;
+            if message["type"] == "hello" {
+                break message;
+            }
+        };
+        client.id = hello["receiver"].as_str().unwrap().into();
+        let peers = hello["data"]["peers"].as_array().unwrap().iter();
+        let peers = peers.map(|peer| peer["id"].as_str().unwrap().into()).collect();
+        (client, peers)
+    }
+
+    /// Upgrades a connection; the session's id is not known yet.
+    pub async fn connect(address: SocketAddr, path: &str) -> Client {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("ws://{address}{path}").into_client_request().unwrap();
+        let config = WebSocketConfig::default().read_buffer_size(4096);
+        let (socket, _) = within_deadline(
+            "the upgrade",
+            client_async_with_config(request, stream, Some(config)),
+        )
+        .await
+        .unwrap();
+        Client { id: String::new(), socket }
+    }
+
+    /// Sends a message.
+    pub async fn send(&mut self, message: Value) {
+        self.send_text(&message.to_string()).await;
+    }
+
+    /// Sends exactly this text.
+    pub async fn send_text(&mut self, text: &str) {
+        self.send_frame(Message::text(text)).await;
+    }
+
+    pub async fn send_frame(&mut self, frame: Message) {
+        within_deadline("sending", self.socket.send(frame)).await.unwrap();
+    }
+
+    /// The next frame; pings are answered on the way.
+    pub async fn next_frame(&mut self) -> Result<Message, tungstenite::Error> {
+        within_deadline("a frame", self.socket.next()).await.unwrap()
+    }
+
+    /// The text of the next message.
+    pub async fn next_text(&mut self) -> String {
+        loop {
+            match self.next_frame().await.unwrap() {
+                Message::Text(text) => return text.as_str().into(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("expected a message, got {other:?}"),
+            }
+        }
+    }
+
+    /// The next message.
+    pub async fn next(&mut self) -> Value {
+        serde_json::from_str(&self.next_text().await).unwrap()
+    }
+
+    /// The next message must be this one, to the byte.
+    pub async fn expect_text(&mut self, text: &str) {
+        assert_eq!(self.next_text().await, text);
+    }
+
+    /// The next message must be the `new` of this session.
+    pub async fn expect_new(&mut self, id: &str) {
+        let new = format!(r#"{{"type":"new","sender":"{id}","receiver":"all","data":null}}"#);
+        self.expect_text(&new).await;
+    }
+
+    /// The next message must be the `close` of this session.
+    pub async fn expect_left(&mut self, id: &str) {
+        let close = format!(r#"{{"type":"close","sender":"{id}","receiver":null,"data":null}}"#);
+        self.expect_text(&close).await;
+    }
+
+    /// The next message must be an error with this code; returns its data.
+    pub async fn expect_error(&mut self, code: &str) -> Value {
+        let error = self.next().await;
+        assert_eq!(error["type"], "error", "{error}");
+        assert_eq!(error["sender"], "server");
+        assert_eq!(error["receiver"], self.id.as_str());
+        assert_eq!(error["data"]["code"], code, "{error}");
+        error["data"].clone()
+    }
+
+    /// Nothing waits: the next message is the answer to a question asked now.
+    pub async fn expect_quiet(&mut self) {
+        self.send(json!({"type": "ping", "receiver": "server", "data": "quiet?"})).await;
+        let pong = self.next().await;
+        assert_eq!(pong["type"], "pong", "{pong}");
+        assert_eq!(pong["data"], "quiet?");
+    }
+
+    /// The server closes: the code and the reason it gives.
+    pub async fn expect_close(&mut self) -> (u16, String) {
+        loop {
+            match self.next_frame().await.unwrap() {
+                Message::Close(Some(frame)) => {
+                    return (frame.code.into(), frame.reason.as_str().into());
+                }
+                Message::Close(None) => panic!("a Close frame without a code"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a message, if the connection still takes one.
+    pub async fn try_send(&mut self, message: Value) {
+        let _ = within_deadline("sending", self.socket.send(Message::text(message.to_string()))).await;
+    }
+
+    /// Takes in one frame; returns the code if it was a Close frame.
+    pub async fn next_or_close(&mut self) -> Option<u16> {
+        match self.next_frame().await.unwrap() {
+            Message::Close(frame) => Some(frame.unwrap().code.into()),
+            _ => None,
+        }
+    }
+
+    /// Leaves properly, and waits until the server has said goodbye.
+    pub async fn leave(mut self) {
+        self.socket.close(None).await.unwrap();
+        within_deadline("goodbye", async { while let Some(Ok(_)) = self.socket.next().await {} })
+            .await;
+    }
+
+    /// The connection underneath, to do something improper with.
+    pub fn into_raw(self) -> Raw {
+        Raw { stream: self.socket.into_inner() }
+    }
+}
+
+/// A connection of which every byte is ours.
+pub struct Raw {
+    pub stream: TcpStream,
+}
+
+/// A frame from the server: its first byte and its payload.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RawFrame {
+    pub first: u8,
+    pub payload: Vec<u8>,
+}
+
+/// A handshake request, to be sent or to be spoilt.
+pub fn handshake(path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
+
+/// A masked frame: `first` is FIN, reserved bits and opcode.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
+    let mut bytes = vec![first];
+    match payload.len() {
+        length @ 0..=125 => bytes.push(0x80 | length as u8),
+        length @ 126..=0xFFFF => {
+            bytes.push(0x80 | 126);
+            bytes.extend((length as u16).to_be_bytes());
+        }
+        length => {
+            bytes.push(0x80 | 127);
+            bytes.extend((length as u64).to_be_bytes());
+        }
+    }
+    bytes.extend(MASK);
+    bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
+    bytes
+}
+
+/// A whole text message in one frame.
+pub fn text(payload: impl AsRef<[u8]>) -> Vec<u8> {
+    frame(0x81, payload.as_ref())
+}
+
+impl Raw {
+    pub async fn connect(server: &TestServer) -> Raw {
+        Raw { stream: TcpStream::connect(server.address).await.unwrap() }
+    }
+
+    /// Joins `room`.
+    pub async fn join(server: &TestServer, room: &str) -> Raw {
+        let mut raw = Raw::connect(server).await;
+        raw.write(handshake(&format!("/room/{room}"))).await;
+        let head = raw.read_head().await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        raw
+    }
+
+    pub async fn write(&mut self, bytes: impl AsRef<[u8]>) {
+        within_deadline("writing", self.stream.write_all(bytes.as_ref())).await.unwrap();
+    }
+
+    /// Reads an HTTP response up to the end of its headers.
+    pub async fn read_head(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(within_deadline("the response", self.stream.read_u8()).await.unwrap());
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    /// Reads until the server closes; a connection cut off counts as closed.
+    pub async fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let _ = within_deadline("the end", self.stream.read_to_end(&mut bytes)).await;
+        bytes
+    }
+
+    /// The next frame.
+    pub async fn read_frame(&mut self) -> RawFrame {
+        let read = async {
+            let first = self.stream.read_u8().await?;
+            let length = match self.stream.read_u8().await? {
+                126 => self.stream.read_u16().await?.into(),
+                127 => self.stream.read_u64().await?,
+                length => length.into(),
+            };
+            let mut payload = vec![0; length as usize];
+            self.stream.read_exact(&mut payload).await?;
+            std::io::Result::Ok(RawFrame { first, payload })
+        };
+        within_deadline("a frame", read).await.unwrap()
+    }
+
+    /// The next message.
+    pub async fn read_message(&mut self) -> Value {
+        let frame = self.read_frame().await;
+        assert_eq!(frame.first, 0x81, "{frame:?}");
+        serde_json::from_slice(&frame.payload).unwrap()
+    }
+
+    /// The server's Close frame: its code and reason. Whatever comes before it is passed over.
+    pub async fn read_close(&mut self) -> (u16, String) {
+        loop {
+            let RawFrame { first, payload } = self.read_frame().await;
+            if first == 0x88 {
+                let code = u16::from_be_bytes([payload[0], payload[1]]);
+                return (code, String::from_utf8(payload[2..].into()).unwrap());
+            }
+        }
+    }
+}
