@@ -8,15 +8,16 @@
 //! A message's way through the modules:
 //!
 //! ```text
-//! listener ─ routes ─ websocket ─ session ─ protocol::parse ─ rooms ─ outbox::Sender ┄┄ Outbox ─
-//! session ─ websocket
+//! listener ─ routes ─ websocket ─ session ─ protocol::parse ─ rooms ─ outbox::Sender
+//!                                                                          ┆
+//!                                                websocket ─ session ─ outbox::Outbox
 //! ```
 //!
 //! | module | what is in it |
 //! | --- | --- |
 //! | `config` | every option |
 //! | `listener` | the accept loop, with its limits |
-//! | `routes`, `page`, `refusal` | every URL; the files behind `/`; the answer to who is turned away |
+//! | `routes`, `page`, `refusal` | every URL; the files behind `/`; how a request is turned away |
 //! | `admission` | who may join |
 //! | `websocket` | the handshake, the frames, the socket |
 //! | `session` | one session's life |
@@ -25,6 +26,8 @@
 //! | `outbox` | what waits for a session |
 //! | `heartbeat` | who is pinged, who is given up |
 //! | `protocol` | the wire format |
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod admission;
 mod config;
@@ -116,10 +119,11 @@ impl Server {
 /// # async fn example() -> std::io::Result<()> {
 /// use warp::Filter;
 ///
-/// let anteroom = anteroom::Anteroom::new(anteroom::Config::default())?; // Sessions join at
-/// /signaling/room and /signaling/room/{name}. let app =
-/// warp::path("signaling").and(anteroom.room()).or(warp::path!("about").map(|| "an app")); let
-/// service = warp::service(app);
+/// let anteroom = anteroom::Anteroom::new(anteroom::Config::default())?;
+/// let about = warp::path!("about").map(|| "an application");
+/// // Sessions join at /signaling/room and /signaling/room/{name}.
+/// let app = warp::path("signaling").and(anteroom.room()).or(about);
+/// let service = warp::service(app);
 /// # let _ = service;
 /// anteroom.shut_down().await;
 /// # Ok(())

@@ -551,3 +551,6 @@ impl Display for Close {
         write!(f, "{} {}", self.code as u16, self.reason)
     }
 }
+
+#[cfg(test)]
+mod tests;

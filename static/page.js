@@ -28,10 +28,10 @@ $("leave").addEventListener("click", () => socket?.close(1000));
 $("copy").addEventListener("click", async () => {
   try {
     await navigator.clipboard.writeText(location.href);
-    showState("The link is copied: open it in another window, or send it to someone.");
+    $("copied").textContent = "Copied: send it to someone, or open it in another window.";
   } catch {
     // Without https there is no clipboard.
-    showState(`The link is ${location.href}`);
+    $("copied").textContent = location.href;
   }
 });
 
@@ -58,9 +58,7 @@ function join(room) {
   showState(`Joining ${room} …`);
 
   connection.addEventListener("open", () => {
-    if (connection !== socket) return;
-    showConnected(true);
-    send(JSON.stringify({ type: "hello", receiver: "server" }));
+    if (connection === socket) send(JSON.stringify({ type: "hello", receiver: "server" }));
   });
   connection.addEventListener("message", (event) => {
     if (connection === socket) receive(event.data);
@@ -108,6 +106,7 @@ function greeted(message) {
   $("peers").replaceChildren();
   for (const peer of message.data.peers) addPeer(peer.id);
   showReceivers();
+  showConnected(true);
   showState(`You are ${me} in ${message.data.room}.`);
 }
 
@@ -173,6 +172,7 @@ function showConnected(connected) {
   }
   $("leave").hidden = !connected;
   $("share").hidden = !connected;
+  $("copied").textContent = "";
 }
 
 function showState(text, wrong = false) {

@@ -81,7 +81,8 @@ impl Frame {
         self.0.len()
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    /// The frame's bytes, header and payload.
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 

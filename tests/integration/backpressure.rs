@@ -48,7 +48,10 @@ async fn a_slow_reader_is_closed_and_delays_nobody() {
     bob.expect_quiet().await;
 
     // What had reached the kernel is still whole; then the connection is cut.
-    eventually("the stalled session's end", || server.anteroom.sessions() == 2).await;
+    eventually("the stalled session's end", || {
+        server.anteroom.sessions() == 2
+    })
+    .await;
     drop(stalled);
 }
 
@@ -61,7 +64,9 @@ async fn a_slow_reader_that_reads_again_in_time_is_told_why() {
     // The sender keeps on until it hears that the slow one has left; that one reads only then.
     let mut unread = 0;
     loop {
-        alice.send(json!({"type": "x", "receiver": id, "data": "m".repeat(50_000), "ref": 1})).await;
+        alice
+            .send(json!({"type": "x", "receiver": id, "data": "m".repeat(50_000), "ref": 1}))
+            .await;
         let answer = alice.next().await;
         match answer["type"].as_str().unwrap() {
             "ack" => unread += 1,
@@ -72,7 +77,10 @@ async fn a_slow_reader_that_reads_again_in_time_is_told_why() {
         assert!(unread < 2000, "100 MB were not too much");
     }
     let (code, reason) = slow.read_close().await;
-    assert_eq!((code, &*reason), (1013, "too slow: over 200000 bytes waited to be sent"));
+    assert_eq!(
+        (code, &*reason),
+        (1013, "too slow: over 200000 bytes waited to be sent")
+    );
     assert_eq!(slow.read_to_end().await, b"");
 }
 
@@ -84,7 +92,9 @@ async fn a_stalled_connection_is_cut_even_when_nothing_can_be_said() {
     alice.next().await;
     loop {
         alice.send(much()).await;
-        alice.send(json!({"type": "ping", "receiver": "server"})).await;
+        alice
+            .send(json!({"type": "ping", "receiver": "server"}))
+            .await;
         if alice.next().await["type"] == "close" {
             break;
         }
@@ -105,16 +115,21 @@ async fn who_asks_and_does_not_listen_is_closed_too() {
     let mut alice = Client::join(&server, "tea").await;
     let raw = Raw::join(&server, "tea").await;
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
-    let ask = text(
-        json!({"type": "ping", "receiver": "server", "data": "p".repeat(50_000)}).to_string(),
-    );
+    let ask =
+        text(json!({"type": "ping", "receiver": "server", "data": "p".repeat(50_000)}).to_string());
     let (_read, mut write) = raw.stream.into_split();
     let asking = tokio::spawn(async move {
         // Ends when the server has had enough.
-        while tokio::io::AsyncWriteExt::write_all(&mut write, &ask).await.is_ok() {}
+        while tokio::io::AsyncWriteExt::write_all(&mut write, &ask)
+            .await
+            .is_ok()
+        {}
     });
     alice.expect_left(&id).await;
-    tokio::time::timeout(DEADLINE, asking).await.unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, asking)
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]
@@ -124,7 +139,8 @@ async fn a_burst_within_the_limit_arrives_whole() {
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;
     for number in 0..5000 {
-        bob.send(json!({"type": "x", "receiver": "all", "data": number})).await;
+        bob.send(json!({"type": "x", "receiver": "all", "data": number}))
+            .await;
     }
     for number in 0..5000 {
         assert_eq!(alice.next().await["data"], number);

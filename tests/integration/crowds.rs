@@ -26,7 +26,10 @@ async fn after_a_storm_of_2000_joins_everyone_knows_of_everyone() {
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
-    assert_eq!((server.anteroom.rooms(), server.anteroom.sessions()), (1, SESSIONS));
+    assert_eq!(
+        (server.anteroom.rooms(), server.anteroom.sessions()),
+        (1, SESSIONS)
+    );
 
     // Each has heard of some before its roster (those are in it), and hears of all who came later;
     // the announcement of the last to leave says that nothing more comes.
@@ -94,17 +97,26 @@ struct Witness {
 impl Witness {
     async fn join(server: &TestServer, room: usize) -> Witness {
         let (client, roster) = Client::join_and_look(server, &format!("room{room}")).await;
-        Witness { client, room, present: roster.into_iter().collect(), gone: HashSet::new() }
+        Witness {
+            client,
+            room,
+            present: roster.into_iter().collect(),
+            gone: HashSet::new(),
+        }
     }
 
     /// Takes in all news up to the answer to a question asked now.
     async fn catch_up(&mut self) {
-        self.client.send(json!({"type": "hello", "receiver": "server"})).await;
+        self.client
+            .send(json!({"type": "hello", "receiver": "server"}))
+            .await;
         loop {
             let message = self.client.next().await;
             if message["type"] == "hello" {
                 let peers = message["data"]["peers"].as_array().unwrap().iter();
-                let roster = peers.map(|peer| peer["id"].as_str().unwrap().to_owned()).collect();
+                let roster = peers
+                    .map(|peer| peer["id"].as_str().unwrap().to_owned())
+                    .collect();
                 assert_eq!(self.present, roster, "the news do not add up to the roster");
                 return;
             }
@@ -123,7 +135,10 @@ impl Witness {
                 assert!(self.present.remove(&sender), "a close without a new");
                 self.gone.insert(sender);
             }
-            "chat" => assert!(self.present.contains(&sender), "a message from outside its stay"),
+            "chat" => assert!(
+                self.present.contains(&sender),
+                "a message from outside its stay"
+            ),
             // Nobody was there to hear the chat.
             "error" => assert_eq!(message["data"]["code"], "empty_room"),
             other => panic!("{other}"),
@@ -147,12 +162,16 @@ async fn random_lives(server: &TestServer, mut random: StdRng) -> Option<Witness
             }
             (Some(witness), 2) => {
                 let mut raw = witness.client.into_raw();
-                raw.write(&text(r#"{"type":"cut","receiver":"all"}"#)[..10]).await;
+                raw.write(&text(r#"{"type":"cut","receiver":"all"}"#)[..10])
+                    .await;
                 raw.stream.set_zero_linger().unwrap();
                 None
             }
             (Some(mut witness), 3..7) => {
-                witness.client.send(json!({"type": "chat", "receiver": "all"})).await;
+                witness
+                    .client
+                    .send(json!({"type": "chat", "receiver": "all"}))
+                    .await;
                 Some(witness)
             }
             (Some(mut witness), _) => {
@@ -178,10 +197,16 @@ async fn random_comings_and_goings_agree_with_the_model() {
     let mut alive: Vec<Witness> = join_all(lives).await.into_iter().flatten().collect();
 
     // Once everyone is gone who should be, all rosters are exactly what the living make up.
-    eventually("the last leave", || server.anteroom.sessions() == alive.len()).await;
+    eventually("the last leave", || {
+        server.anteroom.sessions() == alive.len()
+    })
+    .await;
     let mut rooms: HashMap<usize, HashSet<String>> = HashMap::new();
     for witness in &alive {
-        rooms.entry(witness.room).or_default().insert(witness.client.id.clone());
+        rooms
+            .entry(witness.room)
+            .or_default()
+            .insert(witness.client.id.clone());
     }
     assert_eq!(server.anteroom.rooms(), rooms.len());
     for witness in &mut alive {

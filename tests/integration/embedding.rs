@@ -9,7 +9,11 @@ use crate::support::{Client, within_deadline};
 
 #[tokio::test]
 async fn the_endpoint_can_be_mounted_under_a_path_of_another_application() {
-    let anteroom = Anteroom::new(Config { drain_seconds: 1, ..Config::default() }).unwrap();
+    let anteroom = Anteroom::new(Config {
+        drain_seconds: 1,
+        ..Config::default()
+    })
+    .unwrap();
     let about = warp::path!("about").map(|| "an application");
     let app = warp::path("signaling").and(anteroom.room()).or(about);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -17,7 +21,9 @@ async fn the_endpoint_can_be_mounted_under_a_path_of_another_application() {
     let served = tokio::spawn(warp::serve(app).incoming(listener).run());
 
     let mut alice = Client::connect(address, "/signaling/room/tea").await;
-    alice.send(json!({"type": "hello", "receiver": "server"})).await;
+    alice
+        .send(json!({"type": "hello", "receiver": "server"}))
+        .await;
     assert_eq!(alice.next().await["data"]["room"], "tea");
     let mut bob = Client::connect(address, "/signaling/room/tea").await;
     let bob_id = alice.next().await["sender"].as_str().unwrap().to_owned();
@@ -30,14 +36,20 @@ async fn the_endpoint_can_be_mounted_under_a_path_of_another_application() {
         assert_eq!(bob.expect_close().await.0, 1012);
         drop((alice, bob));
     };
-    within_deadline("the end", async { tokio::join!(anteroom.shut_down(), closes) }).await;
+    within_deadline("the end", async {
+        tokio::join!(anteroom.shut_down(), closes)
+    })
+    .await;
     assert_eq!((anteroom.rooms(), anteroom.sessions()), (0, 0));
     served.abort();
 }
 
 #[tokio::test]
 async fn options_that_make_no_sense_are_refused() {
-    let refused = Anteroom::new(Config { pong_seconds: 0, ..Config::default() });
+    let refused = Anteroom::new(Config {
+        pong_seconds: 0,
+        ..Config::default()
+    });
     let message = refused.err().unwrap().to_string();
     assert_eq!(message, "--pong-seconds must be 1 to 3600, not 0");
 }

@@ -14,7 +14,8 @@ fn ping_request(data: &str) -> String {
     format!(r#"{{"type":"ping","receiver":"server","data":{data}}}"#)
 }
 
-/// Sends each to a session of its own: the session is closed with this code, and nobody else notices.
+/// Sends each to a session of its own: the session is closed with this code, and nobody else
+/// notices.
 async fn closes(cases: &[(&str, Vec<u8>, u16)]) {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
@@ -25,12 +26,14 @@ async fn closes(cases: &[(&str, Vec<u8>, u16)]) {
         let id = bob.next().await["sender"].as_str().unwrap().to_owned();
         alice.expect_new(&id).await;
         // What comes behind the violation must not be looked at.
-        raw.write([&bytes[..], &text(r#"{"type":"late","receiver":"all"}"#)].concat()).await;
+        raw.write([&bytes[..], &text(r#"{"type":"late","receiver":"all"}"#)].concat())
+            .await;
         assert_eq!(raw.read_close().await.0, *code, "{name}");
         alice.expect_left(&id).await;
         bob.expect_left(&id).await;
     }
-    bob.send(serde_json::json!({"type": "fine", "receiver": "all"})).await;
+    bob.send(serde_json::json!({"type": "fine", "receiver": "all"}))
+        .await;
     assert_eq!(alice.next().await["type"], "fine");
 }
 
@@ -52,22 +55,40 @@ async fn a_violation_closes_with_1002() {
         ("a ping of 126 bytes", frame(FIN | PING, &[0; 126]), 1002),
         ("a pong of 126 bytes", frame(FIN | PONG, &[0; 126]), 1002),
         ("a fragmented ping", frame(PING, b""), 1002),
-        ("a continuation of nothing", frame(FIN | CONTINUATION, b"{}"), 1002),
+        (
+            "a continuation of nothing",
+            frame(FIN | CONTINUATION, b"{}"),
+            1002,
+        ),
         ("a message inside a message", second_start, 1002),
         ("a binary message inside a message", binary_inside, 1002),
-        ("a length of 2^63", length([0x80, 0, 0, 0, 0, 0, 0, 0]), 1002),
+        (
+            "a length of 2^63",
+            length([0x80, 0, 0, 0, 0, 0, 0, 0]),
+            1002,
+        ),
         ("a length of 2^64 - 1", length([0xFF; 8]), 1002),
         ("5 as a long length", length([0, 0, 0, 0, 0, 0, 0, 5]), 1002),
-        ("5 as a medium length", [&[FIN | TEXT, 0x80 | 126, 0, 5][..], &[0; 4]].concat(), 1002),
+        (
+            "5 as a medium length",
+            [&[FIN | TEXT, 0x80 | 126, 0, 5][..], &[0; 4]].concat(),
+            1002,
+        ),
         ("a Close of 1 byte", frame(FIN | CLOSE, &[3]), 1002),
-        ("a Close of 126 bytes", frame(FIN | CLOSE, &[b'a'; 126]), 1002),
+        (
+            "a Close of 126 bytes",
+            frame(FIN | CLOSE, &[b'a'; 126]),
+            1002,
+        ),
     ])
     .await;
 }
 
 #[tokio::test]
 async fn a_close_code_that_may_not_be_sent_is_a_violation() {
-    let codes = [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535];
+    let codes = [
+        0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535,
+    ];
     let cases: Vec<_> = codes
         .map(|code: u16| ("code", frame(FIN | CLOSE, &code.to_be_bytes()), 1002))
         .into();
@@ -76,20 +97,44 @@ async fn a_close_code_that_may_not_be_sent_is_a_violation() {
 
 #[tokio::test]
 async fn other_wrongs_have_codes_of_their_own() {
-    let split_wrong = [frame(TEXT, b"\xF0\x9F"), frame(FIN | CONTINUATION, b"\x28\x8C")].concat();
+    let split_wrong = [
+        frame(TEXT, b"\xF0\x9F"),
+        frame(FIN | CONTINUATION, b"\x28\x8C"),
+    ]
+    .concat();
     let length = |bits: [u8; 8]| [&[FIN | TEXT, 0x80 | 127][..], &bits, &[0; 4]].concat();
-    let fragments = [frame(TEXT, &[b' '; 40_000]), frame(CONTINUATION, &[b' '; 25_537])].concat();
+    let fragments = [
+        frame(TEXT, &[b' '; 40_000]),
+        frame(CONTINUATION, &[b' '; 25_537]),
+    ]
+    .concat();
     closes(&[
         ("binary", frame(FIN | BINARY, b"{}"), 1003),
         ("empty binary", frame(FIN | BINARY, b""), 1003),
         ("invalid UTF-8", frame(FIN | TEXT, b"{\xFF}"), 1007),
         ("UTF-8 cut off", frame(FIN | TEXT, b"\xC3"), 1007),
-        ("a surrogate as UTF-8", frame(FIN | TEXT, b"\xED\xA0\x80"), 1007),
-        ("over the last code point", frame(FIN | TEXT, b"\xF4\x90\x80\x80"), 1007),
+        (
+            "a surrogate as UTF-8",
+            frame(FIN | TEXT, b"\xED\xA0\x80"),
+            1007,
+        ),
+        (
+            "over the last code point",
+            frame(FIN | TEXT, b"\xF4\x90\x80\x80"),
+            1007,
+        ),
         ("overlong", frame(FIN | TEXT, b"\xC0\x80"), 1007),
         ("invalid UTF-8 split over fragments", split_wrong, 1007),
-        ("a Close reason that is not UTF-8", frame(FIN | CLOSE, b"\x03\xE8\xFF"), 1007),
-        ("a length of 2^62", length([0x40, 0, 0, 0, 0, 0, 0, 0]), 1009),
+        (
+            "a Close reason that is not UTF-8",
+            frame(FIN | CLOSE, b"\x03\xE8\xFF"),
+            1007,
+        ),
+        (
+            "a length of 2^62",
+            length([0x40, 0, 0, 0, 0, 0, 0, 0]),
+            1009,
+        ),
         ("65,537 announced", length([0, 0, 0, 0, 0, 1, 0, 1]), 1009),
         ("65,537 in fragments", fragments, 1009),
     ])
@@ -101,7 +146,8 @@ async fn text_fails_at_its_first_wrong_byte() {
     let server = TestServer::start().await;
     // The frame never ends, nor does the message.
     let mut raw = Raw::join(&server, "tea").await;
-    raw.write(&frame(TEXT, b"\xF4\x90 and much more that never comes")[..8]).await;
+    raw.write(&frame(TEXT, b"\xF4\x90 and much more that never comes")[..8])
+        .await;
     assert_eq!(raw.read_close().await.0, 1007);
     let mut raw = Raw::join(&server, "tea").await;
     raw.write(frame(TEXT, b"ok so far \xED\xA0")).await;
@@ -124,7 +170,10 @@ async fn a_message_may_come_in_fragments_with_control_frames_between() {
     }
     raw.write(frame(FIN | CONTINUATION, b"")).await;
     for number in 0..bytes.len() - 1 {
-        let pong = RawFrame { first: FIN | PONG, payload: vec![number as u8] };
+        let pong = RawFrame {
+            first: FIN | PONG,
+            payload: vec![number as u8],
+        };
         assert_eq!(raw.read_frame().await, pong);
     }
     assert_eq!(raw.read_message().await["data"], "é🍵");
@@ -145,9 +194,15 @@ async fn a_frame_may_come_byte_by_byte() {
         raw.write([byte]).await;
     }
     assert_eq!(raw.read_message().await["data"], 1);
-    let pong = RawFrame { first: FIN | PONG, payload: b"in pieces".into() };
+    let pong = RawFrame {
+        first: FIN | PONG,
+        payload: b"in pieces".into(),
+    };
     assert_eq!(raw.read_frame().await, pong);
-    assert_eq!(raw.read_message().await["data"].as_str().unwrap().len(), 300);
+    assert_eq!(
+        raw.read_message().await["data"].as_str().unwrap().len(),
+        300
+    );
     assert_eq!(raw.read_message().await["data"]["code"], "bad_message");
 }
 
@@ -155,31 +210,45 @@ async fn a_frame_may_come_byte_by_byte() {
 async fn many_frames_may_come_at_once() {
     let server = TestServer::start().await;
     let mut raw = Raw::join(&server, "tea").await;
-    let packet: Vec<u8> =
-        (0..5000).flat_map(|number: u32| text(ping_request(&number.to_string()))).collect();
+    let packet: Vec<u8> = (0..5000)
+        .flat_map(|number: u32| text(ping_request(&number.to_string())))
+        .collect();
     let (mut read, mut write) = raw.stream.into_split();
     let writing = tokio::spawn(async move {
-        tokio::io::AsyncWriteExt::write_all(&mut write, &packet).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut write, &packet)
+            .await
+            .unwrap();
         write
     });
     let mut answers = Vec::new();
     while answers.len() < 5000 {
         let mut head = [0; 2];
-        tokio::io::AsyncReadExt::read_exact(&mut read, &mut head).await.unwrap();
+        tokio::io::AsyncReadExt::read_exact(&mut read, &mut head)
+            .await
+            .unwrap();
         let mut payload = vec![0; head[1].into()];
-        tokio::io::AsyncReadExt::read_exact(&mut read, &mut payload).await.unwrap();
+        tokio::io::AsyncReadExt::read_exact(&mut read, &mut payload)
+            .await
+            .unwrap();
         let answer: serde_json::Value = serde_json::from_slice(&payload).unwrap();
         answers.push(answer["data"].as_u64().unwrap());
     }
     assert!(answers.into_iter().eq(0..5000));
-    raw = Raw { stream: writing.await.unwrap().reunite(read).unwrap() };
+    raw = Raw {
+        stream: writing.await.unwrap().reunite(read).unwrap(),
+    };
     drop(raw);
 }
 
 #[tokio::test]
 async fn a_close_is_answered_with_its_code_and_the_connection_ends() {
     let server = TestServer::start().await;
-    let bodies: [&[u8]; 4] = [b"", &1000u16.to_be_bytes(), b"\x03\xE9going", &4321u16.to_be_bytes()];
+    let bodies: [&[u8]; 4] = [
+        b"",
+        &1000u16.to_be_bytes(),
+        b"\x03\xE9going",
+        &4321u16.to_be_bytes(),
+    ];
     for body in bodies {
         let mut raw = Raw::join(&server, "tea").await;
         raw.write(text(ping_request("1"))).await;
@@ -187,7 +256,13 @@ async fn a_close_is_answered_with_its_code_and_the_connection_ends() {
         // What was asked before is answered before.
         assert_eq!(raw.read_message().await["data"], 1);
         let code = body.get(..2).unwrap_or_default().to_owned();
-        assert_eq!(raw.read_frame().await, RawFrame { first: FIN | CLOSE, payload: code });
+        assert_eq!(
+            raw.read_frame().await,
+            RawFrame {
+                first: FIN | CLOSE,
+                payload: code
+            }
+        );
         assert_eq!(raw.read_to_end().await, b"");
     }
 }
@@ -199,7 +274,8 @@ async fn data_after_a_close_is_ignored() {
     let mut raw = Raw::join(&server, "tea").await;
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
     let late = text(r#"{"type":"late","receiver":"all"}"#);
-    raw.write([frame(FIN | CLOSE, &1000u16.to_be_bytes()), late.clone()].concat()).await;
+    raw.write([frame(FIN | CLOSE, &1000u16.to_be_bytes()), late.clone()].concat())
+        .await;
     alice.expect_left(&id).await;
     raw.write(late).await;
     assert_eq!(raw.read_close().await.0, 1000);

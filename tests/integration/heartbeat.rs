@@ -17,10 +17,21 @@ async fn who_does_not_pong_is_closed_and_who_does_is_not() {
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
 
     let silence = async {
-        assert_eq!(silent.read_frame().await, RawFrame { first: PING, payload: vec![] });
+        assert_eq!(
+            silent.read_frame().await,
+            RawFrame {
+                first: PING,
+                payload: vec![]
+            }
+        );
         // It goes on talking, but that is not what it was asked for.
-        silent.write(frame(0x81, br#"{"type":"ping","receiver":"server"}"#)).await;
-        assert_eq!(silent.read_close().await, (1001, "no pong within 2 s".into()));
+        silent
+            .write(frame(0x81, br#"{"type":"ping","receiver":"server"}"#))
+            .await;
+        assert_eq!(
+            silent.read_close().await,
+            (1001, "no pong within 2 s".into())
+        );
     };
     // tungstenite answers pings while it reads.
     tokio::join!(silence, alice.expect_left(&id));
@@ -36,7 +47,13 @@ async fn pings_go_on_as_long_as_they_are_answered() {
     .await;
     let mut raw = Raw::join(&server, "tea").await;
     for _ in 0..4 {
-        assert_eq!(raw.read_frame().await, RawFrame { first: PING, payload: vec![] });
+        assert_eq!(
+            raw.read_frame().await,
+            RawFrame {
+                first: PING,
+                payload: vec![]
+            }
+        );
         raw.write(frame(PONG, b"")).await;
     }
 }

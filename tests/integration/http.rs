@@ -31,12 +31,23 @@ async fn ask_raw(server: &TestServer, request: &str) -> Response {
     raw.write(&close).await;
     let head = raw.read_head().await;
     let mut lines = head.lines();
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let status = lines
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     let headers = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    Response { status, headers, body: raw.read_to_end().await }
+    Response {
+        status,
+        headers,
+        body: raw.read_to_end().await,
+    }
 }
 
 #[tokio::test]
@@ -56,9 +67,10 @@ async fn the_page_and_its_files_have_their_types_and_validators() {
     assert_eq!(index.headers["content-type"], "text/html; charset=utf-8");
     let html = String::from_utf8(index.body).unwrap();
     assert!(html.starts_with("<!doctype html>"));
-    for (path, mime) in
-        [("/page.js", "text/javascript; charset=utf-8"), ("/page.css", "text/css; charset=utf-8")]
-    {
+    for (path, mime) in [
+        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/page.css", "text/css; charset=utf-8"),
+    ] {
         assert!(html.contains(&path[1..]), "the page uses {path}");
         let file = ask(&server, "GET", path, "").await;
         assert_eq!((file.status, &*file.headers["content-type"]), (200, mime));
@@ -88,10 +100,22 @@ async fn a_folder_can_be_served_in_place_of_the_page() {
 
     assert_eq!(ask(&server, "GET", "/", "").await.body, b"mine");
     let json = ask(&server, "GET", "/sub/data.json", "").await;
-    assert_eq!((&*json.headers["content-type"], &*json.body), ("application/json", &b"{}"[..]));
+    assert_eq!(
+        (&*json.headers["content-type"], &*json.body),
+        ("application/json", &b"{}"[..])
+    );
     assert_eq!(ask(&server, "GET", "/page.js", "").await.status, 404);
-    for escape in ["/../Cargo.toml", "/%2e%2e/Cargo.toml", "/sub/..%2f..%2fetc/passwd", "/a\\b"] {
-        assert_eq!(ask(&server, "GET", escape, "").await.status, 404, "{escape}");
+    for escape in [
+        "/../Cargo.toml",
+        "/%2e%2e/Cargo.toml",
+        "/sub/..%2f..%2fetc/passwd",
+        "/a\\b",
+    ] {
+        assert_eq!(
+            ask(&server, "GET", escape, "").await.status,
+            404,
+            "{escape}"
+        );
     }
     assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
 
@@ -108,10 +132,21 @@ async fn a_folder_can_be_served_in_place_of_the_page() {
 #[tokio::test]
 async fn what_is_not_there_is_said_in_a_line() {
     let server = TestServer::start().await;
-    for path in ["/nothing", "/room/a/b", "/roomy", "/health/more", "/..", "/index.htm", "//"] {
+    for path in [
+        "/nothing",
+        "/room/a/b",
+        "/roomy",
+        "/health/more",
+        "/..",
+        "/index.htm",
+        "//",
+    ] {
         let answer = ask(&server, "GET", path, "").await;
         assert_eq!(answer.status, 404, "{path}");
-        assert_eq!(answer.line(), "nothing here: the page is at /, the rooms are at /room");
+        assert_eq!(
+            answer.line(),
+            "nothing here: the page is at /, the rooms are at /room"
+        );
         assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
     }
 }
@@ -122,7 +157,11 @@ async fn other_methods_are_not_allowed() {
     for path in ["/", "/health", "/page.js"] {
         for method in ["POST", "DELETE", "OPTIONS"] {
             let answer = ask(&server, method, path, "Content-Length: 0\r\n").await;
-            assert_eq!((answer.status, &*answer.headers["allow"]), (405, "GET, HEAD"), "{path}");
+            assert_eq!(
+                (answer.status, &*answer.headers["allow"]),
+                (405, "GET, HEAD"),
+                "{path}"
+            );
             answer.line();
         }
     }
@@ -144,7 +183,11 @@ async fn what_is_no_valid_upgrade_is_told_what_is_missing() {
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
     let two_keys = valid.replace(key, &format!("{key}\r\n{key}"));
     let cases = [
-        ("GET /room HTTP/1.1\r\nHost: test\r\n\r\n".to_owned(), 426, Some(upgrade)),
+        (
+            "GET /room HTTP/1.1\r\nHost: test\r\n\r\n".to_owned(),
+            426,
+            Some(upgrade),
+        ),
         (without("Upgrade"), 426, Some(upgrade)),
         (without("Connection"), 426, Some(upgrade)),
         (valid.replace("websocket", "h2c"), 426, Some(upgrade)),
@@ -153,8 +196,16 @@ async fn what_is_no_valid_upgrade_is_told_what_is_missing() {
         (valid.replace("13", "8"), 426, Some(version)),
         (valid.replace("13", "13, 8"), 426, Some(version)),
         (without("Sec-WebSocket-Key"), 400, None),
-        (valid.replace("dGhlIHNhbXBsZSBub25jZQ==", "short"), 400, None),
-        (valid.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZSE="), 400, None),
+        (
+            valid.replace("dGhlIHNhbXBsZSBub25jZQ==", "short"),
+            400,
+            None,
+        ),
+        (
+            valid.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZSE="),
+            400,
+            None,
+        ),
         (two_keys, 400, None),
     ];
     for (request, status, header) in cases {
@@ -174,10 +225,13 @@ async fn a_connection_serves_several_requests() {
     let server = TestServer::start().await;
     let mut raw = Raw::connect(&server).await;
     for _ in 0..3 {
-        raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
+            .await;
         assert!(raw.read_head().await.starts_with("HTTP/1.1 200 "));
         let mut body = [0; 3];
-        tokio::io::AsyncReadExt::read_exact(&mut raw.stream, &mut body).await.unwrap();
+        tokio::io::AsyncReadExt::read_exact(&mut raw.stream, &mut body)
+            .await
+            .unwrap();
         assert_eq!(&body, b"ok\n");
     }
     raw.write(handshake("/room")).await;
@@ -187,12 +241,21 @@ async fn a_connection_serves_several_requests() {
 #[tokio::test]
 async fn what_is_not_http_gets_400_or_nothing_and_hurts_nobody() {
     let server = TestServer::start().await;
-    for bytes in ["\r\n\r\nnonsense\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\x7c", "GET / HTTP/9.9\r\n\r\n"] {
+    for bytes in [
+        "\r\n\r\nnonsense\r\n\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\x7c",
+        "GET / HTTP/9.9\r\n\r\n",
+    ] {
         let mut raw = Raw::connect(&server).await;
         raw.write(bytes).await;
-        tokio::io::AsyncWriteExt::shutdown(&mut raw.stream).await.unwrap();
+        tokio::io::AsyncWriteExt::shutdown(&mut raw.stream)
+            .await
+            .unwrap();
         let answer = String::from_utf8(raw.read_to_end().await).unwrap();
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 400 "),
+            "{answer}"
+        );
     }
     assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
 }

@@ -58,7 +58,8 @@ async fn rooms_do_not_see_each_other() {
     let mut tea = Client::join(&server, "tea").await;
     let mut coffee = Client::join(&server, "coffee").await;
     tea.expect_quiet().await;
-    tea.send(json!({"type": "chat", "receiver": coffee.id})).await;
+    tea.send(json!({"type": "chat", "receiver": coffee.id}))
+        .await;
     tea.expect_error("unknown_receiver").await;
     tea.send(json!({"type": "chat", "receiver": "all"})).await;
     tea.expect_error("empty_room").await;
@@ -73,7 +74,9 @@ async fn rooms_do_not_see_each_other() {
 async fn a_room_without_a_name_is_the_lobby() {
     let server = TestServer::start().await;
     let mut unnamed = Client::connect(server.address, "/room").await;
-    unnamed.send(json!({"type": "hello", "receiver": "server"})).await;
+    unnamed
+        .send(json!({"type": "hello", "receiver": "server"}))
+        .await;
     assert_eq!(unnamed.next().await["data"]["room"], "lobby");
     let lobby = Client::join(&server, "lobby").await;
     unnamed.expect_new(&lobby.id).await;
@@ -96,7 +99,9 @@ async fn a_room_name_is_percent_decoded_and_may_hold_what_is_no_control_characte
     ];
     for (segment, name) in names {
         let mut client = Client::connect(server.address, &format!("/room/{segment}")).await;
-        client.send(json!({"type": "hello", "receiver": "server"})).await;
+        client
+            .send(json!({"type": "hello", "receiver": "server"}))
+            .await;
         assert_eq!(client.next().await["data"]["room"], name);
     }
     // Written otherwise, it is the same room.
@@ -126,11 +131,15 @@ async fn a_room_name_that_breaks_the_rule_is_refused() {
     for (name, reason) in names {
         let mut raw = Raw::connect(&server).await;
         let request = handshake(&format!("/room/{name}"));
-        raw.write(request.replace("Connection: ", "Connection: close, ")).await;
+        raw.write(request.replace("Connection: ", "Connection: close, "))
+            .await;
         let head = raw.read_head().await;
         assert!(head.starts_with("HTTP/1.1 400 "), "{name}: {head}");
         let body = String::from_utf8(raw.read_to_end().await).unwrap();
-        assert!(body.contains(reason) && body.lines().count() == 1, "{name}: {body}");
+        assert!(
+            body.contains(reason) && body.lines().count() == 1,
+            "{name}: {body}"
+        );
     }
     assert_eq!(server.anteroom.sessions(), 0);
 }
@@ -141,18 +150,26 @@ async fn the_subprotocol_is_given_to_who_offers_it_and_no_other() {
     let offers = [
         ("Sec-WebSocket-Protocol: anteroom.v1\r\n", true),
         ("Sec-WebSocket-Protocol: chat, anteroom.v1\r\n", true),
-        ("Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: anteroom.v1\r\n", true),
+        (
+            "Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: anteroom.v1\r\n",
+            true,
+        ),
         ("Sec-WebSocket-Protocol: chat\r\n", false),
         ("Sec-WebSocket-Protocol: ANTEROOM.V1\r\n", false),
         ("", false),
     ];
     for (offer, given) in offers {
         let mut raw = Raw::connect(&server).await;
-        raw.write(handshake("/room").replace("\r\n\r\n", &format!("\r\n{offer}\r\n"))).await;
+        raw.write(handshake("/room").replace("\r\n\r\n", &format!("\r\n{offer}\r\n")))
+            .await;
         let head = raw.read_head().await.to_ascii_lowercase();
         assert!(head.starts_with("http/1.1 101 "), "{head}");
         assert!(head.contains("\r\nsec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"));
-        assert_eq!(head.contains("\r\nsec-websocket-protocol: anteroom.v1\r\n"), given, "{offer}");
+        assert_eq!(
+            head.contains("\r\nsec-websocket-protocol: anteroom.v1\r\n"),
+            given,
+            "{offer}"
+        );
         assert_eq!(head.contains("sec-websocket-protocol"), given);
     }
 }
@@ -190,7 +207,10 @@ async fn a_room_goes_with_its_last_session() {
     let server = TestServer::start().await;
     let first = Client::join(&server, "tea").await;
     let second = Client::join(&server, "tea").await;
-    assert_eq!((server.anteroom.rooms(), server.anteroom.sessions()), (1, 2));
+    assert_eq!(
+        (server.anteroom.rooms(), server.anteroom.sessions()),
+        (1, 2)
+    );
     first.leave().await;
     eventually("one leave", || server.anteroom.sessions() == 1).await;
     assert_eq!(server.anteroom.rooms(), 1);

@@ -8,7 +8,7 @@ use tokio::{
     process::Command,
 };
 
-use crate::support::{Client, Raw, TestServer, eventually, handshake, within_deadline};
+use crate::support::{Client, Program, Raw, TestServer, eventually, handshake, within_deadline};
 
 #[tokio::test]
 async fn over_the_session_limit_the_upgrade_gets_503_until_a_place_is_free() {
@@ -53,7 +53,10 @@ async fn headers_must_come_in_time() {
         let mut turn = tokio::time::interval(std::time::Duration::from_millis(100));
         for byte in handshake("/room/tea").bytes().cycle() {
             turn.tick().await;
-            if tokio::io::AsyncWriteExt::write_all(&mut write, &[byte]).await.is_err() {
+            if tokio::io::AsyncWriteExt::write_all(&mut write, &[byte])
+                .await
+                .is_err()
+            {
                 break;
             }
         }
@@ -61,7 +64,9 @@ async fn headers_must_come_in_time() {
     let mut rest = Vec::new();
     let reading = tokio::io::AsyncReadExt::read_to_end(&mut read, &mut rest);
     let _ = within_deadline("the end of patience", reading).await;
-    within_deadline("the dribbler's end", dribbling).await.unwrap();
+    within_deadline("the dribbler's end", dribbling)
+        .await
+        .unwrap();
     assert_eq!(rest, b"");
     bystander.expect_quiet().await;
 }
@@ -71,9 +76,18 @@ async fn headers_must_be_few_and_small() {
     let server = TestServer::with(|config| config.max_header_bytes = 4096).await;
     let request = |more: &str| handshake("/room").replace("\r\n\r\n", &format!("\r\n{more}\r\n"));
     let cases = [
-        (request(&format!("X-Filler: {}\r\n", "f".repeat(3000))), "101"),
-        (request(&format!("X-Filler: {}\r\n", "f".repeat(4096))), "431"),
-        (request(&format!("X-Filler: {}\r\n", "f".repeat(100_000))), "431"),
+        (
+            request(&format!("X-Filler: {}\r\n", "f".repeat(3000))),
+            "101",
+        ),
+        (
+            request(&format!("X-Filler: {}\r\n", "f".repeat(4096))),
+            "431",
+        ),
+        (
+            request(&format!("X-Filler: {}\r\n", "f".repeat(100_000))),
+            "431",
+        ),
         (request(&"A: b\r\n".repeat(600)), "431"),
     ];
     for (request, status) in cases {
@@ -88,7 +102,9 @@ async fn headers_must_be_few_and_small() {
         let reading = tokio::io::AsyncReadExt::read_exact(&mut read, &mut start);
         within_deadline("the status", reading).await.unwrap();
         assert_eq!(std::str::from_utf8(&start[9..]).unwrap(), status);
-        raw = Raw { stream: writing.await.unwrap().reunite(read).unwrap() };
+        raw = Raw {
+            stream: writing.await.unwrap().reunite(read).unwrap(),
+        };
         drop(raw);
     }
 }
@@ -96,42 +112,46 @@ async fn headers_must_be_few_and_small() {
 #[tokio::test]
 async fn running_out_of_files_neither_ends_nor_spins_the_server() {
     // A program of its own, for which only 40 files may be open.
-    let mut server = Command::new("sh")
-        .args(["-c", "ulimit -n 40 && exec \"$0\" --listen 127.0.0.1:0 --max-sessions 1000"])
+    let mut command = Command::new("sh");
+    command
+        .args([
+            "-c",
+            "ulimit -n 40 && exec \"$0\" --listen 127.0.0.1:0 --max-sessions 1000",
+        ])
         .arg(env!("CARGO_BIN_EXE_anteroom"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdout = BufReader::new(server.stdout.take().unwrap()).lines();
-    let mut stderr = BufReader::new(server.stderr.take().unwrap()).lines();
-    let line = within_deadline("the first line", stdout.next_line()).await.unwrap().unwrap();
-    let address = line.strip_prefix("anteroom listening on http://").unwrap().parse().unwrap();
+        .stderr(Stdio::piped());
+    let mut server = Program::run(command).await;
+    let mut stderr = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    let address = server.address;
 
     let mut alice = Client::connect(address, "/room").await;
     let mut crowd = Vec::new();
     for _ in 0..100 {
         crowd.push(TcpStream::connect(address).await.unwrap());
     }
-    let warning = within_deadline("a warning", stderr.next_line()).await.unwrap().unwrap();
+    let warning = within_deadline("a warning", stderr.next_line())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(warning.contains("cannot accept connections"), "{warning}");
     // Who is in goes on; the waiting costs next to nothing.
     alice.expect_quiet().await;
-    let pid = server.id().unwrap();
+    let pid = server.child.id().unwrap();
     let before = cpu_ticks(pid);
     let mut waits = tokio::time::interval(std::time::Duration::from_millis(100));
     for _ in 0..10 {
         waits.tick().await;
     }
     let spent = cpu_ticks(pid) - before;
-    assert!(spent < 50, "{spent} hundredths of a second of CPU in one second of waiting");
+    assert!(
+        spent < 50,
+        "{spent} hundredths of a second of CPU in one second of waiting"
+    );
     // Once there are files again, newcomers get in.
     crowd.clear();
     let mut bob = Client::connect(address, "/room").await;
     alice.next().await;
     bob.expect_quiet().await;
-    server.kill().await.unwrap();
 }
 
 /// The CPU time a process has used, in hundredths of a second (proc(5), fields 14 and 15 of stat).

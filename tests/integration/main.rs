@@ -1,5 +1,5 @@
-//! The server seen from outside: over real sockets, by the public protocol. A file is a capability, a
-//! test is a behaviour. Tests wait for events, never for time to pass.
+//! The server seen from outside: over real sockets, by the public protocol. A file is a capability,
+//! a test is a behaviour. Tests wait for events, never for time to pass.
 //!
 //! | file | what it shows |
 //! | --- | --- |

@@ -11,7 +11,10 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
     let mut alice = Client::join(&server, "tea").await;
     bystander.expect_new(&alice.id).await;
     let long_type = format!(r#"{{"type":"{}","receiver":"all"}}"#, "é".repeat(33));
-    let long_ref = format!(r#"{{"type":"x","receiver":"all","ref":"{}"}}"#, "r".repeat(65));
+    let long_ref = format!(
+        r#"{{"type":"x","receiver":"all","ref":"{}"}}"#,
+        "r".repeat(65)
+    );
     let deep_array = "[".repeat(60_000);
     let wrong = [
         ("", "JSON object"),
@@ -21,7 +24,10 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
         ("null", "JSON object"),
         (r#""text""#, "JSON object"),
         (r#"["x","","all",null]"#, "JSON object"),
-        ("\u{feff}{\"type\":\"x\",\"receiver\":\"all\"}", "JSON object"),
+        (
+            "\u{feff}{\"type\":\"x\",\"receiver\":\"all\"}",
+            "JSON object",
+        ),
         (&deep_array, "JSON object"),
         ("{", "not JSON"),
         ("{}x", "not JSON"),
@@ -31,31 +37,70 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
         (r#"{"type":"x","receiver":"all","data":01}"#, "not JSON"),
         (r#"{"type":"x","receiver":"all","data":NaN}"#, "not JSON"),
         (r#"{"type":"x","receiver":"all","data":[1,2}"#, "not JSON"),
-        ("{\"type\":\"x\",\"receiver\":\"all\",\"data\":\"\u{0}\"}", "not JSON"),
-        ("{\"type\":\"x\",\"receiver\":\"all\",\"data\":\"a\nb\"}", "not JSON"),
+        (
+            "{\"type\":\"x\",\"receiver\":\"all\",\"data\":\"\u{0}\"}",
+            "not JSON",
+        ),
+        (
+            "{\"type\":\"x\",\"receiver\":\"all\",\"data\":\"a\nb\"}",
+            "not JSON",
+        ),
         ("{}", "type is missing"),
         (r#"{"receiver":"all"}"#, "type is missing"),
         (r#"{"type":"x"}"#, "receiver is missing"),
         (r#"{"type":"x","Receiver":"all"}"#, "unknown field Receiver"),
-        (r#"{"type":"x","receiver":"all","payload":{}}"#, "unknown field payload"),
-        (r#"{"type":"x","type":"x","receiver":"all"}"#, "type is given twice"),
-        (r#"{"type":"x","receiver":"all","receiver":"all"}"#, "receiver is given twice"),
-        (r#"{"type":"x","receiver":"all","data":1,"data":1}"#, "data is given twice"),
-        (r#"{"type":"x","receiver":"all","sender":1,"sender":1}"#, "sender is given twice"),
-        (r#"{"type":"x","receiver":"all","ref":1,"\u0072ef":1}"#, "ref is given twice"),
+        (
+            r#"{"type":"x","receiver":"all","payload":{}}"#,
+            "unknown field payload",
+        ),
+        (
+            r#"{"type":"x","type":"x","receiver":"all"}"#,
+            "type is given twice",
+        ),
+        (
+            r#"{"type":"x","receiver":"all","receiver":"all"}"#,
+            "receiver is given twice",
+        ),
+        (
+            r#"{"type":"x","receiver":"all","data":1,"data":1}"#,
+            "data is given twice",
+        ),
+        (
+            r#"{"type":"x","receiver":"all","sender":1,"sender":1}"#,
+            "sender is given twice",
+        ),
+        (
+            r#"{"type":"x","receiver":"all","ref":1,"\u0072ef":1}"#,
+            "ref is given twice",
+        ),
         (r#"{"type":7,"receiver":"all"}"#, "type must be a string"),
         (r#"{"type":null,"receiver":"all"}"#, "type must be a string"),
-        (r#"{"type":"\ud800","receiver":"all"}"#, "type must be a string"),
-        (r#"{"type":"","receiver":"all"}"#, "type must have 1 to 64 bytes"),
+        (
+            r#"{"type":"\ud800","receiver":"all"}"#,
+            "type must be a string",
+        ),
+        (
+            r#"{"type":"","receiver":"all"}"#,
+            "type must have 1 to 64 bytes",
+        ),
         (&long_type, "type must have 1 to 64 bytes"),
         (r#"{"type":"x","receiver":7}"#, "receiver must be a string"),
-        (r#"{"type":"x","receiver":null}"#, "receiver must be a string"),
-        (r#"{"type":"x","receiver":["all"]}"#, "receiver must be a string"),
+        (
+            r#"{"type":"x","receiver":null}"#,
+            "receiver must be a string",
+        ),
+        (
+            r#"{"type":"x","receiver":["all"]}"#,
+            "receiver must be a string",
+        ),
         (r#"{"type":"x","receiver":"all","ref":null}"#, "ref must be"),
         (r#"{"type":"x","receiver":"all","ref":1.0}"#, "ref must be"),
         (r#"{"type":"x","receiver":"all","ref":1e3}"#, "ref must be"),
         (r#"{"type":"x","receiver":"all","ref":true}"#, "ref must be"),
-        (r#"{"type":"x","receiver":"all","ref":{"a":1}}"#, "ref must be"),
+        (
+            r#"{"type":"x","receiver":"all","ref":{"a":1}}"#,
+            "ref must be",
+        ),
         (&long_ref, "ref must be"),
     ];
     for (text, reason) in wrong {
@@ -75,13 +120,20 @@ async fn an_error_carries_the_ref_wherever_it_can_be_read() {
     let mut alice = Client::join(&server, "tea").await;
     let wrong = [
         (r#"{"ref":5}"#, json!(5)),
-        (r#"{"type":"x","ref":"mine","receiver":"all","extra":1}"#, json!("mine")),
+        (
+            r#"{"type":"x","ref":"mine","receiver":"all","extra":1}"#,
+            json!("mine"),
+        ),
         (r#"{"type":7,"ref":-1,"receiver":"all"}"#, json!(-1)),
         (r#"{"type":"x","receiver":"all","ref":1.5}"#, json!(null)),
     ];
     for (text, reference) in wrong {
         alice.send_text(text).await;
-        assert_eq!(alice.expect_error("bad_message").await["ref"], reference, "{text}");
+        assert_eq!(
+            alice.expect_error("bad_message").await["ref"],
+            reference,
+            "{text}"
+        );
     }
 }
 
@@ -112,9 +164,13 @@ async fn data_arrives_byte_for_byte() {
     ];
     for data in strange {
         // The white space around a value is not part of it.
-        bob.send_text(&format!(r#" {{"data": {data} ,"type":"x","receiver":"all"}} "#)).await;
+        bob.send_text(&format!(
+            r#" {{"data": {data} ,"type":"x","receiver":"all"}} "#
+        ))
+        .await;
         let (from, relayed) = (&bob.id, alice.next_text().await);
-        let expected = format!(r#"{{"type":"x","sender":"{from}","receiver":"all","data":{data}}}"#);
+        let expected =
+            format!(r#"{{"type":"x","sender":"{from}","receiver":"all","data":{data}}}"#);
         assert!(relayed == expected, "{}", &data[..data.len().min(100)]);
     }
 }
@@ -136,7 +192,8 @@ async fn a_type_is_the_same_string_however_it_was_written() {
         (&longest_quoted, &longest),
     ];
     for (written, meant) in types {
-        bob.send_text(&format!(r#"{{"type":{written},"receiver":"\u0061ll"}}"#)).await;
+        bob.send_text(&format!(r#"{{"type":{written},"receiver":"\u0061ll"}}"#))
+            .await;
         let message = alice.next().await;
         assert_eq!(message["type"], meant);
         assert_eq!(message["receiver"], "all");
@@ -157,7 +214,10 @@ async fn a_message_at_the_limit_passes_and_one_over_it_closes() {
     bob.send_text(&message(65_536)).await;
     assert!(alice.next_text().await.len() > 65_536);
     bob.send_text(&message(65_537)).await;
-    assert_eq!(bob.expect_close().await, (1009, "a message over 65536 bytes".into()));
+    assert_eq!(
+        bob.expect_close().await,
+        (1009, "a message over 65536 bytes".into())
+    );
     let id = bob.id.clone();
     alice.expect_left(&id).await;
     alice.expect_quiet().await;

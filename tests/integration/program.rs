@@ -21,24 +21,56 @@ fn stderr_line(output: &Output) -> &str {
 
 #[test]
 fn options_that_make_no_sense_are_one_clear_line_and_exit_code_2() {
-    let cases: [(&[&str], &[(&str, &str)], &str); 10] = [
-        (&["--listen", "nowhere"], &[], "invalid value 'nowhere' for '--listen"),
-        (&["--listen", "127.0.0.1"], &[], "invalid value '127.0.0.1' for '--listen"),
+    type Case = (
+        &'static [&'static str],
+        &'static [(&'static str, &'static str)],
+        &'static str,
+    );
+    let cases: [Case; 10] = [
+        (
+            &["--listen", "nowhere"],
+            &[],
+            "invalid value 'nowhere' for '--listen",
+        ),
+        (
+            &["--listen", "127.0.0.1"],
+            &[],
+            "invalid value '127.0.0.1' for '--listen",
+        ),
         (&["--no-such"], &[], "unexpected argument '--no-such' found"),
         (&["extra"], &[], "unexpected argument 'extra' found"),
-        (&["--ping-seconds", "0"], &[], "--ping-seconds must be 1 to 3600, not 0"),
+        (
+            &["--ping-seconds", "0"],
+            &[],
+            "--ping-seconds must be 1 to 3600, not 0",
+        ),
         (&["--ping-seconds", "-1"], &[], "-1"),
-        (&["--ping-seconds", "soon"], &[], "invalid value 'soon' for '--ping-seconds"),
+        (
+            &["--ping-seconds", "soon"],
+            &[],
+            "invalid value 'soon' for '--ping-seconds",
+        ),
         (&["--max-sessions", "0"], &[], "--max-sessions must be 1 to"),
-        (&["--outbox-bytes", "1000"], &[], "--outbox-bytes must hold one message"),
-        (&[], &[("ANTEROOM_DRAIN_SECONDS", "99999")], "--drain-seconds must be 0 to 3600"),
+        (
+            &["--outbox-bytes", "1000"],
+            &[],
+            "--outbox-bytes must hold one message",
+        ),
+        (
+            &[],
+            &[("ANTEROOM_DRAIN_SECONDS", "99999")],
+            "--drain-seconds must be 0 to 3600",
+        ),
     ];
     for (options, environment, message) in cases {
         let output = run(options, environment);
         assert_eq!(output.status.code(), Some(2), "{options:?}");
         assert!(output.stdout.is_empty());
         let line = stderr_line(&output);
-        assert!(line.starts_with("anteroom: ") && line.contains(message), "{options:?}: {line}");
+        assert!(
+            line.starts_with("anteroom: ") && line.contains(message),
+            "{options:?}: {line}"
+        );
     }
 }
 
@@ -62,7 +94,12 @@ fn help_gives_each_option_its_unit_default_and_variable() {
     let output = run(&["--help"], &[]);
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
-    for group in ["\nServing:\n", "\nLimits:\n", "\nLiveness:\n", "\nStopping:\n"] {
+    for group in [
+        "\nServing:\n",
+        "\nLimits:\n",
+        "\nLiveness:\n",
+        "\nStopping:\n",
+    ] {
         assert!(help.contains(group), "{group}");
     }
     let options = [
@@ -74,15 +111,27 @@ fn help_gives_each_option_its_unit_default_and_variable() {
         ("--pong-seconds <SECONDS>", "PONG_SECONDS", "10"),
         ("--handshake-seconds <SECONDS>", "HANDSHAKE_SECONDS", "10"),
         ("--max-header-bytes <BYTES>", "MAX_HEADER_BYTES", "16384"),
-        ("--max-sessions <COUNT>", "MAX_SESSIONS", "what the open-file limit allows"),
+        (
+            "--max-sessions <COUNT>",
+            "MAX_SESSIONS",
+            "what the open-file limit allows",
+        ),
         ("--drain-seconds <SECONDS>", "DRAIN_SECONDS", "5"),
     ];
     for (option, variable, default) in options {
-        let (_, after) = help.split_once(option).unwrap_or_else(|| panic!("{option}"));
+        let (_, after) = help
+            .split_once(option)
+            .unwrap_or_else(|| panic!("{option}"));
         let own = after.split("\n      --").next().unwrap();
-        assert!(own.contains(&format!("[env: ANTEROOM_{variable}=")), "{option}: {own}");
+        assert!(
+            own.contains(&format!("[env: ANTEROOM_{variable}=")),
+            "{option}: {own}"
+        );
         if !default.is_empty() {
-            assert!(own.contains(&format!("[default: {default}]")), "{option}: {own}");
+            assert!(
+                own.contains(&format!("[default: {default}]")),
+                "{option}: {own}"
+            );
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-use crate::support::{within_deadline};
+use crate::support::{Program, within_deadline};
 
 const README: &str = include_str!("../../README.md");
 
@@ -66,19 +66,27 @@ impl Terminal {
             .unwrap();
         let input = program.stdin.take().unwrap();
         let output = BufReader::new(program.stdout.take().unwrap()).lines();
-        Terminal { program, input, output }
+        Terminal {
+            program,
+            input,
+            output,
+        }
     }
 }
 
 /// The blocks of the section, each with the number of its terminal.
 fn blocks() -> Vec<(usize, Vec<&'static str>)> {
-    let (_, section) = README.split_once("\n## Two terminals\n").expect("the section is there");
+    let (_, section) = README
+        .split_once("\n## Two terminals\n")
+        .expect("the section is there");
     let (section, _) = section.split_once("\n## ").unwrap();
     let parts: Vec<&str> = section.split("```").collect();
     parts
         .chunks_exact(2)
         .map(|pair| {
-            let (_, number) = pair[0].rsplit_once("Terminal ").expect("it says which terminal");
+            let (_, number) = pair[0]
+                .rsplit_once("Terminal ")
+                .expect("it says which terminal");
             let number = number.chars().next().unwrap().to_digit(10).unwrap();
             (number as usize, pair[1].lines().skip(1).collect())
         })
@@ -86,10 +94,13 @@ fn blocks() -> Vec<(usize, Vec<&'static str>)> {
 }
 
 #[tokio::test]
-#[ignore = "needs websocat: tests/run installs it, names it in WEBSOCAT, and starts this test"]
+#[ignore = "needs websocat and the release binary: tests/run names them and starts this test"]
 async fn the_walk_through_prints_what_the_readme_says() {
     let websocat = std::env::var("WEBSOCAT").expect("WEBSOCAT is the path of websocat");
-    let address = std::env::var("ANTEROOM_ADDRESS").expect("ANTEROOM_ADDRESS is the server's");
+    let anteroom = std::env::var("ANTEROOM").expect("ANTEROOM is the path of the server");
+    let mut command = Command::new(anteroom);
+    command.args(["--listen", "127.0.0.1:0"]);
+    let server = Program::run(command).await;
     let mut terminals: HashMap<usize, Terminal> = HashMap::new();
     let (mut readme, mut run) = (Ids::default(), Ids::default());
     let mut printed = 0;
@@ -97,14 +108,23 @@ async fn the_walk_through_prints_what_the_readme_says() {
         for line in lines {
             if let Some(command) = line.strip_prefix("$ websocat ") {
                 assert!(command.contains("127.0.0.1:8080"), "{command}");
-                let command = command.replace("127.0.0.1:8080", &address);
+                let command = command.replace("127.0.0.1:8080", &server.address.to_string());
                 let options: Vec<&str> = command.split(' ').collect();
                 terminals.insert(number, Terminal::start(&websocat, &options));
             } else if line == "^C" {
-                terminals.remove(&number).unwrap().program.kill().await.unwrap();
+                terminals
+                    .remove(&number)
+                    .unwrap()
+                    .program
+                    .kill()
+                    .await
+                    .unwrap();
             } else if line.contains(r#""sender""#) {
                 let output = &mut terminals.get_mut(&number).unwrap().output;
-                let shown = within_deadline("a line", output.next_line()).await.unwrap().unwrap();
+                let shown = within_deadline("a line", output.next_line())
+                    .await
+                    .unwrap()
+                    .unwrap();
                 assert_eq!(run.blank(&shown), readme.blank(line), "{shown}");
                 printed += 1;
             } else {

@@ -14,7 +14,8 @@ async fn hello_says_who_is_here_longest_joined_first_and_what_is_allowed() {
     first.expect_new(&third.id).await;
 
     let mut last = Client::connect(server.address, "/room/tea").await;
-    last.send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}})).await;
+    last.send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+        .await;
     let hello = last.next_text().await;
     last.id = first.next().await["sender"].as_str().unwrap().into();
     let expected = format!(
@@ -79,9 +80,18 @@ async fn ping_gives_back_what_it_was_given() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let id = alice.id.clone();
-    for (data, back) in [(r#","data":[1, 2.50,{"b":1,"a":2}]"#, r#"[1, 2.50,{"b":1,"a":2}]"#), ("", "null")] {
-        alice.send_text(&format!(r#"{{"type":"ping","receiver":"server"{data}}}"#)).await;
-        let pong = format!(r#"{{"type":"pong","sender":"server","receiver":"{id}","data":{back}}}"#);
+    for (data, back) in [
+        (
+            r#","data":[1, 2.50,{"b":1,"a":2}]"#,
+            r#"[1, 2.50,{"b":1,"a":2}]"#,
+        ),
+        ("", "null"),
+    ] {
+        alice
+            .send_text(&format!(r#"{{"type":"ping","receiver":"server"{data}}}"#))
+            .await;
+        let pong =
+            format!(r#"{{"type":"pong","sender":"server","receiver":"{id}","data":{back}}}"#);
         alice.expect_text(&pong).await;
     }
 }
@@ -90,7 +100,12 @@ async fn ping_gives_back_what_it_was_given() {
 async fn an_unknown_request_is_an_error_that_names_the_known_ones() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
-    alice.send(json!({"type": "Hello", "receiver": "server"})).await;
+    alice
+        .send(json!({"type": "Hello", "receiver": "server"}))
+        .await;
     let error = alice.expect_error("unknown_request").await;
-    assert_eq!(error["message"], "no request Hello: the server answers hello and ping");
+    assert_eq!(
+        error["message"],
+        "no request Hello: the server answers hello and ping"
+    );
 }

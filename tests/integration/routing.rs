@@ -14,7 +14,9 @@ async fn a_message_to_one_reaches_one_and_says_who_sent_it() {
     alice.expect_new(&carol.id).await;
     bob.expect_new(&carol.id).await;
 
-    alice.send(json!({"type": "offer", "receiver": bob.id, "data": {"sdp": "v=0"}})).await;
+    alice
+        .send(json!({"type": "offer", "receiver": bob.id, "data": {"sdp": "v=0"}}))
+        .await;
     let (from, to) = (&alice.id, &bob.id);
     let expected =
         format!(r#"{{"type":"offer","sender":"{from}","receiver":"{to}","data":{{"sdp":"v=0"}}}}"#);
@@ -34,7 +36,10 @@ async fn a_message_to_all_reaches_every_other() {
     bob.expect_new(&carol.id).await;
 
     bob.send(json!({"type": "chat", "receiver": "all"})).await;
-    let expected = format!(r#"{{"type":"chat","sender":"{}","receiver":"all","data":null}}"#, bob.id);
+    let expected = format!(
+        r#"{{"type":"chat","sender":"{}","receiver":"all","data":null}}"#,
+        bob.id
+    );
     alice.expect_text(&expected).await;
     carol.expect_text(&expected).await;
     bob.expect_quiet().await;
@@ -46,8 +51,15 @@ async fn the_sender_cannot_be_forged() {
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;
-    for lie in [json!(alice.id), json!("server"), json!(null), json!({"id": [1, 2]}), json!(7)] {
-        bob.send(json!({"type": "chat", "sender": lie, "receiver": alice.id})).await;
+    for lie in [
+        json!(alice.id),
+        json!("server"),
+        json!(null),
+        json!({"id": [1, 2]}),
+        json!(7),
+    ] {
+        bob.send(json!({"type": "chat", "sender": lie, "receiver": alice.id}))
+            .await;
         assert_eq!(alice.next().await["sender"], bob.id.as_str(), "{lie}");
     }
 }
@@ -57,7 +69,9 @@ async fn a_session_may_write_to_itself() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let id = alice.id.clone();
-    alice.send(json!({"type": "note", "receiver": id, "data": 1})).await;
+    alice
+        .send(json!({"type": "note", "receiver": id, "data": 1}))
+        .await;
     let expected = format!(r#"{{"type":"note","sender":"{id}","receiver":"{id}","data":1}}"#);
     alice.expect_text(&expected).await;
 }
@@ -70,7 +84,8 @@ async fn messages_of_one_sender_stay_in_order() {
     alice.expect_new(&bob.id).await;
     for number in 0..1000 {
         let receiver = if number % 3 == 0 { "all" } else { &alice.id };
-        bob.send(json!({"type": "count", "receiver": receiver, "data": number})).await;
+        bob.send(json!({"type": "count", "receiver": receiver, "data": number}))
+            .await;
     }
     for number in 0..1000 {
         assert_eq!(alice.next().await["data"], number);
@@ -91,10 +106,25 @@ async fn what_reaches_nobody_is_an_error() {
     let shouted = alice.id.to_uppercase();
     let braced = format!("{{{}}}", alice.id);
     let bare = alice.id.replace('-', "");
-    for receiver in [&elsewhere.id, &gone_id, "bob", "", "ALL", " all", &shouted, &braced, &bare] {
-        alice.send(json!({"type": "chat", "receiver": receiver, "ref": 7})).await;
+    for receiver in [
+        &elsewhere.id,
+        &gone_id,
+        "bob",
+        "",
+        "ALL",
+        " all",
+        &shouted,
+        &braced,
+        &bare,
+    ] {
+        alice
+            .send(json!({"type": "chat", "receiver": receiver, "ref": 7}))
+            .await;
         let error = alice.expect_error("unknown_receiver").await;
-        assert_eq!(error["message"], format!("no session {receiver} in this room"));
+        assert_eq!(
+            error["message"],
+            format!("no session {receiver} in this room")
+        );
         assert_eq!(error["ref"], 7);
     }
     alice.send(json!({"type": "chat", "receiver": "all"})).await;
@@ -116,22 +146,46 @@ async fn a_receipt_counts_the_receivers_and_repeats_the_ref() {
     let id = alice.id.clone();
     let longest = format!("\"{}\"", "é".repeat(32));
     let many_digits = "9".repeat(400);
-    let refs =
-        ["1", "-7", "0", r#""a\u0041\n""#, r#""""#, &longest, "18446744073709551616", &many_digits];
+    let refs = [
+        "1",
+        "-7",
+        "0",
+        r#""a\u0041\n""#,
+        r#""""#,
+        &longest,
+        "18446744073709551616",
+        &many_digits,
+    ];
     for reference in refs {
-        alice.send_text(&format!(r#"{{"type":"x","receiver":"all","ref":{reference}}}"#)).await;
+        alice
+            .send_text(&format!(
+                r#"{{"type":"x","receiver":"all","ref":{reference}}}"#
+            ))
+            .await;
         let data = format!(r#"{{"ref":{reference},"receivers":2}}"#);
         let ack = format!(r#"{{"type":"ack","sender":"server","receiver":"{id}","data":{data}}}"#);
         alice.expect_text(&ack).await;
         assert_eq!(bob.next().await.get("ref"), None);
     }
-    alice.send(json!({"type": "x", "receiver": carol.id, "ref": "one"})).await;
-    assert_eq!(alice.next().await["data"], json!({"ref": "one", "receivers": 1}));
+    alice
+        .send(json!({"type": "x", "receiver": carol.id, "ref": "one"}))
+        .await;
+    assert_eq!(
+        alice.next().await["data"],
+        json!({"ref": "one", "receivers": 1})
+    );
 
     // A request's receipt comes behind its answer.
-    alice.send(json!({"type": "ping", "receiver": "server", "ref": 9})).await;
+    alice
+        .send(json!({"type": "ping", "receiver": "server", "ref": 9}))
+        .await;
     assert_eq!(alice.next().await["type"], "pong");
-    assert_eq!(alice.next().await["data"], json!({"ref": 9, "receivers": 1}));
-    alice.send(json!({"type": "dance", "receiver": "server", "ref": 10})).await;
+    assert_eq!(
+        alice.next().await["data"],
+        json!({"ref": 9, "receivers": 1})
+    );
+    alice
+        .send(json!({"type": "dance", "receiver": "server", "ref": 10}))
+        .await;
     assert_eq!(alice.expect_error("unknown_request").await["ref"], 10);
 }

@@ -1,16 +1,10 @@
 //! Stopping: inside, and as a program.
 
-use std::process::Stdio;
-
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    net::TcpStream,
-    process::{Child, Command},
-};
+use tokio::net::TcpStream;
 
-use crate::support::{Client, Raw, TestServer, handshake, within_deadline};
+use crate::support::{Client, Program, Raw, TestServer, handshake, within_deadline};
 
 /// The N of `retry in N ms`.
 fn delay(reason: &str) -> u64 {
@@ -52,7 +46,8 @@ async fn what_was_sent_before_the_stop_arrives_before_the_goodbye() {
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;
     for number in 0..100 {
-        bob.send(json!({"type": "x", "receiver": "all", "data": number})).await;
+        bob.send(json!({"type": "x", "receiver": "all", "data": number}))
+            .await;
     }
     bob.expect_quiet().await;
     server.stop();
@@ -86,42 +81,10 @@ async fn a_drain_time_of_nothing_still_says_goodbye() {
     assert_eq!((code, delay(&reason)), (1012, 0));
 }
 
-struct Program {
-    child: Child,
-    address: std::net::SocketAddr,
-}
-
-impl Program {
-    async fn start(options: &[&str]) -> Program {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_anteroom"))
-            .args(["--listen", "127.0.0.1:0"])
-            .args(options)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = within_deadline("the first line", lines.next_line()).await.unwrap().unwrap();
-        let address = line.strip_prefix("anteroom listening on http://").unwrap().parse().unwrap();
-        Program { child, address }
-    }
-
-    async fn signal(&self, name: &str) {
-        let pid = self.child.id().unwrap().to_string();
-        let killed = Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
-        assert!(killed.success());
-    }
-
-    async fn exit_code(&mut self) -> Option<i32> {
-        within_deadline("the exit", self.child.wait()).await.unwrap().code()
-    }
-}
-
 #[tokio::test]
 async fn sigterm_and_ctrl_c_drain_and_exit_with_0() {
     for signal in ["TERM", "INT"] {
-        let mut program = Program::start(&[]).await;
+        let mut program = Program::start([]).await;
         let mut client = Client::connect(program.address, "/room").await;
         client.expect_quiet().await;
         program.signal(signal).await;
@@ -134,7 +97,7 @@ async fn sigterm_and_ctrl_c_drain_and_exit_with_0() {
 
 #[tokio::test]
 async fn sigterm_under_load_tells_everyone_and_exits_with_0() {
-    let mut program = Program::start(&["--drain-seconds", "10"]).await;
+    let mut program = Program::start(["--drain-seconds", "10"]).await;
     let address = program.address;
     let talkers = (0..100).map(|number| {
         tokio::spawn(async move {
@@ -166,7 +129,7 @@ async fn sigterm_under_load_tells_everyone_and_exits_with_0() {
 
 #[tokio::test]
 async fn a_second_signal_exits_at_once() {
-    let mut program = Program::start(&["--drain-seconds", "3600"]).await;
+    let mut program = Program::start(["--drain-seconds", "3600"]).await;
     let mut client = Client::connect(program.address, "/room").await;
     client.expect_quiet().await;
     program.signal("TERM").await;

@@ -1,14 +1,15 @@
-//! The server under test, a client made of another WebSocket implementation, and a raw connection for
-//! what no client would do.
+//! The server under test, a client made of another WebSocket implementation, and a raw connection
+//! for what no client would do.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use anteroom::{Anteroom, Config, Server};
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
+    process::{Child, Command},
     sync::oneshot,
     task::JoinHandle,
     time::timeout,
@@ -56,14 +57,22 @@ impl TestServer {
     /// A server with some options changed.
     pub async fn with(change: impl FnOnce(&mut Config)) -> TestServer {
         let _ = rlimit::increase_nofile_limit(rlimit::INFINITY);
-        let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        let mut config = Config {
+            listen: ([127, 0, 0, 1], 0).into(),
+            ..Config::default()
+        };
         change(&mut config);
         let server = Server::bind(config).await.unwrap();
         let address = server.local_addr().unwrap();
         let anteroom = server.anteroom().clone();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(server.serve(stopped.map(drop)));
-        TestServer { address, anteroom, stop: Some(stop), served }
+        TestServer {
+            address,
+            anteroom,
+            stop: Some(stop),
+            served,
+        }
     }
 
     /// Asks the server to stop.
@@ -73,7 +82,64 @@ impl TestServer {
 
     /// Waits until it has stopped.
     pub async fn stopped(self) {
-        within_deadline("the server's end", self.served).await.unwrap();
+        within_deadline("the server's end", self.served)
+            .await
+            .unwrap();
+    }
+}
+
+/// The server as a program of its own.
+pub struct Program {
+    pub child: Child,
+    pub address: SocketAddr,
+}
+
+impl Program {
+    /// Starts the program on a port of its own.
+    pub async fn start<const N: usize>(options: [&str; N]) -> Program {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
+        command
+            .args(["--listen", "127.0.0.1:0"])
+            .args(options)
+            .stderr(Stdio::null());
+        Program::run(command).await
+    }
+
+    /// Starts the program by a command, and waits for its first line.
+    pub async fn run(mut command: Command) -> Program {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = within_deadline("the first line", lines.next_line())
+            .await
+            .unwrap()
+            .unwrap();
+        let address = line
+            .strip_prefix("anteroom listening on http://")
+            .unwrap()
+            .parse()
+            .unwrap();
+        Program { child, address }
+    }
+
+    pub async fn signal(&self, name: &str) {
+        let pid = self.child.id().unwrap().to_string();
+        let killed = Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .await
+            .unwrap();
+        assert!(killed.success());
+    }
+
+    pub async fn exit_code(&mut self) -> Option<i32> {
+        within_deadline("the exit", self.child.wait())
+            .await
+            .unwrap()
+            .code()
     }
 }
 
@@ -92,7 +158,9 @@ impl Client {
     /// Joins `room`; returns also the ids of who was there.
     pub async fn join_and_look(server: &TestServer, room: &str) -> (Client, Vec<String>) {
         let mut client = Client::connect(server.address, &format!("/room/{room}")).await;
-        client.send(json!({"type": "hello", "receiver": "server"})).await;
+        client
+            .send(json!({"type": "hello", "receiver": "server"}))
+            .await;
         // Between the joining and the answer others may come.
         let hello = loop {
             let message = client.next().await;
@@ -102,14 +170,18 @@ impl Client {
         };
         client.id = hello["receiver"].as_str().unwrap().into();
         let peers = hello["data"]["peers"].as_array().unwrap().iter();
-        let peers = peers.map(|peer| peer["id"].as_str().unwrap().into()).collect();
+        let peers = peers
+            .map(|peer| peer["id"].as_str().unwrap().into())
+            .collect();
         (client, peers)
     }
 
     /// Upgrades a connection; the session's id is not known yet.
     pub async fn connect(address: SocketAddr, path: &str) -> Client {
         let stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("ws://{address}{path}").into_client_request().unwrap();
+        let request = format!("ws://{address}{path}")
+            .into_client_request()
+            .unwrap();
         let config = WebSocketConfig::default().read_buffer_size(4096);
         let (socket, _) = within_deadline(
             "the upgrade",
@@ -117,7 +189,10 @@ impl Client {
         )
         .await
         .unwrap();
-        Client { id: String::new(), socket }
+        Client {
+            id: String::new(),
+            socket,
+        }
     }
 
     /// Sends a message.
@@ -131,12 +206,16 @@ impl Client {
     }
 
     pub async fn send_frame(&mut self, frame: Message) {
-        within_deadline("sending", self.socket.send(frame)).await.unwrap();
+        within_deadline("sending", self.socket.send(frame))
+            .await
+            .unwrap();
     }
 
     /// The next frame; pings are answered on the way.
     pub async fn next_frame(&mut self) -> Result<Message, tungstenite::Error> {
-        within_deadline("a frame", self.socket.next()).await.unwrap()
+        within_deadline("a frame", self.socket.next())
+            .await
+            .unwrap()
     }
 
     /// The text of the next message.
@@ -184,7 +263,8 @@ impl Client {
 
     /// Nothing waits: the next message is the answer to a question asked now.
     pub async fn expect_quiet(&mut self) {
-        self.send(json!({"type": "ping", "receiver": "server", "data": "quiet?"})).await;
+        self.send(json!({"type": "ping", "receiver": "server", "data": "quiet?"}))
+            .await;
         let pong = self.next().await;
         assert_eq!(pong["type"], "pong", "{pong}");
         assert_eq!(pong["data"], "quiet?");
@@ -205,7 +285,11 @@ impl Client {
 
     /// Sends a message, if the connection still takes one.
     pub async fn try_send(&mut self, message: Value) {
-        let _ = within_deadline("sending", self.socket.send(Message::text(message.to_string()))).await;
+        let _ = within_deadline(
+            "sending",
+            self.socket.send(Message::text(message.to_string())),
+        )
+        .await;
     }
 
     /// Takes in one frame; returns the code if it was a Close frame.
@@ -219,13 +303,17 @@ impl Client {
     /// Leaves properly, and waits until the server has said goodbye.
     pub async fn leave(mut self) {
         self.socket.close(None).await.unwrap();
-        within_deadline("goodbye", async { while let Some(Ok(_)) = self.socket.next().await {} })
-            .await;
+        within_deadline("goodbye", async {
+            while let Some(Ok(_)) = self.socket.next().await {}
+        })
+        .await;
     }
 
     /// The connection underneath, to do something improper with.
     pub fn into_raw(self) -> Raw {
-        Raw { stream: self.socket.into_inner() }
+        Raw {
+            stream: self.socket.into_inner(),
+        }
     }
 }
 
@@ -265,7 +353,12 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         }
     }
     bytes.extend(MASK);
-    bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
+    bytes.extend(
+        payload
+            .iter()
+            .zip(MASK.iter().cycle())
+            .map(|(byte, key)| byte ^ key),
+    );
     bytes
 }
 
@@ -276,7 +369,9 @@ pub fn text(payload: impl AsRef<[u8]>) -> Vec<u8> {
 
 impl Raw {
     pub async fn connect(server: &TestServer) -> Raw {
-        Raw { stream: TcpStream::connect(server.address).await.unwrap() }
+        Raw {
+            stream: TcpStream::connect(server.address).await.unwrap(),
+        }
     }
 
     /// Joins `room`.
@@ -289,14 +384,20 @@ impl Raw {
     }
 
     pub async fn write(&mut self, bytes: impl AsRef<[u8]>) {
-        within_deadline("writing", self.stream.write_all(bytes.as_ref())).await.unwrap();
+        within_deadline("writing", self.stream.write_all(bytes.as_ref()))
+            .await
+            .unwrap();
     }
 
     /// Reads an HTTP response up to the end of its headers.
     pub async fn read_head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            head.push(within_deadline("the response", self.stream.read_u8()).await.unwrap());
+            head.push(
+                within_deadline("the response", self.stream.read_u8())
+                    .await
+                    .unwrap(),
+            );
         }
         String::from_utf8(head).unwrap()
     }
