@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::refusal::Refusal;
 
@@ -36,8 +36,8 @@ impl Admission {
     pub(crate) fn admit(&self) -> Result<Place, Refusal> {
         let permit = self.places.clone().try_acquire_owned().map_err(|error| {
             let message = match error {
-                tokio::sync::TryAcquireError::Closed => "the server is stopping: try again later",
-                tokio::sync::TryAcquireError::NoPermits => "the server is full: try again later",
+                TryAcquireError::Closed => "the server is stopping: try again later",
+                TryAcquireError::NoPermits => "the server is full: try again later",
             };
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).with(RETRY_AFTER, RETRY_SECONDS)
         })?;

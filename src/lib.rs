@@ -60,7 +60,7 @@ use crate::{
     admission::{Admission, Place},
     heartbeat::Heartbeat,
     protocol::{Close, RoomName},
-    session::Shared,
+    rooms::Rooms,
 };
 
 /// A server that is bound to its address, and not yet serving.
@@ -130,13 +130,20 @@ impl Server {
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Anteroom(Arc<Inner>);
+pub struct Anteroom(Arc<Shared>);
 
-struct Inner {
-    shared: Arc<Shared>,
+/// What routes, connections and sessions have in common.
+struct Shared {
+    config: Config,
     admission: Admission,
+    rooms: Arc<Rooms>,
+    heartbeat: Arc<Heartbeat>,
     /// Every task there is: the ticker, connections, sessions.
     tasks: TaskTracker,
+    /// Cancelled when the server stops: nobody joins any more.
+    stopping: CancellationToken,
+    /// Cancelled when it waits no longer for who is still there.
+    stopped: CancellationToken,
 }
 
 impl Anteroom {
@@ -159,22 +166,19 @@ impl Anteroom {
                 )
             })?;
         }
-        let tasks = TaskTracker::new();
-        let admission = Admission::new(config.session_limit());
-        let heartbeat = Arc::new(Heartbeat::new(config.ping_seconds, config.pong_seconds));
-        let stopping = CancellationToken::new();
-        tasks.spawn(tick(heartbeat.clone(), stopping.clone()));
         let shared = Shared {
-            config,
+            admission: Admission::new(config.session_limit()),
             rooms: Arc::default(),
-            heartbeat,
-            stopping,
+            heartbeat: Arc::new(Heartbeat::new(config.ping_seconds, config.pong_seconds)),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+            config,
         };
-        Ok(Anteroom(Arc::new(Inner {
-            shared: Arc::new(shared),
-            admission,
-            tasks,
-        })))
+        shared
+            .tasks
+            .spawn(tick(shared.heartbeat.clone(), shared.stopping.clone()));
+        Ok(Anteroom(Arc::new(shared)))
     }
 
     /// All that the server answers: the page, `/health`, and what [`room`](Anteroom::room) answers.
@@ -189,61 +193,41 @@ impl Anteroom {
 
     /// How many rooms there are.
     pub fn rooms(&self) -> usize {
-        self.0.shared.rooms.len()
+        self.0.rooms.len()
     }
 
     /// How many sessions there are.
     pub fn sessions(&self) -> usize {
-        self.0.shared.rooms.senders().len()
+        self.0.rooms.sessions()
     }
 
     /// Admits nobody any more, tells every session to come back later (close code 1012), waits for
     /// them for the drain time at most, and returns with no task left.
     pub async fn shut_down(&self) {
-        let Inner {
-            shared,
-            admission,
-            tasks,
-        } = &*self.0;
-        admission.close();
+        let shared = &*self.0;
+        shared.admission.close();
         shared.stopping.cancel();
         let sessions = shared.rooms.senders();
-        info!(
-            "stopping: {} sessions have {} s to leave",
-            sessions.len(),
-            shared.config.drain_seconds
-        );
-        let drain = shared.config.drain_seconds * 1000;
+        let (count, seconds) = (sessions.len(), shared.config.drain_seconds);
+        info!("stopping: {count} sessions have {seconds} s to leave");
         for (place, sender) in (0..).zip(&sessions) {
-            sender.close(Close::restart(drain * place / sessions.len() as u64));
+            sender.close(Close::restart(seconds * 1000 * place / count as u64));
         }
-        tasks.close();
-        tasks.wait().await;
+        shared.tasks.close();
+        if timeout(shared.config.drain(), shared.tasks.wait())
+            .await
+            .is_err()
+        {
+            shared.stopped.cancel();
+            shared.tasks.wait().await;
+        }
         info!("stopped");
-    }
-
-    fn config(&self) -> &Config {
-        &self.0.shared.config
-    }
-
-    fn admission(&self) -> &Admission {
-        &self.0.admission
-    }
-
-    fn stopping(&self) -> CancellationToken {
-        self.0.shared.stopping.clone()
-    }
-
-    /// Runs a task that [`shut_down`](Anteroom::shut_down) waits for; it must end soon once
-    /// `stopping` is cancelled.
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.tasks.spawn(task);
     }
 
     /// Runs a session on `connection` once it is upgraded.
     fn start_session(&self, room: RoomName, connection: OnUpgrade, place: Place) {
-        let shared = self.0.shared.clone();
-        self.spawn(async move {
+        let shared = self.0.clone();
+        self.0.tasks.spawn(async move {
             let _place = place;
             let Ok(Ok(upgraded)) = timeout(shared.config.handshake(), connection).await else {
                 return;
@@ -265,9 +249,9 @@ impl Anteroom {
     }
 }
 
-impl Drop for Inner {
+impl Drop for Shared {
     fn drop(&mut self) {
-        self.shared.stopping.cancel();
+        self.stopping.cancel();
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::Anteroom;
+use crate::{Anteroom, Shared};
 
 /// How many connections the kernel holds until they are accepted: a storm of them waits instead of
 /// being retried.
@@ -45,12 +45,18 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts connections for ever, and serves each in a task of its own.
 pub(crate) async fn accept(listener: &TcpListener, anteroom: &Anteroom) {
+    let Shared {
+        config,
+        tasks,
+        stopping,
+        ..
+    } = &*anteroom.0;
     let routes = TowerToHyperService::new(warp::service(anteroom.routes()));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(anteroom.config().handshake())
-        .max_header_size(anteroom.config().max_header_bytes)
-        .max_buf_size(anteroom.config().max_header_bytes.max(MIN_BUFFER));
+        .header_read_timeout(config.handshake())
+        .max_header_size(config.max_header_bytes)
+        .max_buf_size(config.max_header_bytes.max(MIN_BUFFER));
     let mut waits = 0;
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -74,8 +80,8 @@ pub(crate) async fn accept(listener: &TcpListener, anteroom: &Anteroom) {
         // Messages are small and meant to arrive now.
         let _ = stream.set_nodelay(true);
         let connection = http.serve_connection(TokioIo::new(stream), routes.clone());
-        let (stopping, drain) = (anteroom.stopping(), anteroom.config().drain());
-        anteroom.spawn(async move {
+        let (stopping, drain) = (stopping.clone(), config.drain());
+        tasks.spawn(async move {
             let mut connection = pin!(connection.with_upgrades());
             let served = tokio::select! {
                 served = timeout(HTTP_LIFETIME, connection.as_mut()) => served,

@@ -93,11 +93,12 @@ fn one_line(error: &str) -> String {
         .split("\n\nFor more information")
         .next()
         .unwrap_or(message);
-    let words = message
-        .strip_prefix("error: ")
-        .unwrap_or(message)
-        .split_whitespace();
-    words.collect::<Vec<_>>().join(" ")
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let lines = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("; ")
 }
 
 fn fail(code: u8, message: impl Display) -> ExitCode {

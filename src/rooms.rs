@@ -112,6 +112,11 @@ impl Rooms {
     pub(crate) fn len(&self) -> usize {
         self.rooms.lock().len()
     }
+
+    /// How many sessions there are, in all rooms.
+    pub(crate) fn sessions(&self) -> usize {
+        self.rooms.lock().values().map(|entry| entry.sessions).sum()
+    }
 }
 
 impl Membership {

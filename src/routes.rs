@@ -24,7 +24,7 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
     let health = warp::path!("health")
         .and(get)
         .map(|| "ok\n".into_response());
-    let page = match &anteroom.config().static_dir {
+    let page = match &anteroom.0.config.static_dir {
         Some(folder) => page::folder(folder),
         None => page::embedded(),
     };
@@ -74,7 +74,7 @@ fn join(
 ) -> Result<Response, Refusal> {
     let room = room.map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
-    let place = anteroom.admission().admit()?;
+    let place = anteroom.0.admission.admit()?;
     anteroom.start_session(room, upgrade.connection, place);
     Ok(upgrade.response.map(|empty: Bytes| empty.into()))
 }

@@ -5,7 +5,6 @@ use std::{
     fmt::{self, Display},
     future::poll_fn,
     ops::ControlFlow,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -16,30 +15,20 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Config,
-    heartbeat::{Beat, Heartbeat},
+    Shared,
+    heartbeat::Beat,
     outbox::{Outbox, Sender, outbox},
     protocol::{self, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId},
     requests,
-    rooms::{Membership, Rooms},
+    rooms::Membership,
     websocket::{Event, Frame, Socket, Stop, Violation},
 };
 
 /// How long a client has to take its Close frame and close its side. A restarting server grants its
 /// drain time instead.
 const GOODBYE: Duration = Duration::from_secs(2);
-
-/// What all sessions have in common.
-pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) rooms: Arc<Rooms>,
-    pub(crate) heartbeat: Arc<Heartbeat>,
-    /// Cancelled when the server stops: nobody joins any more.
-    pub(crate) stopping: CancellationToken,
-}
 
 /// Lives the life of a session on `stream`; `early` is what the client sent right behind its
 /// handshake.
@@ -62,8 +51,13 @@ pub(crate) async fn run(
         }) => shared.config.drain(),
         _ => GOODBYE,
     };
-    // Whether the client took it in time makes no difference any more.
-    let _ = timeout(limit, socket.close(last_frames)).await;
+    tokio::select! {
+        // Even without time to wait, it is said once.
+        biased;
+        // Whether the client took it in time makes no difference any more.
+        _ = timeout(limit, socket.close(last_frames)) => {}
+        () = shared.stopped.cancelled() => {}
+    }
 }
 
 /// A session that is in its room.

@@ -20,7 +20,7 @@ const STEPS: usize = 100;
 async fn after_a_storm_of_2000_joins_everyone_knows_of_everyone() {
     const SESSIONS: usize = 2000;
     // Who has joined does not read until all have, so it must not be asked whether it is there.
-    let server = TestServer::with(|config| config.ping_seconds = 3600).await;
+    let server = TestServer::with(|config| config.pong_seconds = 3600).await;
     let joined: Vec<(Client, Vec<String>)> = stream::iter(0..SESSIONS)
         .map(|_| Client::join_and_look(&server, "storm"))
         .buffer_unordered(AT_ONCE)
