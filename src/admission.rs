@@ -1,8 +1,13 @@
 //! May this request join?
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
+use log::warn;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::refusal::Refusal;
@@ -10,9 +15,13 @@ use crate::refusal::Refusal;
 /// When to try again once all places are taken, in seconds.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
+/// How often to warn that all places are taken.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 /// The places there are.
 pub(crate) struct Admission {
     places: Arc<Semaphore>,
+    last_warning: Mutex<Option<Instant>>,
 }
 
 /// A session's place; dropping it gives it back.
@@ -25,6 +34,7 @@ impl Admission {
     pub(crate) fn new(max_sessions: usize) -> Admission {
         Admission {
             places: Arc::new(Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS))),
+            last_warning: Mutex::default(),
         }
     }
 
@@ -34,14 +44,24 @@ impl Admission {
     ///
     /// The [`Refusal`] (503) when all are taken, or the server is stopping.
     pub(crate) fn admit(&self) -> Result<Place, Refusal> {
-        let permit = self.places.clone().try_acquire_owned().map_err(|error| {
-            let message = match error {
-                TryAcquireError::Closed => "the server is stopping: try again later",
-                TryAcquireError::NoPermits => "the server is full: try again later",
-            };
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).with(RETRY_AFTER, RETRY_SECONDS)
-        })?;
-        Ok(Place { _permit: permit })
+        let message = match self.places.clone().try_acquire_owned() {
+            Ok(permit) => return Ok(Place { _permit: permit }),
+            Err(TryAcquireError::Closed) => "the server is stopping: try again later",
+            Err(TryAcquireError::NoPermits) => {
+                self.warn();
+                "the server is full: try again later"
+            }
+        };
+        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message);
+        Err(refusal.with(RETRY_AFTER, RETRY_SECONDS))
+    }
+
+    fn warn(&self) {
+        let mut last = self.last_warning.lock();
+        if last.is_none_or(|last| last.elapsed() >= WARN_EVERY) {
+            *last = Some(Instant::now());
+            warn!("sessions are refused: all --max-sessions are taken");
+        }
     }
 
     /// Admits nobody from now on.

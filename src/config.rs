@@ -28,7 +28,7 @@ pub struct Config {
         value_name = "ADDRESS:PORT",
         help_heading = "Serving"
     )]
-    #[arg(default_value_t = Config::default().listen)]
+    #[arg(default_value_t = Config::default().listen, value_parser = address)]
     pub listen: SocketAddr,
 
     /// Serve the files of this folder in place of the built-in page
@@ -196,6 +196,11 @@ impl Config {
     pub(crate) fn drain(&self) -> Duration {
         Duration::from_secs(self.drain_seconds)
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "not an IP address and a port, such as 0.0.0.0:8080 or [::]:8080".into())
 }
 
 fn within(option: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), String> {

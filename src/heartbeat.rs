@@ -115,14 +115,14 @@ mod tests {
     fn look(outbox: &Outbox) -> Result<usize, CloseCode> {
         let mut frames = VecDeque::new();
         let mut cx = Context::from_waker(Waker::noop());
-        match outbox.poll_frames(&mut cx, &mut frames) {
+        match outbox.poll_frames(&mut cx, &mut frames, 0) {
             Poll::Ready(Err(close)) => Err(close.code),
             Poll::Ready(Ok(())) | Poll::Pending => Ok(frames.len()),
         }
     }
 
     fn session(heartbeat: &Arc<Heartbeat>) -> (Beat, Outbox) {
-        let (sender, outbox) = outbox(1000);
+        let (sender, outbox) = outbox(100_000);
         (heartbeat.register(SessionId::random(), sender), outbox)
     }
 

@@ -45,23 +45,16 @@ mod websocket;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use log::info;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use warp::{filters::BoxedFilter, reply::Response};
 
 pub use crate::config::Config;
-use crate::{
-    admission::{Admission, Place},
-    heartbeat::Heartbeat,
-    protocol::{Close, RoomName},
-    rooms::Rooms,
-};
+use crate::{admission::Admission, heartbeat::Heartbeat, protocol::Close, rooms::Rooms};
 
 /// A server that is bound to its address, and not yet serving.
 pub struct Server {
@@ -70,17 +63,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the address of `config`. Must be called within a tokio runtime.
+    /// Binds the address of `config`.
     ///
     /// # Errors
     ///
     /// An address that cannot be bound, a folder that cannot be read, or a value that makes no
     /// sense ([`Config::check`]); the message says which.
-    pub async fn bind(config: Config) -> io::Result<Server> {
+    pub fn bind(config: Config) -> io::Result<Server> {
         let listen = config.listen;
-        let anteroom = Anteroom::new(config)?;
         let listener = listener::bind(listen)
             .map_err(|error| with_context(error, format!("cannot listen on {listen}")))?;
+        let anteroom = Anteroom::new(config)?;
         Ok(Server { listener, anteroom })
     }
 
@@ -103,6 +96,10 @@ impl Server {
     /// left.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Server { listener, anteroom } = self;
+        info!(
+            "serving up to {} sessions",
+            anteroom.shared().config.session_limit()
+        );
         tokio::select! {
             () = listener::accept(&listener, &anteroom) => {}
             () = shutdown => {}
@@ -113,7 +110,7 @@ impl Server {
 }
 
 /// The rooms and all that works on them, without a listener. A clone is another handle to the same
-/// rooms.
+/// rooms; filters hold one, too. When the last is dropped, every session is told to go.
 ///
 /// ```
 /// # async fn example() -> std::io::Result<()> {
@@ -130,7 +127,10 @@ impl Server {
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Anteroom(Arc<Shared>);
+pub struct Anteroom(Arc<Owner>);
+
+/// Tells everyone to go when the last handle is dropped.
+struct Owner(Arc<Shared>);
 
 /// What routes, connections and sessions have in common.
 struct Shared {
@@ -147,13 +147,16 @@ struct Shared {
 }
 
 impl Anteroom {
-    /// Empty rooms, and the ticker that pings who will be in them. Must be called within a tokio
-    /// runtime.
+    /// Empty rooms, and the ticker that pings who will be in them.
     ///
     /// # Errors
     ///
     /// A folder that cannot be read, or a value that makes no sense ([`Config::check`]); the
     /// message says which.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
     pub fn new(config: Config) -> io::Result<Anteroom> {
         config
             .check()
@@ -178,10 +181,11 @@ impl Anteroom {
         shared
             .tasks
             .spawn(tick(shared.heartbeat.clone(), shared.stopping.clone()));
-        Ok(Anteroom(Arc::new(shared)))
+        Ok(Anteroom(Arc::new(Owner(Arc::new(shared)))))
     }
 
     /// All that the server answers: the page, `/health`, and what [`room`](Anteroom::room) answers.
+    /// Every path gets an answer (404 if need be), so filters behind these are never reached.
     pub fn routes(&self) -> BoxedFilter<(Response,)> {
         routes::all(self)
     }
@@ -193,26 +197,19 @@ impl Anteroom {
 
     /// How many rooms there are.
     pub fn rooms(&self) -> usize {
-        self.0.rooms.len()
+        self.shared().rooms.len()
     }
 
     /// How many sessions there are.
     pub fn sessions(&self) -> usize {
-        self.0.rooms.sessions()
+        self.shared().rooms.sessions()
     }
 
     /// Admits nobody any more, tells every session to come back later (close code 1012), waits for
     /// them for the drain time at most, and returns with no task left.
     pub async fn shut_down(&self) {
-        let shared = &*self.0;
-        shared.admission.close();
-        shared.stopping.cancel();
-        let sessions = shared.rooms.senders();
-        let (count, seconds) = (sessions.len(), shared.config.drain_seconds);
-        info!("stopping: {count} sessions have {seconds} s to leave");
-        for (place, sender) in (0..).zip(&sessions) {
-            sender.close(Close::restart(seconds * 1000 * place / count as u64));
-        }
+        let shared = self.shared();
+        shared.stop();
         shared.tasks.close();
         if timeout(shared.config.drain(), shared.tasks.wait())
             .await
@@ -224,34 +221,32 @@ impl Anteroom {
         info!("stopped");
     }
 
-    /// Runs a session on `connection` once it is upgraded.
-    fn start_session(&self, room: RoomName, connection: OnUpgrade, place: Place) {
-        let shared = self.0.clone();
-        self.0.tasks.spawn(async move {
-            let _place = place;
-            let Ok(Ok(upgraded)) = timeout(shared.config.handshake(), connection).await else {
-                return;
-            };
-            match upgraded.downcast::<TokioIo<TcpStream>>() {
-                Ok(parts) => {
-                    let stream = parts.io.into_inner();
-                    // Whoever did not take the goodbye is cut off; the kernel must not go on trying
-                    // for minutes.
-                    let _ = stream.set_zero_linger();
-                    session::run(&shared, room, stream, parts.read_buf).await;
-                }
-                // Under another server than ours the stream is of a type we cannot name.
-                Err(upgraded) => {
-                    session::run(&shared, room, TokioIo::new(upgraded), Default::default()).await;
-                }
-            }
-        });
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.0
     }
 }
 
-impl Drop for Shared {
-    fn drop(&mut self) {
+impl Shared {
+    /// Admits nobody any more, and tells every session to come back later, each at a time of its
+    /// own within the drain time.
+    fn stop(&self) {
+        if self.stopping.is_cancelled() {
+            return;
+        }
+        self.admission.close();
         self.stopping.cancel();
+        let sessions = self.rooms.senders();
+        let (count, seconds) = (sessions.len(), self.config.drain_seconds);
+        info!("stopping: {seconds} s to leave for {count} session(s)");
+        for (index, sender) in (0..).zip(&sessions) {
+            sender.close(Close::restart(seconds * 1000 * index / count as u64));
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -267,6 +262,11 @@ async fn tick(heartbeat: Arc<Heartbeat>, stopping: CancellationToken) {
         }
     }
 }
+
+/// The README's example, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 fn with_context(error: io::Error, context: String) -> io::Error {
     io::Error::new(error.kind(), format!("{context}: {error}"))

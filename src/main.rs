@@ -10,6 +10,7 @@ use anteroom::{Config, Server};
 use clap::Parser;
 use log::warn;
 use tokio::{
+    runtime::Runtime,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
@@ -45,17 +46,24 @@ fn main() -> ExitCode {
     if let Err(message) = config.check() {
         return fail(USAGE, message);
     }
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("anteroom=info"))
+        .init();
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         warn!("cannot raise the open-file limit: {error}");
     }
-    match run(config) {
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(FAILURE, format!("cannot start the threads: {error}")),
+    };
+    let result = runtime.block_on(run(config));
+    // A file system that does not answer must not hold up the exit.
+    runtime.shutdown_background();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(FAILURE, error),
     }
 }
 
-#[tokio::main]
 async fn run(config: Config) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -65,7 +73,7 @@ async fn run(config: Config) -> io::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let server = Server::bind(config).await?;
+    let server = Server::bind(config)?;
     // Whether anyone reads it makes no difference.
     let _ = writeln!(
         io::stdout(),

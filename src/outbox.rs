@@ -16,30 +16,30 @@ use crate::{
 
 /// An empty queue that takes up to `limit` bytes: its two ends.
 pub(crate) fn outbox(limit: usize) -> (Sender, Outbox) {
-    let shared = Arc::new(Shared {
+    let channel = Arc::new(Channel {
         limit,
         queue: Mutex::default(),
     });
-    (Sender(shared.clone()), Outbox(shared))
+    (Sender(channel.clone()), Outbox(channel))
 }
 
 /// The end that everyone writes to.
 #[derive(Clone)]
-pub(crate) struct Sender(Arc<Shared>);
+pub(crate) struct Sender(Arc<Channel>);
 
 /// The end that the session reads. Dropping it closes the queue.
-pub(crate) struct Outbox(Arc<Shared>);
+pub(crate) struct Outbox(Arc<Channel>);
 
 /// Why a frame was not taken.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum PushError {
     /// The frame did not fit: the session is too slow, and is closed for it.
     Full,
     /// The session is already closing.
     Closed,
 }
 
-struct Shared {
+struct Channel {
     limit: usize,
     queue: Mutex<Queue>,
 }
@@ -47,11 +47,11 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     frames: VecDeque<Frame>,
-    /// What waits, in bytes, with what the session has taken and not yet written.
-    bytes: usize,
+    /// What it costs to keep what waits, with what the session has taken and not yet written.
+    cost: usize,
     state: State,
     /// Whether the session sleeps because nothing waits.
-    idle: bool,
+    asleep: bool,
     waker: Option<Waker>,
 }
 
@@ -65,8 +65,30 @@ enum State {
     Closed,
 }
 
+impl Channel {
+    /// Puts a frame at the end of the queue; returns whom to wake for it.
+    fn push(&self, frame: &Frame) -> (Result<(), PushError>, Option<Waker>) {
+        let mut queue = self.queue.lock();
+        let State::Open = queue.state else {
+            return (Err(PushError::Closed), None);
+        };
+        let cost = queue.cost + frame.cost();
+        if queue.cost > 0 && cost > self.limit {
+            queue.frames = VecDeque::new();
+            let reason = format!("too slow: over {} bytes waited to be sent", self.limit);
+            let waker = queue.close(Close::new(CloseCode::TryAgainLater, reason));
+            return (Err(PushError::Full), waker);
+        }
+        queue.cost = cost;
+        queue.frames.push_back(frame.clone());
+        // A session that is busy writing finds the frame by itself.
+        let asleep = mem::take(&mut queue.asleep);
+        (Ok(()), asleep.then(|| queue.waker.take()).flatten())
+    }
+}
+
 impl Queue {
-    /// Returns whom to wake once the lock is released.
+    /// Returns whom to wake for it.
     fn close(&mut self, close: Close) -> Option<Waker> {
         let State::Open = self.state else { return None };
         self.state = State::Closing(close);
@@ -80,33 +102,14 @@ impl Sender {
     ///
     /// # Errors
     ///
-    /// [`Refused::Full`] for the first frame that does not fit: what waited is dropped, and the
-    /// session closed (1013). [`Refused::Closed`] from then on.
-    pub(crate) fn push(&self, frame: &Frame) -> Result<(), Refused> {
-        let mut queue = self.0.queue.lock();
-        let State::Open = queue.state else {
-            return Err(Refused::Closed);
-        };
-        let full = queue.bytes > 0 && queue.bytes + frame.len() > self.0.limit;
-        let waker = if full {
-            queue.frames = VecDeque::new();
-            let reason = format!("too slow: over {} bytes waited to be sent", self.0.limit);
-            queue.close(Close::new(CloseCode::TryAgainLater, reason))
-        } else {
-            queue.bytes += frame.len();
-            queue.frames.push_back(frame.clone());
-            // A session that is busy writing finds the frame by itself.
-            if mem::take(&mut queue.idle) {
-                queue.waker.take()
-            } else {
-                None
-            }
-        };
-        drop(queue);
+    /// [`PushError::Full`] for the first frame that does not fit: what waited is dropped, and the
+    /// session closed (1013). [`PushError::Closed`] from then on.
+    pub(crate) fn push(&self, frame: &Frame) -> Result<(), PushError> {
+        let (result, waker) = self.0.push(frame);
         if let Some(waker) = waker {
             waker.wake();
         }
-        if full { Err(Refused::Full) } else { Ok(()) }
+        result
     }
 
     /// Ends the session with this Close frame, after what waits; unless it is already ending.
@@ -119,7 +122,15 @@ impl Sender {
 }
 
 impl Outbox {
+    /// Like [`Sender::push`], by the session itself. It is awake, and must look into its outbox
+    /// before it sleeps.
+    pub(crate) fn push(&self, frame: &Frame) {
+        // When it is full, the session finds the close that follows from it.
+        let _ = self.0.push(frame);
+    }
+
     /// Waits until `writing` has frames: the ones it still has, or all that wait in the queue.
+    /// `written` is the cost of what was written since the last call; it makes room.
     ///
     /// # Errors
     ///
@@ -129,15 +140,18 @@ impl Outbox {
         &self,
         cx: &mut Context<'_>,
         writing: &mut VecDeque<Frame>,
+        written: usize,
     ) -> Poll<Result<(), Close>> {
         let mut queue = self.0.queue.lock();
         if let State::Closing(close) = &queue.state {
             return Poll::Ready(Err(close.clone()));
         }
+        queue.cost -= written;
         if writing.is_empty() {
-            mem::swap(&mut queue.frames, writing);
+            // Not even the room that a burst has taken is kept.
+            *writing = mem::take(&mut queue.frames);
         }
-        queue.idle = writing.is_empty();
+        queue.asleep = writing.is_empty();
         if queue
             .waker
             .as_ref()
@@ -145,16 +159,11 @@ impl Outbox {
         {
             queue.waker = Some(cx.waker().clone());
         }
-        if queue.idle {
+        if queue.asleep {
             Poll::Pending
         } else {
             Poll::Ready(Ok(()))
         }
-    }
-
-    /// Makes room: so many bytes of what was taken are written.
-    pub(crate) fn written(&self, bytes: usize) {
-        self.0.queue.lock().bytes -= bytes;
     }
 
     /// What still waits. Nothing is taken from now on.
@@ -175,49 +184,88 @@ impl Drop for Outbox {
 mod tests {
     use super::*;
 
-    fn frame(length: usize) -> Frame {
-        Frame::text(|buffer| buffer.resize(buffer.len() + length - 2, b'a'))
+    /// A frame of this cost.
+    fn frame(cost: usize) -> Frame {
+        let empty = Frame::text(|_| {});
+        let frame = Frame::text(|buffer| buffer.resize(buffer.len() + cost - empty.cost(), b'a'));
+        assert_eq!(frame.cost(), cost);
+        frame
     }
 
-    fn poll(outbox: &Outbox, writing: &mut VecDeque<Frame>) -> Poll<Result<(), CloseCode>> {
+    fn poll(
+        outbox: &Outbox,
+        writing: &mut VecDeque<Frame>,
+        written: usize,
+    ) -> Poll<Result<(), CloseCode>> {
         let mut cx = Context::from_waker(Waker::noop());
         outbox
-            .poll_frames(&mut cx, writing)
+            .poll_frames(&mut cx, writing, written)
             .map_err(|close| close.code)
     }
 
     #[test]
     fn what_is_taken_and_not_written_still_counts() {
-        let (sender, outbox) = outbox(100);
+        let (sender, outbox) = outbox(200);
         let mut writing = VecDeque::new();
-        assert_eq!(sender.push(&frame(60)), Ok(()));
-        assert_eq!(poll(&outbox, &mut writing), Poll::Ready(Ok(())));
-        assert_eq!(sender.push(&frame(40)), Ok(()));
-        outbox.written(30);
-        assert_eq!(sender.push(&frame(30)), Ok(()));
-        assert_eq!(sender.push(&frame(10)), Err(Refused::Full));
-        assert_eq!(sender.push(&frame(10)), Err(Refused::Closed));
+        assert_eq!(sender.push(&frame(120)), Ok(()));
+        assert_eq!(poll(&outbox, &mut writing, 0), Poll::Ready(Ok(())));
+        assert_eq!(sender.push(&frame(80)), Ok(()));
+        assert_eq!(poll(&outbox, &mut writing, 70), Poll::Ready(Ok(())));
+        assert_eq!(sender.push(&frame(70)), Ok(()));
+        assert_eq!(sender.push(&frame(70)), Err(PushError::Full));
+        assert_eq!(sender.push(&frame(70)), Err(PushError::Closed));
         let close = Poll::Ready(Err(CloseCode::TryAgainLater));
-        assert_eq!(poll(&outbox, &mut writing), close);
+        assert_eq!(poll(&outbox, &mut writing, 0), close);
         assert_eq!(writing.len(), 1);
         assert!(outbox.into_rest().is_empty());
+    }
+
+    #[test]
+    fn many_small_frames_are_much_to_keep() {
+        let (sender, _outbox) = outbox(1000);
+        let small = Frame::pong(b"");
+        let taken = (0..1000)
+            .take_while(|_| sender.push(&small).is_ok())
+            .count();
+        assert!(
+            taken < 20,
+            "{taken} frames of {} bytes",
+            small.bytes().len()
+        );
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_burst() {
+        let (sender, outbox) = outbox(100_000);
+        let mut writing = VecDeque::new();
+        for _ in 0..500 {
+            assert_eq!(sender.push(&frame(100)), Ok(()));
+        }
+        assert_eq!(poll(&outbox, &mut writing, 0), Poll::Ready(Ok(())));
+        writing.clear();
+        assert_eq!(poll(&outbox, &mut writing, 50_000), Poll::Pending);
+        let queue = outbox.0.queue.lock();
+        assert_eq!(
+            (writing.capacity(), queue.frames.capacity(), queue.cost),
+            (0, 0, 0)
+        );
     }
 
     #[test]
     fn an_empty_queue_takes_a_frame_of_any_size() {
         let (sender, _outbox) = outbox(100);
         assert_eq!(sender.push(&frame(110)), Ok(()));
-        assert_eq!(sender.push(&frame(10)), Err(Refused::Full));
+        assert_eq!(sender.push(&frame(70)), Err(PushError::Full));
     }
 
     #[test]
     fn the_first_close_stands_and_what_waited_goes_before_it() {
         let (sender, outbox) = outbox(100);
-        assert_eq!(sender.push(&frame(10)), Ok(()));
+        assert_eq!(sender.push(&frame(70)), Ok(()));
         sender.close(Close::new(CloseCode::GoingAway, "first"));
         sender.close(Close::new(CloseCode::ServiceRestart, "second"));
         let close = Poll::Ready(Err(CloseCode::GoingAway));
-        assert_eq!(poll(&outbox, &mut VecDeque::new()), close);
+        assert_eq!(poll(&outbox, &mut VecDeque::new(), 0), close);
         assert_eq!(outbox.into_rest().len(), 1);
     }
 
@@ -225,6 +273,6 @@ mod tests {
     fn nothing_is_taken_after_the_session() {
         let (sender, outbox) = outbox(100);
         drop(outbox);
-        assert_eq!(sender.push(&frame(10)), Err(Refused::Closed));
+        assert_eq!(sender.push(&frame(70)), Err(PushError::Closed));
     }
 }

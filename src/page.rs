@@ -1,79 +1,81 @@
 //! The demo page: the files of `static/`, built into the binary, or those of a folder in their
 //! place.
 
-use std::{path::Path, time::UNIX_EPOCH};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
+    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
 };
+use percent_encoding::percent_decode_str;
 use rust_embed::RustEmbed;
+use sha1::{Digest, Sha1};
 use warp::{
     Filter, Rejection,
-    filters::{BoxedFilter, fs::File},
+    filters::BoxedFilter,
     path::Tail,
     reject,
     reply::{Reply, Response},
 };
 
+/// The largest file of a folder that is served, in bytes: a file is read whole.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
 #[derive(RustEmbed)]
 #[folder = "static"]
 struct Embedded;
 
-/// The built-in files, by the path that is left.
-pub(crate) fn embedded() -> BoxedFilter<(Response,)> {
+/// The files of `folder`, or the built-in ones, by the path that is left.
+pub(crate) fn files(folder: Option<PathBuf>) -> BoxedFilter<(Response,)> {
     warp::get()
         .or(warp::head())
         .unify()
         .and(warp::path::tail())
         .and(warp::header::headers_cloned())
-        .and_then(async |path: Tail, request: HeaderMap| {
-            let path = Some(path.as_str())
-                .filter(|path| !path.is_empty())
-                .unwrap_or("index.html");
-            let file = Embedded::get(path).ok_or_else(reject::not_found)?;
-            let hash = &file.metadata.sha256_hash()[..16];
-            let etag: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-            let mime = file.metadata.mimetype().to_owned();
-            let response = warp::reply::with_header(file.data.into_owned(), CONTENT_TYPE, mime);
-            Ok::<_, Rejection>(finish(response.into_response(), Some(etag), &request))
+        .and_then(move |path: Tail, request: HeaderMap| {
+            let folder = folder.clone();
+            async move {
+                let path = percent_decode_str(path.as_str()).decode_utf8_lossy();
+                let path = if path.is_empty() {
+                    "index.html"
+                } else {
+                    &*path
+                };
+                let file = match folder {
+                    Some(folder) => read(&folder, path).await.map(Cow::Owned),
+                    None => Embedded::get(path).map(|file| file.data),
+                };
+                let file = file.ok_or_else(reject::not_found)?;
+                Ok::<_, Rejection>(response(path, file, &request))
+            }
         })
         .boxed()
 }
 
-/// The files of `folder`, by the path that is left.
-pub(crate) fn folder(folder: &Path) -> BoxedFilter<(Response,)> {
-    warp::fs::dir(folder.to_owned())
-        .and(warp::header::headers_cloned())
-        .then(async |file: File, request: HeaderMap| {
-            let etag = etag_of(file.path()).await;
-            finish(file.into_response(), etag, &request)
-        })
-        .boxed()
-}
-
-/// A tag that changes with the file's size and time of change.
-async fn etag_of(path: &Path) -> Option<String> {
-    let metadata = tokio::fs::metadata(path).await.ok()?;
-    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some(format!("{:x}-{:x}", modified.as_nanos(), metadata.len()))
-}
-
-/// Adds what every file gets; answers 304 to who has it already (RFC 9110, section 13.1.2).
-fn finish(mut response: Response, etag: Option<String>, request: &HeaderMap) -> Response {
-    let headers = response.headers_mut();
-    // Always asked for again, and seldom sent again.
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    let text = headers
-        .get(CONTENT_TYPE)
-        .and_then(|mime| mime.to_str().ok());
-    if let Some(mime) = text.filter(|mime| mime.starts_with("text/") && !mime.contains("charset")) {
-        let mime = HeaderValue::try_from(format!("{mime}; charset=utf-8"));
-        headers.insert(CONTENT_TYPE, mime.expect("a MIME type is a header value"));
+/// Reads a file of `folder`; there is none where it is no plain file, too large, or outside, be it
+/// by `..` or by a link.
+async fn read(folder: &Path, path: &str) -> Option<Vec<u8>> {
+    let folder = tokio::fs::canonicalize(folder).await.ok()?;
+    let file = tokio::fs::canonicalize(folder.join(path)).await.ok()?;
+    let metadata = tokio::fs::metadata(&file).await.ok()?;
+    let may = file.starts_with(folder) && metadata.is_file() && metadata.len() <= MAX_FILE_BYTES;
+    if may {
+        tokio::fs::read(file).await.ok()
+    } else {
+        None
     }
-    let Some(etag) = etag.map(|etag| format!("\"{etag}\"")) else {
-        return response;
-    };
+}
+
+/// The file, or 304 for who has it already (RFC 9110, section 13.1.2).
+fn response(path: &str, file: Cow<'static, [u8]>, request: &HeaderMap) -> Response {
+    let hash: String = Sha1::digest(&file)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let etag = format!("\"{hash}\"");
     let known = request
         .get_all(IF_NONE_MATCH)
         .iter()
@@ -81,14 +83,27 @@ fn finish(mut response: Response, etag: Option<String>, request: &HeaderMap) -> 
         .flat_map(|value| value.split(','))
         .map(|tag| tag.trim().trim_start_matches("W/"))
         .any(|tag| tag == "*" || tag == etag);
+    let mut response = if known {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        file.into_owned().into_response()
+    };
+    let headers = response.headers_mut();
+    let mut mime = mime_guess::from_path(path)
+        .first_or_octet_stream()
+        .to_string();
+    if mime.starts_with("text/") {
+        mime += "; charset=utf-8";
+    }
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::try_from(mime).expect("a MIME type is ASCII"),
+    );
     headers.insert(
         ETAG,
-        HeaderValue::try_from(etag).expect("hexadecimal is a header value"),
+        HeaderValue::try_from(etag).expect("hexadecimal is ASCII"),
     );
-    if known && response.status().is_success() {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        response.headers_mut().remove(CONTENT_LENGTH);
-        *response.body_mut() = Default::default();
-    }
+    // Always asked for again, and seldom sent again.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

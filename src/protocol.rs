@@ -280,6 +280,10 @@ fn string<'a>(name: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, S
     let value = value.ok_or_else(|| format!("{name} is missing"))?;
     match serde_json::from_str(value.get()) {
         Ok(Text(text)) => Ok(text),
+        // It was JSON, so what is left to be wrong with a string is this.
+        Err(_) if value.get().starts_with('"') => {
+            Err(format!("{name} must not have lone surrogates"))
+        }
         Err(_) => Err(format!(
             "{name} must be a string, not {}",
             quote(value.get())

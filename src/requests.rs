@@ -2,6 +2,7 @@
 
 use crate::{
     Config,
+    outbox::Outbox,
     protocol::{self, Hello, Limits, Message, Problem, SessionId},
     rooms::Membership,
 };
@@ -32,19 +33,20 @@ pub(crate) fn answer(
     message: &Message<'_>,
     id: SessionId,
     membership: &Membership,
+    outbox: &Outbox,
     config: &Config,
 ) -> Result<(), Problem> {
     let request = Request::of_type(&message.kind)
         .ok_or_else(|| Problem::unknown_request(&message.kind, KNOWN))?;
     match request {
-        Request::Hello => hello(id, membership, config),
-        Request::Ping => ping(message, id, membership),
+        Request::Hello => hello(id, membership, outbox, config),
+        Request::Ping => outbox.push(&protocol::pong(id, message.data)),
     }
     Ok(())
 }
 
-fn hello(id: SessionId, membership: &Membership, config: &Config) {
-    membership.send_roster(|peers| {
+fn hello(id: SessionId, membership: &Membership, outbox: &Outbox, config: &Config) {
+    membership.with_roster(|peers| {
         let hello = Hello {
             room: membership.room(),
             peers,
@@ -54,10 +56,6 @@ fn hello(id: SessionId, membership: &Membership, config: &Config) {
                 message_bytes: config.max_message_bytes,
             },
         };
-        protocol::hello(id, &hello)
+        outbox.push(&protocol::hello(id, &hello));
     });
-}
-
-fn ping(message: &Message<'_>, id: SessionId, membership: &Membership) {
-    membership.send(id, &protocol::pong(id, message.data));
 }

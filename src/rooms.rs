@@ -1,8 +1,8 @@
 //! Rooms, and in each the map of its sessions.
 //!
-//! A room's lock is held for pushes only. Joining and leaving happen under it for writing, messages
-//! under it for reading: that is what makes `new` the first and `close` the last that anyone gets
-//! of a session.
+//! A room's lock is never held across a wait, and for little more than pushes; only a roster is also
+//! put together under it. Joining and leaving happen under it for writing, messages under it for
+//! reading: that is what makes `new` the first and `close` the last that anyone gets of a session.
 
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 
@@ -44,11 +44,11 @@ struct Members {
 
 struct Member {
     sender: Sender,
-    /// The how-manieth this was to join.
-    place: u64,
+    /// Its number in the order of joining.
+    joined: u64,
 }
 
-/// A session's being in a room; dropping it is the leaving.
+/// A session that is in a room; dropping it is the leaving.
 pub(crate) struct Membership {
     rooms: Arc<Rooms>,
     room: Arc<Room>,
@@ -78,8 +78,8 @@ impl Rooms {
         let mut members = room.members.write();
         members.push_to_all(&new);
         members.joined += 1;
-        let place = members.joined;
-        members.senders.insert(id, Member { sender, place });
+        let joined = members.joined;
+        members.senders.insert(id, Member { sender, joined });
         drop(members);
         Membership {
             rooms: self.clone(),
@@ -144,26 +144,19 @@ impl Membership {
             .count()
     }
 
-    /// Sends to the session itself what `encode` makes of the others, longest-joined first. Nobody
-    /// comes or goes in between: what the frame says is true where it stands among all else that
-    /// the session gets.
-    pub(crate) fn send_roster(&self, encode: impl FnOnce(&[Peer]) -> Frame) {
+    /// Gives `tell` the others, longest-joined first. Nobody comes or goes meanwhile: what it puts
+    /// into the session's outbox is true where it stands among all else that the session gets.
+    pub(crate) fn with_roster(&self, tell: impl FnOnce(&[Peer])) {
         let members = self.room.members.read();
-        let mut places: Vec<(u64, SessionId)> = members
-            .senders
-            .iter()
-            .filter(|(id, _)| **id != self.id)
-            .map(|(id, member)| (member.place, *id))
-            .collect();
-        places.sort_unstable();
-        let peers: Vec<Peer> = places
+        let others = members.senders.iter().filter(|(id, _)| **id != self.id);
+        let mut others: Vec<(u64, SessionId)> =
+            others.map(|(id, member)| (member.joined, *id)).collect();
+        others.sort_unstable();
+        let peers: Vec<Peer> = others
             .into_iter()
             .map(|(_, id)| Peer { id, data: () })
             .collect();
-        if let Some(member) = members.senders.get(&self.id) {
-            // An outbox that is full ends the session by itself.
-            let _ = member.sender.push(&encode(&peers));
-        }
+        tell(&peers);
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     Anteroom, page,
     protocol::{RoomName, SUBPROTOCOL},
     refusal::Refusal,
-    websocket,
+    session, websocket,
 };
 
 /// All that the server answers.
@@ -24,10 +24,7 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
     let health = warp::path!("health")
         .and(get)
         .map(|| "ok\n".into_response());
-    let page = match &anteroom.0.config.static_dir {
-        Some(folder) => page::folder(folder),
-        None => page::embedded(),
-    };
+    let page = page::files(anteroom.shared().config.static_dir.clone());
     room(anteroom)
         .or(health)
         .unify()
@@ -74,8 +71,8 @@ fn join(
 ) -> Result<Response, Refusal> {
     let room = room.map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
-    let place = anteroom.0.admission.admit()?;
-    anteroom.start_session(room, upgrade.connection, place);
+    let place = anteroom.shared().admission.admit()?;
+    session::start(anteroom.shared().clone(), room, upgrade.connection, place);
     Ok(upgrade.response.map(|empty: Bytes| empty.into()))
 }
 

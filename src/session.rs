@@ -1,25 +1,30 @@
-//! One session's life, top to bottom: join, serve, leave, say goodbye.
+//! One session's life, top to bottom: start, join, serve, leave, say goodbye.
 
 use std::{
     collections::VecDeque,
     fmt::{self, Display},
     future::poll_fn,
     ops::ControlFlow,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use log::debug;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     time::timeout,
 };
 
 use crate::{
     Shared,
+    admission::Place,
     heartbeat::Beat,
-    outbox::{Outbox, Sender, outbox},
+    outbox::{Outbox, outbox},
     protocol::{self, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId},
     requests,
     rooms::Membership,
@@ -30,21 +35,46 @@ use crate::{
 /// drain time instead.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// Starts the task of a session that lives on `connection` once it is upgraded. The session keeps
+/// its `place` to the end.
+pub(crate) fn start(shared: Arc<Shared>, room: RoomName, connection: OnUpgrade, place: Place) {
+    let tasks = shared.tasks.clone();
+    tasks.spawn(async move {
+        let _place = place;
+        let Ok(Ok(upgraded)) = timeout(shared.config.handshake(), connection).await else {
+            return;
+        };
+        match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => {
+                let mut stream = parts.io.into_inner();
+                if let Goodbye::NotTaken = run(&shared, room, &mut stream, parts.read_buf).await {
+                    // The kernel must not go on trying for minutes.
+                    let _ = stream.set_zero_linger();
+                }
+            }
+            // Under another server than ours the stream is of a type we cannot name.
+            Err(upgraded) => {
+                run(&shared, room, TokioIo::new(upgraded), Bytes::new()).await;
+            }
+        }
+    });
+}
+
 /// Lives the life of a session on `stream`; `early` is what the client sent right behind its
 /// handshake.
-pub(crate) async fn run(
+async fn run(
     shared: &Shared,
     room: RoomName,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     early: Bytes,
-) {
+) -> Goodbye {
     let mut socket = Socket::new(stream, shared.config.max_message_bytes);
     let mut session = Session::join(shared, room);
     let end = session.serve(&mut socket, early).await;
     let last_frames = session.leave(&end, socket.mid_frame());
 
     let limit = match end {
-        End::Lost => return,
+        End::Lost => return Goodbye::Said,
         End::Closed(Close {
             code: CloseCode::ServiceRestart,
             ..
@@ -54,10 +84,20 @@ pub(crate) async fn run(
     tokio::select! {
         // Even without time to wait, it is said once.
         biased;
-        // Whether the client took it in time makes no difference any more.
-        _ = timeout(limit, socket.close(last_frames)) => {}
-        () = shared.stopped.cancelled() => {}
+        said = timeout(limit, socket.close(last_frames)) => match said {
+            Ok(_) => Goodbye::Said,
+            Err(_) => Goodbye::NotTaken,
+        },
+        () = shared.stopped.cancelled() => Goodbye::Said,
     }
+}
+
+/// How a session parted from its client.
+enum Goodbye {
+    /// All is said that could be said.
+    Said,
+    /// The client did not take it, or did not close its side, in time.
+    NotTaken,
 }
 
 /// A session that is in its room.
@@ -66,8 +106,6 @@ struct Session<'a> {
     shared: &'a Shared,
     membership: Membership,
     beat: Beat,
-    /// To the session itself: receipts, errors, answers.
-    sender: Sender,
     outbox: Outbox,
     /// What is taken from the outbox and not yet written.
     writing: VecDeque<Frame>,
@@ -75,8 +113,10 @@ struct Session<'a> {
 
 /// Why a session ended.
 enum End {
-    /// The connection broke, or closed without a Close frame.
+    /// The connection broke.
     Lost,
+    /// The client closed its side of the connection without a Close frame.
+    Eof,
     /// The client sent a Close frame, with this code if it gave one.
     Left(Option<u16>),
     /// The server closes it.
@@ -99,7 +139,6 @@ impl<'a> Session<'a> {
             shared,
             membership,
             beat,
-            sender,
             outbox,
             writing: VecDeque::new(),
         }
@@ -112,19 +151,37 @@ impl<'a> Session<'a> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut early = Vec::from(early);
-        if let Err(stop) = socket.take_in(&mut early, |event| self.on_event(event)) {
+        if let Err(stop) = socket.feed(&mut early, |event| self.on_event(event)) {
             return self.on_stop(stop);
         }
         drop(early);
-        poll_fn(|cx| {
-            while let Poll::Ready(read) = socket.poll_read(cx, |event| self.on_event(event)) {
-                if let Err(stop) = read {
-                    return Poll::Ready(self.on_stop(stop));
-                }
+        poll_fn(|cx| self.poll_serve(cx, socket)).await
+    }
+
+    /// Reads and writes in turns, so that what one read brings about can leave before the next;
+    /// ready only when the session shall end.
+    fn poll_serve<S>(&mut self, cx: &mut Context<'_>, socket: &mut Socket<S>) -> Poll<End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        loop {
+            let read = socket.poll_read(cx, |event| self.on_event(event));
+            if let Poll::Ready(Err(stop)) = read {
+                return Poll::Ready(self.on_stop(stop));
             }
-            self.poll_write(cx, socket)
-        })
-        .await
+            if let Poll::Ready(end) = self.poll_write(cx, socket) {
+                return Poll::Ready(end);
+            }
+            match read {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(more)) if more => {
+                    // The receivers are to write, too, before more comes for them.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Poll::Ready(_) => {}
+            }
+        }
     }
 
     /// Writes what waits; ready only when the session shall end.
@@ -132,12 +189,13 @@ impl<'a> Session<'a> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let mut written = 0;
         loop {
-            if let Err(close) = ready!(self.outbox.poll_frames(cx, &mut self.writing)) {
+            if let Err(close) = ready!(self.outbox.poll_frames(cx, &mut self.writing, written)) {
                 return Poll::Ready(End::Closed(close));
             }
             match ready!(socket.poll_write(cx, &mut self.writing)) {
-                Ok(bytes) => self.outbox.written(bytes),
+                Ok(cost) => written = cost,
                 Err(_) => return Poll::Ready(End::Lost),
             }
         }
@@ -151,8 +209,9 @@ impl<'a> Session<'a> {
         let mut frames = self.writing;
         let goodbye = match end {
             End::Lost => return VecDeque::new(),
-            End::Left(code) => Frame::close(code.map(|code| (code, ""))),
-            End::Closed(close) => close.frame(),
+            End::Eof => None,
+            End::Left(code) => Some(Frame::close(code.map(|code| (code, "")))),
+            End::Closed(close) => Some(close.frame()),
         };
         if let End::Closed(Close {
             code: CloseCode::TryAgainLater,
@@ -162,14 +221,14 @@ impl<'a> Session<'a> {
             frames.truncate(usize::from(mid_frame));
         }
         frames.append(&mut self.outbox.into_rest());
-        frames.push_back(goodbye);
+        frames.extend(goodbye);
         frames
     }
 
     fn on_event(&self, event: Event<'_>) -> ControlFlow<End> {
         match event {
             Event::Text(text) => self.on_message(text),
-            Event::Ping(payload) => self.answer(&Frame::pong(payload)),
+            Event::Ping(payload) => self.outbox.push(&Frame::pong(payload)),
             Event::Pong(_) => self.beat.pong(),
             Event::Binary(_) => {
                 let reason = "a binary message: send JSON as text";
@@ -184,6 +243,7 @@ impl<'a> Session<'a> {
     fn on_stop(&self, stop: Stop<End>) -> End {
         let violation = match stop {
             Stop::Lost => return End::Lost,
+            Stop::Eof => return End::Eof,
             Stop::Break(end) => return end,
             Stop::Violation(violation) => violation,
         };
@@ -208,11 +268,13 @@ impl<'a> Session<'a> {
         };
         match (result, reference) {
             (Ok(receivers), Some(reference)) => {
-                self.answer(&protocol::ack(self.id, reference, receivers));
+                self.outbox
+                    .push(&protocol::ack(self.id, reference, receivers));
             }
             (Ok(_), None) => {}
             (Err(problem), reference) => {
-                self.answer(&protocol::error(self.id, &problem, reference));
+                self.outbox
+                    .push(&protocol::error(self.id, &problem, reference));
             }
         }
     }
@@ -237,16 +299,17 @@ impl<'a> Session<'a> {
                 }
             }
             Receiver::Server => {
-                requests::answer(message, self.id, &self.membership, &self.shared.config)?;
+                requests::answer(
+                    message,
+                    self.id,
+                    &self.membership,
+                    &self.outbox,
+                    &self.shared.config,
+                )?;
                 Ok(1)
             }
             Receiver::Unknown(name) => Err(Problem::unknown_receiver(name)),
         }
-    }
-
-    fn answer(&self, frame: &Frame) {
-        // An outbox that is full ends the session by itself.
-        let _ = self.sender.push(frame);
     }
 }
 
@@ -254,6 +317,7 @@ impl Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             End::Lost => f.write_str("the connection was lost"),
+            End::Eof => f.write_str("the client closed without a word"),
             End::Left(Some(code)) => write!(f, "the client closed ({code})"),
             End::Left(None) => f.write_str("the client closed"),
             End::Closed(close) => write!(f, "closed by the server ({close})"),

@@ -11,10 +11,16 @@ let socket = null;
 /** The session's own id, once `hello` has told it. */
 let me = null;
 
-$("room").value = new URLSearchParams(location.search).get("room") ?? "lobby";
+/** The longest message the server takes, in bytes, once `hello` has told it. */
+let messageBytes = Infinity;
+/** The timer of a reconnection that the server has asked for. */
+let retry = 0;
+
+const asked = new URLSearchParams(location.search).get("room");
+$("room").value = asked ?? "lobby";
 showConnected(false);
 showReceivers();
-if (new URLSearchParams(location.search).has("room")) join($("room").value);
+if (asked !== null) join(asked);
 
 $("join").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -23,7 +29,12 @@ $("join").addEventListener("submit", (event) => {
   join(room);
 });
 
-$("leave").addEventListener("click", () => socket?.close(1000));
+$("leave").addEventListener("click", () => {
+  clearTimeout(retry);
+  if (socket) socket.close(1000);
+  else left("You have left.");
+  $("room").focus();
+});
 
 $("copy").addEventListener("click", async () => {
   try {
@@ -40,7 +51,7 @@ $("say").addEventListener("submit", (event) => {
   const message = { type: $("type").value, receiver: $("receiver").value };
   if ($("text").value !== "") message.data = $("text").value;
   if (!send(JSON.stringify(message))) return;
-  if (message.receiver !== "server") say(me, message, true);
+  say(me, message, true);
   $("text").value = "";
 });
 
@@ -50,11 +61,18 @@ $("raw").addEventListener("submit", (event) => {
 });
 
 function join(room) {
+  clearTimeout(retry);
   socket?.close(1000);
+  socket = me = null;
+  $("said").replaceChildren();
+  $("peers").replaceChildren();
+  document.title = `${room} – anteroom`;
+  const wrong = wrongWith(room);
+  if (wrong) return left(wrong, true);
+
   const scheme = location.protocol === "https:" ? "wss" : "ws";
   const connection = new WebSocket(`${scheme}://${location.host}/room/${encodeURIComponent(room)}`);
   socket = connection;
-  $("peers").replaceChildren();
   showState(`Joining ${room} …`);
 
   connection.addEventListener("open", () => {
@@ -63,21 +81,48 @@ function join(room) {
   connection.addEventListener("message", (event) => {
     if (connection === socket) receive(event.data);
   });
-  connection.addEventListener("close", (event) => {
+  connection.addEventListener("close", ({ code, reason }) => {
     if (connection !== socket) return;
+    const joined = me !== null;
     socket = me = null;
-    $("peers").replaceChildren();
-    showConnected(false);
-    showReceivers();
-    if (event.code === 1000) showState(`You have left ${room}.`);
-    else if (event.code === 1006) showState(`No connection to ${room}: is the server running, and has it a place?`, true);
-    else showState(`Closed by the server: ${event.reason} (${event.code})`, true);
+    const delay = Number(/retry in (\d+) ms/.exec(reason)?.[1] ?? NaN);
+    if (code === 1012 && Number.isFinite(delay)) {
+      left("The server is restarting. Joining again in a moment …", true);
+      $("leave").hidden = false;
+      // At its best a restart takes a second.
+      retry = setTimeout(join, delay + 1000, room);
+    } else if (code === 1000) left(`You have left ${room}.`);
+    else if (reason) left(`Closed by the server: ${reason} (${code}). Join again when you like.`, true);
+    else if (joined) left("The connection is lost. Join again when you like.", true);
+    else left("Cannot join: the server is not running, or it is full.", true);
   });
 }
 
-/** Sends text as it is; false if there is no connection. */
+/** What is wrong with a room's name, or nothing: a browser is not told why it was refused. */
+function wrongWith(room) {
+  const bytes = new TextEncoder().encode(room).length;
+  if (bytes < 1 || bytes > 128) return `A room's name has 1 to 128 bytes, not ${bytes}.`;
+  if (/\p{Cc}/u.test(room)) return "A room's name has no control characters.";
+  if (room === "." || room === "..") return "Browsers cannot ask for a room of this name.";
+  return "";
+}
+
+/** Shows that there is no connection, and why. */
+function left(why, wrong = false) {
+  $("peers").replaceChildren();
+  showConnected(false);
+  showReceivers();
+  showState(why, wrong);
+}
+
+/** Sends text as it is; false if that cannot be done. */
 function send(text) {
   if (socket?.readyState !== WebSocket.OPEN) return false;
+  const bytes = new TextEncoder().encode(text).length;
+  if (bytes > messageBytes) {
+    news(`Not sent: a message has at most ${messageBytes} bytes, this one has ${bytes}.`, "error");
+    return false;
+  }
   socket.send(text);
   showOnTheWire("out", text);
   return true;
@@ -89,6 +134,7 @@ function receive(text) {
   if (message.sender === "server") {
     if (message.type === "hello") greeted(message);
     else if (message.type === "error") news(message.data.message, "error");
+    else if (message.type === "pong") say("server", message, false);
   } else if (message.type === "new" && message.receiver === "all" && message.sender !== me) {
     addPeer(message.sender);
     news(`${short(message.sender)} has come`);
@@ -102,12 +148,16 @@ function receive(text) {
 }
 
 function greeted(message) {
+  const first = me === null;
   me = message.receiver;
+  messageBytes = message.data.limits.messageBytes;
   $("peers").replaceChildren();
   for (const peer of message.data.peers) addPeer(peer.id);
   showReceivers();
   showConnected(true);
-  showState(`You are ${me} in ${message.data.room}.`);
+  showState(`You are ${short(me)} in “${message.data.room}”.`);
+  $("state").title = me;
+  if (first) $("text").focus();
 }
 
 function addPeer(id) {
@@ -164,6 +214,9 @@ function showReceivers() {
   $("receiver").replaceChildren(...choices.map(([id, text]) => new Option(text, id)));
   $("receiver").value = choices.some(([id]) => id === chosen) ? chosen : "all";
   $("alone").hidden = peers.length > 0;
+  $("alone").textContent = me
+    ? "Nobody else. Send the link to someone, or open it in another window."
+    : "Join a room to see.";
 }
 
 function showConnected(connected) {

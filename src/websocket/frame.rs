@@ -8,6 +8,9 @@ pub(super) const MAX_CONTROL_PAYLOAD: usize = 125;
 /// The longest header of an unmasked frame, in bytes: two, and a length of eight.
 const MAX_HEADER: usize = 10;
 
+/// What it takes to keep a frame beside its bytes: its place in a queue and its allocations.
+const OVERHEAD: usize = 64;
+
 /// The FIN bit: every frame sent is a whole message.
 const FIN: u8 = 0x80;
 
@@ -77,8 +80,13 @@ impl Frame {
     }
 
     /// How many bytes the frame has on the wire.
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// How many bytes it takes to keep the frame.
+    pub(crate) fn cost(&self) -> usize {
+        self.len() + OVERHEAD
     }
 
     /// The frame's bytes, header and payload.

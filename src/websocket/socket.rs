@@ -28,6 +28,8 @@ thread_local! {
 /// What stops the reading.
 #[derive(Debug)]
 pub(crate) enum Stop<B> {
+    /// The peer has closed its side of the stream.
+    Eof,
     /// The connection is gone.
     Lost,
     /// The connection must be failed.
@@ -54,7 +56,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// Reads once and gives every event to `on_event`.
+    /// Reads once and gives every event to `on_event`. Returns whether there may be more to read
+    /// at once: whoever sends that much must let others have a turn.
     ///
     /// # Errors
     ///
@@ -63,13 +66,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         &mut self,
         cx: &mut Context<'_>,
         on_event: impl FnMut(Event<'_>) -> ControlFlow<B>,
-    ) -> Poll<Result<(), Stop<B>>> {
+    ) -> Poll<Result<bool, Stop<B>>> {
         READ_BUFFER.with_borrow_mut(|buffer| {
-            let bytes = match ready!(poll_stream(&mut self.stream, cx, buffer)) {
-                Ok(0) | Err(_) => return Poll::Ready(Err(Stop::Lost)),
-                Ok(bytes) => &mut buffer[..bytes],
+            let count = match ready!(poll_stream(&mut self.stream, cx, buffer)) {
+                Ok(0) => return Poll::Ready(Err(Stop::Eof)),
+                Ok(count) => count,
+                Err(_) => return Poll::Ready(Err(Stop::Lost)),
             };
-            Poll::Ready(self.take_in(bytes, on_event))
+            self.feed(&mut buffer[..count], on_event)?;
+            Poll::Ready(Ok(count == READ_BYTES))
         })
     }
 
@@ -78,7 +83,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// # Errors
     ///
     /// The [`Stop`] after which nothing more can be read.
-    pub(crate) fn take_in<B>(
+    pub(crate) fn feed<B>(
         &mut self,
         mut bytes: &mut [u8],
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<B>,
@@ -92,7 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     /// Writes once, as many of `frames` as there are and the stream takes, and removes what is
-    /// written. Returns how many bytes that was.
+    /// written. Returns by how much that lowers the frames' cost.
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -108,16 +113,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         let mut left = written;
-        while let Some(frame) = frames.front_mut().filter(|_| left > 0) {
-            if left < frame.len() {
-                frame.advance(left);
-                break;
-            }
+        let mut cost = 0;
+        while let Some(frame) = frames.front_mut().filter(|frame| frame.len() <= left) {
             left -= frame.len();
+            cost += frame.cost();
             frames.pop_front();
         }
+        if let Some(frame) = frames.front_mut() {
+            frame.advance(left);
+        }
         self.mid_frame = left > 0;
-        Poll::Ready(Ok(written))
+        Poll::Ready(Ok(cost + left))
     }
 
     /// Whether the first of the frames given to [`poll_write`](Socket::poll_write) has been written
@@ -130,7 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// discards what still comes until the peer has closed, too: closing over unread bytes would
     /// take the Close frame back (RFC 6455, section 7.1.1). It waits for the peer, so the caller
     /// must set a time limit.
-    pub(crate) async fn close(mut self, mut frames: VecDeque<Frame>) -> io::Result<()> {
+    pub(crate) async fn close(&mut self, mut frames: VecDeque<Frame>) -> io::Result<()> {
         poll_fn(|cx| {
             while !frames.is_empty() {
                 ready!(self.poll_write(cx, &mut frames))?;

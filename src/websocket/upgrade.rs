@@ -5,8 +5,8 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{
-        ALLOW, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-        SEC_WEBSOCKET_VERSION, UPGRADE,
+        ALLOW, CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+        SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
     },
 };
 use hyper::upgrade::OnUpgrade;
@@ -74,6 +74,14 @@ pub(crate) fn accept(
             "Sec-WebSocket-Key must be there once, 16 bytes in base64",
         ));
     };
+    // What stood behind the request would be its body, or the first frames: nobody shall guess.
+    let body = only(headers, CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if body || headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "a WebSocket handshake has no body",
+        ));
+    }
 
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

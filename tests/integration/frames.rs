@@ -1,6 +1,8 @@
 //! RFC 6455: fragments, control frames, violations, close codes.
 
-use crate::support::{Client, Raw, RawFrame, TestServer, frame, text};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{Client, Raw, RawFrame, TestServer, frame, text, within_deadline};
 
 const FIN: u8 = 0x80;
 const CONTINUATION: u8 = 0x0;
@@ -207,37 +209,55 @@ async fn a_frame_may_come_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn many_frames_may_come_at_once() {
-    let server = TestServer::start().await;
-    let mut raw = Raw::join(&server, "tea").await;
-    let packet: Vec<u8> = (0..5000)
-        .flat_map(|number: u32| text(ping_request(&number.to_string())))
-        .collect();
+async fn many_frames_may_come_at_once_and_be_answered_as_fast_as_they_are_read() {
+    // Ten times what may wait for a session that does not read.
+    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let raw = Raw::join(&server, "tea").await;
+    let data = format!("\"{}\"", "p".repeat(400));
+    let packet = text(ping_request(&data)).repeat(4000);
     let (mut read, mut write) = raw.stream.into_split();
-    let writing = tokio::spawn(async move {
-        tokio::io::AsyncWriteExt::write_all(&mut write, &packet)
+    let writing = tokio::spawn(async move { write.write_all(&packet).await });
+    let mut answers = 0;
+    let mut buffer = vec![0; 1 << 20];
+    let mut rest = Vec::new();
+    while answers < 4000 {
+        let count = within_deadline("answers", read.read(&mut buffer))
             .await
             .unwrap();
-        write
-    });
-    let mut answers = Vec::new();
-    while answers.len() < 5000 {
-        let mut head = [0; 2];
-        tokio::io::AsyncReadExt::read_exact(&mut read, &mut head)
-            .await
-            .unwrap();
-        let mut payload = vec![0; head[1].into()];
-        tokio::io::AsyncReadExt::read_exact(&mut read, &mut payload)
-            .await
-            .unwrap();
-        let answer: serde_json::Value = serde_json::from_slice(&payload).unwrap();
-        answers.push(answer["data"].as_u64().unwrap());
+        assert!(count > 0, "closed after {answers} answers");
+        rest.extend_from_slice(&buffer[..count]);
+        answers += rest
+            .windows(13)
+            .filter(|bytes| bytes == br#""type":"pong""#)
+            .count();
+        // What is not counted yet begins in the last twelve bytes.
+        rest.drain(..rest.len().saturating_sub(12));
     }
-    assert!(answers.into_iter().eq(0..5000));
-    raw = Raw {
-        stream: writing.await.unwrap().reunite(read).unwrap(),
-    };
-    drop(raw);
+    writing.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_burst_reaches_who_reads_however_much_it_is() {
+    // Both read as fast as they can; what is sent at once is many times what may wait.
+    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let mut alice = Client::join(&server, "tea").await;
+    let bob = Raw::join(&server, "tea").await;
+    alice.next().await;
+    let message = text(format!(
+        r#"{{"type":"x","receiver":"all","data":"{}"}}"#,
+        "b".repeat(60_000)
+    ));
+    let (mut read, mut write) = bob.stream.into_split();
+    let writing = tokio::spawn(async move {
+        write.write_all(&message.repeat(50)).await.unwrap();
+        let mut end = Vec::new();
+        read.read_to_end(&mut end).await
+    });
+    for _ in 0..50 {
+        assert_eq!(alice.next().await["type"], "x");
+    }
+    alice.expect_quiet().await;
+    writing.abort();
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use tokio::io::AsyncWriteExt;
+
 use crate::support::{Raw, TestServer, handshake};
 
 struct Response {
@@ -105,26 +107,43 @@ async fn a_folder_can_be_served_in_place_of_the_page() {
         ("application/json", &b"{}"[..])
     );
     assert_eq!(ask(&server, "GET", "/page.js", "").await.status, 404);
-    for escape in [
+    std::os::unix::fs::symlink("/etc", folder.join("outside")).unwrap();
+    std::os::unix::fs::symlink("data.json", folder.join("sub/inside.json")).unwrap();
+    let fifo = std::process::Command::new("mkfifo")
+        .arg(folder.join("fifo"))
+        .status()
+        .unwrap();
+    assert!(fifo.success());
+    let none = [
         "/../Cargo.toml",
         "/%2e%2e/Cargo.toml",
-        "/sub/..%2f..%2fetc/passwd",
-        "/a\\b",
-    ] {
-        assert_eq!(
-            ask(&server, "GET", escape, "").await.status,
-            404,
-            "{escape}"
-        );
+        "/sub/..%2f..%2f..%2fetc/passwd",
+        "//etc/passwd",
+        "/outside/passwd",
+        "/fifo",
+        "/sub",
+        "/sub/",
+        "/%00",
+        "/a%5cb",
+        "/index.html/",
+    ];
+    for path in none {
+        assert_eq!(ask(&server, "GET", path, "").await.status, 404, "{path}");
     }
+    assert_eq!(
+        ask(&server, "GET", "/sub/inside.json", "").await.body,
+        b"{}"
+    );
     assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
 
-    // A change is seen at once, by its tag, too.
+    // A change is seen at once, even in the same second, and by who asks for the time, too.
     let etag = ask(&server, "GET", "/", "").await.headers["etag"].clone();
     let unchanged = ask(&server, "GET", "/", &format!("If-None-Match: {etag}\r\n")).await;
     assert_eq!(unchanged.status, 304);
     std::fs::write(folder.join("index.html"), "changed").unwrap();
-    let changed = ask(&server, "GET", "/", &format!("If-None-Match: {etag}\r\n")).await;
+    let since = "If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT";
+    let asked = format!("If-None-Match: {etag}\r\n{since}\r\n");
+    let changed = ask(&server, "GET", "/", &asked).await;
     assert_eq!((changed.status, changed.body), (200, b"changed".into()));
     std::fs::remove_dir_all(folder).unwrap();
 }
@@ -207,6 +226,16 @@ async fn what_is_no_valid_upgrade_is_told_what_is_missing() {
             None,
         ),
         (two_keys, 400, None),
+        (
+            valid.replacen("\r\n", "\r\nContent-Length: 5\r\n", 1),
+            400,
+            None,
+        ),
+        (
+            valid.replacen("\r\n", "\r\nTransfer-Encoding: chunked\r\n", 1),
+            400,
+            None,
+        ),
     ];
     for (request, status, header) in cases {
         // These ask to close the connection, too, which must not be what they are refused for.
@@ -258,4 +287,46 @@ async fn what_is_not_http_gets_400_or_nothing_and_hurts_nobody() {
         );
     }
     assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
+}
+
+#[tokio::test]
+async fn a_target_that_is_no_path_is_refused() {
+    let server = TestServer::start().await;
+    for request in [
+        "GET test:80 HTTP/1.1",
+        "CONNECT test:80 HTTP/1.1",
+        "OPTIONS * HTTP/1.1",
+    ] {
+        let answer = ask_raw(&server, &format!("{request}\r\nHost: test\r\n\r\n")).await;
+        assert_eq!(answer.status, 400, "{request}");
+        assert_eq!(
+            answer.line(),
+            "the request target must be a path, such as /room"
+        );
+    }
+    let absolute = "GET http://test/health HTTP/1.1\r\nHost: test\r\n\r\n";
+    assert_eq!(ask_raw(&server, absolute).await.line(), "ok");
+}
+
+#[tokio::test]
+async fn who_closes_its_side_behind_the_request_is_answered() {
+    let server = TestServer::start().await;
+    let mut raw = Raw::connect(&server).await;
+    raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await;
+    raw.stream.shutdown().await.unwrap();
+    let answer = String::from_utf8(raw.read_to_end().await).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok\n"),
+        "{answer}"
+    );
+
+    let mut raw = Raw::connect(&server).await;
+    let hello = crate::support::text(r#"{"type":"hello","receiver":"server"}"#);
+    raw.write([handshake("/room").as_bytes(), &hello].concat())
+        .await;
+    raw.stream.shutdown().await.unwrap();
+    assert!(raw.read_head().await.starts_with("HTTP/1.1 101 "));
+    assert_eq!(raw.read_message().await["type"], "hello");
+    assert_eq!(raw.read_to_end().await, b"");
 }

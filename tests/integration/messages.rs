@@ -77,7 +77,7 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
         (r#"{"type":null,"receiver":"all"}"#, "type must be a string"),
         (
             r#"{"type":"\ud800","receiver":"all"}"#,
-            "type must be a string",
+            "type must not have lone surrogates",
         ),
         (
             r#"{"type":"","receiver":"all"}"#,

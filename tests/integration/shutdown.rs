@@ -1,8 +1,10 @@
 //! Stopping: inside, and as a program.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::Semaphore};
 
 use crate::support::{Client, Program, Raw, TestServer, handshake, within_deadline};
 
@@ -97,34 +99,45 @@ async fn sigterm_and_ctrl_c_drain_and_exit_with_0() {
 
 #[tokio::test]
 async fn sigterm_under_load_tells_everyone_and_exits_with_0() {
+    const TALKERS: u32 = 100;
     let mut program = Program::start(["--drain-seconds", "10"]).await;
     let address = program.address;
-    let talkers = (0..100).map(|number| {
-        tokio::spawn(async move {
-            let mut client = Client::connect(address, &format!("/room/{}", number % 10)).await;
-            // Everyone talks to everyone until the server says it goes.
-            let (mut joined, mut code) = (false, None);
-            while code.is_none() {
-                let hello = json!({"type": "hello", "receiver": "server"});
-                let chat = json!({"type": "chat", "receiver": "all", "data": "c".repeat(1000)});
-                client.try_send(if joined { chat } else { hello }).await;
-                joined = true;
-                code = client.next_or_close().await;
-            }
-            code.unwrap()
+    let talking = Arc::new(Semaphore::new(0));
+    let talkers: Vec<_> = (0..TALKERS)
+        .map(|number| {
+            let talking = talking.clone();
+            tokio::spawn(async move {
+                let room = format!("/room/{}", number % 10);
+                let mut client = Client::connect(address, &room).await;
+                client
+                    .send(json!({"type": "hello", "receiver": "server"}))
+                    .await;
+                // From then on one message to itself is always under way, until the server goes.
+                let mut round = 0;
+                loop {
+                    match client.next_or_close().await {
+                        Ok(message) if message["type"] == "new" => continue,
+                        Ok(message) => client.id = message["receiver"].as_str().unwrap().into(),
+                        Err(code) => return code,
+                    }
+                    round += 1;
+                    if round == 20 {
+                        talking.add_permits(1);
+                    }
+                    let data = "d".repeat(1000);
+                    let next = json!({"type": "x", "receiver": client.id, "data": data});
+                    client.try_send(next).await;
+                }
+            })
         })
-    });
-    let talkers: Vec<_> = talkers.collect();
-    let mut witness = Client::connect(address, "/room/0").await;
-    for _ in 0..500 {
-        witness.next().await;
-    }
+        .collect();
+    let all = within_deadline("a busy server", talking.acquire_many(TALKERS)).await;
     program.signal("TERM").await;
     for talker in talkers {
         assert_eq!(within_deadline("a goodbye", talker).await.unwrap(), 1012);
     }
-    drop(witness);
     assert_eq!(program.exit_code().await, Some(0));
+    drop(all);
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ impl TestServer {
             ..Config::default()
         };
         change(&mut config);
-        let server = Server::bind(config).await.unwrap();
+        let server = Server::bind(config).unwrap();
         let address = server.local_addr().unwrap();
         let anteroom = server.anteroom().clone();
         let (stop, stopped) = oneshot::channel();
@@ -292,11 +292,14 @@ impl Client {
         .await;
     }
 
-    /// Takes in one frame; returns the code if it was a Close frame.
-    pub async fn next_or_close(&mut self) -> Option<u16> {
-        match self.next_frame().await.unwrap() {
-            Message::Close(frame) => Some(frame.unwrap().code.into()),
-            _ => None,
+    /// The next message, or the code with which the server closes.
+    pub async fn next_or_close(&mut self) -> Result<Value, u16> {
+        loop {
+            match self.next_frame().await.unwrap() {
+                Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
+                Message::Close(frame) => return Err(frame.unwrap().code.into()),
+                _ => {}
+            }
         }
     }
 
@@ -409,8 +412,18 @@ impl Raw {
         bytes
     }
 
-    /// The next frame.
+    /// The next frame that is no ping: the server may ask at any time.
     pub async fn read_frame(&mut self) -> RawFrame {
+        loop {
+            let frame = self.read_any_frame().await;
+            if frame.first != 0x89 {
+                return frame;
+            }
+        }
+    }
+
+    /// The next frame, be it a ping.
+    pub async fn read_any_frame(&mut self) -> RawFrame {
         let read = async {
             let first = self.stream.read_u8().await?;
             let length = match self.stream.read_u8().await? {
