@@ -18,8 +18,8 @@ use tokio::{
 /// Where peers meet: a WebSocket server of rooms, for WebRTC signaling, small chats and shared
 /// cursors.
 ///
-/// The page is at /, the rooms are at /room and /room/{name}. RUST_LOG sets what is logged: warn,
-/// info (the default), debug, or a filter such as anteroom=debug.
+/// The page is at /, the rooms are at /room and /room/{name}. RUST_LOG sets what is logged:
+/// anteroom=warn, anteroom=info (the default) or anteroom=debug.
 #[derive(Parser)]
 #[command(name = "anteroom", version)]
 struct Options {

@@ -70,8 +70,9 @@ function join(room) {
   const wrong = wrongWith(room);
   if (wrong) return left(wrong, true);
 
-  const scheme = location.protocol === "https:" ? "wss" : "ws";
-  const connection = new WebSocket(`${scheme}://${location.host}/room/${encodeURIComponent(room)}`);
+  const url = new URL(`room/${encodeURIComponent(room)}`, location.origin + location.pathname);
+  url.protocol = url.protocol.replace("http", "ws");
+  const connection = new WebSocket(url);
   socket = connection;
   showState(`Joining ${room} …`);
 

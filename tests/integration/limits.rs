@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::TcpStream,
     process::Command,
 };
@@ -35,6 +35,43 @@ async fn over_the_session_limit_the_upgrade_gets_503_until_a_place_is_free() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_log_says_what_an_operator_must_know_and_no_more() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--max-sessions", "1"])
+        .env_remove("RUST_LOG")
+        .stderr(Stdio::piped());
+    let mut server = Program::run(command).await;
+    let mut first = Client::connect(server.address, "/room").await;
+    for _ in 0..3 {
+        let mut refused = Raw {
+            stream: TcpStream::connect(server.address).await.unwrap(),
+        };
+        refused.write(handshake("/room")).await;
+        assert!(refused.read_head().await.starts_with("HTTP/1.1 503 "));
+    }
+    first.send_text("nonsense").await;
+    first.next().await;
+    drop(first.into_raw());
+    server.signal("TERM").await;
+    assert_eq!(server.exit_code().await, Some(0));
+    let mut log = String::new();
+    let mut stderr = server.child.stderr.take().unwrap();
+    stderr.read_to_string(&mut log).await.unwrap();
+    let said: Vec<&str> = log
+        .lines()
+        .map(|line| line.split_once("] ").unwrap().1)
+        .collect();
+    assert_eq!(said[0], "serving up to 1 sessions");
+    assert_eq!(
+        said[1],
+        "sessions are refused: all --max-sessions are taken"
+    );
+    assert!(said[2].starts_with("stopping: 5 s to leave for "), "{log}");
+    assert_eq!(said[3..], ["stopped"]);
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+const README: &str = include_str!("../../README.md");
+
 fn run(options: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_anteroom"))
         .args(options)
@@ -90,7 +92,7 @@ fn what_cannot_be_had_is_one_clear_line_and_exit_code_1() {
 }
 
 #[test]
-fn help_gives_each_option_its_unit_default_and_variable() {
+fn help_and_readme_give_each_option_its_unit_default_and_variable() {
     let output = run(&["--help"], &[]);
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
@@ -127,6 +129,12 @@ fn help_gives_each_option_its_unit_default_and_variable() {
             own.contains(&format!("[env: ANTEROOM_{variable}=")),
             "{option}: {own}"
         );
+        let (name, _) = option.split_once(' ').unwrap();
+        let row = README
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{name}` | ")));
+        let row = row.unwrap_or_else(|| panic!("the README does not have {name}"));
+        assert!(row.contains(default), "{row}");
         if !default.is_empty() {
             assert!(
                 own.contains(&format!("[default: {default}]")),
