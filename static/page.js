@@ -13,8 +13,12 @@ let me = null;
 
 /** The longest message the server takes, in bytes, once `hello` has told it. */
 let messageBytes = Infinity;
-/** The timer of a reconnection that the server has asked for. */
+/** The timer of the next attempt to join again, and how many attempts are left. */
 let retry = 0;
+let attempts = 0;
+
+/** How often to try again when the server restarts, a second apart. */
+const ATTEMPTS = 10;
 
 const asked = new URLSearchParams(location.search).get("room");
 $("room").value = asked ?? "lobby";
@@ -25,12 +29,14 @@ if (asked !== null) join(asked);
 $("join").addEventListener("submit", (event) => {
   event.preventDefault();
   const room = $("room").value;
+  attempts = 0;
   history.replaceState(null, "", `?room=${encodeURIComponent(room)}`);
   join(room);
 });
 
 $("leave").addEventListener("click", () => {
   clearTimeout(retry);
+  attempts = 0;
   if (socket) socket.close(1000);
   else left("You have left.");
   $("room").focus();
@@ -86,11 +92,13 @@ function join(room) {
     if (connection !== socket) return;
     const joined = me !== null;
     socket = me = null;
-    const delay = Number(/retry in (\d+) ms/.exec(reason)?.[1] ?? NaN);
-    if (code === 1012 && Number.isFinite(delay)) {
+    // The server says when to come back (1012); it may not be there at once.
+    const delay = Number(/retry in (\d+) ms/.exec(reason)?.[1] ?? 0);
+    if (code === 1012) attempts = ATTEMPTS;
+    if (code === 1012 || (attempts > 0 && !joined)) {
+      attempts -= 1;
       left("The server is restarting. Joining again in a moment …", true);
       $("leave").hidden = false;
-      // At its best a restart takes a second.
       retry = setTimeout(join, delay + 1000, room);
     } else if (code === 1000) left(`You have left ${room}.`);
     else if (reason) left(`Closed by the server: ${reason} (${code}). Join again when you like.`, true);
@@ -151,6 +159,7 @@ function receive(text) {
 function greeted(message) {
   const first = me === null;
   me = message.receiver;
+  attempts = 0;
   messageBytes = message.data.limits.messageBytes;
   $("peers").replaceChildren();
   for (const peer of message.data.peers) addPeer(peer.id);

@@ -16,7 +16,7 @@ use super::{Event, Frame, Violation, decode::Decoder};
 
 /// How many bytes one read takes at most. One buffer serves all sessions of a thread, so that none
 /// has its own.
-const READ_BYTES: usize = 64 * 1024;
+const READ_BYTES: usize = 16 * 1024;
 
 /// How many frames one write takes at most; the kernel takes up to 1,024.
 const WRITE_FRAMES: usize = 64;
