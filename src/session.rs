@@ -33,7 +33,7 @@ use crate::{
 
 /// How long a client has to take its Close frame and close its side. A restarting server grants its
 /// drain time instead.
-const GOODBYE: Duration = Duration::from_secs(2);
+const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Starts the task of a session that lives on `connection` once it is upgraded. The session keeps
 /// its `place` to the end.
@@ -79,7 +79,7 @@ async fn run(
             code: CloseCode::ServiceRestart,
             ..
         }) => shared.config.drain(),
-        _ => GOODBYE,
+        _ => GOODBYE_LIMIT,
     };
     tokio::select! {
         // Even without time to wait, it is said once.
