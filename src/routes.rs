@@ -1,5 +1,7 @@
 //! Every URL on one screen.
 
+use std::convert::Infallible;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header::ALLOW};
 use hyper::upgrade::OnUpgrade;
@@ -76,22 +78,16 @@ fn join(
     Ok(upgrade.response.map(|empty: Bytes| empty.into()))
 }
 
-/// Says in a line of text why no route took the request.
-async fn refuse(rejection: Rejection) -> Result<Response, Rejection> {
-    let refusal = if rejection.is_not_found() {
-        Refusal::new(
-            StatusCode::NOT_FOUND,
-            "nothing here: the page is at /, the rooms are at /room",
-        )
-    } else if rejection.find::<MethodNotAllowed>().is_some() {
-        Refusal::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "only GET and HEAD are answered here",
-        )
-        .with(ALLOW, HeaderValue::from_static("GET, HEAD"))
+/// Says in a line of text why no route took the request: it is of another method, or for another
+/// path.
+async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
+    let refusal = if rejection.find::<MethodNotAllowed>().is_some() {
+        let message = "only GET and HEAD are answered here";
+        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message)
+            .with(ALLOW, HeaderValue::from_static("GET, HEAD"))
     } else {
-        // warp has a line of its own for the rest, such as a file that may not be read.
-        return Err(rejection);
+        let message = "nothing here: the page is at /, the rooms are at /room";
+        Refusal::new(StatusCode::NOT_FOUND, message)
     };
     Ok(refusal.into_response())
 }
