@@ -129,6 +129,14 @@ impl Outbox {
         let _ = self.0.push(frame);
     }
 
+    /// The [`Close`] with which the session shall end, if there is one.
+    pub(crate) fn closing(&self) -> Option<Close> {
+        match &self.0.queue.lock().state {
+            State::Closing(close) => Some(close.clone()),
+            State::Open | State::Closed => None,
+        }
+    }
+
     /// Waits until `writing` has frames: the ones it still has, or all that wait in the queue.
     /// `written` is the cost of what was written since the last call; it makes room.
     ///

@@ -2,17 +2,18 @@
 //! place.
 
 use std::{
-    borrow::Cow,
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
+    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
 };
 use percent_encoding::percent_decode_str;
 use rust_embed::RustEmbed;
-use sha1::{Digest, Sha1};
+use tokio::fs;
+use tokio_util::io::ReaderStream;
 use warp::{
     Filter, Rejection,
     filters::BoxedFilter,
@@ -21,12 +22,15 @@ use warp::{
     reply::{Reply, Response},
 };
 
-/// The largest file of a folder that is served, in bytes: a file is read whole.
-const MAX_FILE_BYTES: u64 = 64 << 20;
-
 #[derive(RustEmbed)]
 #[folder = "static"]
 struct Embedded;
+
+/// A file with the tag that tells its contents from others.
+struct File {
+    etag: String,
+    response: Response,
+}
 
 /// The files of `folder`, or the built-in ones, by the path that is left.
 pub(crate) fn files(folder: Option<PathBuf>) -> BoxedFilter<(Response,)> {
@@ -38,44 +42,58 @@ pub(crate) fn files(folder: Option<PathBuf>) -> BoxedFilter<(Response,)> {
         .and_then(move |path: Tail, request: HeaderMap| {
             let folder = folder.clone();
             async move {
-                let path = percent_decode_str(path.as_str()).decode_utf8_lossy();
-                let path = if path.is_empty() {
-                    "index.html"
-                } else {
-                    &*path
-                };
+                let mut path = percent_decode_str(path.as_str()).decode_utf8_lossy();
+                if path.is_empty() || path.ends_with('/') {
+                    path += "index.html";
+                }
                 let file = match folder {
-                    Some(folder) => read(&folder, path).await.map(Cow::Owned),
-                    None => Embedded::get(path).map(|file| file.data),
+                    Some(folder) => open(&folder, &path).await,
+                    None => embedded(&path),
                 };
                 let file = file.ok_or_else(reject::not_found)?;
-                Ok::<_, Rejection>(response(path, file, &request))
+                Ok::<_, Rejection>(respond(&path, file, &request))
             }
         })
         .boxed()
 }
 
-/// Reads a file of `folder`; there is none where it is no plain file, too large, or outside, be it
-/// by `..` or by a link.
-async fn read(folder: &Path, path: &str) -> Option<Vec<u8>> {
-    let folder = tokio::fs::canonicalize(folder).await.ok()?;
-    let file = tokio::fs::canonicalize(folder.join(path)).await.ok()?;
-    let metadata = tokio::fs::metadata(&file).await.ok()?;
-    let may = file.starts_with(folder) && metadata.is_file() && metadata.len() <= MAX_FILE_BYTES;
-    if may {
-        tokio::fs::read(file).await.ok()
-    } else {
-        None
-    }
-}
-
-/// The file, or 304 for who has it already (RFC 9110, section 13.1.2).
-fn response(path: &str, file: Cow<'static, [u8]>, request: &HeaderMap) -> Response {
-    let hash: String = Sha1::digest(&file)
+fn embedded(path: &str) -> Option<File> {
+    let file = Embedded::get(path)?;
+    let hash = file.metadata.sha256_hash();
+    let etag = hash[..16]
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    let etag = format!("\"{hash}\"");
+    Some(File {
+        etag,
+        response: file.data.into_owned().into_response(),
+    })
+}
+
+/// Opens a file of `folder`; there is none where it is no plain file, or outside, be it by `..` or
+/// by a link.
+async fn open(folder: &Path, path: &str) -> Option<File> {
+    let folder = fs::canonicalize(folder).await.ok()?;
+    let path = fs::canonicalize(folder.join(path)).await.ok()?;
+    if !path.starts_with(folder) || !fs::metadata(&path).await.ok()?.is_file() {
+        return None;
+    }
+    let file = fs::File::open(path).await.ok()?;
+    let metadata = file.metadata().await.ok()?;
+    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let mut response = warp::reply::stream(ReaderStream::new(file)).into_response();
+    response
+        .headers_mut()
+        .insert(CONTENT_LENGTH, metadata.len().into());
+    Some(File {
+        etag: format!("{:x}-{:x}", modified.as_nanos(), metadata.len()),
+        response,
+    })
+}
+
+/// Answers with the file, or with 304 to who has it already (RFC 9110, section 13.1.2).
+fn respond(path: &str, file: File, request: &HeaderMap) -> Response {
+    let etag = format!("\"{}\"", file.etag);
     let known = request
         .get_all(IF_NONE_MATCH)
         .iter()
@@ -86,7 +104,7 @@ fn response(path: &str, file: Cow<'static, [u8]>, request: &HeaderMap) -> Respon
     let mut response = if known {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        file.into_owned().into_response()
+        file.response
     };
     let headers = response.headers_mut();
     let mut mime = mime_guess::from_path(path)

@@ -41,9 +41,11 @@ pub(crate) fn start(shared: Arc<Shared>, room: RoomName, connection: OnUpgrade, 
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
         let _place = place;
-        let Ok(Ok(upgraded)) = timeout(shared.config.handshake(), connection).await else {
-            return;
+        let upgraded = tokio::select! {
+            upgraded = timeout(shared.config.handshake(), connection) => upgraded,
+            () = shared.stopped.cancelled() => return,
         };
+        let Ok(Ok(upgraded)) = upgraded else { return };
         match upgraded.downcast::<TokioIo<TcpStream>>() {
             Ok(parts) => {
                 let mut stream = parts.io.into_inner();
@@ -226,6 +228,10 @@ impl<'a> Session<'a> {
     }
 
     fn on_event(&self, event: Event<'_>) -> ControlFlow<End> {
+        // Nothing more is done for a session that is being closed.
+        if let Some(close) = self.outbox.closing() {
+            return ControlFlow::Break(End::Closed(close));
+        }
         match event {
             Event::Text(text) => self.on_message(text),
             Event::Ping(payload) => self.outbox.push(&Frame::pong(payload)),

@@ -30,6 +30,7 @@ $("join").addEventListener("submit", (event) => {
   event.preventDefault();
   const room = $("room").value;
   attempts = 0;
+  $("said").replaceChildren();
   history.replaceState(null, "", `?room=${encodeURIComponent(room)}`);
   join(room);
 });
@@ -37,8 +38,9 @@ $("join").addEventListener("submit", (event) => {
 $("leave").addEventListener("click", () => {
   clearTimeout(retry);
   attempts = 0;
-  if (socket) socket.close(1000);
-  else left("You have left.");
+  socket?.close(1000);
+  socket = me = null;
+  left("You have left.");
   $("room").focus();
 });
 
@@ -70,7 +72,6 @@ function join(room) {
   clearTimeout(retry);
   socket?.close(1000);
   socket = me = null;
-  $("said").replaceChildren();
   $("peers").replaceChildren();
   document.title = `${room} – anteroom`;
   const wrong = wrongWith(room);
@@ -100,8 +101,7 @@ function join(room) {
       left("The server is restarting. Joining again in a moment …", true);
       $("leave").hidden = false;
       retry = setTimeout(join, delay + 1000, room);
-    } else if (code === 1000) left(`You have left ${room}.`);
-    else if (reason) left(`Closed by the server: ${reason} (${code}). Join again when you like.`, true);
+    } else if (reason) left(`Closed by the server: ${reason} (${code}). Join again when you like.`, true);
     else if (joined) left("The connection is lost. Join again when you like.", true);
     else left("Cannot join: the server is not running, or it is full.", true);
   });
@@ -148,7 +148,7 @@ function receive(text) {
     addPeer(message.sender);
     news(`${short(message.sender)} has come`);
   } else if (message.type === "close" && message.receiver === null) {
-    peerItem(message.sender)?.remove();
+    findPeer(message.sender)?.remove();
     showReceivers();
     news(`${short(message.sender)} has gone`);
   } else {
@@ -161,8 +161,7 @@ function greeted(message) {
   me = message.receiver;
   attempts = 0;
   messageBytes = message.data.limits.messageBytes;
-  $("peers").replaceChildren();
-  for (const peer of message.data.peers) addPeer(peer.id);
+  $("peers").replaceChildren(...message.data.peers.map((peer) => peerItem(peer.id)));
   showReceivers();
   showConnected(true);
   showState(`You are ${short(me)} in “${message.data.room}”.`);
@@ -172,16 +171,20 @@ function greeted(message) {
 
 function addPeer(id) {
   // Told twice, by the roster and by its own news, it is still one.
-  if (peerItem(id)) return;
-  const item = document.createElement("li");
-  item.dataset.id = id;
-  item.append(name(id));
-  $("peers").append(item);
+  if (findPeer(id)) return;
+  $("peers").append(peerItem(id));
   showReceivers();
 }
 
-function peerItem(id) {
+function findPeer(id) {
   return [...$("peers").children].find((item) => item.dataset.id === id);
+}
+
+function peerItem(id) {
+  const item = document.createElement("li");
+  item.dataset.id = id;
+  item.append(name(id));
+  return item;
 }
 
 /** Puts what was said into the conversation. */

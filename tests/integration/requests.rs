@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Client, TestServer};
+use crate::support::{Client, Raw, TestServer, frame, text};
 
 #[tokio::test]
 async fn hello_says_who_is_here_longest_joined_first_and_what_is_allowed() {
@@ -108,4 +108,22 @@ async fn an_unknown_request_is_an_error_that_names_the_known_ones() {
         error["message"],
         "no request Hello: the server answers hello and ping"
     );
+}
+
+#[tokio::test]
+async fn a_session_that_is_being_closed_is_served_no_further() {
+    let server = TestServer::with(|config| config.outbox_bytes = 100_000).await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut raw = Raw::join(&server, "tea").await;
+    let id = alice.next().await["sender"].as_str().unwrap().to_owned();
+    // More answers than may wait, asked for at once; what stands behind them is not delivered.
+    let data = "p".repeat(100);
+    let ask = text(json!({"type": "ping", "receiver": "server", "data": data}).to_string());
+    let late = text(json!({"type": "late", "receiver": "all"}).to_string());
+    let packet = [frame(0x89, b"").repeat(2000), ask, late].concat();
+    assert!(packet.len() < 16 * 1024, "all is read at once");
+    raw.write(packet).await;
+    assert_eq!(raw.read_close().await.0, 1013);
+    alice.expect_left(&id).await;
+    alice.expect_quiet().await;
 }

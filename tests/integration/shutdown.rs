@@ -117,6 +117,7 @@ async fn sigterm_under_load_tells_everyone_and_exits_with_0() {
                 loop {
                     match client.next_or_close().await {
                         Ok(message) if message["type"] == "new" => continue,
+                        Ok(message) if message["type"] == "close" => continue,
                         Ok(message) => client.id = message["receiver"].as_str().unwrap().into(),
                         Err(code) => return code,
                     }
