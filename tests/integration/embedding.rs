@@ -1,6 +1,6 @@
 //! The filters in someone else's warp application, served by warp's own server.
 
-use anteroom::{Anteroom, Config};
+use anteroom::{Anteroom, Config, Server};
 use serde_json::json;
 use tokio::net::TcpListener;
 use warp::Filter;
@@ -52,4 +52,20 @@ async fn options_that_make_no_sense_are_refused() {
     });
     let message = refused.err().unwrap().to_string();
     assert_eq!(message, "--pong-seconds must be 1 to 3600, not 0");
+}
+
+#[tokio::test]
+async fn a_server_that_is_dropped_leaves_no_session_behind() {
+    let listen = ([127, 0, 0, 1], 0).into();
+    let server = Server::bind(Config {
+        listen,
+        ..Config::default()
+    })
+    .unwrap();
+    let address = server.local_addr().unwrap();
+    let served = tokio::spawn(server.serve(std::future::pending()));
+    let mut alice = Client::connect(address, "/room").await;
+    alice.expect_quiet().await;
+    served.abort();
+    assert_eq!(alice.expect_close().await.0, 1012);
 }
