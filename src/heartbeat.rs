@@ -4,7 +4,7 @@
 //! Sessions are spread over as many slots as a ping period has seconds; each tick pings one slot
 //! and looks after another. So all are pinged once a period, a few at a time, by one ticker.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
@@ -28,8 +28,8 @@ struct Pulse {
 }
 
 /// A session's place among those that are pinged; dropping it gives it back.
-pub(crate) struct Beat {
-    heartbeat: Arc<Heartbeat>,
+pub(crate) struct Beat<'a> {
+    heartbeat: &'a Heartbeat,
     id: SessionId,
 }
 
@@ -45,7 +45,7 @@ impl Heartbeat {
     }
 
     /// Pings the session behind `sender` from now on.
-    pub(crate) fn register(self: &Arc<Heartbeat>, id: SessionId, sender: Sender) -> Beat {
+    pub(crate) fn register(&self, id: SessionId, sender: Sender) -> Beat<'_> {
         self.slot(id).lock().insert(
             id,
             Pulse {
@@ -54,7 +54,7 @@ impl Heartbeat {
             },
         );
         Beat {
-            heartbeat: self.clone(),
+            heartbeat: self,
             id,
         }
     }
@@ -86,7 +86,7 @@ impl Heartbeat {
     }
 }
 
-impl Beat {
+impl Beat<'_> {
     /// The session has answered.
     pub(crate) fn pong(&self) {
         if let Some(pulse) = self.heartbeat.slot(self.id).lock().get_mut(&self.id) {
@@ -95,7 +95,7 @@ impl Beat {
     }
 }
 
-impl Drop for Beat {
+impl Drop for Beat<'_> {
     fn drop(&mut self) {
         self.heartbeat.slot(self.id).lock().remove(&self.id);
     }
@@ -121,14 +121,14 @@ mod tests {
         }
     }
 
-    fn session(heartbeat: &Arc<Heartbeat>) -> (Beat, Outbox) {
+    fn session(heartbeat: &Heartbeat) -> (Beat<'_>, Outbox) {
         let (sender, outbox) = outbox(100_000);
         (heartbeat.register(SessionId::random(), sender), outbox)
     }
 
     #[test]
     fn everyone_is_pinged_once_a_period() {
-        let heartbeat = Arc::new(Heartbeat::new(20, 10));
+        let heartbeat = Heartbeat::new(20, 10);
         let sessions: Vec<_> = (0..100).map(|_| session(&heartbeat)).collect();
         for now in 7..27 {
             heartbeat.tick(now);
@@ -141,7 +141,7 @@ mod tests {
     fn only_who_does_not_answer_is_given_up_and_not_before_the_time() {
         // Pongs may take less than a period, as long, or longer.
         for (ping, pong) in [(20, 10), (10, 10), (5, 10), (1, 1), (1, 60), (7, 10)] {
-            let heartbeat = Arc::new(Heartbeat::new(ping, pong));
+            let heartbeat = Heartbeat::new(ping, pong);
             let (silent, to_silent) = session(&heartbeat);
             let (alive, to_alive) = session(&heartbeat);
             let mut pinged = None;
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_session_that_left_is_forgotten() {
-        let heartbeat = Arc::new(Heartbeat::new(3, 3));
+        let heartbeat = Heartbeat::new(3, 3);
         drop(session(&heartbeat));
         assert!(heartbeat.slots.iter().all(|slot| slot.lock().is_empty()));
     }

@@ -136,8 +136,8 @@ struct Owner(Arc<Shared>);
 struct Shared {
     config: Config,
     admission: Admission,
-    rooms: Arc<Rooms>,
-    heartbeat: Arc<Heartbeat>,
+    rooms: Rooms,
+    heartbeat: Heartbeat,
     /// Every task there is: the ticker, connections, sessions.
     tasks: TaskTracker,
     /// Cancelled when the server stops: nobody joins any more.
@@ -169,19 +169,17 @@ impl Anteroom {
                 )
             })?;
         }
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             admission: Admission::new(config.session_limit()),
-            rooms: Arc::default(),
-            heartbeat: Arc::new(Heartbeat::new(config.ping_seconds, config.pong_seconds)),
+            rooms: Rooms::default(),
+            heartbeat: Heartbeat::new(config.ping_seconds, config.pong_seconds),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
             config,
-        };
-        shared
-            .tasks
-            .spawn(tick(shared.heartbeat.clone(), shared.stopping.clone()));
-        Ok(Anteroom(Arc::new(Owner(Arc::new(shared)))))
+        });
+        shared.tasks.spawn(tick(shared.clone()));
+        Ok(Anteroom(Arc::new(Owner(shared))))
     }
 
     /// All that the server answers: the page, `/health`, and what [`room`](Anteroom::room) answers.
@@ -252,13 +250,13 @@ impl Drop for Owner {
 
 /// Tells the heartbeat of every second. Seconds in which the process stood still do not count:
 /// nobody could answer.
-async fn tick(heartbeat: Arc<Heartbeat>, stopping: CancellationToken) {
+async fn tick(shared: Arc<Shared>) {
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for now in 0.. {
         tokio::select! {
-            _ = seconds.tick() => heartbeat.tick(now),
-            () = stopping.cancelled() => break,
+            _ = seconds.tick() => shared.heartbeat.tick(now),
+            () = shared.stopping.cancelled() => break,
         }
     }
 }

@@ -32,7 +32,7 @@ impl Request {
 pub(crate) fn answer(
     message: &Message<'_>,
     id: SessionId,
-    membership: &Membership,
+    membership: &Membership<'_>,
     outbox: &Outbox,
     config: &Config,
 ) -> Result<(), Problem> {
@@ -45,7 +45,7 @@ pub(crate) fn answer(
     Ok(())
 }
 
-fn hello(id: SessionId, membership: &Membership, outbox: &Outbox, config: &Config) {
+fn hello(id: SessionId, membership: &Membership<'_>, outbox: &Outbox, config: &Config) {
     membership.with_roster(|peers| {
         let hello = Hello {
             room: membership.room(),

@@ -49,8 +49,8 @@ struct Member {
 }
 
 /// A session that is in a room; dropping it is the leaving.
-pub(crate) struct Membership {
-    rooms: Arc<Rooms>,
+pub(crate) struct Membership<'a> {
+    rooms: &'a Rooms,
     room: Arc<Room>,
     name: RoomName,
     id: SessionId,
@@ -59,12 +59,7 @@ pub(crate) struct Membership {
 impl Rooms {
     /// Puts a session into a room, which exists from its first session to its last, and tells the
     /// others (`new`).
-    pub(crate) fn join(
-        self: &Arc<Rooms>,
-        name: RoomName,
-        id: SessionId,
-        sender: Sender,
-    ) -> Membership {
+    pub(crate) fn join(&self, name: RoomName, id: SessionId, sender: Sender) -> Membership<'_> {
         let room = {
             let mut rooms = self.rooms.lock();
             let entry = rooms.entry(name.clone()).or_insert_with(|| Entry {
@@ -82,7 +77,7 @@ impl Rooms {
         members.senders.insert(id, Member { sender, joined });
         drop(members);
         Membership {
-            rooms: self.clone(),
+            rooms: self,
             room,
             name,
             id,
@@ -119,7 +114,7 @@ impl Rooms {
     }
 }
 
-impl Membership {
+impl Membership<'_> {
     /// The room's name.
     pub(crate) fn room(&self) -> &RoomName {
         &self.name
@@ -160,7 +155,7 @@ impl Membership {
     }
 }
 
-impl Drop for Membership {
+impl Drop for Membership<'_> {
     fn drop(&mut self) {
         let close = protocol::left(self.id);
         let mut members = self.room.members.write();

@@ -106,8 +106,8 @@ enum Goodbye {
 struct Session<'a> {
     id: SessionId,
     shared: &'a Shared,
-    membership: Membership,
-    beat: Beat,
+    membership: Membership<'a>,
+    beat: Beat<'a>,
     outbox: Outbox,
     /// What is taken from the outbox and not yet written.
     writing: VecDeque<Frame>,
@@ -176,7 +176,7 @@ impl<'a> Session<'a> {
             }
             match read {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(more)) if more => {
+                Poll::Ready(Ok(true)) => {
                     // The receivers are to write, too, before more comes for them.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;

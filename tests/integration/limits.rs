@@ -75,6 +75,32 @@ async fn the_log_says_what_an_operator_must_know_and_no_more() {
 }
 
 #[tokio::test]
+async fn at_debug_the_log_says_who_joins_and_who_leaves_and_why() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
+    command
+        .args(["--listen", "127.0.0.1:0"])
+        .env("RUST_LOG", "anteroom=debug")
+        .stderr(Stdio::piped());
+    let mut server = Program::run(command).await;
+    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    Client::connect(server.address, "/room/tea")
+        .await
+        .leave()
+        .await;
+    for end in [" joined tea", " left tea: the client closed"] {
+        let line = async {
+            while let Some(line) = log.next_line().await.unwrap() {
+                if line.ends_with(end) {
+                    return;
+                }
+            }
+            panic!("the log ended");
+        };
+        within_deadline(end, line).await;
+    }
+}
+
+#[tokio::test]
 async fn headers_must_come_in_time() {
     let server = TestServer::with(|config| config.handshake_seconds = 1).await;
     let mut bystander = Client::join(&server, "tea").await;

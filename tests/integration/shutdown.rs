@@ -62,7 +62,12 @@ async fn what_was_sent_before_the_stop_arrives_before_the_goodbye() {
 
 #[tokio::test]
 async fn a_stopping_server_waits_for_nobody_longer_than_the_drain_time() {
-    let mut server = TestServer::with(|config| config.drain_seconds = 1).await;
+    let mut server = TestServer::with(|config| {
+        config.drain_seconds = 1;
+        // Who is in the middle of a request would otherwise be waited for longer than this test.
+        config.handshake_seconds = 600;
+    })
+    .await;
     // One that never closes its side, one in the middle of its headers, one that does nothing.
     let stubborn = Raw::join(&server, "tea").await;
     let mut half = Raw::connect(&server).await;
