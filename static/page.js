@@ -1,261 +1,149 @@
-// The demo page: joins a room, shows who is here, what is said, and every message that travels.
-// What comes from others is only ever shown as text.
+// The demo page: the way into a room, and out of it. What happens inside is in the modules beside.
 
-/** How many lines the conversation and the wire keep. */
-const LINES = 500;
+import { Mesh, join } from "./anteroom.js";
+import { startCall } from "./call.js";
+import { $ } from "./dom.js";
+import { People, showPeople } from "./people.js";
+import { startTalk } from "./talk.js";
+import { startWire } from "./wire.js";
 
-const $ = (id) => document.getElementById(id);
+/** @import { Room, StateChange } from "./anteroom.js" */
 
-/** @type {WebSocket | null} The connection, while there is one. */
-let socket = null;
-/** The session's own id, once `hello` has told it. */
-let me = null;
+/** What somebody is called, or a room, before they choose. */
+const KINDS = ["Amber", "Bold", "Calm", "Dapper", "Early", "Fond", "Gentle", "Hazel", "Keen", "Lucky", "Merry", "Quiet"];
+const ANIMALS = ["Badger", "Crane", "Dormouse", "Falcon", "Heron", "Ibex", "Lynx", "Marten", "Otter", "Robin", "Swift", "Wren"];
 
-/** The longest message the server takes, in bytes, once `hello` has told it. */
-let messageBytes = Infinity;
-/** The timer of the next attempt to join again, and how many attempts are left. */
-let retry = 0;
-let attempts = 0;
-
-/** How often to try again when the server restarts, a second apart. */
-const ATTEMPTS = 10;
-
+let myName = rememberedName();
 const asked = new URLSearchParams(location.search).get("room");
-$("room").value = asked ?? "lobby";
-showConnected(false);
-showReceivers();
-if (asked !== null) join(asked);
+if (asked === null) {
+  showEntrance("");
+} else {
+  try {
+    enter(join(asked), asked);
+  } catch (/** @type {any} */ error) {
+    showEntrance(`Cannot enter: ${error.message}.`);
+  }
+}
 
-$("join").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const room = $("room").value;
-  attempts = 0;
-  $("said").replaceChildren();
-  history.replaceState(null, "", `?room=${encodeURIComponent(room)}`);
-  join(room);
-});
+/** @param {string} refused why a room could not be entered */
+function showEntrance(refused) {
+  $("entrance").hidden = false;
+  $("refused").textContent = refused;
+  $("room-name").value = asked ?? suggestion().toLowerCase().replace(" ", "-");
+  $("your-name").value = myName;
+  // The form itself leads to the room.
+  $("enter").addEventListener("submit", () => rename($("your-name").value));
+}
 
-$("leave").addEventListener("click", () => {
-  clearTimeout(retry);
-  attempts = 0;
-  socket?.close(1000);
-  socket = me = null;
-  left("You have left.");
-  $("room").focus();
-});
+/**
+ * @param {Room} room
+ * @param {string} name
+ */
+function enter(room, name) {
+  const mesh = new Mesh(room);
+  const people = new People(room, myName);
+  startWire(room, people);
+  showPeople(room, mesh, people);
+  startCall(room, mesh, people);
+  startTalk(room, mesh, people);
+  mesh.addEventListener("connect", ({ detail: { peer } }) => {
+    // Whoever was here first connects, so that files and pictures find the way open.
+    if (room.state === "open") peer.pc.createDataChannel("open");
+  });
+  mesh.addEventListener("error", ({ detail: { id, error } }) => console.warn(id, error));
 
-$("copy").addEventListener("click", async () => {
+  document.title = `${name} – anteroom`;
+  $("title").textContent = name;
+  for (const id of ["bar", "room", "views"]) $(id).hidden = false;
+  document.body.classList.add("inside");
+
+  showState(room);
+  $("again").addEventListener("click", () => location.reload());
+  $("leave").addEventListener("click", () => room.leave());
+
+  $("name").value = myName;
+  $("name").addEventListener("change", () => {
+    rename($("name").value);
+    $("name").value = myName;
+    people.say({ name: myName });
+  });
+  $("naming").addEventListener("submit", (/** @type {Event} */ event) => {
+    event.preventDefault();
+    $("text").focus();
+  });
+  $("invite").addEventListener("click", invite);
+
+  for (const button of $("views").children) {
+    button.addEventListener("click", () => view(button.dataset.view));
+  }
+}
+
+/** On a narrow screen one part of the room is seen at a time.
+ * @param {string} name */
+function view(name) {
+  $("room").dataset.view = name;
+  for (const button of $("views").children) {
+    button.ariaCurrent = String(button.dataset.view === name);
+    if (button.dataset.view === name) delete button.dataset.unread;
+  }
+}
+
+/** Says how the connection to the server is.
+ * @param {Room} room */
+function showState(room) {
+  const show = (/** @type {StateChange} */ { state, code, reason, delay = 0 }) => {
+    $("state").dataset.state = state;
+    $("state").textContent = {
+      connecting: "Connecting …",
+      open: "Connected",
+      reconnecting: `${code === 1012 ? "The server restarts" : "No connection"}: again in ${Math.ceil(delay / 1000)} s`,
+      closed: `Closed${reason && `: ${reason}`}`,
+    }[state];
+    $("again").hidden = state !== "closed";
+  };
+  show({ state: room.state });
+  room.addEventListener("statechange", ({ detail }) => show(detail));
+}
+
+async function invite() {
+  const label = $("invite").querySelector("span");
   try {
     await navigator.clipboard.writeText(location.href);
-    $("copied").textContent = "Copied: send it to someone, or open it in another window.";
+    label.textContent = "Copied";
   } catch {
-    // Without https there is no clipboard.
-    $("copied").textContent = location.href;
+    // Without https there is no clipboard for a page.
+    prompt("The invite link:", location.href);
   }
-});
-
-$("say").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const message = { type: $("type").value, receiver: $("receiver").value };
-  if ($("text").value !== "") message.data = $("text").value;
-  if (!send(JSON.stringify(message))) return;
-  say(me, message, true);
-  $("text").value = "";
-});
-
-$("raw").addEventListener("submit", (event) => {
-  event.preventDefault();
-  send($("json").value);
-});
-
-function join(room) {
-  clearTimeout(retry);
-  socket?.close(1000);
-  socket = me = null;
-  $("peers").replaceChildren();
-  document.title = `${room} – anteroom`;
-  const wrong = wrongWith(room);
-  if (wrong) return left(wrong, true);
-
-  const url = new URL(`room/${encodeURIComponent(room)}`, location.origin + location.pathname);
-  url.protocol = url.protocol.replace("http", "ws");
-  const connection = new WebSocket(url);
-  socket = connection;
-  showState(`Joining ${room} …`);
-
-  connection.addEventListener("open", () => {
-    if (connection === socket) send(JSON.stringify({ type: "hello", receiver: "server" }));
-  });
-  connection.addEventListener("message", (event) => {
-    if (connection === socket) receive(event.data);
-  });
-  connection.addEventListener("close", ({ code, reason }) => {
-    if (connection !== socket) return;
-    const joined = me !== null;
-    socket = me = null;
-    // The server says when to come back (1012); it may not be there at once.
-    const delay = Number(/retry in (\d+) ms/.exec(reason)?.[1] ?? 0);
-    if (code === 1012) attempts = ATTEMPTS;
-    if (code === 1012 || (attempts > 0 && !joined)) {
-      attempts -= 1;
-      left("The server is restarting. Joining again in a moment …", true);
-      $("leave").hidden = false;
-      retry = setTimeout(join, delay + 1000, room);
-    } else if (reason) left(`Closed by the server: ${reason} (${code}). Join again when you like.`, true);
-    else if (joined) left("The connection is lost. Join again when you like.", true);
-    else left("Cannot join: the server is not running, or it is full.", true);
-  });
+  setTimeout(() => (label.textContent = "Copy invite link"), 3000);
 }
 
-/** What is wrong with a room's name, or nothing: a browser is not told why it was refused. */
-function wrongWith(room) {
-  const bytes = new TextEncoder().encode(room).length;
-  if (bytes < 1 || bytes > 128) return `A room's name has 1 to 128 bytes, not ${bytes}.`;
-  if (/\p{Cc}/u.test(room)) return "A room's name has no control characters.";
-  if (room === "." || room === "..") return "Browsers cannot ask for a room of this name.";
-  return "";
-}
-
-/** Shows that there is no connection, and why. */
-function left(why, wrong = false) {
-  $("peers").replaceChildren();
-  showConnected(false);
-  showReceivers();
-  showState(why, wrong);
-}
-
-/** Sends text as it is; false if that cannot be done. */
-function send(text) {
-  if (socket?.readyState !== WebSocket.OPEN) return false;
-  const bytes = new TextEncoder().encode(text).length;
-  if (bytes > messageBytes) {
-    news(`Not sent: a message has at most ${messageBytes} bytes, this one has ${bytes}.`, "error");
-    return false;
+/** What was chosen in this tab, or lately in another; else something made up, for this tab. */
+function rememberedName() {
+  let name;
+  try {
+    name = sessionStorage.getItem("name") ?? localStorage.getItem("name");
+    name ??= suggestion();
+    sessionStorage.setItem("name", name);
+  } catch {
+    // Storage can be forbidden: then it lasts as long as the page.
   }
-  socket.send(text);
-  showOnTheWire("out", text);
-  return true;
+  return name ?? suggestion();
 }
 
-function receive(text) {
-  showOnTheWire("in", text);
-  const message = JSON.parse(text);
-  if (message.sender === "server") {
-    if (message.type === "hello") greeted(message);
-    else if (message.type === "error") news(message.data.message, "error");
-    else if (message.type === "pong") say("server", message, false);
-  } else if (message.type === "new" && message.receiver === "all" && message.sender !== me) {
-    addPeer(message.sender);
-    news(`${short(message.sender)} has come`);
-  } else if (message.type === "close" && message.receiver === null) {
-    findPeer(message.sender)?.remove();
-    showReceivers();
-    news(`${short(message.sender)} has gone`);
-  } else {
-    say(message.sender, message, false);
+/** Takes the name that somebody chose, unless it is empty.
+ * @param {string} chosen */
+function rename(chosen) {
+  if (chosen.trim() === "" || chosen.trim() === myName) return;
+  myName = chosen.trim();
+  try {
+    localStorage.setItem("name", myName);
+    sessionStorage.setItem("name", myName);
+  } catch {
+    // See above.
   }
 }
 
-function greeted(message) {
-  const first = me === null;
-  me = message.receiver;
-  attempts = 0;
-  messageBytes = message.data.limits.messageBytes;
-  $("peers").replaceChildren(...message.data.peers.map((peer) => peerItem(peer.id)));
-  showReceivers();
-  showConnected(true);
-  showState(`You are ${short(me)} in “${message.data.room}”.`);
-  $("state").title = me;
-  if (first) $("text").focus();
-}
-
-function addPeer(id) {
-  // Told twice, by the roster and by its own news, it is still one.
-  if (findPeer(id)) return;
-  $("peers").append(peerItem(id));
-  showReceivers();
-}
-
-function findPeer(id) {
-  return [...$("peers").children].find((item) => item.dataset.id === id);
-}
-
-function peerItem(id) {
-  const item = document.createElement("li");
-  item.dataset.id = id;
-  item.append(name(id));
-  return item;
-}
-
-/** Puts what was said into the conversation. */
-function say(sender, { type, receiver, data }, own) {
-  const item = document.createElement("li");
-  const to = receiver === "all" ? "" : ` to ${own ? short(receiver) : "you"}`;
-  const kind = type === "chat" ? "" : ` [${type}]`;
-  const words = typeof data === "string" ? data : JSON.stringify(data ?? null);
-  item.append(name(sender), `${own ? " (you)" : ""}${to}${kind}: ${words}`);
-  append($("said"), item);
-}
-
-/** Puts what happened into the conversation. */
-function news(text, kind = "news") {
-  const item = document.createElement("li");
-  item.className = kind;
-  item.textContent = text;
-  append($("said"), item);
-}
-
-function showOnTheWire(direction, text) {
-  const item = document.createElement("li");
-  item.className = direction;
-  item.textContent = text;
-  append($("messages"), item);
-}
-
-function append(list, item) {
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-  list.append(item);
-  while (list.children.length > LINES) list.firstElementChild.remove();
-  if (atEnd) list.scrollTop = list.scrollHeight;
-}
-
-/** Everyone who can be written to; the one chosen stays chosen while it is there. */
-function showReceivers() {
-  const chosen = $("receiver").value;
-  const peers = [...$("peers").children].map((item) => item.dataset.id);
-  const choices = [["all", "all"], ["server", "the server"], ...peers.map((id) => [id, short(id)])];
-  $("receiver").replaceChildren(...choices.map(([id, text]) => new Option(text, id)));
-  $("receiver").value = choices.some(([id]) => id === chosen) ? chosen : "all";
-  $("alone").hidden = peers.length > 0;
-  $("alone").textContent = me
-    ? "Nobody else. Send the link to someone, or open it in another window."
-    : "Join a room to see.";
-}
-
-function showConnected(connected) {
-  for (const form of [$("say"), $("raw")]) {
-    for (const element of form.elements) element.disabled = !connected;
-  }
-  $("leave").hidden = !connected;
-  $("share").hidden = !connected;
-  $("copied").textContent = "";
-}
-
-function showState(text, wrong = false) {
-  $("state").textContent = text;
-  $("state").classList.toggle("wrong", wrong);
-}
-
-/** An id as people read it, with a colour of its own. */
-function name(id) {
-  const element = document.createElement("span");
-  element.className = "who";
-  element.title = id;
-  element.textContent = short(id);
-  element.style.setProperty("--hue", parseInt(id.slice(0, 4), 16) % 360);
-  return element;
-}
-
-function short(id) {
-  return id.length === 36 ? id.slice(0, 8) : id;
+function suggestion() {
+  const pick = (/** @type {string[]} */ words) => words[Math.floor(Math.random() * words.length)];
+  return `${pick(KINDS)} ${pick(ANIMALS)}`;
 }

@@ -1,0 +1,813 @@
+// The client of an anteroom server: `join` enters a room, `Mesh` connects everybody in it directly.
+// A plain ES module without dependencies, for browsers and for whatever else has WebSocket.
+
+/** The first wait before connecting again, in milliseconds; each further one is twice as long. */
+const FIRST_DELAY = 500;
+/** The longest wait before connecting again, in milliseconds. */
+const LONGEST_DELAY = 30_000;
+/** A connection that lasted this long was a good one: the waits begin anew, in milliseconds. */
+const SETTLED = 10_000;
+/** How much may wait to be sent, or to be handed out, in bytes. */
+const QUEUE_BYTES = 1 << 20;
+
+/** What a server says of who is here: a session id, and what its token tells of it, or `null`.
+ * @typedef {{ readonly id: string, readonly data: unknown }} Peer */
+
+/** A message from another session, or from the application behind the server (`"server"`).
+ * @typedef {{ type: string, sender: string, receiver: string, data: unknown }} Message */
+
+/** `connecting` until the first answer of the server, `open`, `reconnecting` while it is tried
+ * again, `closed` for good.
+ * @typedef {"connecting" | "open" | "reconnecting" | "closed"} RoomState */
+
+/** The new state; with `reconnecting` and `closed` the Close frame's code and reason (RFC 6455,
+ * section 7.1.5), and the milliseconds until the next attempt.
+ * @typedef {{ state: RoomState, code?: number, reason?: string, delay?: number }} StateChange */
+
+/** A message as it travels, for debugging.
+ * @typedef {{ direction: "in" | "out", text: string }} OnTheWire */
+
+/** What the server says of a message that it has delivered: to how many.
+ * @typedef {{ receivers: number }} Receipt */
+
+/**
+ * The events of a `Room`, by type, with what is in their `detail`. `peerjoin` is told of everyone,
+ * be it at the opening or later; `peerleave` when a session goes, is missed after a reconnection,
+ * or when the room is closed. `error` is what belongs to no promise.
+ * @typedef {object} RoomEvents
+ * @property {StateChange} statechange
+ * @property {Peer} peerjoin
+ * @property {Peer} peerleave
+ * @property {Message} message
+ * @property {RoomError} error
+ * @property {OnTheWire} wire
+ */
+
+/**
+ * Where rooms are, and how patient one is. `url` is the server's address, with `http` or `ws`, the
+ * place this module was loaded from if there is none. After `silence` ms without a word the server
+ * is asked for one; after `timeout` ms without an answer the connection is given up.
+ * @typedef {{ url?: string | URL, silence?: number, timeout?: number }} JoinOptions
+ */
+
+/**
+ * An EventTarget that knows its events.
+ * @template Events
+ * @typedef {Omit<EventTarget, "addEventListener" | "removeEventListener"> & {
+ *   addEventListener<Type extends keyof Events>(type: Type,
+ *     listener: (event: CustomEvent<Events[Type]>) => void,
+ *     options?: boolean | AddEventListenerOptions): void,
+ *   removeEventListener<Type extends keyof Events>(type: Type,
+ *     listener: (event: CustomEvent<Events[Type]>) => void,
+ *     options?: boolean | EventListenerOptions): void,
+ * }} TypedTarget
+ */
+
+/** Why something was not done. `code` is one of the protocol's error codes (section 7), or `closed`,
+ * `connection_lost` (sent, and nobody knows whether it arrived), `message_too_large`, `not_open`,
+ * `queue_full`. */
+export class RoomError extends Error {
+  /**
+   * @param {string} code
+   * @param {string} message
+   */
+  constructor(code, message) {
+    super(message);
+    this.name = "RoomError";
+    /** @readonly */
+    this.code = code;
+  }
+}
+
+/**
+ * Enters a room. The room connects, and connects again whenever that is needed, until `leave()`.
+ * @param {string} room its name, 1 to 128 bytes of UTF-8 without control characters
+ * @param {JoinOptions} [options]
+ * @returns {Room}
+ * @throws {TypeError} if the name or the address cannot be
+ */
+export function join(room, options) {
+  return new Room(room, options);
+}
+
+const RoomTarget = /** @type {new () => TypedTarget<RoomEvents>} */ (EventTarget);
+
+/** A room, as one session in it sees it. Made by `join`. */
+export class Room extends RoomTarget {
+  #url;
+  #silence;
+  #timeout;
+  /** @type {WebSocket | null} The connection that counts; events of others are stale. */
+  #socket = null;
+  /** @type {RoomState} */
+  #state = "connecting";
+  /** @type {string | null} */
+  #id = null;
+  /** @type {Map<string, Peer>} */
+  #peers = new Map();
+  /** @type {RTCIceServer[]} */
+  #iceServers = [];
+  #messageBytes = Infinity;
+  /** @type {{ messages: Message[], bytes: number } | null} What came before the roster. */
+  #early = null;
+  /** @type {{ ref: number, text: string, bytes: number, signal?: AbortSignal }[]} */
+  #queue = [];
+  #queuedBytes = 0;
+  #flushes = false;
+  #lastRef = 0;
+  /** @type {Map<number, { resolve(receipt: Receipt): void, reject(reason: unknown): void }>} */
+  #receipts = new Map();
+  #attempts = 0;
+  #openedAt = Infinity;
+  /** @type {ReturnType<typeof setTimeout> | undefined} The one thing that is waited for. */
+  #timer;
+  #listening = new AbortController();
+
+  /**
+   * @param {string} name
+   * @param {JoinOptions} [options]
+   */
+  constructor(name, { url, silence = 25_000, timeout = 10_000 } = {}) {
+    super();
+    this.#url = address(name, url ?? new URL(".", import.meta.url));
+    this.#silence = silence;
+    this.#timeout = timeout;
+    this.#connect();
+    const { signal } = this.#listening;
+    globalThis.addEventListener?.("online", () => this.#networkChanged(true), { signal });
+    globalThis.addEventListener?.("offline", () => this.#networkChanged(false), { signal });
+  }
+
+  /** The session's id, `null` until the room is open. A reconnection may bring another one. */
+  get id() {
+    return this.#id;
+  }
+
+  /** Who else is here, by id, longest-joined first. Live: it changes before each event.
+   * @returns {ReadonlyMap<string, Peer>} */
+  get peers() {
+    return this.#peers;
+  }
+
+  /** What the server gives for `RTCPeerConnection`. */
+  get iceServers() {
+    return this.#iceServers;
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /**
+   * Sends a message; while there is no connection, it waits for one. Nobody needs to look at the
+   * promise: where it is ignored, so is its rejection.
+   * @param {string} receiver a session's id, `"all"` or `"server"`
+   * @param {string} type 1 to 64 bytes, in the application's own words
+   * @param {unknown} [data] whatever JSON can say
+   * @param {{ signal?: AbortSignal }} [options] aborted, it is not sent if it still waits
+   * @returns {Promise<Receipt>} rejects with a `RoomError`
+   */
+  send(receiver, type, data, { signal } = {}) {
+    const receipt = new Promise((resolve, reject) => {
+      const ref = ++this.#lastRef;
+      const text = JSON.stringify({ type, receiver, data, ref });
+      const bytes = byteLength(text);
+      if (this.#state === "closed") {
+        throw new RoomError("closed", "the room is closed: join it again");
+      }
+      const waiting = this.#queuedBytes + (this.#socket?.bufferedAmount ?? 0);
+      if (waiting + bytes > QUEUE_BYTES) {
+        const message = `${waiting} bytes wait to be sent already: send less, or later`;
+        throw new RoomError("queue_full", message);
+      }
+      this.#receipts.set(ref, { resolve, reject });
+      this.#queue.push({ ref, text, bytes, signal });
+      this.#queuedBytes += bytes;
+      this.#flush();
+    });
+    receipt.catch(() => {});
+    return receipt;
+  }
+
+  /**
+   * Sends a message to everyone else in the room. Rejects with `empty_room` where there is nobody.
+   * @param {string} type
+   * @param {unknown} [data]
+   * @returns {Promise<Receipt>}
+   */
+  broadcast(type, data) {
+    return this.send("all", type, data);
+  }
+
+  /**
+   * Sends a text exactly as it is, for debugging. The answer is seen with the event `wire`.
+   * @param {string} text
+   * @throws {RoomError} if the room is not open, or the text longer than the server takes
+   */
+  sendRaw(text) {
+    if (this.#state !== "open") throw new RoomError("not_open", "there is no connection just now");
+    this.#checkSize(byteLength(text));
+    this.#write(text);
+  }
+
+  /** Leaves the room for good. */
+  leave() {
+    if (this.#state === "closed") return;
+    this.#socket?.close(1000);
+    this.#end(1000, "left");
+  }
+
+  #connect() {
+    const socket = new WebSocket(this.#url, "anteroom.v1");
+    this.#socket = socket;
+    this.#early = { messages: [], bytes: 0 };
+    socket.addEventListener("open", () => {
+      if (socket === this.#socket) this.#write('{"type":"hello","receiver":"server"}');
+    });
+    socket.addEventListener("message", ({ data }) => {
+      if (socket === this.#socket) this.#read(data);
+    });
+    socket.addEventListener("close", ({ code, reason }) => {
+      if (socket === this.#socket) this.#lost(code, reason);
+    });
+    this.#wait(this.#timeout, () => this.#giveUp("no answer in time"));
+  }
+
+  /** Waits for one thing, and no longer for what was waited for before.
+   * @param {number} delay
+   * @param {() => void} then */
+  #wait(delay, then) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(then, delay);
+  }
+
+  /** Asks for a sign of life. */
+  #ping() {
+    this.#write('{"type":"ping","receiver":"server"}');
+    this.#wait(this.#timeout, () => this.#giveUp("no sign of life"));
+  }
+
+  /** @param {boolean} online */
+  #networkChanged(online) {
+    if (this.#state === "open") this.#ping();
+    else if (online && !this.#socket) this.#connect();
+  }
+
+  /** Drops a connection that is of no use, without waiting for the other side to agree.
+   * @param {string} reason */
+  #giveUp(reason) {
+    // "I shall be back", which tells this from leaving.
+    this.#socket?.close(4000, reason);
+    this.#lost(4000, reason);
+  }
+
+  /** @param {number} code
+   * @param {string} reason */
+  #lost(code, reason) {
+    if (code === 1008) return this.#end(code, reason);
+    this.#socket = null;
+    this.#flushes = false;
+    const waiting = new Set(this.#queue.map(({ ref }) => ref));
+    for (const ref of this.#receipts.keys()) {
+      if (waiting.has(ref)) continue;
+      const message = "the connection was lost before the receipt came";
+      this.#settle(ref)?.reject(new RoomError("connection_lost", message));
+    }
+    if (performance.now() - this.#openedAt > SETTLED) this.#attempts = 0;
+    this.#openedAt = Infinity;
+    const asked = code === 1012 && /retry in (\d+) ms/.exec(reason);
+    const backOff = FIRST_DELAY * 2 ** this.#attempts * (0.5 + Math.random() / 2);
+    const delay = Math.min(asked ? Number(asked[1]) : backOff, LONGEST_DELAY);
+    this.#attempts += 1;
+    this.#wait(delay, () => this.#connect());
+    this.#setState({ state: "reconnecting", code, reason, delay });
+  }
+
+  /** @param {number} code
+   * @param {string} reason */
+  #end(code, reason) {
+    this.#socket = null;
+    this.#flushes = false;
+    this.#queue = [];
+    clearTimeout(this.#timer);
+    this.#listening.abort();
+    this.#state = "closed";
+    for (const ref of this.#receipts.keys()) {
+      this.#settle(ref)?.reject(new RoomError("closed", `the room is closed: ${reason}`));
+    }
+    for (const id of this.#peers.keys()) this.#goes(id);
+    this.#setState({ state: "closed", code, reason });
+  }
+
+  /** @param {StateChange} change */
+  #setState(change) {
+    this.#state = change.state;
+    this.#emit("statechange", change);
+  }
+
+  /** @param {string} text */
+  #write(text) {
+    this.#socket?.send(text);
+    this.#emit("wire", { direction: "out", text });
+  }
+
+  /** Sends what waits, in its order. */
+  #flush() {
+    while (this.#flushes) {
+      const next = this.#queue.shift();
+      if (!next) return;
+      this.#queuedBytes -= next.bytes;
+      try {
+        next.signal?.throwIfAborted();
+        this.#checkSize(next.bytes);
+        this.#write(next.text);
+      } catch (error) {
+        this.#settle(next.ref)?.reject(error);
+      }
+    }
+  }
+
+  /** @param {number} bytes */
+  #checkSize(bytes) {
+    if (bytes <= this.#messageBytes) return;
+    const message = `a message has at most ${this.#messageBytes} bytes, this one has ${bytes}`;
+    throw new RoomError("message_too_large", message);
+  }
+
+  /** @param {string} text */
+  #read(text) {
+    this.#emit("wire", { direction: "in", text });
+    try {
+      this.#take(JSON.parse(text), text.length);
+    } catch (error) {
+      this.#emit("error", new RoomError("bad_message", `the server sent ${text}: ${error}`));
+    }
+    if (this.#state === "open") this.#wait(this.#silence, () => this.#ping());
+  }
+
+  /**
+   * @param {Message} message
+   * @param {number} bytes
+   */
+  #take(message, bytes) {
+    const { type, sender, receiver } = message;
+    const data = /** @type {any} */ (message.data);
+    if (sender === "server" && type === "hello") return this.#greeted(receiver, data);
+    if (sender === "server" && type === "pong") return;
+    if (sender === "server" && type === "ack") return this.#settle(data.ref)?.resolve(data);
+    if (sender === "server" && type === "error") {
+      const error = new RoomError(data.code, data.message);
+      const receipt = this.#settle(data.ref);
+      return receipt ? receipt.reject(error) : this.#emit("error", error);
+    }
+    if (this.#early) {
+      this.#early.messages.push(message);
+      this.#early.bytes += bytes;
+      if (this.#early.bytes > QUEUE_BYTES) this.#giveUp("too much came before the answer to hello");
+      return;
+    }
+    // Others may write messages that look like a second `new`.
+    if (type === "new" && receiver === "all") this.#comes({ id: sender, data });
+    else if (type === "close" && receiver === null) this.#goes(sender);
+    else this.#emit("message", message);
+  }
+
+  /**
+   * The roster is here: what differs from what was known has come or gone.
+   * @param {string} id
+   * @param {{ peers: Peer[], iceServers: RTCIceServer[], limits: { messageBytes: number } }} data
+   */
+  #greeted(id, { peers, iceServers, limits }) {
+    const early = this.#early?.messages;
+    this.#early = null;
+    this.#id = id;
+    this.#iceServers = iceServers;
+    this.#messageBytes = limits.messageBytes;
+    const present = new Set(peers.map((peer) => peer.id));
+    for (const known of this.#peers.keys()) if (!present.has(known)) this.#goes(known);
+    for (const peer of peers) this.#comes(peer);
+    if (!early || this.#state === "closed") return;
+
+    this.#openedAt = performance.now();
+    this.#setState({ state: "open" });
+    this.#flushes = this.#state === "open";
+    this.#flush();
+    for (const message of early) {
+      // Who is not in the roster has gone before it.
+      const known = present.has(message.sender) || message.sender === "server";
+      if (known && this.#state === "open") this.#take(message, 0);
+    }
+  }
+
+  /** @param {Peer} peer */
+  #comes(peer) {
+    if (this.#peers.has(peer.id)) return;
+    this.#peers.set(peer.id, peer);
+    this.#emit("peerjoin", peer);
+  }
+
+  /** @param {string} id */
+  #goes(id) {
+    const peer = this.#peers.get(id);
+    if (!peer) return;
+    this.#peers.delete(id);
+    this.#emit("peerleave", peer);
+  }
+
+  /** @param {number} ref */
+  #settle(ref) {
+    const receipt = this.#receipts.get(ref);
+    this.#receipts.delete(ref);
+    return receipt;
+  }
+
+  /**
+   * @template {keyof RoomEvents} Type
+   * @param {Type} type
+   * @param {RoomEvents[Type]} detail
+   */
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}
+
+/**
+ * The address of a room's WebSocket.
+ * @param {string} name
+ * @param {string | URL} server
+ */
+function address(name, server) {
+  const bytes = byteLength(name);
+  if (bytes < 1 || bytes > 128) {
+    throw new TypeError(`a room's name has 1 to 128 bytes, this one has ${bytes}`);
+  }
+  if (/[\p{Cc}\p{Cs}]/u.test(name)) {
+    throw new TypeError("a room's name has no control characters and no half surrogate pairs");
+  }
+  if (name === "." || name === "..") {
+    throw new TypeError(`browsers cannot ask for a room named "${name}"`);
+  }
+  const url = new URL(server);
+  if (!/^(http|ws)s?:$/.test(url.protocol)) {
+    throw new TypeError(`${url} is no server: give its address, as in { url: "https://example.org/" }`);
+  }
+  url.protocol = url.protocol.replace("http", "ws");
+  url.pathname = `${url.pathname.replace(/\/$/, "")}/room/${encodeURIComponent(name)}`;
+  return url;
+}
+
+/** @param {string} text */
+function byteLength(text) {
+  return new TextEncoder().encode(text).length;
+}
+
+/**
+ * The events of a `Mesh`, by type, with what is in their `detail`.
+ * @typedef {object} MeshEvents
+ * @property {{ peer: MeshPeer }} connect there is a connection to somebody, though not yet open
+ * @property {{ peer: MeshPeer }} disconnect it is torn down: somebody has left, or the mesh is closed
+ * @property {{ peer: MeshPeer }} statechange `peer.state` has changed
+ * @property {{ peer: MeshPeer, track: MediaStreamTrack, streams: readonly MediaStream[] }} track
+ * @property {{ peer: MeshPeer, channel: RTCDataChannel }} datachannel somebody has opened a channel
+ * @property {{ id: string, error: unknown }} error what a session sent, or did, made no sense
+ */
+
+/** Bits per second since the last question, milliseconds, and whether a TURN server is between.
+ * @typedef {{ bitsIn: number, bitsOut: number, roundTrip: number | null, relayed: boolean }} Quality */
+
+const MeshTarget = /** @type {new () => TypedTarget<MeshEvents>} */ (EventTarget);
+
+/**
+ * A direct connection to everyone in a room, who have a mesh, too, or speak as simply: messages
+ * `offer` and `answer` with an RTCSessionDescription, `candidate` with an RTCIceCandidate.
+ * Negotiation is "perfect" (WebRTC, W3C Recommendation, section 10.7); the smaller id is polite.
+ */
+export class Mesh extends MeshTarget {
+  #room;
+  #configuration;
+  #maxPeers;
+  /** @type {Map<MediaStreamTrack, MediaStream[]>} */
+  #tracks = new Map();
+  /** @type {Map<string, MeshPeer>} */
+  #peers = new Map();
+  #listening = new AbortController();
+
+  /**
+   * @param {Room} room just joined: an offer that came before would be missed
+   * @param {object} [options]
+   * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
+   * @param {number} [options.maxPeers] how many connections there may be; who comes later gets none
+   */
+  constructor(room, { configuration = {}, maxPeers = 16 } = {}) {
+    super();
+    if (room.id !== null) {
+      throw new Error("make the Mesh right after join(): what came since would be missed");
+    }
+    this.#room = room;
+    this.#configuration = configuration;
+    this.#maxPeers = maxPeers;
+    const { signal } = this.#listening;
+    room.addEventListener("peerjoin", ({ detail }) => this.#connect(detail.id), { signal });
+    room.addEventListener("peerleave", ({ detail }) => this.#disconnect(detail.id), { signal });
+    room.addEventListener("message", ({ detail }) => this.#receive(detail), { signal });
+    room.addEventListener("statechange", () => this.#renew(), { signal });
+  }
+
+  /** The connections, by session id. Live.
+   * @returns {ReadonlyMap<string, MeshPeer>} */
+  get peers() {
+    return this.#peers;
+  }
+
+  /**
+   * Sends a track to everyone, now and later.
+   * @param {MediaStreamTrack} track
+   * @param {...MediaStream} streams what it belongs to on the other side
+   */
+  addTrack(track, ...streams) {
+    if (this.#tracks.has(track)) throw new Error("this track is being sent already");
+    this.#tracks.set(track, streams);
+    for (const peer of this.#peers.values()) peer.addTrack(track, streams);
+  }
+
+  /**
+   * Sends another track in the place of one, without a negotiation: the other side sees no change
+   * but the picture.
+   * @param {MediaStreamTrack} old
+   * @param {MediaStreamTrack} track of the same kind
+   */
+  replaceTrack(old, track) {
+    const streams = this.#tracks.get(old);
+    if (!streams) throw new Error("the track to be replaced is not being sent");
+    if (old.kind !== track.kind) throw new TypeError(`${old.kind} is not replaced by ${track.kind}`);
+    this.#tracks.delete(old);
+    this.#tracks.set(track, streams);
+    for (const peer of this.#peers.values()) peer.replaceTrack(old, track);
+  }
+
+  /** @param {MediaStreamTrack} track sent to nobody any longer */
+  removeTrack(track) {
+    if (!this.#tracks.delete(track)) throw new Error("this track is not being sent");
+    for (const peer of this.#peers.values()) peer.removeTrack(track);
+  }
+
+  /** Closes all connections; the room stays as it is. */
+  close() {
+    this.#listening.abort();
+    for (const id of this.#peers.keys()) this.#disconnect(id);
+  }
+
+  /** @param {string} id */
+  #connect(id) {
+    if (this.#peers.size >= this.#maxPeers) {
+      const error = new Error(`no connection: there are ${this.#maxPeers} already`);
+      return this.#emit("error", { id, error });
+    }
+    const iceServers = [...(this.#configuration.iceServers ?? []), ...this.#room.iceServers];
+    const configuration = { ...this.#configuration, iceServers };
+    try {
+      const peer = new MeshPeer(this.#room, id, configuration, (type, detail) => {
+        this.#emit(type, detail);
+      });
+      this.#peers.set(id, peer);
+      for (const [track, streams] of this.#tracks) peer.addTrack(track, streams);
+      this.#emit("connect", { peer });
+    } catch (error) {
+      this.#emit("error", { id, error });
+    }
+  }
+
+  /** @param {string} id */
+  #disconnect(id) {
+    const peer = this.#peers.get(id);
+    if (!peer) return;
+    this.#peers.delete(id);
+    peer.close();
+    this.#emit("disconnect", { peer });
+  }
+
+  /** @param {Message} message */
+  #receive({ type, sender, data }) {
+    const peer = this.#peers.get(sender);
+    if (type === "offer" || type === "answer") peer?.describe(type, data);
+    else if (type === "candidate") peer?.addCandidate(data);
+  }
+
+  /** Connects anew where we are somebody else to the others: after a reconnection. */
+  #renew() {
+    if (this.#room.state !== "open") return;
+    for (const peer of [...this.#peers.values()]) {
+      if (peer.self === this.#room.id) continue;
+      this.#disconnect(peer.id);
+      this.#connect(peer.id);
+    }
+  }
+
+  /**
+   * @template {keyof MeshEvents} Type
+   * @param {Type} type
+   * @param {MeshEvents[Type]} detail
+   */
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}
+
+/** The connection to one other session. Made by its `Mesh`, which adds and removes tracks. */
+export class MeshPeer {
+  #room;
+  #emit;
+  #polite;
+  #makesOffer = false;
+  #ignoresOffer = false;
+  #settlesAnswer = false;
+  /** @type {Map<MediaStreamTrack, RTCRtpTransceiver>} */
+  #transceivers = new Map();
+  #measured = { at: 0, bytesIn: 0, bytesOut: 0 };
+  #open = new AbortController();
+
+  /**
+   * @param {Room} room
+   * @param {string} id
+   * @param {RTCConfiguration} configuration
+   * @param {<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]) => void} emit
+   */
+  constructor(room, id, configuration, emit) {
+    this.#room = room;
+    this.#emit = emit;
+    /** The other's session id. @readonly */
+    this.id = id;
+    /** The own session id, as the other knows it. @readonly */
+    this.self = room.id ?? "";
+    this.#polite = this.self < id;
+    /** The connection itself: for data channels, and to look at. @readonly */
+    this.pc = new RTCPeerConnection(configuration);
+
+    const { pc } = this;
+    pc.addEventListener("negotiationneeded", () => this.#offer());
+    pc.addEventListener("icecandidate", ({ candidate }) => {
+      if (candidate?.candidate) this.#signal("candidate", candidate);
+    });
+    pc.addEventListener("iceconnectionstatechange", () => {
+      if (pc.iceConnectionState === "failed") pc.restartIce();
+    });
+    pc.addEventListener("connectionstatechange", () => emit("statechange", { peer: this }));
+    pc.addEventListener("track", ({ track, streams }) => emit("track", { peer: this, track, streams }));
+    pc.addEventListener("datachannel", ({ channel }) => emit("datachannel", { peer: this, channel }));
+  }
+
+  /** @returns {RTCPeerConnectionState} `new` as long as there is nothing to send either way */
+  get state() {
+    return this.pc.connectionState;
+  }
+
+  /**
+   * How good the connection is.
+   * @returns {Promise<Quality>} all zero while it is not open
+   */
+  async quality() {
+    const stats = [...(await this.pc.getStats()).values()];
+    const transport = stats.find(({ type }) => type === "transport");
+    // Firefox has no transport, but knows which pair is selected.
+    const pair = stats.find(({ type, id, selected }) => {
+      return type === "candidate-pair" && (id === transport?.selectedCandidatePairId || selected);
+    });
+    const local = stats.find(({ id }) => id === pair?.localCandidateId);
+    const { at, bytesIn, bytesOut } = this.#measured;
+    const now = {
+      at: performance.now(),
+      bytesIn: pair?.bytesReceived ?? 0,
+      bytesOut: pair?.bytesSent ?? 0,
+    };
+    this.#measured = now;
+    // Another pair counts from zero.
+    const rate = (/** @type {number} */ bytes) => Math.max(0, (bytes * 8000) / (now.at - at));
+    return {
+      bitsIn: rate(now.bytesIn - bytesIn),
+      bitsOut: rate(now.bytesOut - bytesOut),
+      roundTrip: pair?.currentRoundTripTime === undefined ? null : pair.currentRoundTripTime * 1000,
+      relayed: local?.candidateType === "relay",
+    };
+  }
+
+  /**
+   * @param {MediaStreamTrack} track
+   * @param {MediaStream[]} streams
+   */
+  addTrack(track, streams) {
+    // What has carried a track may carry another: each one more would stay in the description
+    // for good.
+    const taken = new Set(this.#transceivers.values());
+    const free = this.pc.getTransceivers().find((transceiver) => {
+      const { receiver, currentDirection } = transceiver;
+      const usable = receiver.track.kind === track.kind && currentDirection !== "stopped";
+      return usable && !taken.has(transceiver);
+    });
+    if (free) {
+      free.sender.setStreams(...streams);
+      free.direction = "sendrecv";
+      this.#transceivers.set(track, free);
+      this.#try(() => free.sender.replaceTrack(track));
+    } else {
+      const sender = this.pc.addTrack(track, ...streams);
+      const made = this.pc.getTransceivers().find((transceiver) => transceiver.sender === sender);
+      if (made) this.#transceivers.set(track, made);
+    }
+  }
+
+  /**
+   * @param {MediaStreamTrack} old
+   * @param {MediaStreamTrack} track
+   */
+  replaceTrack(old, track) {
+    const transceiver = this.#transceivers.get(old);
+    if (!transceiver) return;
+    this.#transceivers.delete(old);
+    this.#transceivers.set(track, transceiver);
+    this.#try(() => transceiver.sender.replaceTrack(track));
+  }
+
+  /** @param {MediaStreamTrack} track */
+  removeTrack(track) {
+    const transceiver = this.#transceivers.get(track);
+    if (!transceiver) return;
+    this.#transceivers.delete(track);
+    transceiver.direction = "recvonly";
+    this.#try(() => transceiver.sender.replaceTrack(null));
+  }
+
+  /** Takes in an offer or an answer.
+   * @param {"offer" | "answer"} type
+   * @param {any} data */
+  describe(type, data) {
+    this.#try(async () => {
+      const { pc } = this;
+      const ready = pc.signalingState === "stable" || this.#settlesAnswer;
+      const collides = type === "offer" && (this.#makesOffer || !ready);
+      this.#ignoresOffer = !this.#polite && collides;
+      if (this.#ignoresOffer) return;
+      this.#settlesAnswer = type === "answer";
+      try {
+        await pc.setRemoteDescription({ type, sdp: String(data?.sdp) });
+      } finally {
+        this.#settlesAnswer = false;
+      }
+      if (type === "offer") {
+        await pc.setLocalDescription();
+        this.#describeSelf();
+      }
+    });
+  }
+
+  /** @param {any} candidate */
+  addCandidate(candidate) {
+    this.#try(async () => {
+      try {
+        await this.pc.addIceCandidate(candidate);
+      } catch (error) {
+        if (!this.#ignoresOffer) throw error;
+      }
+    });
+  }
+
+  /** Closes the connection, and withdraws what of it waits to be sent. */
+  close() {
+    this.#open.abort();
+    this.pc.close();
+  }
+
+  #offer() {
+    this.#try(async () => {
+      this.#makesOffer = true;
+      try {
+        await this.pc.setLocalDescription();
+        this.#describeSelf();
+      } finally {
+        this.#makesOffer = false;
+      }
+    });
+  }
+
+  #describeSelf() {
+    const description = this.pc.localDescription;
+    if (description) this.#signal(description.type, description);
+  }
+
+  /**
+   * @param {string} type
+   * @param {RTCSessionDescription | RTCIceCandidate} data
+   */
+  #signal(type, data) {
+    this.#try(() => this.#room.send(this.id, type, data, { signal: this.#open.signal }));
+  }
+
+  /** Does something; what goes wrong becomes an event, unless the connection is closed anyway.
+   * @param {() => Promise<unknown>} work */
+  async #try(work) {
+    try {
+      await work();
+    } catch (error) {
+      if (!this.#open.signal.aborted) this.#emit("error", { id: this.id, error });
+    }
+  }
+}

@@ -1,0 +1,236 @@
+// The call: what one sends, and a tile for everybody.
+
+import { $, element, icon } from "./dom.js";
+import { hue } from "./people.js";
+
+/** @import { Mesh, Room } from "./anteroom.js" */
+/** @import { People } from "./people.js" */
+
+/** What is asked of a camera: enough for a tile, little enough to be sent to everyone. */
+const CAMERA = { width: { ideal: 640 }, height: { ideal: 360 }, frameRate: { ideal: 24 } };
+/** Width to height of a tile. */
+const SHAPE = 16 / 9;
+
+/**
+ * Starts the call's part of the page.
+ * @param {Room} room
+ * @param {Mesh} mesh
+ * @param {People} people
+ */
+export function startCall(room, mesh, people) {
+  showTiles(room, mesh, people, sendMedia(mesh, people));
+}
+
+/**
+ * The three buttons, and what they send: one stream, with one sound and one picture at most, the
+ * screen in the place of the camera.
+ * @param {Mesh} mesh
+ * @param {People} people
+ */
+function sendMedia(mesh, people) {
+  const sent = new MediaStream();
+  /** @type {Record<"microphone" | "camera" | "screen", MediaStreamTrack | null>} */
+  const tracks = { microphone: null, camera: null, screen: null };
+
+  /** Sends this picture, in the place of the one that is being sent.
+   * @param {MediaStreamTrack | null} picture */
+  const sendPicture = (picture) => {
+    const [old] = sent.getVideoTracks();
+    if (old === (picture ?? undefined)) return;
+    if (old && picture) mesh.replaceTrack(old, picture);
+    else if (picture) mesh.addTrack(picture, sent);
+    else mesh.removeTrack(old);
+    if (old) sent.removeTrack(old);
+    if (picture) sent.addTrack(picture);
+  };
+
+  const changed = () => {
+    sendPicture(tracks.screen ?? tracks.camera);
+    const on = {
+      microphone: tracks.microphone?.enabled === true,
+      camera: tracks.camera !== null,
+      screen: tracks.screen !== null,
+    };
+    for (const [name, is] of Object.entries(on)) $(name).setAttribute("aria-pressed", String(is));
+    people.say(on);
+  };
+
+  /** @param {"camera" | "screen"} name */
+  const stop = (name) => {
+    tracks[name]?.stop();
+    tracks[name] = null;
+    changed();
+  };
+
+  /** @type {Record<"microphone" | "camera" | "screen", () => Promise<MediaStream>>} */
+  const sources = {
+    microphone: () => navigator.mediaDevices.getUserMedia({ audio: true }),
+    camera: () => navigator.mediaDevices.getUserMedia({ video: CAMERA }),
+    screen: () => navigator.mediaDevices.getDisplayMedia({ video: true }),
+  };
+
+  for (const name of /** @type {const} */ (["microphone", "camera", "screen"])) {
+    $(name).addEventListener("click", async () => {
+      const track = tracks[name];
+      if (track && name !== "microphone") return stop(name);
+      if (track) {
+        // It stays open, to be back at once.
+        track.enabled = !track.enabled;
+        return changed();
+      }
+      $(name).disabled = true;
+      try {
+        const [source] = (await sources[name]()).getTracks();
+        tracks[name] = source;
+        // Unplugged, or ended by the browser's own button.
+        source.addEventListener("ended", () => {
+          if (name !== "microphone") return stop(name);
+          mesh.removeTrack(source);
+          sent.removeTrack(source);
+          tracks.microphone = null;
+          changed();
+        });
+        if (name === "microphone") {
+          sent.addTrack(source);
+          mesh.addTrack(source, sent);
+        }
+        $("explain").textContent = "";
+        changed();
+      } catch (error) {
+        $("explain").textContent = explain(name, error);
+      }
+      $(name).disabled = false;
+      $(name).focus();
+    });
+  }
+  if (!navigator.mediaDevices) $("explain").textContent = explain("camera", null);
+  return sent;
+}
+
+/** Why the browser gives no camera, microphone or screen, and what to do.
+ * @param {"microphone" | "camera" | "screen"} name
+ * @param {any} error */
+function explain(name, error) {
+  if (!isSecureContext) {
+    return `Browsers give camera, microphone and screen only to pages that come by https, or from this very machine: open http://localhost${location.port && `:${location.port}`}/ there, or put https before the server. All else works.`;
+  }
+  if (name === "screen" && !navigator.mediaDevices?.getDisplayMedia) {
+    return "This browser cannot share a screen.";
+  }
+  switch (error?.name) {
+    case "NotAllowedError":
+      return name === "screen"
+        ? "Nothing is shared: you, or the system, said no."
+        : `The browser may not use the ${name} here: allow it beside the address, then try again.`;
+    case "NotFoundError":
+      return `There is no ${name}. You can take part without.`;
+    case "NotReadableError":
+      return `The ${name} does not answer: perhaps another program is using it.`;
+    default:
+      return `No ${name}: ${error?.message ?? "this browser has none to give"}`;
+  }
+}
+
+/**
+ * A tile for everyone, as large as there is room for.
+ * @param {Room} room
+ * @param {Mesh} mesh
+ * @param {People} people
+ * @param {MediaStream} sent
+ */
+function showTiles(room, mesh, people, sent) {
+  /** @type {Map<string, Record<"tile" | "face" | "label", HTMLElement> & { video: HTMLVideoElement }>} */
+  const tiles = new Map();
+  const list = $("tiles");
+
+  /** @param {string} id */
+  const add = (id) => {
+    const own = id === room.id;
+    const video = element("video", { autoplay: true, playsInline: true, muted: own, srcObject: own ? sent : null });
+    const face = element("span", { className: "face", ariaHidden: "true" });
+    const label = element("span", { className: "label" });
+    const tile = element("li", { dataset: { id } }, video, face, label);
+    tile.style.setProperty("--hue", String(hue(id)));
+    for (const type of ["resize", "playing", "emptied"]) video.addEventListener(type, show);
+    tiles.set(id, { tile, video, face, label });
+    if (own) list.prepend(tile);
+    else list.append(tile);
+  };
+
+  const show = () => {
+    const ids = [...room.peers.keys()].filter((id) => mesh.peers.has(id));
+    if (room.id) ids.unshift(room.id);
+    for (const [id, { tile, video }] of tiles) {
+      if (ids.includes(id)) continue;
+      video.srcObject = null;
+      tile.remove();
+      tiles.delete(id);
+    }
+    for (const id of ids) if (!tiles.has(id)) add(id);
+    for (const [id, { tile, video, face, label }] of tiles) {
+      const own = id === room.id;
+      const { microphone, camera, screen } = people.profile(id);
+      const name = people.name(id);
+      const stream = /** @type {MediaStream | null} */ (video.srcObject);
+      const seen = stream?.getVideoTracks().some(({ muted, readyState }) => !muted && readyState === "live") ?? false;
+      tile.dataset.seen = String(seen);
+      tile.dataset.mirrored = String(own && camera && !screen);
+      tile.dataset.screen = String(screen);
+      video.ariaLabel = `${screen ? "Screen" : "Video"} of ${own ? "yourself" : name}`;
+      video.ariaHidden = String(!seen);
+      face.textContent = [...name][0]?.toUpperCase() ?? "?";
+      label.replaceChildren(own ? `${name} (you)` : name);
+      if (microphone) label.append(icon("microphone"), element("span", { className: "unseen" }, ", microphone on"));
+    }
+    arrange();
+  };
+
+  /** The number of columns that makes the tiles largest. */
+  const arrange = () => {
+    const box = list.getBoundingClientRect();
+    const gap = parseFloat(getComputedStyle(list).columnGap);
+    let width = 0;
+    for (let columns = 1; columns <= tiles.size; columns += 1) {
+      const rows = Math.ceil(tiles.size / columns);
+      const wide = (box.width - gap * (columns - 1)) / columns;
+      const high = (box.height - gap * (rows - 1)) / rows;
+      const fits = Math.min(wide, high * SHAPE);
+      // Of two that are about the same, the one that looks less like a list.
+      if (fits > width * 0.95) width = fits;
+    }
+    list.style.setProperty("--tile", `${Math.floor(width)}px`);
+  };
+  new ResizeObserver(arrange).observe(list);
+
+  for (const type of /** @type {const} */ (["peerjoin", "peerleave", "statechange"])) room.addEventListener(type, show);
+  for (const type of /** @type {const} */ (["connect", "disconnect"])) mesh.addEventListener(type, show);
+  people.addEventListener("change", show);
+  mesh.addEventListener("track", ({ detail: { peer, track } }) => {
+    const video = tiles.get(peer.id)?.video;
+    if (!video) return;
+    const stream = /** @type {MediaStream | null} */ (video.srcObject) ?? new MediaStream();
+    stream.addTrack(track);
+    video.srcObject = stream;
+    for (const type of ["mute", "unmute", "ended"]) track.addEventListener(type, show);
+    show();
+    video.play().catch((error) => {
+      // A page that nobody has touched yet must be silent.
+      if (error.name === "NotAllowedError") askForSound(video);
+    });
+  });
+}
+
+/** Plays without sound until somebody touches the page.
+ * @param {HTMLVideoElement} video */
+function askForSound(video) {
+  video.muted = true;
+  $("explain").textContent = "Click anywhere, or press a key, to hear the others.";
+  const touched = new AbortController();
+  for (const type of ["click", "keydown"]) {
+    addEventListener(type, () => {
+      touched.abort();
+      video.muted = false;
+      $("explain").textContent = "";
+    }, { signal: touched.signal });
+  }
+}

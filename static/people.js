@@ -1,0 +1,186 @@
+// Who is here: what everyone says of themselves, and how each can be reached.
+
+import { $, element, icon, short } from "./dom.js";
+
+/** @import { Mesh, Room, MeshPeer, Quality } from "./anteroom.js" */
+
+/** What somebody says of themselves, in a message of type `profile`.
+ * @typedef {{ name: string, microphone: boolean, camera: boolean, screen: boolean }} Profile */
+
+/** How often the quality of the connections is looked at, in milliseconds. */
+const EVERY = 2000;
+/** How long a name may be. */
+const NAME_LENGTH = 40;
+
+/** Everyone's profile. Fires `change` when one has changed. */
+export class People extends EventTarget {
+  #room;
+  /** @type {Map<string, Profile>} */
+  #profiles = new Map();
+  /** @type {Profile} */
+  #mine = { name: "", microphone: false, camera: false, screen: false };
+
+  /**
+   * @param {Room} room
+   * @param {string} name one's own
+   */
+  constructor(room, name) {
+    super();
+    this.#room = room;
+    this.#mine.name = name;
+    room.addEventListener("peerjoin", ({ detail }) => {
+      room.send(detail.id, "profile", this.#mine);
+    });
+    room.addEventListener("peerleave", ({ detail }) => {
+      this.#profiles.delete(detail.id);
+    });
+    room.addEventListener("message", ({ detail: { type, sender, data } }) => {
+      if (type !== "profile" || !room.peers.has(sender)) return;
+      this.#profiles.set(sender, profile(data));
+      this.dispatchEvent(new Event("change"));
+    });
+  }
+
+  /** Changes what one says of oneself.
+   * @param {Partial<Profile>} change */
+  say(change) {
+    Object.assign(this.#mine, change);
+    if (this.#room.peers.size > 0) this.#room.broadcast("profile", this.#mine);
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** @param {string} id
+   * @returns {Profile} */
+  profile(id) {
+    return id === this.#room.id ? this.#mine : (this.#profiles.get(id) ?? profile(null));
+  }
+
+  /** The name of a session, or the beginning of its id.
+   * @param {string} id */
+  name(id) {
+    return this.profile(id).name || short(id);
+  }
+
+  /** The name of a session with its colour.
+   * @param {string} id */
+  who(id) {
+    const who = element("span", { className: "who", title: id }, this.name(id));
+    who.style.setProperty("--hue", String(hue(id)));
+    return who;
+  }
+}
+
+/** A colour of a session's own, as an angle.
+ * @param {string} id */
+export function hue(id) {
+  return parseInt(id.slice(0, 4), 16) % 360 || 0;
+}
+
+/** A profile of whatever somebody has sent.
+ * @param {any} data
+ * @returns {Profile} */
+function profile(data) {
+  const name = typeof data?.name === "string" ? data.name : "";
+  return {
+    // No line breaks, and nothing that turns the direction of the text around it.
+    name: name.replace(/[\p{C}\p{Z}]+/gu, " ").trim().slice(0, NAME_LENGTH),
+    microphone: data?.microphone === true,
+    camera: data?.camera === true,
+    screen: data?.screen === true,
+  };
+}
+
+/**
+ * Shows who is here, and the state of each connection.
+ * @param {Room} room
+ * @param {Mesh} mesh
+ * @param {People} people
+ */
+export function showPeople(room, mesh, people) {
+  /** @type {Map<string, Quality>} */
+  const qualities = new Map();
+
+  const show = () => {
+    const ids = room.state === "open" && room.id ? [room.id, ...room.peers.keys()] : [...room.peers.keys()];
+    $("persons").replaceChildren(...ids.map((id) => person(id)));
+    $("people-title").textContent = ids.length > 1 ? `Here now: ${ids.length}` : "Here now";
+    $("alone").hidden = room.peers.size > 0;
+    showReceivers(room, people);
+  };
+
+  /** @param {string} id */
+  const person = (id) => {
+    const own = id === room.id;
+    const { microphone, camera, screen } = people.profile(id);
+    const item = element("li", { dataset: { id } }, people.who(id));
+    if (own) item.append(" (you)");
+    for (const [has, name] of /** @type {const} */ ([[microphone, "microphone"], [camera, "camera"], [screen, "screen"]])) {
+      if (has) item.append(element("span", { className: "badge", title: `${name} on` }, icon(name), element("span", { className: "unseen" }, `, ${name} on`)));
+    }
+    const peer = mesh.peers.get(id);
+    const state = own ? "" : describe(peer, qualities.get(id));
+    item.append(element("small", { className: "reach", dataset: { state: own ? "" : (peer?.state ?? "none") } }, state));
+    return item;
+  };
+
+  for (const type of /** @type {const} */ (["peerjoin", "peerleave", "statechange"])) {
+    room.addEventListener(type, show);
+  }
+  for (const type of /** @type {const} */ (["connect", "disconnect", "statechange"])) {
+    mesh.addEventListener(type, show);
+  }
+  people.addEventListener("change", show);
+  setInterval(async () => {
+    const peers = [...mesh.peers.values()].filter(({ state }) => state === "connected");
+    const measured = await Promise.all(peers.map((peer) => peer.quality()));
+    qualities.clear();
+    peers.forEach(({ id }, place) => qualities.set(id, measured[place]));
+    if (peers.length > 0) show();
+  }, EVERY);
+}
+
+/** The state of a connection in words.
+ * @param {MeshPeer} [peer]
+ * @param {Quality} [quality] */
+function describe(peer, quality) {
+  switch (peer?.state) {
+    case undefined:
+      return "no direct connection";
+    case "new":
+      return "not connected directly";
+    case "connecting":
+      return "connecting …";
+    case "connected": {
+      const way = quality?.relayed ? "relayed" : "direct";
+      if (!quality) return way;
+      const trip = quality.roundTrip === null ? "" : `, ${Math.max(1, Math.round(quality.roundTrip))} ms`;
+      return `${way}${trip}, ↓ ${rate(quality.bitsIn)} ↑ ${rate(quality.bitsOut)}`;
+    }
+    case "disconnected":
+      return "interrupted …";
+    case "failed":
+      return "no way through, trying again …";
+    default:
+      return "closed";
+  }
+}
+
+/** @param {number} bits per second */
+function rate(bits) {
+  return bits < 1e6 ? `${Math.round(bits / 1000)} kbit/s` : `${(bits / 1e6).toFixed(1)} Mbit/s`;
+}
+
+/** Everyone who can be written to; who was chosen stays chosen while they are here.
+ * @param {Room} room
+ * @param {People} people */
+function showReceivers(room, people) {
+  const select = $("receiver");
+  const chosen = select.value;
+  const choices = [["all", "everyone"], ...[...room.peers.keys()].map((id) => [id, people.name(id)])];
+  const same = choices.length === select.options.length
+    && choices.every(([id, name], place) => select.options[place].value === id && select.options[place].text === name);
+  // An open list must not change under the finger.
+  if (same) return;
+  select.replaceChildren(...choices.map(([id, name]) => new Option(name, id)));
+  select.value = choices.some(([id]) => id === chosen) ? chosen : "all";
+}

@@ -1,0 +1,119 @@
+// The conversation: what is said, what happens, and which files are sent.
+
+import { $, append, element } from "./dom.js";
+import { receiveFiles, sendFile } from "./files.js";
+
+/** @import { Mesh, Room } from "./anteroom.js" */
+/** @import { People } from "./people.js" */
+
+/** How many lines the conversation keeps. */
+const LINES = 500;
+
+/**
+ * Starts the conversation's part of the page.
+ * @param {Room} room
+ * @param {Mesh} mesh
+ * @param {People} people
+ */
+export function startTalk(room, mesh, people) {
+  /** @param {HTMLElement} item */
+  const show = (item) => {
+    append($("said"), item, LINES);
+    if ($("room").dataset.view !== "talk") $("views").querySelector("[data-view=talk]").dataset.unread = "true";
+  };
+  /** @param {...(Node | string)} words */
+  const news = (...words) => show(element("li", { className: "news" }, ...words));
+
+  $("say").addEventListener("submit", async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    const text = $("text").value;
+    if (text === "") return;
+    $("text").value = "";
+    const receiver = $("receiver").value;
+    const item = said(people, room.id ?? "", receiver, text);
+    item.classList.add("waits");
+    show(item);
+    try {
+      await room.send(receiver, "chat", text);
+    } catch (/** @type {any} */ error) {
+      const why = error.code === "empty_room" ? "nobody else is here" : error.message;
+      item.append(element("em", { className: "wrong" }, ` Not delivered: ${why}.`));
+    }
+    item.classList.remove("waits");
+  });
+
+  room.addEventListener("message", ({ detail: { type, sender, receiver, data } }) => {
+    if (type !== "chat") return;
+    show(said(people, sender, receiver, typeof data === "string" ? data : JSON.stringify(data)));
+  });
+  room.addEventListener("error", ({ detail }) => {
+    show(element("li", { className: "wrong" }, detail.message));
+  });
+
+  // Names come a moment after their sessions.
+  /** @type {Set<string>} */
+  const unnamed = new Set();
+  let opened = false;
+  room.addEventListener("statechange", ({ detail: { state } }) => {
+    opened = state === "open";
+  });
+  room.addEventListener("peerjoin", ({ detail: { id } }) => {
+    if (opened) unnamed.add(id);
+  });
+  people.addEventListener("change", () => {
+    for (const id of unnamed) {
+      if (people.profile(id).name === "") continue;
+      unnamed.delete(id);
+      news(people.who(id), " has come");
+    }
+  });
+  room.addEventListener("peerleave", ({ detail: { id } }) => {
+    unnamed.delete(id);
+    if (room.state !== "closed") news(people.who(id), " has gone");
+  });
+
+  receiveFiles(mesh, (id, item) => {
+    item.prepend(people.who(id), " ");
+    show(item);
+  });
+  $("attach").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", () => {
+    offer($("file").files);
+    $("file").value = "";
+  });
+  for (const type of ["dragover", "drop"]) {
+    $("talk").addEventListener(type, (/** @type {DragEvent} */ event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      if (type === "drop") offer(event.dataTransfer.files);
+    });
+  }
+
+  /** @param {Iterable<File>} files */
+  const offer = (files) => {
+    const receiver = $("receiver").value;
+    const peers = [...mesh.peers.values()].filter(({ id }) => receiver === "all" || id === receiver);
+    for (const file of files) {
+      if (peers.length === 0) news(`Nobody is here to get ${file.name}.`);
+      for (const peer of peers) {
+        const item = sendFile(mesh, peer, file);
+        item.prepend(people.who(room.id ?? ""), " (you) to ", people.who(peer.id), " ");
+        show(item);
+      }
+    }
+  };
+}
+
+/**
+ * A line of the conversation.
+ * @param {People} people
+ * @param {string} sender
+ * @param {string} receiver
+ * @param {string} text
+ */
+function said(people, sender, receiver, text) {
+  const item = element("li", {}, people.who(sender));
+  if (receiver !== "all") item.append(element("small", {}, " only to ", people.who(receiver)));
+  item.append(" ", element("span", { className: "words" }, text));
+  return item;
+}

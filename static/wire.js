@@ -1,0 +1,114 @@
+// On the wire: every message in and out, and a form to write one by hand.
+
+import { $, append, element, short } from "./dom.js";
+
+/** @import { Room } from "./anteroom.js" */
+/** @import { People } from "./people.js" */
+
+/** How many messages are kept. */
+const MESSAGES = 500;
+
+/** What can be written by hand, for a start.
+ * @type {Record<string, (peer: string) => object>} */
+const EXAMPLES = {
+  "who is here?": () => ({ type: "hello", receiver: "server" }),
+  "are you alive?": () => ({ type: "ping", receiver: "server", data: "any JSON" }),
+  "to everyone": () => ({ type: "chat", receiver: "all", data: "hello, everyone" }),
+  "to one": (peer) => ({ type: "chat", receiver: peer, data: "only for you" }),
+  "with a receipt": () => ({ type: "cursor", receiver: "all", data: { x: 3, y: 4 }, ref: "1" }),
+  "a mistake": () => ({ type: "chat", to: "all", data: "the field is called receiver" }),
+};
+
+/**
+ * Starts the panel.
+ * @param {Room} room
+ * @param {People} people
+ */
+export function startWire(room, people) {
+  room.addEventListener("wire", ({ detail: { direction, text } }) => {
+    const item = line(direction, text, people);
+    filter(item);
+    append($("messages"), item, MESSAGES);
+  });
+
+  /** @param {HTMLElement} item */
+  const filter = (item) => {
+    const { direction, text = "" } = item.dataset;
+    const wanted = $("direction").value;
+    const contained = text.toLowerCase().includes($("containing").value.toLowerCase());
+    item.hidden = !contained || (wanted !== "" && wanted !== direction);
+  };
+  $("filter").addEventListener("input", () => {
+    for (const item of $("messages").children) filter(item);
+  });
+  $("filter").addEventListener("submit", (/** @type {Event} */ event) => event.preventDefault());
+  $("clear").addEventListener("click", () => $("messages").replaceChildren());
+
+  $("example").append(...Object.keys(EXAMPLES).map((name) => new Option(name)));
+  const write = () => {
+    const peer = room.peers.keys().next().value ?? room.id ?? "";
+    $("json").value = JSON.stringify(EXAMPLES[$("example").value](peer));
+  };
+  $("example").addEventListener("input", write);
+  write();
+  const send = () => {
+    try {
+      room.sendRaw($("json").value);
+    } catch (/** @type {any} */ error) {
+      append($("messages"), element("li", { className: "wrong" }, `Not sent: ${error.message}.`), MESSAGES);
+    }
+  };
+  $("by-hand").addEventListener("submit", (/** @type {Event} */ event) => {
+    event.preventDefault();
+    send();
+  });
+  $("json").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  });
+}
+
+/**
+ * A message, in one line until it is opened.
+ * @param {string} direction
+ * @param {string} text
+ * @param {People} people
+ */
+function line(direction, text, people) {
+  const message = parse(text);
+  const name = (/** @type {unknown} */ id) => {
+    if (typeof id !== "string") return "";
+    return id.length === 36 ? people.name(id) : short(id);
+  };
+  const [from, to] = [name(message?.sender), name(message?.receiver)];
+  const summary = element("summary", {},
+    element("span", { className: "arrow", role: "img", ariaLabel: direction }, direction === "in" ? "←" : "→"),
+    element("b", {}, typeof message?.type === "string" ? message.type : "?"),
+    element("span", { className: "route" }, direction === "in" ? `from ${from}${to && `, to ${to}`}` : `to ${to || "?"}`),
+    element("time", {}, new Date().toLocaleTimeString([], { hour12: false })));
+  const details = element("details", {}, summary);
+  details.addEventListener("toggle", () => {
+    if (details.childElementCount === 1) details.append(element("pre", {}, pretty(message, text)));
+  });
+  const kind = message?.sender === "server" && message.type === "ack" ? "in receipt" : direction;
+  return element("li", { className: kind, dataset: { direction, text } }, details);
+}
+
+/** @param {string} text
+ * @returns {any} */
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+/** JSON with a line for every field, and for every line of a session description.
+ * @param {any} message
+ * @param {string} text */
+function pretty(message, text) {
+  if (message === null) return text;
+  return JSON.stringify(message, null, 2).replace(/\\r\\n(?!")/g, "\n      ");
+}
