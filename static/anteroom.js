@@ -10,8 +10,9 @@ const SETTLED = 10_000;
 /** How much may wait to be sent, or to be handed out, in bytes. */
 const QUEUE_BYTES = 1 << 20;
 
-/** What a server says of who is here: a session id, and what its token tells of it, or `null`.
- * @typedef {{ readonly id: string, readonly data: unknown }} Peer */
+/** Somebody else in the room: a session id, what its token tells of it, or `null`, and whether it
+ * came later than this session. By custom, whoever was here first makes the first offer.
+ * @typedef {{ readonly id: string, readonly data: unknown, readonly newcomer: boolean }} Peer */
 
 /** A message from another session, or from the application behind the server (`"server"`).
  * @typedef {{ type: string, sender: string, receiver: string, data: unknown }} Message */
@@ -108,7 +109,8 @@ export class Room extends RoomTarget {
   /** @type {RTCIceServer[]} */
   #iceServers = [];
   #messageBytes = Infinity;
-  /** @type {{ messages: Message[], bytes: number } | null} What came before the roster. */
+  /** @type {{ messages: Message[], newcomers: Set<string>, bytes: number } | null} What came before
+   * the roster. */
   #early = null;
   /** @type {{ ref: number, text: string, bytes: number, signal?: AbortSignal }[]} */
   #queue = [];
@@ -220,7 +222,7 @@ export class Room extends RoomTarget {
   #connect() {
     const socket = new WebSocket(this.#url, "anteroom.v1");
     this.#socket = socket;
-    this.#early = { messages: [], bytes: 0 };
+    this.#early = { messages: [], newcomers: new Set(), bytes: 0 };
     socket.addEventListener("open", () => {
       if (socket === this.#socket) this.#write('{"type":"hello","receiver":"server"}');
     });
@@ -360,14 +362,17 @@ export class Room extends RoomTarget {
       const receipt = this.#settle(data.ref);
       return receipt ? receipt.reject(error) : this.#emit("error", error);
     }
+    const isNew = type === "new" && receiver === "all";
     if (this.#early) {
-      this.#early.messages.push(message);
+      if (isNew) this.#early.newcomers.add(sender);
+      else this.#early.messages.push(message);
       this.#early.bytes += bytes;
       if (this.#early.bytes > QUEUE_BYTES) this.#giveUp("too much came before the answer to hello");
       return;
     }
     // Others may write messages that look like a second `new`.
-    if (type === "new" && receiver === "all") this.#comes({ id: sender, data });
+    if (isNew && !this.#peers.has(sender)) this.#comes({ id: sender, data, newcomer: true });
+    else if (isNew) return;
     else if (type === "close" && receiver === null) this.#goes(sender);
     else this.#emit("message", message);
   }
@@ -375,24 +380,29 @@ export class Room extends RoomTarget {
   /**
    * The roster is here: what differs from what was known has come or gone.
    * @param {string} id
-   * @param {{ peers: Peer[], iceServers: RTCIceServer[], limits: { messageBytes: number } }} data
+   * @param {{ peers: { id: string, data: unknown }[], iceServers: RTCIceServer[],
+   *   limits: { messageBytes: number } }} data
    */
   #greeted(id, { peers, iceServers, limits }) {
-    const early = this.#early?.messages;
+    const early = this.#early;
     this.#early = null;
     this.#id = id;
     this.#iceServers = iceServers;
     this.#messageBytes = limits.messageBytes;
     const present = new Set(peers.map((peer) => peer.id));
     for (const known of this.#peers.keys()) if (!present.has(known)) this.#goes(known);
-    for (const peer of peers) this.#comes(peer);
+    for (const { id: peer, data } of peers) {
+      // Who was known before this session is older than it.
+      const newcomer = early ? early.newcomers.has(peer) : (this.#peers.get(peer)?.newcomer ?? true);
+      this.#comes({ id: peer, data, newcomer });
+    }
     if (!early || this.#state === "closed") return;
 
     this.#openedAt = performance.now();
     this.#setState({ state: "open" });
     this.#flushes = this.#state === "open";
     this.#flush();
-    for (const message of early) {
+    for (const message of early.messages) {
       // Who is not in the roster has gone before it.
       const known = present.has(message.sender) || message.sender === "server";
       if (known && this.#state === "open") this.#take(message, 0);
@@ -401,9 +411,9 @@ export class Room extends RoomTarget {
 
   /** @param {Peer} peer */
   #comes(peer) {
-    if (this.#peers.has(peer.id)) return;
+    const known = this.#peers.has(peer.id);
     this.#peers.set(peer.id, peer);
-    this.#emit("peerjoin", peer);
+    if (!known) this.#emit("peerjoin", peer);
   }
 
   /** @param {string} id */
@@ -477,10 +487,18 @@ function byteLength(text) {
 
 const MeshTarget = /** @type {new () => TypedTarget<MeshEvents>} */ (EventTarget);
 
+/** How long a newcomer waits for the first offer of somebody who was here before, in
+ * milliseconds, before it makes one itself. */
+const FIRST_OFFER = 5000;
+/** The number of a data channel that nobody uses: it is there so that every description has room
+ * for data from the start. Others count from 0. */
+const UNUSED_CHANNEL = 254;
+
 /**
  * A direct connection to everyone in a room, who have a mesh, too, or speak as simply: messages
- * `offer` and `answer` with an RTCSessionDescription, `candidate` with an RTCIceCandidate.
- * Negotiation is "perfect" (WebRTC, W3C Recommendation, section 10.7); the smaller id is polite.
+ * `offer` and `answer` with an RTCSessionDescription, `candidate` with an RTCIceCandidate. Whoever
+ * was here first makes the first offer; from then on negotiation is "perfect" (WebRTC, W3C
+ * Recommendation, section 10.7), and the smaller id is polite.
  */
 export class Mesh extends MeshTarget {
   #room;
@@ -507,7 +525,9 @@ export class Mesh extends MeshTarget {
     this.#configuration = configuration;
     this.#maxPeers = maxPeers;
     const { signal } = this.#listening;
-    room.addEventListener("peerjoin", ({ detail }) => this.#connect(detail.id), { signal });
+    room.addEventListener("peerjoin", ({ detail }) => {
+      this.#connect(detail.id, detail.newcomer);
+    }, { signal });
     room.addEventListener("peerleave", ({ detail }) => this.#disconnect(detail.id), { signal });
     room.addEventListener("message", ({ detail }) => this.#receive(detail), { signal });
     room.addEventListener("statechange", () => this.#renew(), { signal });
@@ -557,8 +577,11 @@ export class Mesh extends MeshTarget {
     for (const id of this.#peers.keys()) this.#disconnect(id);
   }
 
-  /** @param {string} id */
-  #connect(id) {
+  /**
+   * @param {string} id
+   * @param {boolean} offers whether to make the first offer
+   */
+  #connect(id, offers) {
     if (this.#peers.size >= this.#maxPeers) {
       const error = new Error(`no connection: there are ${this.#maxPeers} already`);
       return this.#emit("error", { id, error });
@@ -566,7 +589,7 @@ export class Mesh extends MeshTarget {
     const iceServers = [...(this.#configuration.iceServers ?? []), ...this.#room.iceServers];
     const configuration = { ...this.#configuration, iceServers };
     try {
-      const peer = new MeshPeer(this.#room, id, configuration, (type, detail) => {
+      const peer = new MeshPeer(this.#room, id, offers, configuration, (type, detail) => {
         this.#emit(type, detail);
       });
       this.#peers.set(id, peer);
@@ -588,6 +611,10 @@ export class Mesh extends MeshTarget {
 
   /** @param {Message} message */
   #receive({ type, sender, data }) {
+    if (type === "offer" && this.#peers.get(sender)?.startsOver) {
+      this.#disconnect(sender);
+      this.#connect(sender, false);
+    }
     const peer = this.#peers.get(sender);
     if (type === "offer" || type === "answer") peer?.describe(type, data);
     else if (type === "candidate") peer?.addCandidate(data);
@@ -599,7 +626,7 @@ export class Mesh extends MeshTarget {
     for (const peer of [...this.#peers.values()]) {
       if (peer.self === this.#room.id) continue;
       this.#disconnect(peer.id);
-      this.#connect(peer.id);
+      this.#connect(peer.id, false);
     }
   }
 
@@ -625,14 +652,17 @@ export class MeshPeer {
   #transceivers = new Map();
   #measured = { at: 0, bytesIn: 0, bytesOut: 0 };
   #open = new AbortController();
+  /** @type {ReturnType<typeof setTimeout> | undefined} Runs while the other is to make an offer. */
+  #waits;
 
   /**
    * @param {Room} room
    * @param {string} id
+   * @param {boolean} offers whether to make the first offer, or to wait for the other's
    * @param {RTCConfiguration} configuration
    * @param {<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]) => void} emit
    */
-  constructor(room, id, configuration, emit) {
+  constructor(room, id, offers, configuration, emit) {
     this.#room = room;
     this.#emit = emit;
     /** The other's session id. @readonly */
@@ -644,7 +674,11 @@ export class MeshPeer {
     this.pc = new RTCPeerConnection(configuration);
 
     const { pc } = this;
-    pc.addEventListener("negotiationneeded", () => this.#offer());
+    if (offers) pc.createDataChannel("", { negotiated: true, id: UNUSED_CHANNEL });
+    else this.#waits = setTimeout(() => this.#offerNow(), FIRST_OFFER);
+    pc.addEventListener("negotiationneeded", () => {
+      if (this.#waits === undefined) this.#offer();
+    });
     pc.addEventListener("icecandidate", ({ candidate }) => {
       if (candidate?.candidate) this.#signal("candidate", candidate);
     });
@@ -736,12 +770,21 @@ export class MeshPeer {
     this.#try(() => transceiver.sender.replaceTrack(null));
   }
 
+  /** Whether an offer that comes now needs another connection: the first offers of both have met,
+   * and this side must yield. Chromium cannot take back a first offer that has room for data: it
+   * will never open a channel then, and wants to negotiate for ever. */
+  get startsOver() {
+    const begun = this.#makesOffer || this.pc.signalingState === "have-local-offer";
+    return this.#polite && begun && this.pc.currentRemoteDescription === null;
+  }
+
   /** Takes in an offer or an answer.
    * @param {"offer" | "answer"} type
    * @param {any} data */
   describe(type, data) {
     this.#try(async () => {
       const { pc } = this;
+      this.#mayOffer();
       const ready = pc.signalingState === "stable" || this.#settlesAnswer;
       const collides = type === "offer" && (this.#makesOffer || !ready);
       this.#ignoresOffer = !this.#polite && collides;
@@ -772,8 +815,21 @@ export class MeshPeer {
 
   /** Closes the connection, and withdraws what of it waits to be sent. */
   close() {
+    this.#mayOffer();
     this.#open.abort();
     this.pc.close();
+  }
+
+  /** No longer waits for the other's first offer. */
+  #mayOffer() {
+    clearTimeout(this.#waits);
+    this.#waits = undefined;
+  }
+
+  /** Offers what there is to send, the other having failed to. */
+  #offerNow() {
+    this.#mayOffer();
+    if (this.#transceivers.size > 0) this.#offer();
   }
 
   #offer() {

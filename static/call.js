@@ -69,8 +69,11 @@ function sendMedia(mesh, people) {
     screen: () => navigator.mediaDevices.getDisplayMedia({ video: true }),
   };
 
+  /** What the browser is being asked for. */
+  const asking = new Set();
   for (const name of /** @type {const} */ (["microphone", "camera", "screen"])) {
     $(name).addEventListener("click", async () => {
+      if (asking.has(name)) return;
       const track = tracks[name];
       if (track && name !== "microphone") return stop(name);
       if (track) {
@@ -78,7 +81,7 @@ function sendMedia(mesh, people) {
         track.enabled = !track.enabled;
         return changed();
       }
-      $(name).disabled = true;
+      asking.add(name);
       try {
         const [source] = (await sources[name]()).getTracks();
         tracks[name] = source;
@@ -99,8 +102,7 @@ function sendMedia(mesh, people) {
       } catch (error) {
         $("explain").textContent = explain(name, error);
       }
-      $(name).disabled = false;
-      $(name).focus();
+      asking.delete(name);
     });
   }
   if (!navigator.mediaDevices) $("explain").textContent = explain("camera", null);

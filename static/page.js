@@ -46,10 +46,6 @@ function enter(room, name) {
   showPeople(room, mesh, people);
   startCall(room, mesh, people);
   startTalk(room, mesh, people);
-  mesh.addEventListener("connect", ({ detail: { peer } }) => {
-    // Whoever was here first connects, so that files and pictures find the way open.
-    if (room.state === "open") peer.pc.createDataChannel("open");
-  });
   mesh.addEventListener("error", ({ detail: { id, error } }) => console.warn(id, error));
 
   document.title = `${name} – anteroom`;

@@ -17,11 +17,14 @@
 //! | `program` | options, first line, exit codes |
 //! | `embedding` | the filters in someone else's warp application |
 //! | `crowds` | storms, many rooms, and random comings and goings against a reference model |
+//! | `../browser` | the page and the client module in a real Chromium (started by `tests/run`) |
 //! | `readme` | the README's walk-through with a real websocat (started by `tests/run`) |
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod backpressure;
+#[path = "../browser/mod.rs"]
+mod browser;
 mod crowds;
 mod embedding;
 mod frames;

@@ -1,0 +1,96 @@
+//! A file from one browser to another.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::{driver::Browser, talking::until_here};
+use crate::support::{TestServer, within_deadline};
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=files", server.address);
+    let sender = browser.open(&url).await;
+    let receiver = browser.open(&url).await;
+    for tab in [&sender, &receiver] {
+        until_here(tab, 2).await;
+    }
+    let bytes: Vec<u8> = (0..20_000_000u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let sent = browser.folder.join("sent <b>.bin");
+    std::fs::write(&sent, &bytes).unwrap();
+
+    // Every step of every bar is noted.
+    for tab in [&sender, &receiver] {
+        tab.run(
+            "globalThis.steps = [];
+            const { set, get } = Object.getOwnPropertyDescriptor(HTMLProgressElement.prototype, 'value');
+            Object.defineProperty(HTMLProgressElement.prototype, 'value', {
+                get,
+                set(value) {
+                    set.call(this, value);
+                    if (this.isConnected && !this.hidden) steps.push(value);
+                },
+            });",
+        )
+        .await;
+    }
+    sender.type_into("#file", sent.to_str().unwrap()).await;
+    receiver
+        .until("document.querySelector('[data-name=Accept]')")
+        .await;
+    receiver.click("[data-name=Accept]").await;
+    receiver.until("document.querySelector('.file a')").await;
+    sender
+        .until("document.querySelector('.file').textContent.includes('delivered')")
+        .await;
+    for tab in [&sender, &receiver] {
+        let steps: Vec<u64> = serde_json::from_value(tab.run("return steps").await).unwrap();
+        assert!(steps.is_sorted(), "forward only");
+        let between = steps.iter().filter(|step| (1..20_000_000).contains(*step));
+        assert!(between.count() >= 10, "seen under way: {steps:?}");
+        assert_eq!(steps.last(), Some(&20_000_000));
+    }
+
+    receiver.click(".file a").await;
+    let saved = browser.folder.join("sent _b_.bin");
+    let other = browser.folder.join("sent <b>.bin");
+    let mut turn = tokio::time::interval(Duration::from_millis(20));
+    let received = within_deadline("the download", async {
+        loop {
+            turn.tick().await;
+            let _ = &other;
+            match std::fs::read(&saved) {
+                Ok(received) if received.len() == bytes.len() => return received,
+                _ => {}
+            }
+        }
+    })
+    .await;
+    assert_eq!(Sha256::digest(received), Sha256::digest(bytes));
+
+    // Who declines is left alone, and the sender hears of it.
+    sender.type_into("#file", sent.to_str().unwrap()).await;
+    receiver
+        .until("document.querySelector('[data-name=Decline]')")
+        .await;
+    receiver.click("[data-name=Decline]").await;
+    sender
+        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('ended by the other side')")
+        .await;
+
+    // Who goes in between leaves no transfer hanging.
+    sender.type_into("#file", sent.to_str().unwrap()).await;
+    receiver
+        .until("document.querySelectorAll('[data-name=Accept]').length === 1")
+        .await;
+    receiver.close().await;
+    sender
+        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('the connection has gone')")
+        .await;
+    browser.close().await;
+}
