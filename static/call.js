@@ -8,8 +8,8 @@ import { hue } from "./people.js";
 
 /** What is asked of a camera: enough for a tile, little enough to be sent to everyone. */
 const CAMERA = { width: { ideal: 640 }, height: { ideal: 360 }, frameRate: { ideal: 24 } };
-/** Width to height of a tile. */
-const SHAPE = 16 / 9;
+/** Width to height of a tile, at the least and at the most. */
+const [TALLEST, WIDEST] = [4 / 3, 16 / 9];
 
 /**
  * Starts the call's part of the page.
@@ -176,6 +176,7 @@ function showTiles(room, mesh, people, sent) {
       const stream = /** @type {MediaStream | null} */ (video.srcObject);
       const seen = stream?.getVideoTracks().some(({ muted, readyState }) => !muted && readyState === "live") ?? false;
       tile.dataset.seen = String(seen);
+      tile.dataset.reach = mesh.peers.get(id)?.state ?? "";
       tile.dataset.mirrored = String(own && camera && !screen);
       tile.dataset.screen = String(screen);
       video.ariaLabel = `${screen ? "Screen" : "Video"} of ${own ? "yourself" : name}`;
@@ -191,21 +192,22 @@ function showTiles(room, mesh, people, sent) {
   const arrange = () => {
     const box = list.getBoundingClientRect();
     const gap = parseFloat(getComputedStyle(list).columnGap);
-    let width = 0;
+    let [width, height] = [0, 0];
     for (let columns = 1; columns <= tiles.size; columns += 1) {
       const rows = Math.ceil(tiles.size / columns);
       const wide = (box.width - gap * (columns - 1)) / columns;
       const high = (box.height - gap * (rows - 1)) / rows;
-      const fits = Math.min(wide, high * SHAPE);
+      const fits = [Math.min(wide, high * WIDEST), Math.min(high, wide / TALLEST)];
       // Of two that are about the same, the one that looks less like a list.
-      if (fits > width * 0.95) width = fits;
+      if (fits[0] * fits[1] > width * height * 0.95) [width, height] = fits;
     }
-    list.style.setProperty("--tile", `${Math.floor(width)}px`);
+    list.style.setProperty("--width", `${Math.floor(width)}px`);
+    list.style.setProperty("--height", `${Math.floor(height)}px`);
   };
   new ResizeObserver(arrange).observe(list);
 
   for (const type of /** @type {const} */ (["peerjoin", "peerleave", "statechange"])) room.addEventListener(type, show);
-  for (const type of /** @type {const} */ (["connect", "disconnect"])) mesh.addEventListener(type, show);
+  for (const type of /** @type {const} */ (["connect", "disconnect", "statechange"])) mesh.addEventListener(type, show);
   people.addEventListener("change", show);
   mesh.addEventListener("track", ({ detail: { peer, track } }) => {
     const video = tiles.get(peer.id)?.video;

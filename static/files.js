@@ -22,7 +22,7 @@ const HEADER_TIME = 30_000;
  * @param {Mesh} mesh
  * @param {MeshPeer} peer
  * @param {File} file
- * @returns {HTMLLIElement} shows how it goes
+ * @returns {HTMLElement} shows how it goes
  */
 export function sendFile(mesh, peer, file) {
   const channel = peer.pc.createDataChannel("file");
@@ -73,7 +73,7 @@ async function pour(file, channel, progress) {
 /**
  * Takes the files that others offer, if the user wants them.
  * @param {Mesh} mesh
- * @param {(id: string, item: HTMLLIElement) => void} show
+ * @param {(id: string, item: HTMLElement) => void} show
  */
 export function receiveFiles(mesh, show) {
   /** @type {Map<MeshPeer, number>} */
@@ -92,7 +92,7 @@ export function receiveFiles(mesh, show) {
  * @param {Mesh} mesh
  * @param {MeshPeer} peer
  * @param {RTCDataChannel} channel
- * @param {(id: string, item: HTMLLIElement) => void} show
+ * @param {(id: string, item: HTMLElement) => void} show
  * @param {() => void} over
  */
 function receive(mesh, peer, channel, show, over) {
@@ -210,7 +210,7 @@ class Line {
   constructor(text, total) {
     this.#text.textContent = text;
     this.#bar = element("progress", { max: total || 1, value: 0, hidden: true, ariaLabel: text });
-    this.item = element("li", { className: "file" }, this.#text, this.#bar, this.#buttons);
+    this.item = element("div", { className: "file" }, this.#text, this.#bar, this.#buttons);
   }
 
   /** @param {string} text */

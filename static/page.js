@@ -52,6 +52,7 @@ function enter(room, name) {
   $("title").textContent = name;
   for (const id of ["bar", "room", "views"]) $(id).hidden = false;
   document.body.classList.add("inside");
+  $("text").focus();
 
   showState(room);
   $("again").addEventListener("click", () => location.reload());

@@ -37,7 +37,7 @@ export class People extends EventTarget {
     room.addEventListener("message", ({ detail: { type, sender, data } }) => {
       if (type !== "profile" || !room.peers.has(sender)) return;
       this.#profiles.set(sender, profile(data));
-      this.dispatchEvent(new Event("change"));
+      this.#changed(sender);
     });
   }
 
@@ -46,6 +46,15 @@ export class People extends EventTarget {
   say(change) {
     Object.assign(this.#mine, change);
     if (this.#room.peers.size > 0) this.#room.broadcast("profile", this.#mine);
+    this.#changed(this.#room.id ?? "");
+  }
+
+  /** @param {string} id */
+  #changed(id) {
+    // A name comes a moment after its session, and may change: wherever it stands, it is the same.
+    for (const who of document.querySelectorAll(".who")) {
+      if (who instanceof HTMLElement && who.title === id) who.textContent = this.name(id);
+    }
     this.dispatchEvent(new Event("change"));
   }
 

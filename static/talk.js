@@ -22,7 +22,7 @@ export function startTalk(room, mesh, people) {
     if ($("room").dataset.view !== "talk") $("views").querySelector("[data-view=talk]").dataset.unread = "true";
   };
   /** @param {...(Node | string)} words */
-  const news = (...words) => show(element("li", { className: "news" }, ...words));
+  const news = (...words) => show(element("div", { className: "news" }, ...words));
 
   $("say").addEventListener("submit", async (/** @type {Event} */ event) => {
     event.preventDefault();
@@ -47,28 +47,13 @@ export function startTalk(room, mesh, people) {
     show(said(people, sender, receiver, typeof data === "string" ? data : JSON.stringify(data)));
   });
   room.addEventListener("error", ({ detail }) => {
-    show(element("li", { className: "wrong" }, detail.message));
+    show(element("div", { className: "wrong" }, detail.message));
   });
 
-  // Names come a moment after their sessions.
-  /** @type {Set<string>} */
-  const unnamed = new Set();
-  let opened = false;
-  room.addEventListener("statechange", ({ detail: { state } }) => {
-    opened = state === "open";
-  });
-  room.addEventListener("peerjoin", ({ detail: { id } }) => {
-    if (opened) unnamed.add(id);
-  });
-  people.addEventListener("change", () => {
-    for (const id of unnamed) {
-      if (people.profile(id).name === "") continue;
-      unnamed.delete(id);
-      news(people.who(id), " has come");
-    }
+  room.addEventListener("peerjoin", ({ detail: { id, newcomer } }) => {
+    if (newcomer) news(people.who(id), " has come");
   });
   room.addEventListener("peerleave", ({ detail: { id } }) => {
-    unnamed.delete(id);
     if (room.state !== "closed") news(people.who(id), " has gone");
   });
 
@@ -112,7 +97,7 @@ export function startTalk(room, mesh, people) {
  * @param {string} text
  */
 function said(people, sender, receiver, text) {
-  const item = element("li", {}, people.who(sender));
+  const item = element("div", {}, people.who(sender));
   if (receiver !== "all") item.append(element("small", {}, " only to ", people.who(receiver)));
   item.append(" ", element("span", { className: "words" }, text));
   return item;

@@ -177,3 +177,35 @@ async fn a_screen_replaces_the_camera_and_the_sound_goes_on() {
     assert!(sum(&tabs[1], "inbound-rtp", "audio", "packetsReceived").await > sound);
     browser.close().await;
 }
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_connection_that_failed_finds_another_way() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = gather(&browser, &server, 2).await;
+    switch(&tabs[0], "camera", true).await;
+    until_pictures_move(&tabs[1], 1).await;
+    for tab in &tabs {
+        tab.until("connections[0].signalingState === 'stable'")
+            .await;
+    }
+    let credentials = "connections[0].localDescription.sdp.match(/a=ice-ufrag:.*/)[0]";
+    let before = tabs[1].run(&format!("return {credentials}")).await;
+    tabs[0]
+        .run(
+            "Object.defineProperty(connections[0], 'iceConnectionState', { value: 'failed' });
+            connections[0].dispatchEvent(new Event('iceconnectionstatechange'));",
+        )
+        .await;
+    // Both sides have new ICE credentials, and the pictures go on.
+    tabs[1].until(&format!("{credentials} !== {before}")).await;
+    tabs[1]
+        .until("connections[0].signalingState === 'stable'")
+        .await;
+    until_pictures_move(&tabs[1], 1).await;
+    tabs[1]
+        .until("connections[0].connectionState === 'connected'")
+        .await;
+    browser.close().await;
+}

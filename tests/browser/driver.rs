@@ -53,9 +53,23 @@ const WATCH_CONNECTIONS: &str = "
 
 pub struct Browser {
     client: Client,
+    /// Closes the browser's process also where a test fails.
+    _process: Process,
     driver: Child,
     /// Where downloads are saved.
     pub folder: PathBuf,
+}
+
+/// The browser's own process.
+struct Process(String);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("kill")
+            .arg(&self.0)
+            .stderr(Stdio::null())
+            .status();
+    }
 }
 
 /// One tab; several can be open at the same time.
@@ -120,8 +134,10 @@ impl Browser {
         let script = Some(DEADLINE);
         let timeouts = TimeoutConfiguration::new(script, script, Some(Duration::ZERO));
         client.update_timeouts(timeouts).await.unwrap();
+        let process = client.capabilities().unwrap()["goog:processID"].to_string();
         Browser {
             client,
+            _process: Process(process),
             driver,
             folder,
         }
@@ -164,7 +180,7 @@ impl Browser {
 
     /// Closes the browser, whatever it had to say.
     pub async fn close_regardless(mut self) {
-        self.client.close().await.unwrap();
+        self.client.clone().close().await.unwrap();
         self.driver.kill().await.unwrap();
         std::fs::remove_dir_all(&self.folder).unwrap();
     }

@@ -10,7 +10,10 @@ use crate::support::TestServer;
 
 /// What axe-core finds serious or worse.
 async fn serious(tab: &Tab<'_>, axe: &str) -> Vec<String> {
-    tab.run(&format!("{axe}; globalThis.axe = axe;")).await;
+    tab.run(&format!(
+        "if (!globalThis.axe) {{ {axe}; globalThis.axe = axe; }}"
+    ))
+    .await;
     let found = tab
         .run("return axe.run().then((found) => found.violations)")
         .await;
@@ -71,8 +74,11 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
                     if !view.is_empty() {
                         page.click(&format!("nav [data-view={view}]")).await;
                     }
-                    let found = serious(page, &axe).await;
-                    assert_eq!(found, [""; 0], "{name} {view} {scheme} {width}");
+                    // The middle width has nothing of its own but its size.
+                    if width != 1024 {
+                        let found = serious(page, &axe).await;
+                        assert_eq!(found, [""; 0], "{name} {view} {scheme} {width}");
+                    }
                     let wider = page
                         .run("return document.documentElement.scrollWidth - innerWidth")
                         .await;

@@ -93,6 +93,40 @@ async fn the_page_and_its_files_have_their_types_and_validators() {
 }
 
 #[tokio::test]
+async fn the_page_is_small_and_tells_browsers_to_be_strict() {
+    let server = TestServer::start().await;
+    let mut bytes = 0;
+    for file in std::fs::read_dir("static").unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        let file = ask(&server, "GET", &format!("/{name}"), "").await;
+        if name.ends_with(".png") {
+            assert_eq!(file.status, 404, "{name} is for the README alone");
+            continue;
+        }
+        bytes += file.body.len();
+        for (header, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            (
+                "permissions-policy",
+                "camera=(self), microphone=(self), display-capture=(self)",
+            ),
+            ("access-control-allow-origin", "*"),
+        ] {
+            assert_eq!(file.headers[header], value, "{name}");
+        }
+        let policy = &file.headers["content-security-policy"];
+        assert!(
+            policy.starts_with("default-src 'none'; script-src 'self'; "),
+            "{policy}"
+        );
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert!(!policy.contains('*'), "{policy}");
+    }
+    assert!(bytes <= 100_000, "{bytes} bytes");
+}
+
+#[tokio::test]
 async fn a_folder_can_be_served_in_place_of_the_page() {
     let folder = std::env::temp_dir().join(format!("anteroom-static-{}", std::process::id()));
     std::fs::create_dir_all(folder.join("sub")).unwrap();
@@ -100,7 +134,9 @@ async fn a_folder_can_be_served_in_place_of_the_page() {
     std::fs::write(folder.join("sub/data.json"), "{}").unwrap();
     let server = TestServer::with(|config| config.static_dir = Some(folder.clone())).await;
 
-    assert_eq!(ask(&server, "GET", "/", "").await.body, b"mine");
+    let index = ask(&server, "GET", "/", "").await;
+    assert_eq!(index.body, b"mine");
+    assert!(!index.headers.contains_key("content-security-policy"));
     let json = ask(&server, "GET", "/sub/data.json", "").await;
     assert_eq!(
         (&*json.headers["content-type"], &*json.body),
