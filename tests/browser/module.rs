@@ -73,6 +73,10 @@ impl Stranger {
         let (stream, _) = within_deadline("a connection", self.listener.accept())
             .await
             .unwrap();
+        #[allow(
+            clippy::result_large_err,
+            reason = "the type is tungstenite's, and there is no error"
+        )]
         let check = |request: &Request, mut response: Response| {
             assert_eq!(request.uri().path(), "/deep/down/room/a%20b");
             assert_eq!(request.headers()["sec-websocket-protocol"], "anteroom.v1");
