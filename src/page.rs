@@ -29,7 +29,7 @@ use warp::{
 /// can become markup or script (Content Security Policy Level 3, Trusted Types), its address, which
 /// names the room, goes to nobody, and it alone may ask for camera, microphone and screen. Other
 /// pages may import its modules.
-const PAGE_HEADERS: [(HeaderName, HeaderValue); 5] = [
+const PAGE_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (
         CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(
@@ -38,7 +38,6 @@ const PAGE_HEADERS: [(HeaderName, HeaderValue); 5] = [
              require-trusted-types-for 'script'; trusted-types 'none'",
         ),
     ),
-    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     (
         HeaderName::from_static("permissions-policy"),
@@ -78,9 +77,11 @@ pub(crate) fn files(folder: Option<PathBuf>) -> BoxedFilter<(Response,)> {
                 };
                 let file = file.ok_or_else(reject::not_found)?;
                 let mut response = respond(&path, file, &request);
+                let headers = response.headers_mut();
                 if folder.is_none() {
-                    response.headers_mut().extend(PAGE_HEADERS);
+                    headers.extend(PAGE_HEADERS);
                 }
+                headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
                 Ok::<_, Rejection>(response)
             }
         })

@@ -3,8 +3,10 @@
 
 /** The first wait before connecting again, in milliseconds; each further one is twice as long. */
 const FIRST_DELAY = 500;
-/** The longest wait before connecting again, in milliseconds. */
+/** The longest wait before connecting again, in milliseconds; only the server may ask for more. */
 const LONGEST_DELAY = 30_000;
+/** The longest wait that the server may ask for, in milliseconds. */
+const LONGEST_ASKED = 3_600_000;
 /** A connection that lasted this long was a good one: the waits begin anew, in milliseconds. */
 const SETTLED = 10_000;
 /** How much may wait to be sent, or to be handed out, in bytes. */
@@ -17,13 +19,15 @@ const QUEUE_BYTES = 1 << 20;
 /** A message from another session, or from the application behind the server (`"server"`).
  * @typedef {{ type: string, sender: string, receiver: string, data: unknown }} Message */
 
-/** `connecting` until the first answer of the server, `open`, `reconnecting` while it is tried
- * again, `closed` for good.
+/** `connecting` at first, `open`, `reconnecting` when that failed or the connection was lost, and
+ * `closed` for good.
  * @typedef {"connecting" | "open" | "reconnecting" | "closed"} RoomState */
 
-/** The new state; with `reconnecting` and `closed` the Close frame's code and reason (RFC 6455,
- * section 7.1.5), and the milliseconds until the next attempt.
- * @typedef {{ state: RoomState, code?: number, reason?: string, delay?: number }} StateChange */
+/** The new state; with the last two the Close frame's code and reason (RFC 6455, section 7.1.5), and
+ * the milliseconds until the next attempt.
+ * @typedef {{ state: "connecting" | "open" }
+ *   | { state: "reconnecting", code: number, reason: string, delay: number }
+ *   | { state: "closed", code: number, reason: string }} StateChange */
 
 /** A message as it travels, for debugging.
  * @typedef {{ direction: "in" | "out", text: string }} OnTheWire */
@@ -45,8 +49,8 @@ const QUEUE_BYTES = 1 << 20;
  */
 
 /**
- * Where rooms are, and how patient one is. `url` is the server's address, with `http` or `ws`, the
- * place this module was loaded from if there is none. After `silence` ms without a word the server
+ * Where rooms are, and how patient one is. `url` is the server's address, with `http` or `ws`; it can
+ * be left out where the server itself has served this module, not where it was copied or bundled. After `silence` ms without a word the server
  * is asked for one; after `timeout` ms without an answer the connection is given up.
  * @typedef {{ url?: string | URL, silence?: number, timeout?: number }} JoinOptions
  */
@@ -55,21 +59,28 @@ const QUEUE_BYTES = 1 << 20;
  * An EventTarget that knows its events.
  * @template Events
  * @typedef {Omit<EventTarget, "addEventListener" | "removeEventListener"> & {
- *   addEventListener<Type extends keyof Events>(type: Type,
- *     listener: (event: CustomEvent<Events[Type]>) => void,
+ *   addEventListener<Type extends keyof Events>(type: Type, listener: Listener<Events[Type]>,
  *     options?: boolean | AddEventListenerOptions): void,
- *   removeEventListener<Type extends keyof Events>(type: Type,
- *     listener: (event: CustomEvent<Events[Type]>) => void,
+ *   removeEventListener<Type extends keyof Events>(type: Type, listener: Listener<Events[Type]>,
  *     options?: boolean | EventListenerOptions): void,
  * }} TypedTarget
  */
 
-/** Why something was not done. `code` is one of the protocol's error codes (section 7), or `closed`,
- * `connection_lost` (sent, and nobody knows whether it arrived), `message_too_large`, `not_open`,
- * `queue_full`. */
+/**
+ * @template Detail
+ * @typedef {((event: CustomEvent<Detail>) => void)
+ *   | { handleEvent(event: CustomEvent<Detail>): void } | null} Listener
+ */
+
+/** The first line is what the server says, the second what this module says for itself;
+ * `connection_lost` is said of what was sent, and nobody knows whether it arrived.
+ * @typedef {"bad_message" | "unknown_receiver" | "empty_room" | "unknown_request" | "rate_limited"
+ *   | "closed" | "connection_lost" | "message_too_large" | "not_open" | "queue_full"} ErrorCode */
+
+/** Why something was not done. */
 export class RoomError extends Error {
   /**
-   * @param {string} code
+   * @param {ErrorCode} code
    * @param {string} message
    */
   constructor(code, message) {
@@ -140,7 +151,8 @@ export class Room extends RoomTarget {
     globalThis.addEventListener?.("offline", () => this.#networkChanged(false), { signal });
   }
 
-  /** The session's id, `null` until the room is open. A reconnection may bring another one. */
+  /** The session's id, `null` until the room is open. A reconnection brings another one: for the
+   * others this session has gone, and a new one has come. */
   get id() {
     return this.#id;
   }
@@ -162,12 +174,14 @@ export class Room extends RoomTarget {
 
   /**
    * Sends a message; while there is no connection, it waits for one. Nobody needs to look at the
-   * promise: where it is ignored, so is its rejection.
+   * promise: where it is ignored, so is its rejection. The server's own answers are not messages:
+   * `send("server", "ping")` is kept when the answer is there.
    * @param {string} receiver a session's id, `"all"` or `"server"`
    * @param {string} type 1 to 64 bytes, in the application's own words
    * @param {unknown} [data] whatever JSON can say
-   * @param {{ signal?: AbortSignal }} [options] aborted, it is not sent if it still waits
-   * @returns {Promise<Receipt>} rejects with a `RoomError`
+   * @param {{ signal?: AbortSignal }} [options] aborted, the message is not sent if it still waits
+   * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if JSON cannot say
+   *   `data`, or with the signal's reason when it is the turn of a message that was taken back
    */
   send(receiver, type, data, { signal } = {}) {
     const receipt = new Promise((resolve, reject) => {
@@ -177,6 +191,7 @@ export class Room extends RoomTarget {
       if (this.#state === "closed") {
         throw new RoomError("closed", "the room is closed: join it again");
       }
+      this.#checkSize(bytes);
       const waiting = this.#queuedBytes + (this.#socket?.bufferedAmount ?? 0);
       if (waiting + bytes > QUEUE_BYTES) {
         const message = `${waiting} bytes wait to be sent already: send less, or later`;
@@ -278,8 +293,9 @@ export class Room extends RoomTarget {
     if (performance.now() - this.#openedAt > SETTLED) this.#attempts = 0;
     this.#openedAt = Infinity;
     const asked = code === 1012 && /retry in (\d+) ms/.exec(reason);
-    const backOff = FIRST_DELAY * 2 ** this.#attempts * (0.5 + Math.random() / 2);
-    const delay = Math.min(asked ? Number(asked[1]) : backOff, LONGEST_DELAY);
+    const delay = asked
+      ? Math.min(Number(asked[1]), LONGEST_ASKED)
+      : Math.min(FIRST_DELAY * 2 ** this.#attempts, LONGEST_DELAY) * (0.5 + Math.random() / 2);
     this.#attempts += 1;
     this.#wait(delay, () => this.#connect());
     this.#setState({ state: "reconnecting", code, reason, delay });
@@ -339,6 +355,7 @@ export class Room extends RoomTarget {
   /** @param {string} text */
   #read(text) {
     this.#emit("wire", { direction: "in", text });
+    if (this.#state === "closed") return;
     try {
       this.#take(JSON.parse(text), text.length);
     } catch (error) {
@@ -353,6 +370,7 @@ export class Room extends RoomTarget {
    */
   #take(message, bytes) {
     const { type, sender, receiver } = message;
+    if (typeof type !== "string" || typeof sender !== "string") throw new TypeError("no message");
     const data = /** @type {any} */ (message.data);
     if (sender === "server" && type === "hello") return this.#greeted(receiver, data);
     if (sender === "server" && type === "pong") return;
@@ -411,6 +429,8 @@ export class Room extends RoomTarget {
 
   /** @param {Peer} peer */
   #comes(peer) {
+    // Whoever hears of one may leave before the next.
+    if (this.#state === "closed") return;
     const known = this.#peers.has(peer.id);
     this.#peers.set(peer.id, peer);
     if (!known) this.#emit("peerjoin", peer);
@@ -457,11 +477,12 @@ function address(name, server) {
   if (name === "." || name === "..") {
     throw new TypeError(`browsers cannot ask for a room named "${name}"`);
   }
-  const url = new URL(server);
-  if (!/^(http|ws)s?:$/.test(url.protocol)) {
-    throw new TypeError(`${url} is no server: give its address, as in { url: "https://example.org/" }`);
+  if (!URL.canParse(server) || !/^(http|ws)s?:$/.test(new URL(server).protocol)) {
+    throw new TypeError(`${server} is no server: give its address, as in { url: "https://example.org/" }`);
   }
+  const url = new URL(server);
   url.protocol = url.protocol.replace("http", "ws");
+  url.search = url.hash = "";
   url.pathname = `${url.pathname.replace(/\/$/, "")}/room/${encodeURIComponent(name)}`;
   return url;
 }
@@ -475,14 +496,17 @@ function byteLength(text) {
  * The events of a `Mesh`, by type, with what is in their `detail`.
  * @typedef {object} MeshEvents
  * @property {{ peer: MeshPeer }} connect there is a connection to somebody, though not yet open
- * @property {{ peer: MeshPeer }} disconnect it is torn down: somebody has left, or the mesh is closed
+ * @property {{ peer: MeshPeer }} disconnect it is torn down, with its channels: somebody has left,
+ *   the mesh is closed, or another connection to the same session takes its place
  * @property {{ peer: MeshPeer }} statechange `peer.state` has changed
  * @property {{ peer: MeshPeer, track: MediaStreamTrack, streams: readonly MediaStream[] }} track
- * @property {{ peer: MeshPeer, channel: RTCDataChannel }} datachannel somebody has opened a channel
+ * @property {{ peer: MeshPeer, channel: RTCDataChannel }} datachannel there is a channel: the one
+ *   labelled `mesh`, or one that somebody has made
  * @property {{ id: string, error: unknown }} error what a session sent, or did, made no sense
  */
 
-/** Bits per second since the last question, milliseconds, and whether a TURN server is between.
+/** Bits per second since the last question (or the beginning), milliseconds, `null` where they are
+ * not known, and whether a TURN server is between.
  * @typedef {{ bitsIn: number, bitsOut: number, roundTrip: number | null, relayed: boolean }} Quality */
 
 const MeshTarget = /** @type {new () => TypedTarget<MeshEvents>} */ (EventTarget);
@@ -490,15 +514,15 @@ const MeshTarget = /** @type {new () => TypedTarget<MeshEvents>} */ (EventTarget
 /** How long a newcomer waits for the first offer of somebody who was here before, in
  * milliseconds, before it makes one itself. */
 const FIRST_OFFER = 5000;
-/** The number of a data channel that nobody uses: it is there so that every description has room
- * for data from the start. Others count from 0. */
-const UNUSED_CHANNEL = 254;
 
 /**
  * A direct connection to everyone in a room, who have a mesh, too, or speak as simply: messages
  * `offer` and `answer` with an RTCSessionDescription, `candidate` with an RTCIceCandidate. Whoever
  * was here first makes the first offer; from then on negotiation is "perfect" (WebRTC, W3C
  * Recommendation, section 10.7), and the smaller id is polite.
+ *
+ * The first offer has room for sound, a picture and data, so that one exchange is enough for who
+ * cannot negotiate again. Its data channel, labelled `mesh`, is told of on both sides.
  */
 export class Mesh extends MeshTarget {
   #room;
@@ -508,13 +532,16 @@ export class Mesh extends MeshTarget {
   #tracks = new Map();
   /** @type {Map<string, MeshPeer>} */
   #peers = new Map();
+  /** @type {Map<string, Negotiation>} What goes on behind each of them. */
+  #negotiations = new Map();
   #listening = new AbortController();
 
   /**
    * @param {Room} room just joined: an offer that came before would be missed
    * @param {object} [options]
    * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
-   * @param {number} [options.maxPeers] how many connections there may be; who comes later gets none
+   * @param {number} [options.maxPeers] how many connections there may be; who comes when there are
+   *   so many stays without one
    */
   constructor(room, { configuration = {}, maxPeers = 16 } = {}) {
     super();
@@ -547,7 +574,7 @@ export class Mesh extends MeshTarget {
   addTrack(track, ...streams) {
     if (this.#tracks.has(track)) throw new Error("this track is being sent already");
     this.#tracks.set(track, streams);
-    for (const peer of this.#peers.values()) peer.addTrack(track, streams);
+    for (const negotiation of this.#negotiations.values()) negotiation.addTrack(track, streams);
   }
 
   /**
@@ -558,20 +585,21 @@ export class Mesh extends MeshTarget {
    */
   replaceTrack(old, track) {
     const streams = this.#tracks.get(old);
+    if (this.#tracks.has(track)) throw new Error("this track is being sent already");
     if (!streams) throw new Error("the track to be replaced is not being sent");
     if (old.kind !== track.kind) throw new TypeError(`${old.kind} is not replaced by ${track.kind}`);
     this.#tracks.delete(old);
     this.#tracks.set(track, streams);
-    for (const peer of this.#peers.values()) peer.replaceTrack(old, track);
+    for (const negotiation of this.#negotiations.values()) negotiation.replaceTrack(old, track);
   }
 
   /** @param {MediaStreamTrack} track sent to nobody any longer */
   removeTrack(track) {
     if (!this.#tracks.delete(track)) throw new Error("this track is not being sent");
-    for (const peer of this.#peers.values()) peer.removeTrack(track);
+    for (const negotiation of this.#negotiations.values()) negotiation.removeTrack(track);
   }
 
-  /** Closes all connections; the room stays as it is. */
+  /** Closes all connections for good; the room stays as it is. */
   close() {
     this.#listening.abort();
     for (const id of this.#peers.keys()) this.#disconnect(id);
@@ -589,12 +617,16 @@ export class Mesh extends MeshTarget {
     const iceServers = [...(this.#configuration.iceServers ?? []), ...this.#room.iceServers];
     const configuration = { ...this.#configuration, iceServers };
     try {
-      const peer = new MeshPeer(this.#room, id, offers, configuration, (type, detail) => {
+      const peer = new MeshPeer(id, new RTCPeerConnection(configuration));
+      const negotiation = new Negotiation(this.#room, peer, offers, (type, detail) => {
         this.#emit(type, detail);
       });
       this.#peers.set(id, peer);
-      for (const [track, streams] of this.#tracks) peer.addTrack(track, streams);
+      this.#negotiations.set(id, negotiation);
+      for (const [track, streams] of this.#tracks) negotiation.addTrack(track, streams);
       this.#emit("connect", { peer });
+      const { channel } = negotiation;
+      if (channel) this.#emit("datachannel", { peer, channel });
     } catch (error) {
       this.#emit("error", { id, error });
     }
@@ -602,29 +634,30 @@ export class Mesh extends MeshTarget {
 
   /** @param {string} id */
   #disconnect(id) {
-    const peer = this.#peers.get(id);
-    if (!peer) return;
+    const negotiation = this.#negotiations.get(id);
+    if (!negotiation) return;
     this.#peers.delete(id);
-    peer.close();
-    this.#emit("disconnect", { peer });
+    this.#negotiations.delete(id);
+    negotiation.close();
+    this.#emit("disconnect", { peer: negotiation.peer });
   }
 
   /** @param {Message} message */
   #receive({ type, sender, data }) {
-    if (type === "offer" && this.#peers.get(sender)?.startsOver) {
+    if (type === "offer" && this.#negotiations.get(sender)?.startsOver) {
       this.#disconnect(sender);
       this.#connect(sender, false);
     }
-    const peer = this.#peers.get(sender);
-    if (type === "offer" || type === "answer") peer?.describe(type, data);
-    else if (type === "candidate") peer?.addCandidate(data);
+    const negotiation = this.#negotiations.get(sender);
+    if (type === "offer" || type === "answer") negotiation?.describe(type, data);
+    else if (type === "candidate") negotiation?.addCandidate(data);
   }
 
   /** Connects anew where we are somebody else to the others: after a reconnection. */
   #renew() {
     if (this.#room.state !== "open") return;
-    for (const peer of [...this.#peers.values()]) {
-      if (peer.self === this.#room.id) continue;
+    for (const { self, peer } of [...this.#negotiations.values()]) {
+      if (self === this.#room.id) continue;
       this.#disconnect(peer.id);
       this.#connect(peer.id, false);
     }
@@ -640,64 +673,30 @@ export class Mesh extends MeshTarget {
   }
 }
 
-/** The connection to one other session. Made by its `Mesh`, which adds and removes tracks. */
+/** The connection to one other session. */
 export class MeshPeer {
-  #room;
-  #emit;
-  #polite;
-  #makesOffer = false;
-  #ignoresOffer = false;
-  #settlesAnswer = false;
-  /** @type {Map<MediaStreamTrack, RTCRtpTransceiver>} */
-  #transceivers = new Map();
-  #measured = { at: 0, bytesIn: 0, bytesOut: 0 };
-  #open = new AbortController();
-  /** @type {ReturnType<typeof setTimeout> | undefined} Runs while the other is to make an offer. */
-  #waits;
+  #measured = { at: performance.now(), bytesIn: 0, bytesOut: 0 };
 
   /**
-   * @param {Room} room
    * @param {string} id
-   * @param {boolean} offers whether to make the first offer, or to wait for the other's
-   * @param {RTCConfiguration} configuration
-   * @param {<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]) => void} emit
+   * @param {RTCPeerConnection} pc
    */
-  constructor(room, id, offers, configuration, emit) {
-    this.#room = room;
-    this.#emit = emit;
+  constructor(id, pc) {
     /** The other's session id. @readonly */
     this.id = id;
-    /** The own session id, as the other knows it. @readonly */
-    this.self = room.id ?? "";
-    this.#polite = this.self < id;
-    /** The connection itself: for data channels, and to look at. @readonly */
-    this.pc = new RTCPeerConnection(configuration);
-
-    const { pc } = this;
-    if (offers) pc.createDataChannel("", { negotiated: true, id: UNUSED_CHANNEL });
-    else this.#waits = setTimeout(() => this.#offerNow(), FIRST_OFFER);
-    pc.addEventListener("negotiationneeded", () => {
-      if (this.#waits === undefined) this.#offer();
-    });
-    pc.addEventListener("icecandidate", ({ candidate }) => {
-      if (candidate?.candidate) this.#signal("candidate", candidate);
-    });
-    pc.addEventListener("iceconnectionstatechange", () => {
-      if (pc.iceConnectionState === "failed") pc.restartIce();
-    });
-    pc.addEventListener("connectionstatechange", () => emit("statechange", { peer: this }));
-    pc.addEventListener("track", ({ track, streams }) => emit("track", { peer: this, track, streams }));
-    pc.addEventListener("datachannel", ({ channel }) => emit("datachannel", { peer: this, channel }));
+    /** The connection itself: for data channels, and to look at. Its tracks are the mesh's.
+     * @readonly */
+    this.pc = pc;
   }
 
-  /** @returns {RTCPeerConnectionState} `new` as long as there is nothing to send either way */
+  /** @returns {RTCPeerConnectionState} `new` until the other has answered */
   get state() {
     return this.pc.connectionState;
   }
 
   /**
    * How good the connection is.
-   * @returns {Promise<Quality>} all zero while it is not open
+   * @returns {Promise<Quality>}
    */
   async quality() {
     const stats = [...(await this.pc.getStats()).values()];
@@ -707,21 +706,73 @@ export class MeshPeer {
       return type === "candidate-pair" && (id === transport?.selectedCandidatePairId || selected);
     });
     const local = stats.find(({ id }) => id === pair?.localCandidateId);
-    const { at, bytesIn, bytesOut } = this.#measured;
+    const last = this.#measured;
     const now = {
       at: performance.now(),
       bytesIn: pair?.bytesReceived ?? 0,
       bytesOut: pair?.bytesSent ?? 0,
     };
     this.#measured = now;
+    const elapsed = Math.max(1, now.at - last.at);
     // Another pair counts from zero.
-    const rate = (/** @type {number} */ bytes) => Math.max(0, (bytes * 8000) / (now.at - at));
+    const rate = (/** @type {number} */ bytes) => (Math.max(0, bytes) * 8000) / elapsed;
     return {
-      bitsIn: rate(now.bytesIn - bytesIn),
-      bitsOut: rate(now.bytesOut - bytesOut),
+      bitsIn: rate(now.bytesIn - last.bytesIn),
+      bitsOut: rate(now.bytesOut - last.bytesOut),
       roundTrip: pair?.currentRoundTripTime === undefined ? null : pair.currentRoundTripTime * 1000,
       relayed: local?.candidateType === "relay",
     };
+  }
+}
+
+/** What goes on behind a `MeshPeer`: the negotiation, and the tracks that are sent. */
+class Negotiation {
+  #room;
+  #emit;
+  #polite;
+  #makesOffer = false;
+  #ignoresOffer = false;
+  #settlesAnswer = false;
+  /** @type {Map<MediaStreamTrack, RTCRtpTransceiver>} */
+  #transceivers = new Map();
+  #open = new AbortController();
+  /** @type {ReturnType<typeof setTimeout> | undefined} Runs while the other is to make an offer. */
+  #waits;
+  /** Whether there was something to offer meanwhile. */
+  #hasToOffer = false;
+
+  /**
+   * @param {Room} room
+   * @param {MeshPeer} peer
+   * @param {boolean} offers whether to make the first offer, or to wait for the other's
+   * @param {<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]) => void} emit
+   */
+  constructor(room, peer, offers, emit) {
+    this.#room = room;
+    this.#emit = emit;
+    this.peer = peer;
+    /** The own session id, as the other knows it. */
+    this.self = room.id ?? "";
+    this.#polite = this.self < peer.id;
+
+    const { pc } = peer;
+    /** The first data channel, where it is made on this side. */
+    this.channel = offers ? pc.createDataChannel("mesh") : null;
+    if (offers) for (const kind of ["audio", "video"]) pc.addTransceiver(kind, { direction: "recvonly" });
+    else this.#waits = setTimeout(() => this.#offerAfterAll(), FIRST_OFFER);
+    pc.addEventListener("negotiationneeded", () => {
+      if (this.#waits === undefined) this.#offer();
+      else this.#hasToOffer = true;
+    });
+    pc.addEventListener("icecandidate", ({ candidate }) => {
+      if (candidate?.candidate) this.#signal("candidate", candidate);
+    });
+    pc.addEventListener("iceconnectionstatechange", () => {
+      if (pc.iceConnectionState === "failed") pc.restartIce();
+    });
+    pc.addEventListener("connectionstatechange", () => emit("statechange", { peer }));
+    pc.addEventListener("track", ({ track, streams }) => emit("track", { peer, track, streams }));
+    pc.addEventListener("datachannel", ({ channel }) => emit("datachannel", { peer, channel }));
   }
 
   /**
@@ -729,12 +780,12 @@ export class MeshPeer {
    * @param {MediaStream[]} streams
    */
   addTrack(track, streams) {
+    const { pc } = this.peer;
     // What has carried a track may carry another: each one more would stay in the description
     // for good.
     const taken = new Set(this.#transceivers.values());
-    const free = this.pc.getTransceivers().find((transceiver) => {
-      const { receiver, currentDirection } = transceiver;
-      const usable = receiver.track.kind === track.kind && currentDirection !== "stopped";
+    const free = pc.getTransceivers().find((transceiver) => {
+      const usable = transceiver.receiver.track.kind === track.kind && transceiver.direction !== "stopped";
       return usable && !taken.has(transceiver);
     });
     if (free) {
@@ -743,8 +794,8 @@ export class MeshPeer {
       this.#transceivers.set(track, free);
       this.#try(() => free.sender.replaceTrack(track));
     } else {
-      const sender = this.pc.addTrack(track, ...streams);
-      const made = this.pc.getTransceivers().find((transceiver) => transceiver.sender === sender);
+      const sender = pc.addTrack(track, ...streams);
+      const made = pc.getTransceivers().find((transceiver) => transceiver.sender === sender);
       if (made) this.#transceivers.set(track, made);
     }
   }
@@ -774,8 +825,9 @@ export class MeshPeer {
    * and this side must yield. Chromium cannot take back a first offer that has room for data: it
    * will never open a channel then, and wants to negotiate for ever. */
   get startsOver() {
-    const begun = this.#makesOffer || this.pc.signalingState === "have-local-offer";
-    return this.#polite && begun && this.pc.currentRemoteDescription === null;
+    const { signalingState, currentRemoteDescription } = this.peer.pc;
+    const waits = signalingState === "have-local-offer" && !this.#settlesAnswer;
+    return this.#polite && (this.#makesOffer || waits) && currentRemoteDescription === null;
   }
 
   /** Takes in an offer or an answer.
@@ -783,8 +835,7 @@ export class MeshPeer {
    * @param {any} data */
   describe(type, data) {
     this.#try(async () => {
-      const { pc } = this;
-      this.#mayOffer();
+      const { pc } = this.peer;
       const ready = pc.signalingState === "stable" || this.#settlesAnswer;
       const collides = type === "offer" && (this.#makesOffer || !ready);
       this.#ignoresOffer = !this.#polite && collides;
@@ -795,6 +846,7 @@ export class MeshPeer {
       } finally {
         this.#settlesAnswer = false;
       }
+      this.#waitNoLonger();
       if (type === "offer") {
         await pc.setLocalDescription();
         this.#describeSelf();
@@ -806,7 +858,7 @@ export class MeshPeer {
   addCandidate(candidate) {
     this.#try(async () => {
       try {
-        await this.pc.addIceCandidate(candidate);
+        await this.peer.pc.addIceCandidate(candidate);
       } catch (error) {
         if (!this.#ignoresOffer) throw error;
       }
@@ -815,28 +867,27 @@ export class MeshPeer {
 
   /** Closes the connection, and withdraws what of it waits to be sent. */
   close() {
-    this.#mayOffer();
+    this.#waitNoLonger();
     this.#open.abort();
-    this.pc.close();
+    this.peer.pc.close();
   }
 
-  /** No longer waits for the other's first offer. */
-  #mayOffer() {
+  #waitNoLonger() {
     clearTimeout(this.#waits);
     this.#waits = undefined;
   }
 
-  /** Offers what there is to send, the other having failed to. */
-  #offerNow() {
-    this.#mayOffer();
-    if (this.#transceivers.size > 0) this.#offer();
+  /** Offers what there is, the other having failed to. */
+  #offerAfterAll() {
+    this.#waitNoLonger();
+    if (this.#hasToOffer) this.#offer();
   }
 
   #offer() {
     this.#try(async () => {
       this.#makesOffer = true;
       try {
-        await this.pc.setLocalDescription();
+        await this.peer.pc.setLocalDescription();
         this.#describeSelf();
       } finally {
         this.#makesOffer = false;
@@ -845,7 +896,7 @@ export class MeshPeer {
   }
 
   #describeSelf() {
-    const description = this.pc.localDescription;
+    const description = this.peer.pc.localDescription;
     if (description) this.#signal(description.type, description);
   }
 
@@ -854,7 +905,7 @@ export class MeshPeer {
    * @param {RTCSessionDescription | RTCIceCandidate} data
    */
   #signal(type, data) {
-    this.#try(() => this.#room.send(this.id, type, data, { signal: this.#open.signal }));
+    this.#try(() => this.#room.send(this.peer.id, type, data, { signal: this.#open.signal }));
   }
 
   /** Does something; what goes wrong becomes an event, unless the connection is closed anyway.
@@ -863,7 +914,7 @@ export class MeshPeer {
     try {
       await work();
     } catch (error) {
-      if (!this.#open.signal.aborted) this.#emit("error", { id: this.id, error });
+      if (!this.#open.signal.aborted) this.#emit("error", { id: this.peer.id, error });
     }
   }
 }

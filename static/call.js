@@ -227,7 +227,9 @@ function showTiles(room, mesh, people, sent) {
 /** Plays without sound until somebody touches the page.
  * @param {HTMLVideoElement} video */
 function askForSound(video) {
+  if (video.muted) return;
   video.muted = true;
+  video.play().catch(() => {});
   $("explain").textContent = "Click anywhere, or press a key, to hear the others.";
   const touched = new AbortController();
   for (const type of ["click", "keydown"]) {

@@ -14,8 +14,10 @@ const AHEAD = 1024 * 1024;
 const LARGEST = 2 ** 30;
 /** How many files of one sender may be under way, or wait to be accepted. */
 const AT_ONCE = 8;
-/** How long a header may take to come, in milliseconds. */
-const HEADER_TIME = 30_000;
+/** How long the other side may say nothing, in milliseconds; people may think longer. */
+const [SILENCE, THOUGHT] = [60_000, 600_000];
+/** How long a saved file is kept for the browser to read, in milliseconds. */
+const SAVING = 60_000;
 
 /**
  * Offers a file to somebody.
@@ -26,27 +28,35 @@ const HEADER_TIME = 30_000;
  */
 export function sendFile(mesh, peer, file) {
   const channel = peer.pc.createDataChannel("file");
-  const line = new Line(`offers ${file.name} (${size(file.size)})`, file.size);
-  line.button("Cancel", () => end("taken back"));
-  const end = connected(mesh, peer, channel, (why) => line.end(why));
+  const line = new Line(file.name, file.size);
+  const transfer = new Transfer(mesh, peer, channel, THOUGHT, (why, well) => line.end(why, well));
+  /** @type {"offered" | "sending" | "sent"} */
+  let stage = "offered";
+  line.button("Cancel", () => transfer.end("taken back"));
   channel.addEventListener("open", () => {
     channel.send(JSON.stringify({ name: file.name, size: file.size }));
   });
   channel.addEventListener("message", async ({ data }) => {
-    if (data === "done") return end("delivered");
-    if (data !== "accept") return;
-    line.say(`sends ${file.name} (${size(file.size)})`);
+    if (data === "done" && stage === "sent") return transfer.end("delivered", true);
+    if (data !== "accept" || stage !== "offered") return transfer.end("given up: the answer made no sense");
+    stage = "sending";
+    line.begin();
+    line.button("Cancel", () => transfer.end("taken back"));
     try {
-      await pour(file, channel, (sent) => line.progress(sent));
+      await pour(file, channel, (sent) => {
+        line.progress(sent);
+        transfer.expect(SILENCE);
+      });
+      stage = "sent";
     } catch (/** @type {any} */ error) {
-      end(`not sent: ${error.message}`);
+      transfer.end(`not sent: ${error.message}`);
     }
   });
   return line.item;
 }
 
 /**
- * Writes a file into a channel, no faster than it is taken.
+ * Writes a file into a channel, no faster than it is taken, until the channel closes.
  * @param {File} file
  * @param {RTCDataChannel} channel
  * @param {(sent: number) => void} progress
@@ -65,7 +75,6 @@ async function pour(file, channel, progress) {
         }
       });
     }
-    if (channel.readyState !== "open") return;
     progress(from + block.byteLength - channel.bufferedAmount);
   }
 }
@@ -76,28 +85,29 @@ async function pour(file, channel, progress) {
  * @param {(id: string, item: HTMLElement) => void} show
  */
 export function receiveFiles(mesh, show) {
-  /** @type {Map<MeshPeer, number>} */
-  const underWay = new Map();
+  /** @type {WeakMap<MeshPeer, number>} */
+  const underWay = new WeakMap();
   mesh.addEventListener("datachannel", ({ detail: { peer, channel } }) => {
     if (channel.label !== "file") return;
-    const others = underWay.get(peer) ?? 0;
-    if (others >= AT_ONCE) return channel.close();
-    underWay.set(peer, others + 1);
-    receive(mesh, peer, channel, show, () => underWay.set(peer, (underWay.get(peer) ?? 1) - 1));
+    const now = underWay.get(peer) ?? 0;
+    if (now >= AT_ONCE) return channel.close();
+    underWay.set(peer, now + 1);
+    receive(mesh, peer, channel, (item) => show(peer.id, item), () => {
+      underWay.set(peer, (underWay.get(peer) ?? 1) - 1);
+    });
   });
-  mesh.addEventListener("disconnect", ({ detail: { peer } }) => underWay.delete(peer));
 }
 
 /**
  * @param {Mesh} mesh
  * @param {MeshPeer} peer
  * @param {RTCDataChannel} channel
- * @param {(id: string, item: HTMLElement) => void} show
+ * @param {(item: HTMLElement) => void} show
  * @param {() => void} over
  */
 function receive(mesh, peer, channel, show, over) {
   channel.binaryType = "arraybuffer";
-  /** @type {"header" | "offered" | "coming" | "over"} */
+  /** @type {"header" | "offered" | "coming" | "whole"} */
   let stage = "header";
   let header = { name: "", size: 0 };
   /** @type {Line | null} */
@@ -108,50 +118,51 @@ function receive(mesh, peer, channel, show, over) {
   /** @type {ArrayBuffer[]} */
   const chunks = [];
 
-  const end = connected(mesh, peer, channel, (why) => {
-    clearTimeout(timer);
-    if (stage !== "over") line?.end(why);
-    stage = "over";
+  const transfer = new Transfer(mesh, peer, channel, SILENCE, (why) => {
+    if (stage !== "whole") line?.end(why);
     over();
   });
-  const timer = setTimeout(() => end("no header came"), HEADER_TIME);
-
   const accept = () => {
+    if (channel.readyState !== "open") return;
     stage = "coming";
-    line?.say(`sends ${header.name} (${size(header.size)})`);
+    line?.begin();
+    line?.button("Cancel", () => transfer.end("cancelled"));
+    transfer.expect(SILENCE);
     channel.send("accept");
     if (header.size === 0) finish();
   };
   const finish = () => {
-    stage = "over";
+    stage = "whole";
     // Never of a type that the browser would open as a part of this page.
     const file = new Blob([...blocks, ...chunks], { type: "application/octet-stream" });
-    line?.end("received");
-    line?.link(file, header.name);
+    line?.end("received", true);
+    line?.save(file, header.name);
     // Having heard that, the sender closes.
     channel.send("done");
   };
 
   channel.addEventListener("message", ({ data }) => {
+    if (channel.readyState !== "open") return;
     if (stage === "header") {
       const read = headerOf(data);
-      if (!read) return end("");
-      clearTimeout(timer);
+      if (!read) return transfer.end("");
       stage = "offered";
       header = read;
-      line = new Line(`offers ${header.name} (${size(header.size)})`, header.size);
-      show(peer.id, line.item);
-      if (header.size > LARGEST) return end(`more than ${size(LARGEST)}: too large for a browser`);
+      line = new Line(header.name, header.size);
+      show(line.item);
+      if (header.size > LARGEST) return transfer.end(`more than ${size(LARGEST)}: too large for a browser`);
+      transfer.expect(THOUGHT);
       line.button("Accept", accept);
-      line.button("Decline", () => end("declined"));
-    } else if (stage === "coming" && data.byteLength <= header.size - received) {
+      line.button("Decline", () => transfer.end("declined"));
+    } else if (stage === "coming" && data.byteLength > 0 && data.byteLength <= header.size - received) {
       received += data.byteLength;
       chunks.push(data);
       if (chunks.length >= 64) blocks.push(new Blob(chunks.splice(0)));
       line?.progress(received);
+      transfer.expect(SILENCE);
       if (received === header.size) finish();
     } else {
-      end("given up: what came is not what was offered");
+      transfer.end("given up: what came is not what was offered");
     }
   });
 }
@@ -172,53 +183,73 @@ function headerOf(data) {
   }
 }
 
-/**
- * Ends a transfer once, whatever ends it: the returned function, the channel, or the connection,
- * which closes its channels without a word.
- * @param {Mesh} mesh
- * @param {MeshPeer} peer
- * @param {RTCDataChannel} channel
- * @param {(why: string) => void} ended
- */
-function connected(mesh, peer, channel, ended) {
-  const listening = new AbortController();
-  const { signal } = listening;
-  /** @param {string} why */
-  const end = (why) => {
-    if (signal.aborted) return;
-    listening.abort();
-    channel.close();
-    ended(why);
-  };
-  channel.addEventListener("close", () => end("ended by the other side"), { signal });
-  mesh.addEventListener("disconnect", ({ detail }) => {
-    if (detail.peer === peer) end("interrupted: the connection has gone");
-  }, { signal });
-  return end;
+/** One file's channel, which ends once, whatever ends it: a button, the channel, silence, or the
+ * connection, which closes its channels without a word. */
+class Transfer {
+  #channel;
+  #ended;
+  #listening = new AbortController();
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #patience;
+
+  /**
+   * @param {Mesh} mesh
+   * @param {MeshPeer} peer
+   * @param {RTCDataChannel} channel
+   * @param {number} patience
+   * @param {(why: string, well: boolean) => void} ended
+   */
+  constructor(mesh, peer, channel, patience, ended) {
+    this.#channel = channel;
+    this.#ended = ended;
+    const { signal } = this.#listening;
+    channel.addEventListener("close", () => this.end("ended by the other side"), { signal });
+    mesh.addEventListener("disconnect", ({ detail }) => {
+      if (detail.peer === peer) this.end("interrupted: the connection has gone");
+    }, { signal });
+    this.expect(patience);
+  }
+
+  /** Ends the transfer if nothing happens for a while.
+   * @param {number} patience in milliseconds */
+  expect(patience) {
+    clearTimeout(this.#patience);
+    if (this.#listening.signal.aborted) return;
+    this.#patience = setTimeout(() => this.end("given up: nothing happened for too long"), patience);
+  }
+
+  /** @param {string} why
+   * @param {boolean} [well] */
+  end(why, well = false) {
+    if (this.#listening.signal.aborted) return;
+    this.#listening.abort();
+    clearTimeout(this.#patience);
+    this.#channel.close();
+    this.#ended(why, well);
+  }
 }
 
 /** A transfer in the conversation. */
 class Line {
-  #text = element("span", { className: "words" });
+  #status = element("em", {}, "offered …");
   #bar;
   #buttons = element("span", { className: "buttons" });
 
   /**
-   * @param {string} text
-   * @param {number} total bytes
+   * @param {string} name
+   * @param {number} bytes
    */
-  constructor(text, total) {
-    this.#text.textContent = text;
-    this.#bar = element("progress", { max: total || 1, value: 0, hidden: true, ariaLabel: text });
-    this.item = element("div", { className: "file" }, this.#text, this.#bar, this.#buttons);
+  constructor(name, bytes) {
+    this.#bar = element("progress", { max: bytes || 1, value: 0, hidden: true, ariaLabel: name });
+    const what = element("span", { className: "words" }, `${name} (${size(bytes)})`);
+    this.item = element("div", { className: "file" }, what, this.#bar, this.#status, this.#buttons);
   }
 
-  /** @param {string} text */
-  say(text) {
-    this.#text.textContent = text;
+  /** Says that the bytes are coming. */
+  begin() {
+    this.#status.textContent = "under way …";
     this.#bar.hidden = false;
-    this.#bar.ariaLabel = text;
-    this.#buttons.querySelector("[data-name=Accept]")?.remove();
+    this.#buttons.replaceChildren();
   }
 
   /** @param {number} bytes */
@@ -234,25 +265,25 @@ class Line {
     this.#buttons.append(element("button", { type: "button", dataset: { name }, onclick: clicked }, name));
   }
 
-  /** Offers what has come to be saved, as long as the line is there.
+  /** Offers what has come to be saved.
    * @param {Blob} file
    * @param {string} name */
-  link(file, name) {
-    const href = URL.createObjectURL(file);
-    this.item.append(element("a", { href, download: name, className: "button" }, `Save ${name}`));
-    new MutationObserver((_, observer) => {
-      if (this.item.isConnected) return;
-      observer.disconnect();
-      URL.revokeObjectURL(href);
-    }).observe(/** @type {Node} */ (this.item.parentNode), { childList: true });
+  save(file, name) {
+    const clicked = () => {
+      const href = URL.createObjectURL(file);
+      element("a", { href, download: name }).click();
+      setTimeout(() => URL.revokeObjectURL(href), SAVING);
+    };
+    this.button("Save", clicked);
   }
 
-  /** @param {string} why */
-  end(why) {
-    this.#buttons.remove();
-    this.#bar.hidden = why !== "received" && why !== "delivered";
-    if (!this.#bar.hidden) this.#bar.value = this.#bar.max;
-    this.item.append(element("em", {}, ` ${why}`));
+  /** @param {string} why
+   * @param {boolean} [well] whether all has arrived */
+  end(why, well = false) {
+    this.#buttons.replaceChildren();
+    this.#bar.hidden = !well;
+    if (well) this.#bar.value = this.#bar.max;
+    this.#status.textContent = why;
   }
 }
 

@@ -88,18 +88,27 @@ function view(name) {
 /** Says how the connection to the server is.
  * @param {Room} room */
 function showState(room) {
-  const show = (/** @type {StateChange} */ { state, code, reason, delay = 0 }) => {
-    $("state").dataset.state = state;
-    $("state").textContent = {
-      connecting: "Connecting …",
-      open: "Connected",
-      reconnecting: `${code === 1012 ? "The server restarts" : "No connection"}: again in ${Math.ceil(delay / 1000)} s`,
-      closed: `Closed${reason && `: ${reason}`}`,
-    }[state];
-    $("again").hidden = state !== "closed";
+  const show = (/** @type {StateChange} */ change) => {
+    $("state").dataset.state = change.state;
+    $("state").textContent = words(change);
+    $("again").hidden = change.state !== "closed";
   };
-  show({ state: room.state });
+  show({ state: "connecting" });
   room.addEventListener("statechange", ({ detail }) => show(detail));
+}
+
+/** @param {StateChange} change */
+function words(change) {
+  switch (change.state) {
+    case "connecting":
+      return "Connecting …";
+    case "open":
+      return "Connected";
+    case "reconnecting":
+      return `${change.code === 1012 ? "The server restarts" : "No connection"}, trying again …`;
+    case "closed":
+      return change.reason ? `Closed: ${change.reason}` : "Closed";
+  }
 }
 
 async function invite() {

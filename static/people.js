@@ -28,11 +28,16 @@ export class People extends EventTarget {
     super();
     this.#room = room;
     this.#mine.name = name;
-    room.addEventListener("peerjoin", ({ detail }) => {
-      room.send(detail.id, "profile", this.#mine);
+    // To everyone when the room is open, be it anew; then to each that comes.
+    room.addEventListener("statechange", ({ detail: { state } }) => {
+      if (state === "open") this.say({});
+    });
+    room.addEventListener("peerjoin", ({ detail: { id } }) => {
+      if (room.state === "open") room.send(id, "profile", this.#mine);
     });
     room.addEventListener("peerleave", ({ detail }) => {
-      this.#profiles.delete(detail.id);
+      // Not before everyone has heard who it was.
+      queueMicrotask(() => this.#profiles.delete(detail.id));
     });
     room.addEventListener("message", ({ detail: { type, sender, data } }) => {
       if (type !== "profile" || !room.peers.has(sender)) return;
@@ -51,9 +56,10 @@ export class People extends EventTarget {
 
   /** @param {string} id */
   #changed(id) {
-    // A name comes a moment after its session, and may change: wherever it stands, it is the same.
+    // A name comes a moment after its session, whose first lines stand there without.
     for (const who of document.querySelectorAll(".who")) {
-      if (who instanceof HTMLElement && who.title === id) who.textContent = this.name(id);
+      const unnamed = who instanceof HTMLElement && who.title === id && who.textContent === short(id);
+      if (unnamed) who.textContent = this.name(id);
     }
     this.dispatchEvent(new Event("change"));
   }
@@ -61,7 +67,7 @@ export class People extends EventTarget {
   /** @param {string} id
    * @returns {Profile} */
   profile(id) {
-    return id === this.#room.id ? this.#mine : (this.#profiles.get(id) ?? profile(null));
+    return id === (this.#room.id ?? "") ? this.#mine : (this.#profiles.get(id) ?? profile(null));
   }
 
   /** The name of a session, or the beginning of its id.
@@ -110,8 +116,17 @@ export function showPeople(room, mesh, people) {
   const qualities = new Map();
 
   const show = () => {
-    const ids = room.state === "open" && room.id ? [room.id, ...room.peers.keys()] : [...room.peers.keys()];
-    $("persons").replaceChildren(...ids.map((id) => person(id)));
+    const ids = [...(room.state === "open" && room.id ? [room.id] : []), ...room.peers.keys()];
+    /** @type {HTMLElement[]} */
+    const shown = [...$("persons").children];
+    const items = ids.map((id) => {
+      const item = person(id);
+      // What is the same stays, and whoever is reading it is not disturbed.
+      return shown.find((old) => old.isEqualNode(item)) ?? item;
+    });
+    if (items.some((item, place) => item !== shown[place]) || items.length < shown.length) {
+      $("persons").replaceChildren(...items);
+    }
     $("people-title").textContent = ids.length > 1 ? `Here now: ${ids.length}` : "Here now";
     $("alone").hidden = room.peers.size > 0;
     showReceivers(room, people);
@@ -179,17 +194,21 @@ function rate(bits) {
   return bits < 1e6 ? `${Math.round(bits / 1000)} kbit/s` : `${(bits / 1e6).toFixed(1)} Mbit/s`;
 }
 
-/** Everyone who can be written to; who was chosen stays chosen while they are here.
+/** Everyone who can be written to. Who was chosen stays chosen, also when they have gone: what was
+ * meant for one must not go to all.
  * @param {Room} room
  * @param {People} people */
 function showReceivers(room, people) {
   const select = $("receiver");
   const chosen = select.value;
   const choices = [["all", "everyone"], ...[...room.peers.keys()].map((id) => [id, people.name(id)])];
+  if (chosen && !choices.some(([id]) => id === chosen)) {
+    choices.push([chosen, `${select.selectedOptions[0].text.replace(/ \(gone\)$/, "")} (gone)`]);
+  }
   const same = choices.length === select.options.length
     && choices.every(([id, name], place) => select.options[place].value === id && select.options[place].text === name);
   // An open list must not change under the finger.
   if (same) return;
   select.replaceChildren(...choices.map(([id, name]) => new Option(name, id)));
-  select.value = choices.some(([id]) => id === chosen) ? chosen : "all";
+  select.value = chosen || "all";
 }

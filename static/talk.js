@@ -58,7 +58,7 @@ export function startTalk(room, mesh, people) {
   });
 
   receiveFiles(mesh, (id, item) => {
-    item.prepend(people.who(id), " ");
+    item.prepend(people.who(id), ": ");
     show(item);
   });
   $("attach").addEventListener("click", () => $("file").click());
@@ -66,8 +66,9 @@ export function startTalk(room, mesh, people) {
     offer($("file").files);
     $("file").value = "";
   });
-  for (const type of ["dragover", "drop"]) {
-    $("talk").addEventListener(type, (/** @type {DragEvent} */ event) => {
+  // Dropped anywhere: the browser would leave the page to show the file.
+  for (const type of /** @type {const} */ (["dragover", "drop"])) {
+    document.addEventListener(type, (event) => {
       if (!event.dataTransfer?.types.includes("Files")) return;
       event.preventDefault();
       if (type === "drop") offer(event.dataTransfer.files);
@@ -79,10 +80,10 @@ export function startTalk(room, mesh, people) {
     const receiver = $("receiver").value;
     const peers = [...mesh.peers.values()].filter(({ id }) => receiver === "all" || id === receiver);
     for (const file of files) {
-      if (peers.length === 0) news(`Nobody is here to get ${file.name}.`);
+      if (peers.length === 0) news(`Not sent: nobody is here to get ${file.name}.`);
       for (const peer of peers) {
         const item = sendFile(mesh, peer, file);
-        item.prepend(people.who(room.id ?? ""), " (you) to ", people.who(peer.id), " ");
+        item.prepend("to ", people.who(peer.id), ": ");
         show(item);
       }
     }

@@ -194,8 +194,10 @@ async fn a_connection_that_failed_finds_another_way() {
     let before = tabs[1].run(&format!("return {credentials}")).await;
     tabs[0]
         .run(
-            "Object.defineProperty(connections[0], 'iceConnectionState', { value: 'failed' });
-            connections[0].dispatchEvent(new Event('iceconnectionstatechange'));",
+            "const failed = { value: 'failed', configurable: true };
+            Object.defineProperty(connections[0], 'iceConnectionState', failed);
+            connections[0].dispatchEvent(new Event('iceconnectionstatechange'));
+            delete connections[0].iceConnectionState;",
         )
         .await;
     // Both sides have new ICE credentials, and the pictures go on.

@@ -53,22 +53,24 @@ const WATCH_CONNECTIONS: &str = "
 
 pub struct Browser {
     client: Client,
-    /// Closes the browser's process also where a test fails.
-    _process: Process,
+    process: Process,
     driver: Child,
     /// Where downloads are saved.
     pub folder: PathBuf,
 }
 
-/// The browser's own process.
-struct Process(String);
+/// The browser's own process, by its id while it runs, and its folder: ended and removed also
+/// where a test fails.
+struct Process(String, PathBuf);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("kill")
-            .arg(&self.0)
-            .stderr(Stdio::null())
-            .status();
+        if !self.0.is_empty() {
+            let kill = std::process::Command::new("kill").arg(&self.0).status();
+            kill.expect("kill is there");
+        }
+        // What a process that is just ending still writes may stay.
+        let _ = std::fs::remove_dir_all(&self.1);
     }
 }
 
@@ -137,7 +139,7 @@ impl Browser {
         let process = client.capabilities().unwrap()["goog:processID"].to_string();
         Browser {
             client,
-            _process: Process(process),
+            process: Process(process, folder.clone()),
             driver,
             folder,
         }
@@ -182,7 +184,7 @@ impl Browser {
     pub async fn close_regardless(mut self) {
         self.client.clone().close().await.unwrap();
         self.driver.kill().await.unwrap();
-        std::fs::remove_dir_all(&self.folder).unwrap();
+        self.process.0.clear();
     }
 }
 

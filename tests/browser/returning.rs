@@ -46,7 +46,18 @@ async fn after_the_server_was_killed_everyone_is_back_and_the_call_goes_on() {
             .await;
         until_here(tab, 3).await;
     }
+    let mut names = Vec::new();
     for tab in &tabs {
+        names.push(
+            tab.run("return document.querySelector('#name').value")
+                .await,
+        );
+    }
+    for tab in &tabs {
+        let persons = "document.querySelector('#persons').textContent";
+        for name in &names {
+            tab.until(&format!("{persons}.includes({name})")).await;
+        }
         until_pictures_move(tab, 2).await;
         tab.until("document.querySelectorAll('#tiles [data-seen=true]').length === 3")
             .await;
@@ -78,7 +89,7 @@ async fn a_server_that_says_nothing_any_longer_is_noticed() {
     let tab = browser.open(&format!("http://{}/", server.address)).await;
     tab.run(
         "const { join } = await import('/anteroom.js');
-        globalThis.room = join('quiet', { silence: 300, timeout: 300 });
+        globalThis.room = join('quiet', { silence: 300, timeout: 3000 });
         globalThis.changes = [];
         room.addEventListener('statechange', ({ detail }) => changes.push(detail));",
     )

@@ -101,11 +101,29 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
         assert_eq!(heard(tab).await, expected);
     }
 
-    // Who goes is gone for the others.
-    tabs.pop().unwrap().close().await;
+    // Who goes is gone for the others, and what was meant for them goes to nobody else.
+    let last = tabs.pop().unwrap();
+    let (gone, _) = roster(&last).await;
+    tabs[0]
+        .run_with(
+            "document.querySelector('#receiver').value = arguments[0]",
+            vec![gone.into()],
+        )
+        .await;
+    last.close().await;
     for tab in &tabs {
         until_here(tab, 3).await;
     }
+    tabs[0].type_into("#text", "a secret\n").await;
+    tabs[0]
+        .until("document.querySelector('#said .wrong')?.textContent.includes('Not delivered')")
+        .await;
+    tabs[0]
+        .run("document.querySelector('#receiver').value = 'all'")
+        .await;
+    tabs[0].type_into("#text", "no secret\n").await;
+    until_heard(&tabs[1], "no secret").await;
+    assert_eq!(heard(&tabs[1]).await, ["everyone", "no secret"]);
     browser.close().await;
 }
 
