@@ -497,7 +497,7 @@ function byteLength(text) {
  * @typedef {object} MeshEvents
  * @property {{ peer: MeshPeer }} connect there is a connection to somebody, though not yet open
  * @property {{ peer: MeshPeer }} disconnect it is torn down, with its channels: somebody has left,
- *   the mesh is closed, or another connection to the same session takes its place
+ *   the mesh is closed, or the own session is a new one, and connects anew
  * @property {{ peer: MeshPeer }} statechange `peer.state` has changed
  * @property {{ peer: MeshPeer, track: MediaStreamTrack, streams: readonly MediaStream[] }} track
  * @property {{ peer: MeshPeer, channel: RTCDataChannel }} datachannel there is a channel: the one
@@ -514,12 +514,14 @@ const MeshTarget = /** @type {new () => TypedTarget<MeshEvents>} */ (EventTarget
 /** How long a newcomer waits for the first offer of somebody who was here before, in
  * milliseconds, before it makes one itself. */
 const FIRST_OFFER = 5000;
+/** How many signals of one session may wait to be taken in. */
+const WAITING = 256;
 
 /**
  * A direct connection to everyone in a room, who have a mesh, too, or speak as simply: messages
  * `offer` and `answer` with an RTCSessionDescription, `candidate` with an RTCIceCandidate. Whoever
  * was here first makes the first offer; from then on negotiation is "perfect" (WebRTC, W3C
- * Recommendation, section 10.7), and the smaller id is polite.
+ * Recommendation, section 10.7), and the smaller id is polite: where two offers meet, it yields.
  *
  * The first offer has room for sound, a picture and data, so that one exchange is enough for who
  * cannot negotiate again. Its data channel, labelled `mesh`, is told of on both sides.
@@ -644,10 +646,6 @@ export class Mesh extends MeshTarget {
 
   /** @param {Message} message */
   #receive({ type, sender, data }) {
-    if (type === "offer" && this.#negotiations.get(sender)?.startsOver) {
-      this.#disconnect(sender);
-      this.#connect(sender, false);
-    }
     const negotiation = this.#negotiations.get(sender);
     if (type === "offer" || type === "answer") negotiation?.describe(type, data);
     else if (type === "candidate") negotiation?.addCandidate(data);
@@ -730,9 +728,12 @@ class Negotiation {
   #room;
   #emit;
   #polite;
-  #makesOffer = false;
+  /** @type {RTCSessionDescriptionInit | null} The offer that waits for an answer, on the polite side. */
+  #offered = null;
   #ignoresOffer = false;
-  #settlesAnswer = false;
+  /** What is to be done, one after the other, and how much of it waits. */
+  #last = Promise.resolve();
+  #waiting = 0;
   /** @type {Map<MediaStreamTrack, RTCRtpTransceiver>} */
   #transceivers = new Map();
   #open = new AbortController();
@@ -815,48 +816,39 @@ class Negotiation {
   /** @param {MediaStreamTrack} track */
   removeTrack(track) {
     const transceiver = this.#transceivers.get(track);
-    if (!transceiver) return;
     this.#transceivers.delete(track);
+    // The other side may have stopped it.
+    if (!transceiver || transceiver.direction === "stopped") return;
     transceiver.direction = "recvonly";
     this.#try(() => transceiver.sender.replaceTrack(null));
-  }
-
-  /** Whether an offer that comes now needs another connection: the first offers of both have met,
-   * and this side must yield. Chromium cannot take back a first offer that has room for data: it
-   * will never open a channel then, and wants to negotiate for ever. */
-  get startsOver() {
-    const { signalingState, currentRemoteDescription } = this.peer.pc;
-    const waits = signalingState === "have-local-offer" && !this.#settlesAnswer;
-    return this.#polite && (this.#makesOffer || waits) && currentRemoteDescription === null;
   }
 
   /** Takes in an offer or an answer.
    * @param {"offer" | "answer"} type
    * @param {any} data */
   describe(type, data) {
-    this.#try(async () => {
+    this.#next(async () => {
       const { pc } = this.peer;
-      const ready = pc.signalingState === "stable" || this.#settlesAnswer;
-      const collides = type === "offer" && (this.#makesOffer || !ready);
-      this.#ignoresOffer = !this.#polite && collides;
+      const description = { type, sdp: String(data?.sdp) };
+      if (type === "answer") {
+        const offered = this.#offered;
+        this.#offered = null;
+        if (offered) await pc.setLocalDescription(offered);
+        return pc.setRemoteDescription(description);
+      }
+      this.#ignoresOffer = !this.#polite && pc.signalingState !== "stable";
       if (this.#ignoresOffer) return;
-      this.#settlesAnswer = type === "answer";
-      try {
-        await pc.setRemoteDescription({ type, sdp: String(data?.sdp) });
-      } finally {
-        this.#settlesAnswer = false;
-      }
+      await pc.setRemoteDescription(description);
+      this.#offered = null;
       this.#waitNoLonger();
-      if (type === "offer") {
-        await pc.setLocalDescription();
-        this.#describeSelf();
-      }
+      await pc.setLocalDescription();
+      this.#signal("answer", pc.localDescription);
     });
   }
 
   /** @param {any} candidate */
   addCandidate(candidate) {
-    this.#try(async () => {
+    this.#next(async () => {
       try {
         await this.peer.pc.addIceCandidate(candidate);
       } catch (error) {
@@ -884,28 +876,43 @@ class Negotiation {
   }
 
   #offer() {
-    this.#try(async () => {
-      this.#makesOffer = true;
-      try {
-        await this.peer.pc.setLocalDescription();
-        this.#describeSelf();
-      } finally {
-        this.#makesOffer = false;
+    this.#next(async () => {
+      const { pc } = this.peer;
+      // When what is under way is settled, the browser asks again if there is still a need.
+      if (pc.signalingState !== "stable" || this.#offered) return;
+      if (this.#polite) {
+        // Who may have to yield commits itself only when the answer is there: a browser that takes
+        // an offer back forgets more than that (in Chromium channels never open, and tracks stay
+        // muted).
+        this.#offered = await pc.createOffer();
+        this.#signal("offer", this.#offered);
+      } else {
+        await pc.setLocalDescription();
+        this.#signal("offer", pc.localDescription);
       }
     });
   }
 
-  #describeSelf() {
-    const description = this.peer.pc.localDescription;
-    if (description) this.#signal(description.type, description);
-  }
-
   /**
    * @param {string} type
-   * @param {RTCSessionDescription | RTCIceCandidate} data
+   * @param {RTCSessionDescriptionInit | RTCIceCandidate | null} data
    */
   #signal(type, data) {
     this.#try(() => this.#room.send(this.peer.id, type, data, { signal: this.#open.signal }));
+  }
+
+  /** Does something when all before it is done.
+   * @param {() => Promise<unknown>} work */
+  #next(work) {
+    if (this.#waiting >= WAITING) {
+      const error = new Error(`${this.#waiting} signals wait already: this one is dropped`);
+      return this.#emit("error", { id: this.peer.id, error });
+    }
+    this.#waiting += 1;
+    this.#last = this.#last.then(async () => {
+      await this.#try(work);
+      this.#waiting -= 1;
+    });
   }
 
   /** Does something; what goes wrong becomes an event, unless the connection is closed anyway.
