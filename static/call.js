@@ -1,6 +1,6 @@
 // The call: what one sends, and a tile for everybody.
 
-import { $, element, icon } from "./dom.js";
+import { $, element, icon, on, soon } from "./dom.js";
 import { hue } from "./people.js";
 
 /** @import { Mesh, Room } from "./anteroom.js" */
@@ -18,16 +18,17 @@ const [TALLEST, WIDEST] = [4 / 3, 16 / 9];
  * @param {People} people
  */
 export function startCall(room, mesh, people) {
-  showTiles(room, mesh, people, sendMedia(mesh, people));
+  showTiles(room, mesh, people, sendMedia(room, mesh, people));
 }
 
 /**
  * The three buttons, and what they send: one stream, with one sound and one picture at most, the
  * screen in the place of the camera.
+ * @param {Room} room
  * @param {Mesh} mesh
  * @param {People} people
  */
-function sendMedia(mesh, people) {
+function sendMedia(room, mesh, people) {
   const sent = new MediaStream();
   /** @type {Record<"microphone" | "camera" | "screen", MediaStreamTrack | null>} */
   const tracks = { microphone: null, camera: null, screen: null };
@@ -68,6 +69,13 @@ function sendMedia(mesh, people) {
     camera: () => navigator.mediaDevices.getUserMedia({ video: CAMERA }),
     screen: () => navigator.mediaDevices.getDisplayMedia({ video: true }),
   };
+
+  room.addEventListener("statechange", () => {
+    if (room.state !== "closed") return;
+    for (const track of Object.values(tracks)) track?.stop();
+    tracks.microphone = tracks.camera = tracks.screen = null;
+    changed();
+  });
 
   /** What the browser is being asked for. */
   const asking = new Set();
@@ -143,23 +151,25 @@ function explain(name, error) {
 function showTiles(room, mesh, people, sent) {
   /** @type {Map<string, Record<"tile" | "face" | "label", HTMLElement> & { video: HTMLVideoElement }>} */
   const tiles = new Map();
+  /** @type {Map<string, MediaStream>} What each sends. */
+  const streams = new Map();
   const list = $("tiles");
 
   /** @param {string} id */
   const add = (id) => {
     const own = id === room.id;
-    const video = element("video", { autoplay: true, playsInline: true, muted: own, srcObject: own ? sent : null });
+    const video = element("video", { autoplay: true, playsInline: true, muted: own });
     const face = element("span", { className: "face", ariaHidden: "true" });
     const label = element("span", { className: "label" });
     const tile = element("li", { dataset: { id } }, video, face, label);
     tile.style.setProperty("--hue", String(hue(id)));
-    for (const type of ["resize", "playing", "emptied"]) video.addEventListener(type, show);
+    on(video, "resize playing emptied", show);
     tiles.set(id, { tile, video, face, label });
     if (own) list.prepend(tile);
     else list.append(tile);
   };
 
-  const show = () => {
+  const show = soon(() => {
     const ids = [...room.peers.keys()].filter((id) => mesh.peers.has(id));
     if (room.id) ids.unshift(room.id);
     for (const [id, { tile, video }] of tiles) {
@@ -173,8 +183,12 @@ function showTiles(room, mesh, people, sent) {
       const own = id === room.id;
       const { microphone, camera, screen } = people.profile(id);
       const name = people.name(id);
-      const stream = /** @type {MediaStream | null} */ (video.srcObject);
-      const seen = stream?.getVideoTracks().some(({ muted, readyState }) => !muted && readyState === "live") ?? false;
+      const stream = own ? sent : (streams.get(id) ?? null);
+      if (video.srcObject !== stream) play(video, stream);
+      const live = stream?.getVideoTracks().filter(({ readyState }) => readyState === "live") ?? [];
+      // Whoever has a profile says what they send; `muted` may be wrong (in Chromium).
+      const sends = people.has(id) ? camera || screen : live.some(({ muted }) => !muted);
+      const seen = sends && live.length > 0 && video.videoWidth > 0;
       tile.dataset.seen = String(seen);
       tile.dataset.reach = mesh.peers.get(id)?.state ?? "";
       tile.dataset.mirrored = String(own && camera && !screen);
@@ -182,21 +196,27 @@ function showTiles(room, mesh, people, sent) {
       video.ariaLabel = `${screen ? "Screen" : "Video"} of ${own ? "yourself" : name}`;
       video.ariaHidden = String(!seen);
       face.textContent = [...name][0]?.toUpperCase() ?? "?";
-      label.replaceChildren(own ? `${name} (you)` : name);
+      label.replaceChildren(element("bdi", {}, name), own ? " (you)" : "");
       if (microphone) label.append(icon("microphone"), element("span", { className: "unseen" }, ", microphone on"));
     }
     arrange();
-  };
+  });
 
   /** The number of columns that makes the tiles largest. */
   const arrange = () => {
     const box = list.getBoundingClientRect();
+    // A screen is there to be read: it gets most of the room, where there is some.
+    const large = [...tiles.values()].find(({ tile: { dataset } }) => {
+      return box.height >= 320 && dataset.screen === "true" && dataset.seen === "true" && dataset.id !== room.id;
+    });
+    for (const each of tiles.values()) each.tile.classList.toggle("large", each === large);
+    const count = tiles.size - (large ? 1 : 0);
     const gap = parseFloat(getComputedStyle(list).columnGap);
     let [width, height] = [0, 0];
-    for (let columns = 1; columns <= tiles.size; columns += 1) {
-      const rows = Math.ceil(tiles.size / columns);
+    for (let columns = 1; columns <= count; columns += 1) {
+      const rows = Math.ceil(count / columns);
       const wide = (box.width - gap * (columns - 1)) / columns;
-      const high = (box.height - gap * (rows - 1)) / rows;
+      const high = ((large ? box.height * 0.3 - gap : box.height) - gap * (rows - 1)) / rows;
       const fits = [Math.min(wide, high * WIDEST), Math.min(high, wide / TALLEST)];
       // Of two that are about the same, the one that looks less like a list.
       if (fits[0] * fits[1] > width * height * 0.95) [width, height] = fits;
@@ -206,37 +226,34 @@ function showTiles(room, mesh, people, sent) {
   };
   new ResizeObserver(arrange).observe(list);
 
-  for (const type of /** @type {const} */ (["peerjoin", "peerleave", "statechange"])) room.addEventListener(type, show);
-  for (const type of /** @type {const} */ (["connect", "disconnect", "statechange"])) mesh.addEventListener(type, show);
+  on(room, "peerjoin peerleave statechange", show);
+  on(mesh, "connect disconnect statechange", show);
   people.addEventListener("change", show);
   mesh.addEventListener("track", ({ detail: { peer, track } }) => {
-    const video = tiles.get(peer.id)?.video;
-    if (!video) return;
-    const stream = /** @type {MediaStream | null} */ (video.srcObject) ?? new MediaStream();
+    const stream = streams.get(peer.id) ?? new MediaStream();
+    streams.set(peer.id, stream);
     stream.addTrack(track);
-    video.srcObject = stream;
-    for (const type of ["mute", "unmute", "ended"]) track.addEventListener(type, show);
+    on(track, "mute unmute ended", show);
     show();
-    video.play().catch((error) => {
-      // A page that nobody has touched yet must be silent.
-      if (error.name === "NotAllowedError") askForSound(video);
-    });
   });
+  mesh.addEventListener("disconnect", ({ detail: { peer } }) => streams.delete(peer.id));
 }
 
-/** Plays without sound until somebody touches the page.
- * @param {HTMLVideoElement} video */
-function askForSound(video) {
-  if (video.muted) return;
-  video.muted = true;
-  video.play().catch(() => {});
-  $("explain").textContent = "Click anywhere, or press a key, to hear the others.";
-  const touched = new AbortController();
-  for (const type of ["click", "keydown"]) {
-    addEventListener(type, () => {
-      touched.abort();
+/** Plays a stream, without sound until somebody touches the page if it has to be so.
+ * @param {HTMLVideoElement} video
+ * @param {MediaStream | null} stream */
+async function play(video, stream) {
+  video.srcObject = stream;
+  try {
+    if (stream) await video.play();
+  } catch (/** @type {any} */ error) {
+    if (error.name !== "NotAllowedError") return;
+    video.muted = true;
+    video.play().catch(() => {});
+    $("explain").textContent = "Click anywhere, or press a key, to hear the others.";
+    on(window, "click keydown", () => {
       video.muted = false;
       $("explain").textContent = "";
-    }, { signal: touched.signal });
+    }, { once: true });
   }
 }

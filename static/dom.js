@@ -43,6 +43,44 @@ export function append(list, item, limit) {
   if (atEnd) list.scrollTop = list.scrollHeight;
 }
 
+/**
+ * Listens to several types of events.
+ * @param {any} target
+ * @param {string} types with spaces between
+ * @param {(event: any) => void} listener
+ * @param {AddEventListenerOptions} [options]
+ */
+export function on(target, types, listener, options) {
+  for (const type of types.split(" ")) target.addEventListener(type, listener, options);
+}
+
+/**
+ * Does something soon, once for however many times it is asked for meanwhile.
+ * @param {() => void} work
+ */
+export function soon(work) {
+  let waits = false;
+  return () => {
+    if (waits) return;
+    waits = true;
+    setTimeout(() => {
+      waits = false;
+      work();
+    }, 30);
+  };
+}
+
+/** What JSON makes of something that somebody has sent.
+ * @param {unknown} data
+ * @param {number} [indent] */
+export function json(data, indent) {
+  try {
+    return JSON.stringify(data, null, indent) ?? "";
+  } catch {
+    return "(nested too deeply to be shown)";
+  }
+}
+
 /** The beginning of a session's id, as people read it.
  * @param {string} id */
 export function short(id) {

@@ -2,7 +2,7 @@
 // the sender writes a header, `{"name", "size"}`; the receiver answers `accept`, or closes; the
 // bytes follow; the receiver says `done`.
 
-import { element } from "./dom.js";
+import { element, on } from "./dom.js";
 
 /** @import { Mesh, MeshPeer } from "./anteroom.js" */
 
@@ -49,9 +49,10 @@ export function sendFile(mesh, peer, file) {
       });
       stage = "sent";
     } catch (/** @type {any} */ error) {
-      transfer.end(`not sent: ${error.message}`);
+      // A channel that is closing says so itself.
+      if (channel.readyState === "open") transfer.end(`not sent: ${error.message}`);
     }
-  });
+  }, { signal: transfer.signal });
   return line.item;
 }
 
@@ -70,9 +71,7 @@ async function pour(file, channel, progress) {
     }
     while (channel.bufferedAmount > AHEAD / 2 && channel.readyState === "open") {
       await new Promise((resolve) => {
-        for (const type of ["bufferedamountlow", "close"]) {
-          channel.addEventListener(type, resolve, { once: true });
-        }
+        on(channel, "bufferedamountlow close", resolve, { once: true });
       });
     }
     progress(from + block.byteLength - channel.bufferedAmount);
@@ -120,7 +119,8 @@ function receive(mesh, peer, channel, show, over) {
 
   const transfer = new Transfer(mesh, peer, channel, SILENCE, (why) => {
     if (stage !== "whole") line?.end(why);
-    over();
+    // Who offers what cannot be taken does not do so for ever.
+    if (header.size <= LARGEST) over();
   });
   const accept = () => {
     if (channel.readyState !== "open") return;
@@ -137,12 +137,13 @@ function receive(mesh, peer, channel, show, over) {
     const file = new Blob([...blocks, ...chunks], { type: "application/octet-stream" });
     line?.end("received", true);
     line?.save(file, header.name);
+    // Much may have been said in the meantime.
+    if (line && !line.item.isConnected) show(line.item);
     // Having heard that, the sender closes.
     channel.send("done");
   };
 
   channel.addEventListener("message", ({ data }) => {
-    if (channel.readyState !== "open") return;
     if (stage === "header") {
       const read = headerOf(data);
       if (!read) return transfer.end("");
@@ -164,7 +165,7 @@ function receive(mesh, peer, channel, show, over) {
     } else {
       transfer.end("given up: what came is not what was offered");
     }
-  });
+  }, { signal: transfer.signal });
 }
 
 /**
@@ -189,6 +190,8 @@ class Transfer {
   #channel;
   #ended;
   #listening = new AbortController();
+  /** Aborted when the transfer is over. */
+  signal = this.#listening.signal;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #patience;
 
@@ -202,8 +205,8 @@ class Transfer {
   constructor(mesh, peer, channel, patience, ended) {
     this.#channel = channel;
     this.#ended = ended;
-    const { signal } = this.#listening;
-    channel.addEventListener("close", () => this.end("ended by the other side"), { signal });
+    const { signal } = this;
+    channel.addEventListener("close", () => this.end("declined, or ended, by the other side"), { signal });
     mesh.addEventListener("disconnect", ({ detail }) => {
       if (detail.peer === peer) this.end("interrupted: the connection has gone");
     }, { signal });
@@ -214,14 +217,14 @@ class Transfer {
    * @param {number} patience in milliseconds */
   expect(patience) {
     clearTimeout(this.#patience);
-    if (this.#listening.signal.aborted) return;
+    if (this.signal.aborted) return;
     this.#patience = setTimeout(() => this.end("given up: nothing happened for too long"), patience);
   }
 
   /** @param {string} why
    * @param {boolean} [well] */
   end(why, well = false) {
-    if (this.#listening.signal.aborted) return;
+    if (this.signal.aborted) return;
     this.#listening.abort();
     clearTimeout(this.#patience);
     this.#channel.close();
@@ -242,14 +245,15 @@ class Line {
   constructor(name, bytes) {
     this.#bar = element("progress", { max: bytes || 1, value: 0, hidden: true, ariaLabel: name });
     const what = element("span", { className: "words" }, `${name} (${size(bytes)})`);
-    this.item = element("div", { className: "file" }, what, this.#bar, this.#status, this.#buttons);
+    this.item = element("div", { className: "file", tabIndex: -1, ariaAtomic: "true" },
+      what, this.#bar, this.#status, this.#buttons);
   }
 
   /** Says that the bytes are coming. */
   begin() {
     this.#status.textContent = "under way …";
     this.#bar.hidden = false;
-    this.#buttons.replaceChildren();
+    this.#clear();
   }
 
   /** @param {number} bytes */
@@ -280,10 +284,17 @@ class Line {
   /** @param {string} why
    * @param {boolean} [well] whether all has arrived */
   end(why, well = false) {
-    this.#buttons.replaceChildren();
+    this.#clear();
     this.#bar.hidden = !well;
     if (well) this.#bar.value = this.#bar.max;
     this.#status.textContent = why;
+  }
+
+  /** Removes the buttons; whoever was at one of them stays at the line. */
+  #clear() {
+    const focused = this.#buttons.contains(document.activeElement);
+    this.#buttons.replaceChildren();
+    if (focused) this.item.focus();
   }
 }
 

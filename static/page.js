@@ -2,7 +2,7 @@
 
 import { Mesh, join } from "./anteroom.js";
 import { startCall } from "./call.js";
-import { $ } from "./dom.js";
+import { $, on } from "./dom.js";
 import { People, showPeople } from "./people.js";
 import { startTalk } from "./talk.js";
 import { startWire } from "./wire.js";
@@ -10,8 +10,8 @@ import { startWire } from "./wire.js";
 /** @import { Room, StateChange } from "./anteroom.js" */
 
 /** What somebody is called, or a room, before they choose. */
-const KINDS = ["Amber", "Bold", "Calm", "Dapper", "Early", "Fond", "Gentle", "Hazel", "Keen", "Lucky", "Merry", "Quiet"];
-const ANIMALS = ["Badger", "Crane", "Dormouse", "Falcon", "Heron", "Ibex", "Lynx", "Marten", "Otter", "Robin", "Swift", "Wren"];
+const KINDS = ["Amber", "Calm", "Early", "Gentle", "Hazel", "Lucky", "Merry", "Quiet"];
+const ANIMALS = ["Badger", "Crane", "Falcon", "Heron", "Lynx", "Otter", "Robin", "Swift", "Wren"];
 
 let myName = rememberedName();
 const asked = new URLSearchParams(location.search).get("room");
@@ -32,7 +32,7 @@ function showEntrance(refused) {
   $("room-name").value = asked ?? suggestion().toLowerCase().replace(" ", "-");
   $("your-name").value = myName;
   // The form itself leads to the room.
-  $("enter").addEventListener("submit", () => rename($("your-name").value));
+  on($("enter"), "submit", () => rename($("your-name").value));
 }
 
 /**
@@ -55,20 +55,19 @@ function enter(room, name) {
   $("text").focus();
 
   showState(room);
-  $("again").addEventListener("click", () => location.reload());
-  $("leave").addEventListener("click", () => room.leave());
+  on($("again"), "click", () => location.reload());
 
   $("name").value = myName;
-  $("name").addEventListener("change", () => {
+  on($("name"), "change", () => {
     rename($("name").value);
     $("name").value = myName;
     people.say({ name: myName });
   });
-  $("naming").addEventListener("submit", (/** @type {Event} */ event) => {
+  on($("naming"), "submit", (event) => {
     event.preventDefault();
     $("text").focus();
   });
-  $("invite").addEventListener("click", invite);
+  on($("invite"), "click", invite);
 
   for (const button of $("views").children) {
     button.addEventListener("click", () => view(button.dataset.view));
@@ -83,6 +82,8 @@ function view(name) {
     button.ariaCurrent = String(button.dataset.view === name);
     if (button.dataset.view === name) delete button.dataset.unread;
   }
+  // What is not shown cannot scroll along.
+  for (const id of ["said", "messages"]) $(id).scrollTop = $(id).scrollHeight;
 }
 
 /** Says how the connection to the server is.

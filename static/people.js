@@ -1,6 +1,6 @@
 // Who is here: what everyone says of themselves, and how each can be reached.
 
-import { $, element, icon, short } from "./dom.js";
+import { $, element, icon, on, short, soon } from "./dom.js";
 
 /** @import { Mesh, Room, MeshPeer, Quality } from "./anteroom.js" */
 
@@ -42,7 +42,7 @@ export class People extends EventTarget {
     room.addEventListener("message", ({ detail: { type, sender, data } }) => {
       if (type !== "profile" || !room.peers.has(sender)) return;
       this.#profiles.set(sender, profile(data));
-      this.#changed(sender);
+      this.#changed();
     });
   }
 
@@ -51,17 +51,22 @@ export class People extends EventTarget {
   say(change) {
     Object.assign(this.#mine, change);
     if (this.#room.peers.size > 0) this.#room.broadcast("profile", this.#mine);
-    this.#changed(this.#room.id ?? "");
+    this.#changed();
   }
 
-  /** @param {string} id */
-  #changed(id) {
+  #changed = soon(() => {
     // A name comes a moment after its session, whose first lines stand there without.
     for (const who of document.querySelectorAll(".who")) {
-      const unnamed = who instanceof HTMLElement && who.title === id && who.textContent === short(id);
-      if (unnamed) who.textContent = this.name(id);
+      const { title, textContent } = /** @type {HTMLElement} */ (who);
+      if (textContent === short(title)) who.textContent = this.name(title);
     }
     this.dispatchEvent(new Event("change"));
+  });
+
+  /** Whether a session has said anything of itself.
+   * @param {string} id */
+  has(id) {
+    return id === this.#room.id || this.#profiles.has(id);
   }
 
   /** @param {string} id
@@ -98,7 +103,8 @@ function profile(data) {
   const name = typeof data?.name === "string" ? data.name : "";
   return {
     // No line breaks, and nothing that turns the direction of the text around it.
-    name: name.replace(/[\p{C}\p{Z}]+/gu, " ").trim().slice(0, NAME_LENGTH),
+    name: [...name.replace(/[\p{Cc}\p{Cs}\p{Z}\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]+/gu, " ")]
+      .slice(0, NAME_LENGTH).join("").trim(),
     microphone: data?.microphone === true,
     camera: data?.camera === true,
     screen: data?.screen === true,
@@ -115,22 +121,13 @@ export function showPeople(room, mesh, people) {
   /** @type {Map<string, Quality>} */
   const qualities = new Map();
 
-  const show = () => {
+  const show = soon(() => {
     const ids = [...(room.state === "open" && room.id ? [room.id] : []), ...room.peers.keys()];
-    /** @type {HTMLElement[]} */
-    const shown = [...$("persons").children];
-    const items = ids.map((id) => {
-      const item = person(id);
-      // What is the same stays, and whoever is reading it is not disturbed.
-      return shown.find((old) => old.isEqualNode(item)) ?? item;
-    });
-    if (items.some((item, place) => item !== shown[place]) || items.length < shown.length) {
-      $("persons").replaceChildren(...items);
-    }
+    $("persons").replaceChildren(...ids.map(person));
     $("people-title").textContent = ids.length > 1 ? `Here now: ${ids.length}` : "Here now";
-    $("alone").hidden = room.peers.size > 0;
+    $("alone").hidden = room.peers.size > 0 || room.state !== "open";
     showReceivers(room, people);
-  };
+  });
 
   /** @param {string} id */
   const person = (id) => {
@@ -147,19 +144,19 @@ export function showPeople(room, mesh, people) {
     return item;
   };
 
-  for (const type of /** @type {const} */ (["peerjoin", "peerleave", "statechange"])) {
-    room.addEventListener(type, show);
-  }
-  for (const type of /** @type {const} */ (["connect", "disconnect", "statechange"])) {
-    mesh.addEventListener(type, show);
-  }
+  on(room, "peerjoin peerleave statechange", show);
+  on(mesh, "connect disconnect statechange", show);
   people.addEventListener("change", show);
   setInterval(async () => {
     const peers = [...mesh.peers.values()].filter(({ state }) => state === "connected");
     const measured = await Promise.all(peers.map((peer) => peer.quality()));
     qualities.clear();
     peers.forEach(({ id }, place) => qualities.set(id, measured[place]));
-    if (peers.length > 0) show();
+    for (const { id } of peers) {
+      const reach = $("persons").querySelector(`[data-id="${id}"] .reach`);
+      // Nothing else is touched: somebody may be reading there.
+      if (reach) reach.textContent = describe(mesh.peers.get(id), qualities.get(id));
+    }
   }, EVERY);
 }
 

@@ -1,6 +1,6 @@
 // The conversation: what is said, what happens, and which files are sent.
 
-import { $, append, element } from "./dom.js";
+import { $, append, element, json, on } from "./dom.js";
 import { receiveFiles, sendFile } from "./files.js";
 
 /** @import { Mesh, Room } from "./anteroom.js" */
@@ -19,12 +19,15 @@ export function startTalk(room, mesh, people) {
   /** @param {HTMLElement} item */
   const show = (item) => {
     append($("said"), item, LINES);
-    if ($("room").dataset.view !== "talk") $("views").querySelector("[data-view=talk]").dataset.unread = "true";
+    if ($("said").checkVisibility()) return;
+    // A list that is not shown is not read out.
+    $("heard").textContent = item.textContent;
+    $("views").querySelector("[data-view=talk]").dataset.unread = "true";
   };
   /** @param {...(Node | string)} words */
   const news = (...words) => show(element("div", { className: "news" }, ...words));
 
-  $("say").addEventListener("submit", async (/** @type {Event} */ event) => {
+  on($("say"), "submit", async (event) => {
     event.preventDefault();
     const text = $("text").value;
     if (text === "") return;
@@ -38,13 +41,14 @@ export function startTalk(room, mesh, people) {
     } catch (/** @type {any} */ error) {
       const why = error.code === "empty_room" ? "nobody else is here" : error.message;
       item.append(element("em", { className: "wrong" }, ` Not delivered: ${why}.`));
+      if (error.code === "message_too_large" && $("text").value === "") $("text").value = text;
     }
     item.classList.remove("waits");
   });
 
   room.addEventListener("message", ({ detail: { type, sender, receiver, data } }) => {
     if (type !== "chat") return;
-    show(said(people, sender, receiver, typeof data === "string" ? data : JSON.stringify(data)));
+    show(said(people, sender, receiver, typeof data === "string" ? data : json(data)));
   });
   room.addEventListener("error", ({ detail }) => {
     show(element("div", { className: "wrong" }, detail.message));
@@ -58,11 +62,11 @@ export function startTalk(room, mesh, people) {
   });
 
   receiveFiles(mesh, (id, item) => {
-    item.prepend(people.who(id), ": ");
+    if (!item.querySelector(".who")) item.prepend(people.who(id), ": ");
     show(item);
   });
-  $("attach").addEventListener("click", () => $("file").click());
-  $("file").addEventListener("change", () => {
+  on($("attach"), "click", () => $("file").click());
+  on($("file"), "change", () => {
     offer($("file").files);
     $("file").value = "";
   });

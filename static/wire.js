@@ -1,6 +1,6 @@
 // On the wire: every message in and out, and a form to write one by hand.
 
-import { $, append, element, short } from "./dom.js";
+import { $, append, element, json, on, short } from "./dom.js";
 
 /** @import { Room } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
@@ -38,18 +38,27 @@ export function startWire(room, people) {
     const contained = text.toLowerCase().includes($("containing").value.toLowerCase());
     item.hidden = !contained || (wanted !== "" && wanted !== direction);
   };
-  $("filter").addEventListener("input", () => {
+  on($("filter"), "input", () => {
     for (const item of $("messages").children) filter(item);
   });
-  $("filter").addEventListener("submit", (/** @type {Event} */ event) => event.preventDefault());
-  $("clear").addEventListener("click", () => $("messages").replaceChildren());
+  on($("filter"), "submit", (event) => event.preventDefault());
+  // One stop for Tab, however many messages there are.
+  on($("messages"), "keydown", (event) => {
+    const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;
+    if (!step) return;
+    event.preventDefault();
+    const all = [...$("messages").querySelectorAll("li:not([hidden]) summary")];
+    const at = all.indexOf(event.target);
+    (at < 0 ? all.at(step < 0 ? -1 : 0) : all[at + step])?.focus();
+  });
+  on($("clear"), "click", () => $("messages").replaceChildren());
 
   $("example").append(...Object.keys(EXAMPLES).map((name) => new Option(name)));
   const write = () => {
     const peer = room.peers.keys().next().value ?? room.id ?? "";
     $("json").value = JSON.stringify(EXAMPLES[$("example").value](peer));
   };
-  $("example").addEventListener("input", write);
+  on($("example"), "input", write);
   write();
   const send = () => {
     try {
@@ -58,11 +67,11 @@ export function startWire(room, people) {
       append($("messages"), element("li", { className: "wrong" }, `Not sent: ${error.message}.`), MESSAGES);
     }
   };
-  $("by-hand").addEventListener("submit", (/** @type {Event} */ event) => {
+  on($("by-hand"), "submit", (event) => {
     event.preventDefault();
     send();
   });
-  $("json").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+  on($("json"), "keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     send();
@@ -82,7 +91,7 @@ function line(direction, text, people) {
     return id.length === 36 ? people.name(id) : short(id);
   };
   const [from, to] = [name(message?.sender), name(message?.receiver)];
-  const summary = element("summary", {},
+  const summary = element("summary", { tabIndex: -1 },
     element("span", { className: "arrow", role: "img", ariaLabel: direction }, direction === "in" ? "←" : "→"),
     element("b", {}, typeof message?.type === "string" ? message.type : "?"),
     element("span", { className: "route" }, direction === "in" ? `from ${from}${to && `, to ${to}`}` : `to ${to || "?"}`),
@@ -110,5 +119,5 @@ function parse(text) {
  * @param {string} text */
 function pretty(message, text) {
   if (message === null) return text;
-  return JSON.stringify(message, null, 2).replace(/\\r\\n(?!")/g, "\n      ");
+  return json(message, 2).replace(/\\r\\n(?!")/g, "\n      ");
 }

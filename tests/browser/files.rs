@@ -80,7 +80,7 @@ async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
         .await;
     receiver.click("[data-name=Decline]").await;
     sender
-        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('ended by the other side')")
+        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('declined')")
         .await;
 
     // Who goes in between leaves no transfer hanging.
