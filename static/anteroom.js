@@ -168,6 +168,7 @@ export class Room extends RoomTarget {
     return this.#iceServers;
   }
 
+  /** How it stands with the connection. */
   get state() {
     return this.#state;
   }

@@ -47,13 +47,13 @@ function sendMedia(room, mesh, people) {
 
   const changed = () => {
     sendPicture(tracks.screen ?? tracks.camera);
-    const on = {
+    const active = {
       microphone: tracks.microphone?.enabled === true,
       camera: tracks.camera !== null,
       screen: tracks.screen !== null,
     };
-    for (const [name, is] of Object.entries(on)) $(name).setAttribute("aria-pressed", String(is));
-    people.say(on);
+    for (const [name, is] of Object.entries(active)) $(name).setAttribute("aria-pressed", String(is));
+    people.say(active);
   };
 
   /** @param {"camera" | "screen"} name */
