@@ -94,3 +94,81 @@ async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
         .await;
     browser.close().await;
 }
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn what_is_not_as_it_was_offered_is_given_up() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let receiver = browser
+        .open(&format!("http://{}/?room=files", server.address))
+        .await;
+    until_here(&receiver, 1).await;
+    let liar = browser.open(&format!("http://{}/", server.address)).await;
+    liar.run(
+        "const { join, Mesh } = await import('/anteroom.js');
+        globalThis.mesh = new Mesh(join('files'));
+        globalThis.ended = 0;
+        globalThis.offer = (header, after = []) => {
+            const channel = [...mesh.peers.values()][0].pc.createDataChannel('file');
+            channel.onopen = () => channel.send(header);
+            channel.onclose = () => { ended += 1; };
+            channel.onmessage = ({ data }) => {
+                if (data === 'accept') for (const bytes of after) channel.send(bytes);
+            };
+        };",
+    )
+    .await;
+    liar.until("[...mesh.peers.values()][0]?.state === 'connected'")
+        .await;
+
+    // More than was said, nothing at all, and text: each is given up, and no file comes of it.
+    for (number, lie) in ["new Uint8Array(11)", "new Uint8Array(0)", "'text'"]
+        .iter()
+        .enumerate()
+    {
+        liar.run(&format!("offer('{{\"name\":\"x\",\"size\":10}}', [{lie}])"))
+            .await;
+        receiver
+            .until("document.querySelector('[data-name=Accept]')")
+            .await;
+        receiver.click("[data-name=Accept]").await;
+        receiver
+            .until(&format!(
+                "[...document.querySelectorAll('.file')].filter((line) => line.textContent.includes('given up')).length === {}",
+                number + 1
+            ))
+            .await;
+    }
+    assert_eq!(
+        receiver
+            .run("return document.querySelectorAll('[data-name=Save]').length")
+            .await,
+        0
+    );
+
+    // What is no offer is not shown; of offers that cannot be taken, only so many are.
+    liar.until("ended === 3").await;
+    liar.run(
+        "for (const header of ['', '[]', '{}', '{\"name\":1,\"size\":1}', '{\"name\":\"x\",\"size\":-1}']) offer(header);",
+    )
+    .await;
+    liar.until("ended === 8").await;
+    liar.run("for (let i = 0; i < 20; i += 1) offer('{\"name\":\"../huge\",\"size\":1e12}');")
+        .await;
+    liar.until("ended === 28").await;
+    receiver
+        .until("document.querySelectorAll('.file').length === 3 + 8")
+        .await;
+    let lines = receiver
+        .run("return [...document.querySelectorAll('.file')].slice(3).map((line) => line.textContent)")
+        .await;
+    for line in lines.as_array().unwrap() {
+        let line = line.as_str().unwrap();
+        assert!(
+            line.contains(".._huge") && line.contains("too large"),
+            "{line}"
+        );
+    }
+    browser.close().await;
+}

@@ -469,6 +469,11 @@ async fn a_mesh_bears_nonsense_and_connects_with_who_knows_only_the_protocol() {
     let script = "
         const socket = new WebSocket(`ws://${location.host}/room/strange`);
         const pc = new RTCPeerConnection();
+        globalThis.stop = async () => {
+            for (const transceiver of pc.getTransceivers()) transceiver.stop();
+            await pc.setLocalDescription();
+            send('offer', pc.localDescription);
+        };
         globalThis.heard = '';
         pc.ondatachannel = ({ channel }) => {
             channel.onmessage = ({ data }) => { heard = data; channel.send('pong'); };
@@ -480,6 +485,7 @@ async fn a_mesh_bears_nonsense_and_connects_with_who_knows_only_the_protocol() {
             const message = JSON.parse(data);
             peer = message.sender;
             if (message.type === 'candidate') await pc.addIceCandidate(message.data);
+            if (message.type === 'answer') await pc.setRemoteDescription(message.data);
             if (message.type !== 'offer') return;
             await pc.setRemoteDescription(message.data);
             await pc.setLocalDescription();
@@ -505,6 +511,28 @@ async fn a_mesh_bears_nonsense_and_connects_with_who_knows_only_the_protocol() {
         .await;
     assert_eq!(quality["relayed"], false);
     assert!(quality["bitsOut"].as_f64().unwrap() > 0.0, "{quality}");
+
+    // Who stops what it was sent spoils nothing for others.
+    tab.run(
+        "const [track] = (await navigator.mediaDevices.getUserMedia({ audio: true })).getTracks();
+        mesh.addTrack(globalThis.track = track);",
+    )
+    .await;
+    let stable = "connections.at(-1).signalingState === 'stable'
+        && connections.at(-1).currentRemoteDescription.sdp.includes('m=audio')";
+    bare.until(stable).await;
+    bare.run("await stop()").await;
+    let transceivers = "[...mesh.peers.values()][1].pc.getTransceivers()";
+    tab.until(&format!(
+        "{transceivers}.every(({{ direction }}) => direction === 'stopped')"
+    ))
+    .await;
+    tab.run("mesh.removeTrack(track); mesh.addTrack(track)")
+        .await;
+    tab.until(&format!(
+        "{transceivers}.some(({{ sender }}) => sender.track === track)"
+    ))
+    .await;
 
     // One too many gets no connection, and the application hears of it.
     let third = Client::join(&server, "strange").await;

@@ -114,6 +114,14 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
     for tab in &tabs {
         until_here(tab, 3).await;
     }
+    // What has no name is named by its id; these have names.
+    tabs[0]
+        .until("[...document.querySelectorAll('#said .news')].at(-1).textContent.endsWith(' has gone')")
+        .await;
+    let gone = tabs[0]
+        .run("return [...document.querySelectorAll('#said .news')].at(-1).querySelector('.who').textContent")
+        .await;
+    assert_eq!(gone.as_str().unwrap().split(' ').count(), 2, "{gone}");
     tabs[0].type_into("#text", "a secret\n").await;
     tabs[0]
         .until("document.querySelector('#said .wrong')?.textContent.includes('Not delivered')")
