@@ -18,6 +18,19 @@ use super::{
 };
 use crate::support::{Client, TestServer, within_deadline};
 
+/// A server whose pages may do anything: a folder has no Content-Security-Policy.
+async fn module_server() -> TestServer {
+    TestServer::with(|config| config.static_dir = Some("static".into())).await
+}
+
+/// A page in a room of a server of which every frame is ours, joined with these options.
+async fn with_stranger<'a>(browser: &'a Browser, options: &str) -> (Stranger, Tab<'a>) {
+    let stranger = Stranger::listen().await;
+    let server = module_server().await;
+    let tab = page(browser, &server, &stranger.join(options)).await;
+    (stranger, tab)
+}
+
 /// Opens a page that may do anything, and imports the module as `join`, `Mesh` and `room`.
 async fn page<'a>(browser: &'a Browser, server: &TestServer, room: &str) -> Tab<'a> {
     let tab = browser.open(&format!("http://{}/", server.address)).await;
@@ -117,7 +130,7 @@ async fn close(mut socket: WebSocketStream<TcpStream>, code: u16, reason: &str) 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn a_receipt_is_a_promise_and_an_error_its_rejection() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
+    let server = module_server().await;
     let browser = Browser::start().await;
     let tab = page(&browser, &server, "globalThis.room = join('receipts')").await;
     // What is sent before the room is open waits for it.
@@ -188,10 +201,8 @@ async fn a_receipt_is_a_promise_and_an_error_its_rejection() {
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn what_comes_before_the_roster_is_kept_and_what_only_looks_like_news_is_none() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
     let browser = Browser::start().await;
-    let stranger = Stranger::listen().await;
-    let tab = page(&browser, &server, &stranger.join("{}")).await;
+    let (stranger, tab) = with_stranger(&browser, "{}").await;
 
     let mut socket = stranger.accept().await;
     for message in [
@@ -229,10 +240,8 @@ async fn what_comes_before_the_roster_is_kept_and_what_only_looks_like_news_is_n
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn leaving_while_the_room_opens_leaves_nothing_behind() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
     let browser = Browser::start().await;
-    let stranger = Stranger::listen().await;
-    let tab = page(&browser, &server, &stranger.join("{}")).await;
+    let (stranger, tab) = with_stranger(&browser, "{}").await;
     tab.run(
         "globalThis.mesh = new Mesh(room);
         room.addEventListener('peerjoin', () => room.leave());",
@@ -254,10 +263,8 @@ async fn leaving_while_the_room_opens_leaves_nothing_behind() {
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn what_is_lost_is_reported_and_what_waits_is_sent_later() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
     let browser = Browser::start().await;
-    let stranger = Stranger::listen().await;
-    let tab = page(&browser, &server, &stranger.join("{}")).await;
+    let (stranger, tab) = with_stranger(&browser, "{}").await;
     let mut socket = stranger.accept().await;
     say(&mut socket, hello(&["a", "c"])).await;
     tab.until("room.state === 'open'").await;
@@ -308,10 +315,8 @@ async fn what_is_lost_is_reported_and_what_waits_is_sent_later() {
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn only_so_much_waits_to_be_sent() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
     let browser = Browser::start().await;
-    let stranger = Stranger::listen().await;
-    let tab = page(&browser, &server, &stranger.join("{}")).await;
+    let (stranger, tab) = with_stranger(&browser, "{}").await;
     // Messages of a thousand bytes, into a MiB: the first fill it, the rest are refused.
     let fill = "
         const text = 'x'.repeat(1000 - '{\"type\":\"x\",\"receiver\":\"all\",\"data\":\"\",\"ref\":1000}'.length);
@@ -349,7 +354,7 @@ async fn only_so_much_waits_to_be_sent() {
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn a_room_tries_later_and_later_but_never_too_late() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
+    let server = module_server().await;
     let browser = Browser::start().await;
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", nobody.local_addr().unwrap());
@@ -378,10 +383,8 @@ async fn a_room_tries_later_and_later_but_never_too_late() {
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn who_says_nothing_is_left_and_who_sends_one_away_is_not_come_back_to() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
     let browser = Browser::start().await;
-    let stranger = Stranger::listen().await;
-    let tab = page(&browser, &server, &stranger.join("{ timeout: 500 }")).await;
+    let (stranger, tab) = with_stranger(&browser, "{ timeout: 500 }").await;
     let silent = stranger.accept_silently().await;
     tab.until("room.state === 'reconnecting'").await;
     assert_eq!(tab.run("return seen[0][1].code").await, 4000);
@@ -406,10 +409,8 @@ async fn who_says_nothing_is_left_and_who_sends_one_away_is_not_come_back_to() {
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn the_network_coming_back_is_a_reason_to_try_at_once() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
     let browser = Browser::start().await;
-    let stranger = Stranger::listen().await;
-    let tab = page(&browser, &server, &stranger.join("{ timeout: 3000 }")).await;
+    let (stranger, tab) = with_stranger(&browser, "{ timeout: 3000 }").await;
     let mut socket = stranger.accept().await;
     say(&mut socket, hello(&[])).await;
     tab.until("room.state === 'open'").await;
@@ -434,7 +435,7 @@ async fn the_network_coming_back_is_a_reason_to_try_at_once() {
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn a_mesh_bears_nonsense_and_connects_with_who_knows_only_the_protocol() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
+    let server = module_server().await;
     let browser = Browser::start().await;
     let room = "globalThis.mesh = new Mesh(globalThis.room = join('strange'), { maxPeers: 2 });
         globalThis.errors = [];
@@ -574,10 +575,8 @@ async fn next_of(
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn when_offers_meet_the_smaller_id_yields_and_nothing_is_lost() {
-    let server = TestServer::with(|config| config.static_dir = Some("static".into())).await;
     let browser = Browser::start().await;
-    let stranger = Stranger::listen().await;
-    let tab = page(&browser, &server, &stranger.join("{}")).await;
+    let (stranger, tab) = with_stranger(&browser, "{}").await;
     // The others' connections live in the same page; their signals go through this test.
     tab.run(
         "globalThis.mesh = new Mesh(room);
