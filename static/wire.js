@@ -1,6 +1,6 @@
 // On the wire: every message in and out, and a form to write one by hand.
 
-import { $, append, element, json, on, short } from "./dom.js";
+import { $, append, element, json, on } from "./dom.js";
 
 /** @import { Room } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
@@ -86,10 +86,7 @@ export function startWire(room, people) {
  */
 function line(direction, text, people) {
   const message = parse(text);
-  const name = (/** @type {unknown} */ id) => {
-    if (typeof id !== "string") return "";
-    return id.length === 36 ? people.name(id) : short(id);
-  };
+  const name = (/** @type {unknown} */ id) => (typeof id === "string" ? people.name(id) : "");
   const [from, to] = [name(message?.sender), name(message?.receiver)];
   const summary = element("summary", { tabIndex: -1 },
     element("span", { className: "arrow", role: "img", ariaLabel: direction }, direction === "in" ? "←" : "→"),

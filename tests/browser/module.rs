@@ -440,6 +440,8 @@ async fn a_mesh_bears_nonsense_and_connects_with_who_knows_only_the_protocol() {
     let room = "globalThis.mesh = new Mesh(globalThis.room = join('strange'), { maxPeers: 2 });
         globalThis.errors = [];
         globalThis.states = [];
+        globalThis.channels = [];
+        mesh.addEventListener('datachannel', ({ detail: { channel } }) => channels.push(channel.label));
         mesh.addEventListener('error', ({ detail }) => errors.push(detail.id));
         mesh.addEventListener('statechange', ({ detail: { peer } }) => states.push(peer.state));";
     let mut vandal = Client::join(&server, "strange").await;
@@ -476,7 +478,9 @@ async fn a_mesh_bears_nonsense_and_connects_with_who_knows_only_the_protocol() {
             send('offer', pc.localDescription);
         };
         globalThis.heard = '';
+        globalThis.channels = [];
         pc.ondatachannel = ({ channel }) => {
+            channels.push(channel.label);
             channel.onmessage = ({ data }) => { heard = data; channel.send('pong'); };
         };
         let peer;
@@ -502,6 +506,12 @@ async fn a_mesh_bears_nonsense_and_connects_with_who_knows_only_the_protocol() {
     )
     .await;
     bare.until("heard === 'ping'").await;
+    // Both sides are told of the first channel.
+    assert_eq!(tab.run("return channels").await, json!(["mesh"]));
+    assert_eq!(
+        bare.run("return channels.sort()").await,
+        json!(["mesh", "x"])
+    );
     tab.until("heard === 'pong'").await;
     assert_eq!(
         tab.run("return states").await,
