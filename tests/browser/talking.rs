@@ -1,5 +1,7 @@
 //! Rosters, messages, names, by mouse and by keyboard alone.
 
+use serde_json::json;
+
 use super::driver::{Browser, Tab};
 use crate::support::TestServer;
 
@@ -220,5 +222,31 @@ async fn on_the_wire_every_message_is_seen_filtered_and_written() {
     // The server's complaint is shown where people read, too.
     tab.until("document.querySelector('#said .wrong')?.textContent.includes('to')")
         .await;
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_invite_link_leads_into_the_room() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = browser
+        .open(&format!(
+            "http://{}/?room=caf%C3%A9+%3Cb%3E",
+            server.address
+        ))
+        .await;
+    until_here(&tab, 1).await;
+    let permissions = json!({"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]});
+    tab.chrome("Browser.grantPermissions", permissions).await;
+    tab.click("#invite").await;
+    tab.until("document.querySelector('#invite').textContent === 'Copied'")
+        .await;
+    let link = tab.run("return navigator.clipboard.readText()").await;
+    let guest = browser.open(link.as_str().unwrap()).await;
+    for tab in [&tab, &guest] {
+        until_here(tab, 2).await;
+        assert_eq!(tab.text("#title").await, "café <b>");
+    }
     browser.close().await;
 }
