@@ -4,12 +4,11 @@
 //! Sessions are spread over as many slots as a ping period has seconds; each tick pings one slot
 //! and looks after another. So all are pinged once a period, a few at a time, by one ticker.
 
-use std::collections::HashMap;
-
+use nohash_hasher::IntMap;
 use parking_lot::Mutex;
 
 use crate::{
-    outbox::Sender,
+    outbox::{Sender, Unflushed},
     protocol::{Close, CloseCode, SessionId},
     websocket::Frame,
 };
@@ -18,7 +17,7 @@ use crate::{
 pub(crate) struct Heartbeat {
     /// The number of seconds a session has to answer.
     pong_seconds: u64,
-    slots: Box<[Mutex<HashMap<SessionId, Pulse>>]>,
+    slots: Box<[Mutex<IntMap<SessionId, Pulse>>]>,
 }
 
 struct Pulse {
@@ -70,18 +69,19 @@ impl Heartbeat {
             }
         }
         let ping = Frame::ping();
+        let mut unflushed = Unflushed::default();
         for pulse in self.slot_at(now).lock().values_mut() {
             pulse.pinged.get_or_insert(now);
             // An outbox that is full ends the session by itself.
-            let _ = pulse.sender.push(&ping);
+            let _ = pulse.sender.push(&ping, &mut unflushed);
         }
     }
 
-    fn slot(&self, id: SessionId) -> &Mutex<HashMap<SessionId, Pulse>> {
+    fn slot(&self, id: SessionId) -> &Mutex<IntMap<SessionId, Pulse>> {
         &self.slots[(id.bits() % self.slots.len() as u128) as usize]
     }
 
-    fn slot_at(&self, second: u64) -> &Mutex<HashMap<SessionId, Pulse>> {
+    fn slot_at(&self, second: u64) -> &Mutex<IntMap<SessionId, Pulse>> {
         &self.slots[(second % self.slots.len() as u64) as usize]
     }
 }
@@ -103,38 +103,51 @@ impl Drop for Beat<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::VecDeque,
-        task::{Context, Poll, Waker},
-    };
+    use std::task::Poll;
+
+    use tokio::io::DuplexStream;
 
     use super::*;
-    use crate::outbox::{Outbox, outbox};
+    use crate::outbox::{
+        Outbox,
+        tests::{flush, outbox_to, read},
+    };
 
-    /// What a session gets: how many frames, or why it is closed.
-    fn look(outbox: &Outbox) -> Result<usize, CloseCode> {
-        let mut frames = VecDeque::new();
-        let mut cx = Context::from_waker(Waker::noop());
-        match outbox.poll_frames(&mut cx, &mut frames, 0) {
-            Poll::Ready(Err(close)) => Err(close.code),
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(frames.len()),
-        }
+    /// Another session, as its client and its server see it.
+    struct Session<'a> {
+        beat: Beat<'a>,
+        outbox: Outbox,
+        stream: DuplexStream,
     }
 
-    fn session(heartbeat: &Heartbeat) -> (Beat<'_>, Outbox) {
-        let (sender, outbox) = outbox(100_000);
-        (heartbeat.register(SessionId::random(), sender), outbox)
+    impl Session<'_> {
+        fn register(heartbeat: &Heartbeat) -> Session<'_> {
+            let (sender, outbox, stream) = outbox_to(100_000, 1000);
+            Session {
+                beat: heartbeat.register(SessionId::random(), sender),
+                outbox,
+                stream,
+            }
+        }
+
+        /// How many pings have come since it was asked last, or why the session is closed.
+        fn pings(&mut self) -> Result<usize, CloseCode> {
+            match flush(&self.outbox) {
+                Poll::Ready(Err(code)) => Err(code),
+                _ => Ok(read(&mut self.stream) / Frame::ping().bytes().len()),
+            }
+        }
     }
 
     #[test]
     fn everyone_is_pinged_once_a_period() {
         let heartbeat = Heartbeat::new(20, 10);
-        let sessions: Vec<_> = (0..100).map(|_| session(&heartbeat)).collect();
+        let mut sessions: Vec<_> = (0..100).map(|_| Session::register(&heartbeat)).collect();
         for now in 7..27 {
             heartbeat.tick(now);
-            sessions.iter().for_each(|(beat, _)| beat.pong());
+            sessions.iter().for_each(|session| session.beat.pong());
         }
-        assert!(sessions.iter().all(|(_, outbox)| look(outbox) == Ok(1)));
+        assert!(sessions.iter_mut().all(|session| session.pings() == Ok(1)));
     }
 
     #[test]
@@ -142,13 +155,13 @@ mod tests {
         // Pongs may take less than a period, as long, or longer.
         for (ping, pong) in [(20, 10), (10, 10), (5, 10), (1, 1), (1, 60), (7, 10)] {
             let heartbeat = Heartbeat::new(ping, pong);
-            let (silent, to_silent) = session(&heartbeat);
-            let (alive, to_alive) = session(&heartbeat);
+            let mut silent = Session::register(&heartbeat);
+            let mut alive = Session::register(&heartbeat);
             let mut pinged = None;
             for now in 0..200 {
                 heartbeat.tick(now);
-                alive.pong();
-                match look(&to_silent) {
+                alive.beat.pong();
+                match silent.pings() {
                     Ok(pings) if pings > 0 => _ = pinged.get_or_insert(now),
                     Ok(_) => {}
                     Err(code) => {
@@ -162,15 +175,14 @@ mod tests {
                     "given up by {now} with ping {ping}, pong {pong}"
                 );
             }
-            assert!(look(&to_alive).is_ok());
-            drop(silent);
+            assert!(alive.pings().is_ok());
         }
     }
 
     #[test]
     fn a_session_that_left_is_forgotten() {
         let heartbeat = Heartbeat::new(3, 3);
-        drop(session(&heartbeat));
+        drop(Session::register(&heartbeat));
         assert!(heartbeat.slots.iter().all(|slot| slot.lock().is_empty()));
     }
 }

@@ -8,10 +8,11 @@
 //! A message's way through the modules:
 //!
 //! ```text
-//! listener ─ routes ─ websocket ─ session ─ protocol::parse ─ rooms ─ outbox::Sender
-//!                                                                          ┆
-//!                                                websocket ─ session ─ outbox::Outbox
+//! listener ─ routes ─ websocket::Reader ─ session ─ protocol::parse ─ rooms ─ outbox ─ websocket::Writer
 //! ```
+//!
+//! All of it happens in the task of the session that sends, up to the receivers' sockets; a receiver's
+//! own task writes only what its socket did not take at once.
 //!
 //! | module | what is in it |
 //! | --- | --- |

@@ -4,13 +4,14 @@ use std::{
     fmt::Display,
     io::{self, Write},
     process::{ExitCode, exit},
+    thread::available_parallelism,
 };
 
 use anteroom::{Config, Server};
 use clap::Parser;
 use log::warn;
 use tokio::{
-    runtime::Runtime,
+    runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         warn!("cannot raise the open-file limit: {error}");
     }
-    let runtime = match Runtime::new() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(FAILURE, format!("cannot start the threads: {error}")),
     };
@@ -62,6 +63,15 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(FAILURE, error),
     }
+}
+
+/// A worker thread for each core; a single one needs neither a thread of its own nor locks.
+fn runtime() -> io::Result<Runtime> {
+    let mut builder = match available_parallelism() {
+        Ok(cores) if cores.get() > 1 => Builder::new_multi_thread(),
+        _ => Builder::new_current_thread(),
+    };
+    builder.enable_all().build()
 }
 
 async fn run(config: Config) -> io::Result<()> {

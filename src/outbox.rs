@@ -1,34 +1,56 @@
 //! The bounded queue in front of one socket, and the `Sender` that fills it.
+//!
+//! A frame is put into the queue first and written later, so that what many say to one session leaves
+//! in one write. Whoever fills an idle queue has it flushed after that, in place of the session, which
+//! goes on sleeping: it wakes only for what its socket does not take.
 
 use std::{
     collections::VecDeque,
     mem,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use parking_lot::Mutex;
 
 use crate::{
     protocol::{Close, CloseCode},
-    websocket::Frame,
+    websocket::{Frame, Writer},
 };
 
-/// An empty queue that takes up to `limit` bytes: its two ends.
-pub(crate) fn outbox(limit: usize) -> (Sender, Outbox) {
+/// How many outboxes a session flushes before others have a turn.
+const FLUSH_AT_ONCE: usize = 32;
+
+/// How many outboxes it has room for while it has none to flush.
+const KEPT_PLACES: usize = 4;
+
+/// An empty queue that takes up to `limit` bytes, and `writer` behind it: its two ends.
+pub(crate) fn outbox(limit: usize, writer: Writer) -> (Sender, Outbox) {
     let channel = Arc::new(Channel {
         limit,
-        queue: Mutex::default(),
+        queue: Mutex::new(Queue {
+            idle: true,
+            ..Queue::default()
+        }),
+        writing: Mutex::new(Some(Writing {
+            writer,
+            session: Waker::noop().clone(),
+        })),
     });
     (Sender(channel.clone()), Outbox(channel))
 }
 
-/// The end that everyone writes to.
+/// The end that everyone puts frames into.
 #[derive(Clone)]
 pub(crate) struct Sender(Arc<Channel>);
 
-/// The end that the session reads. Dropping it closes the queue.
+/// The end of the session itself. Dropping it closes the queue.
 pub(crate) struct Outbox(Arc<Channel>);
+
+/// Queues that were idle and have frames now. Whoever filled them is to flush them; when this is
+/// dropped, what is left is up to their sessions, which are woken for it.
+#[derive(Default)]
+pub(crate) struct Unflushed(VecDeque<Sender>);
 
 /// Why a frame was not taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,20 +61,38 @@ pub(crate) enum PushError {
     Closed,
 }
 
+/// Why nothing more is written.
+#[derive(Debug)]
+pub(crate) enum FlushError {
+    /// The connection is gone.
+    Lost,
+    /// The session shall end, and say this.
+    Closing(Close),
+}
+
 struct Channel {
     limit: usize,
     queue: Mutex<Queue>,
+    /// `None` once the session has ended.
+    writing: Mutex<Option<Writing>>,
 }
 
 #[derive(Default)]
 struct Queue {
     frames: VecDeque<Frame>,
-    /// What it costs to keep what waits, with what the session has taken and not yet written.
+    /// What it costs to keep what waits, with what is taken from here and not yet written.
     cost: usize,
     state: State,
-    /// Whether the session sleeps because nothing waits.
-    asleep: bool,
-    waker: Option<Waker>,
+    /// Whether nothing waits. Otherwise somebody is about to write it, or the session waits until
+    /// the socket takes more.
+    idle: bool,
+    session: Option<Waker>,
+}
+
+/// The way from the queue to the socket.
+struct Writing {
+    writer: Writer,
+    session: Waker,
 }
 
 #[derive(Default)]
@@ -66,24 +106,53 @@ enum State {
 }
 
 impl Channel {
-    /// Puts a frame at the end of the queue; returns whom to wake for it.
-    fn push(&self, frame: &Frame) -> (Result<(), PushError>, Option<Waker>) {
+    /// Puts a frame at the end of the queue; returns whether the queue was idle, and must be
+    /// flushed.
+    fn push(&self, frame: &Frame) -> Result<bool, PushError> {
         let mut queue = self.queue.lock();
         let State::Open = queue.state else {
-            return (Err(PushError::Closed), None);
+            return Err(PushError::Closed);
         };
         let cost = queue.cost + frame.cost();
         if queue.cost > 0 && cost > self.limit {
             queue.frames = VecDeque::new();
             let reason = format!("too slow: over {} bytes waited to be sent", self.limit);
-            let waker = queue.close(Close::new(CloseCode::TryAgainLater, reason));
-            return (Err(PushError::Full), waker);
+            let session = queue.close(Close::new(CloseCode::TryAgainLater, reason));
+            drop(queue);
+            if let Some(session) = session {
+                session.wake();
+            }
+            return Err(PushError::Full);
         }
         queue.cost = cost;
         queue.frames.push_back(frame.clone());
-        // A session that is busy writing finds the frame by itself.
-        let asleep = mem::take(&mut queue.asleep);
-        (Ok(()), asleep.then(|| queue.waker.take()).flatten())
+        Ok(mem::take(&mut queue.idle))
+    }
+
+    /// Writes until nothing waits.
+    fn poll_flush(
+        &self,
+        cx: &mut Context<'_>,
+        writer: &mut Writer,
+    ) -> Poll<Result<(), FlushError>> {
+        let mut written = 0;
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                if let State::Closing(close) = &queue.state {
+                    return Poll::Ready(Err(FlushError::Closing(close.clone())));
+                }
+                queue.cost -= written;
+                queue.idle = !writer.refill(&mut queue.frames);
+                if queue.idle {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            written = match ready!(writer.poll_write(cx)) {
+                Ok(cost) => cost,
+                Err(_) => return Poll::Ready(Err(FlushError::Lost)),
+            };
+        }
     }
 }
 
@@ -92,38 +161,81 @@ impl Queue {
     fn close(&mut self, close: Close) -> Option<Waker> {
         let State::Open = self.state else { return None };
         self.state = State::Closing(close);
-        self.waker.take()
+        self.session.take()
     }
 }
 
 impl Sender {
-    /// Puts a frame at the end of the queue, without ever waiting. An empty queue takes a frame of
-    /// any size.
+    /// Puts a frame at the end of the queue, without ever waiting, and the queue among the
+    /// `unflushed` if it was idle. An empty queue takes a frame of any size.
     ///
     /// # Errors
     ///
     /// [`PushError::Full`] for the first frame that does not fit: what waited is dropped, and the
     /// session closed (1013). [`PushError::Closed`] from then on.
-    pub(crate) fn push(&self, frame: &Frame) -> Result<(), PushError> {
-        let (result, waker) = self.0.push(frame);
-        if let Some(waker) = waker {
-            waker.wake();
+    pub(crate) fn push(&self, frame: &Frame, unflushed: &mut Unflushed) -> Result<(), PushError> {
+        if self.0.push(frame)? {
+            unflushed.0.push_back(self.clone());
         }
-        result
+        Ok(())
     }
 
     /// Ends the session with this Close frame, after what waits; unless it is already ending.
     pub(crate) fn close(&self, close: Close) {
-        let waker = self.0.queue.lock().close(close);
-        if let Some(waker) = waker {
-            waker.wake();
+        let session = self.0.queue.lock().close(close);
+        if let Some(session) = session {
+            session.wake();
+        }
+    }
+
+    /// Writes what waits, on behalf of the session. What the socket does not take now is left to
+    /// the session.
+    fn flush(&self) {
+        let mut writing = self.0.writing.lock();
+        let Some(Writing { writer, session }) = &mut *writing else {
+            return;
+        };
+        let mut cx = Context::from_waker(session);
+        if let Poll::Ready(Err(_)) = self.0.poll_flush(&mut cx, writer) {
+            session.wake_by_ref();
+        }
+    }
+
+    fn wake(&self) {
+        let session = self.0.queue.lock().session.clone();
+        if let Some(session) = session {
+            session.wake();
+        }
+    }
+}
+
+impl Unflushed {
+    /// Flushes some of the queues, as far as their sockets take it; returns whether that were all.
+    pub(crate) fn flush_some(&mut self) -> bool {
+        for _ in 0..FLUSH_AT_ONCE {
+            let Some(sender) = self.0.pop_front() else {
+                break;
+            };
+            sender.flush();
+        }
+        if self.0.is_empty() && self.0.capacity() > KEPT_PLACES {
+            self.0 = VecDeque::new();
+        }
+        self.0.is_empty()
+    }
+}
+
+impl Drop for Unflushed {
+    fn drop(&mut self) {
+        for sender in &self.0 {
+            sender.wake();
         }
     }
 }
 
 impl Outbox {
-    /// Like [`Sender::push`], by the session itself. It is awake, and must look into its outbox
-    /// before it sleeps.
+    /// Like [`Sender::push`], by the session itself. It is awake, and must flush its outbox before
+    /// it sleeps.
     pub(crate) fn push(&self, frame: &Frame) {
         // When it is full, the session finds the close that follows from it.
         let _ = self.0.push(frame);
@@ -137,60 +249,69 @@ impl Outbox {
         }
     }
 
-    /// Waits until `writing` has frames: the ones it still has, or all that wait in the queue.
-    /// `written` is the cost of what was written since the last call; it makes room.
-    ///
-    /// # Errors
-    ///
-    /// The [`Close`] with which the session shall end, as soon as there is one, even while
-    /// `writing` has frames.
-    pub(crate) fn poll_frames(
-        &self,
-        cx: &mut Context<'_>,
-        writing: &mut VecDeque<Frame>,
-        written: usize,
-    ) -> Poll<Result<(), Close>> {
-        let mut queue = self.0.queue.lock();
-        if let State::Closing(close) = &queue.state {
-            return Poll::Ready(Err(close.clone()));
+    /// Writes until nothing waits, or the socket takes no more. The session is woken when the socket
+    /// does, and when it shall end.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), FlushError>> {
+        let mut writing = self.0.writing.lock();
+        let Writing { writer, session } = writing.as_mut().expect("the session lives");
+        if !session.will_wake(cx.waker()) {
+            session.clone_from(cx.waker());
+            self.0.queue.lock().session = Some(cx.waker().clone());
         }
-        queue.cost -= written;
-        if writing.is_empty() {
-            // Not even the room that a burst has taken is kept.
-            *writing = mem::take(&mut queue.frames);
-        }
-        queue.asleep = writing.is_empty();
-        if queue
-            .waker
-            .as_ref()
-            .is_none_or(|waker| !waker.will_wake(cx.waker()))
-        {
-            queue.waker = Some(cx.waker().clone());
-        }
-        if queue.asleep {
-            Poll::Pending
-        } else {
-            Poll::Ready(Ok(()))
-        }
+        self.0.poll_flush(cx, writer)
     }
 
-    /// What still waits. Nothing is taken from now on.
-    pub(crate) fn into_rest(self) -> VecDeque<Frame> {
+    /// The writer, and what still waits. Nothing is taken from now on.
+    pub(crate) fn into_rest(self) -> (Writer, VecDeque<Frame>) {
+        let writing = self.0.writing.lock().take().expect("the session lives");
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
-        mem::take(&mut queue.frames)
+        (writing.writer, mem::take(&mut queue.frames))
     }
 }
 
 impl Drop for Outbox {
     fn drop(&mut self) {
+        self.0.writing.lock().take();
         self.0.queue.lock().state = State::Closed;
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::{
+        pin::Pin,
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        task::Wake,
+    };
+
+    use tokio::io::{AsyncRead, DuplexStream, ReadBuf, duplex};
+
     use super::*;
+
+    /// An outbox whose socket takes `space` bytes until they are read from the stream.
+    pub(crate) fn outbox_to(limit: usize, space: usize) -> (Sender, Outbox, DuplexStream) {
+        let (near, far) = duplex(space);
+        let (sender, outbox) = outbox(limit, Writer::new(near));
+        (sender, outbox, far)
+    }
+
+    pub(crate) fn flush(outbox: &Outbox) -> Poll<Result<(), CloseCode>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        outbox.poll_flush(&mut cx).map_err(|error| match error {
+            FlushError::Closing(close) => close.code,
+            FlushError::Lost => panic!("the stream broke"),
+        })
+    }
+
+    /// Reads what has been written; returns how many bytes.
+    pub(crate) fn read(stream: &mut DuplexStream) -> usize {
+        let mut bytes = [0; 100_000];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = Pin::new(stream).poll_read(&mut cx, &mut buffer);
+        buffer.filled().len()
+    }
 
     /// A frame of this cost.
     fn frame(cost: usize) -> Frame {
@@ -200,40 +321,39 @@ mod tests {
         frame
     }
 
-    fn poll(
-        outbox: &Outbox,
-        writing: &mut VecDeque<Frame>,
-        written: usize,
-    ) -> Poll<Result<(), CloseCode>> {
-        let mut cx = Context::from_waker(Waker::noop());
-        outbox
-            .poll_frames(&mut cx, writing, written)
-            .map_err(|close| close.code)
+    fn push(sender: &Sender, cost: usize) -> Result<(), PushError> {
+        sender.push(&frame(cost), &mut Unflushed::default())
     }
 
     #[test]
     fn what_is_taken_and_not_written_still_counts() {
-        let (sender, outbox) = outbox(200);
-        let mut writing = VecDeque::new();
-        assert_eq!(sender.push(&frame(120)), Ok(()));
-        assert_eq!(poll(&outbox, &mut writing, 0), Poll::Ready(Ok(())));
-        assert_eq!(sender.push(&frame(80)), Ok(()));
-        assert_eq!(poll(&outbox, &mut writing, 70), Poll::Ready(Ok(())));
-        assert_eq!(sender.push(&frame(70)), Ok(()));
-        assert_eq!(sender.push(&frame(70)), Err(PushError::Full));
-        assert_eq!(sender.push(&frame(70)), Err(PushError::Closed));
+        let (sender, outbox, mut stream) = outbox_to(200, 10);
+        assert_eq!(push(&sender, 120), Ok(()));
+        assert_eq!(flush(&outbox), Poll::Pending);
+        assert_eq!(push(&sender, 80), Ok(()));
+        let mut written = 0;
+        while flush(&outbox).is_pending() {
+            written += read(&mut stream);
+        }
+        written += read(&mut stream);
+        assert_eq!(written, frame(120).bytes().len() + frame(80).bytes().len());
+
+        assert_eq!(push(&sender, 120), Ok(()));
+        assert_eq!(flush(&outbox), Poll::Pending);
+        assert_eq!(push(&sender, 81), Err(PushError::Full));
+        assert_eq!(push(&sender, 70), Err(PushError::Closed));
         let close = Poll::Ready(Err(CloseCode::TryAgainLater));
-        assert_eq!(poll(&outbox, &mut writing, 0), close);
-        assert_eq!(writing.len(), 1);
-        assert!(outbox.into_rest().is_empty());
+        assert_eq!(flush(&outbox), close);
+        assert!(outbox.into_rest().1.is_empty());
     }
 
     #[test]
     fn many_small_frames_are_much_to_keep() {
-        let (sender, _outbox) = outbox(1000);
+        let (sender, _outbox, _stream) = outbox_to(1000, 10);
         let small = Frame::pong(b"");
+        let mut unflushed = Unflushed::default();
         let taken = (0..1000)
-            .take_while(|_| sender.push(&small).is_ok())
+            .take_while(|_| sender.push(&small, &mut unflushed).is_ok())
             .count();
         assert!(
             taken < 20,
@@ -244,43 +364,87 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_of_a_burst() {
-        let (sender, outbox) = outbox(100_000);
-        let mut writing = VecDeque::new();
+        let (sender, outbox, _stream) = outbox_to(100_000, 100_000);
         for _ in 0..500 {
-            assert_eq!(sender.push(&frame(100)), Ok(()));
+            assert_eq!(push(&sender, 100), Ok(()));
         }
-        assert_eq!(poll(&outbox, &mut writing, 0), Poll::Ready(Ok(())));
-        writing.clear();
-        assert_eq!(poll(&outbox, &mut writing, 50_000), Poll::Pending);
-        let queue = outbox.0.queue.lock();
-        assert_eq!(
-            (writing.capacity(), queue.frames.capacity(), queue.cost),
-            (0, 0, 0)
-        );
+        assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
+        let (writer, rest) = outbox.into_rest();
+        assert!(writer.capacity() <= 4 && rest.capacity() <= 4);
+        assert_eq!(sender.0.queue.lock().cost, 0);
     }
 
     #[test]
     fn an_empty_queue_takes_a_frame_of_any_size() {
-        let (sender, _outbox) = outbox(100);
-        assert_eq!(sender.push(&frame(110)), Ok(()));
-        assert_eq!(sender.push(&frame(70)), Err(PushError::Full));
+        let (sender, _outbox, _stream) = outbox_to(100, 10);
+        assert_eq!(push(&sender, 110), Ok(()));
+        assert_eq!(push(&sender, 70), Err(PushError::Full));
     }
 
     #[test]
     fn the_first_close_stands_and_what_waited_goes_before_it() {
-        let (sender, outbox) = outbox(100);
-        assert_eq!(sender.push(&frame(70)), Ok(()));
+        let (sender, outbox, _stream) = outbox_to(100, 10);
+        assert_eq!(push(&sender, 70), Ok(()));
         sender.close(Close::new(CloseCode::GoingAway, "first"));
         sender.close(Close::new(CloseCode::ServiceRestart, "second"));
-        let close = Poll::Ready(Err(CloseCode::GoingAway));
-        assert_eq!(poll(&outbox, &mut VecDeque::new(), 0), close);
-        assert_eq!(outbox.into_rest().len(), 1);
+        assert_eq!(flush(&outbox), Poll::Ready(Err(CloseCode::GoingAway)));
+        assert_eq!(outbox.into_rest().1.len(), 1);
     }
 
     #[test]
     fn nothing_is_taken_after_the_session() {
-        let (sender, outbox) = outbox(100);
+        let (sender, outbox, _stream) = outbox_to(100, 10);
         drop(outbox);
-        assert_eq!(sender.push(&frame(70)), Err(PushError::Closed));
+        assert_eq!(push(&sender, 70), Err(PushError::Closed));
+    }
+
+    #[test]
+    fn only_who_fills_an_idle_queue_owes_it_to_flush_it() {
+        let (sender, outbox, mut stream) = outbox_to(1000, 500);
+        let [mut first, mut second] = [Unflushed::default(), Unflushed::default()];
+        let small = Frame::pong(b"");
+        assert_eq!(sender.push(&small, &mut first), Ok(()));
+        assert_eq!(sender.push(&small, &mut second), Ok(()));
+        assert_eq!((first.0.len(), second.0.len()), (1, 0));
+        assert!(first.flush_some());
+        assert_eq!(read(&mut stream), 2 * small.bytes().len());
+
+        assert_eq!(sender.push(&small, &mut second), Ok(()));
+        assert_eq!(second.0.len(), 1);
+        drop(outbox);
+        assert!(second.flush_some());
+        assert_eq!(read(&mut stream), 0);
+    }
+
+    #[test]
+    fn what_a_socket_does_not_take_is_left_to_the_session() {
+        struct Woken(AtomicUsize);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+        let (sender, outbox, mut stream) = outbox_to(1000, 10);
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        assert!(outbox.poll_flush(&mut cx).is_ready());
+
+        let mut unflushed = Unflushed::default();
+        assert_eq!(sender.push(&frame(100), &mut unflushed), Ok(()));
+        assert!(unflushed.flush_some());
+        assert_eq!(woken.0.load(Relaxed), 0);
+        assert_eq!(read(&mut stream), 10);
+        assert_eq!(woken.0.load(Relaxed), 1, "there is room again");
+        assert!(outbox.poll_flush(&mut cx).is_pending());
+        drop(unflushed);
+
+        // A debt that nobody pays is the session's, too.
+        while outbox.poll_flush(&mut cx).is_pending() {
+            read(&mut stream);
+        }
+        let before = woken.0.load(Relaxed);
+        assert_eq!(push(&sender, 70), Ok(()));
+        assert_eq!(woken.0.load(Relaxed), before + 1);
     }
 }

@@ -4,10 +4,12 @@
 use std::{
     borrow::Cow,
     fmt::{self, Display},
+    hash::{Hash, Hasher},
     str,
     sync::Arc,
 };
 
+use nohash_hasher::IsEnabled;
 use percent_encoding::percent_decode;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -38,7 +40,7 @@ const MAX_QUOTE: usize = 64;
 
 /// The name of a session in its room, on the wire a lower-case hyphenated UUID (RFC 9562, version
 /// 4: 122 random bits).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SessionId(Uuid);
 
 impl SessionId {
@@ -55,11 +57,26 @@ impl SessionId {
             .map(SessionId)
     }
 
+    /// The id as it is written.
+    fn encode(self, buffer: &mut [u8]) -> &str {
+        self.0.as_hyphenated().encode_lower(buffer)
+    }
+
     /// The id's bits, evenly spread.
     pub(crate) fn bits(self) -> u128 {
         self.0.as_u128()
     }
 }
+
+/// Ids are random, and only the server makes them: their bits need no hashing.
+impl Hash for SessionId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (high, low) = self.0.as_u64_pair();
+        state.write_u64(high ^ low);
+    }
+}
+
+impl IsEnabled for SessionId {}
 
 impl Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,8 +86,7 @@ impl Display for SessionId {
 
 impl Serialize for SessionId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut buffer = Uuid::encode_buffer();
-        serializer.serialize_str(self.0.as_hyphenated().encode_lower(&mut buffer))
+        serializer.serialize_str(self.encode(&mut Uuid::encode_buffer()))
     }
 }
 
@@ -278,6 +294,12 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 /// The value of a field that must be there and be a string.
 fn string<'a>(name: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, String> {
     let value = value.ok_or_else(|| format!("{name} is missing"))?;
+    if let [b'"', plain @ .., b'"'] = value.get().as_bytes()
+        && !plain.contains(&b'\\')
+    {
+        // Without escapes, what stands between the quotes is the string.
+        return Ok(value.get()[1..=plain.len()].into());
+    }
     match serde_json::from_str(value.get()) {
         Ok(Text(text)) => Ok(text),
         // It was JSON, so what is left to be wrong with a string is this.
@@ -355,15 +377,6 @@ impl Problem {
     }
 }
 
-/// What the server writes: the four fields in their order.
-#[derive(Serialize)]
-struct Envelope<'a, D> {
-    r#type: &'a str,
-    sender: Party,
-    receiver: Party,
-    data: D,
-}
-
 /// Who stands in `sender` and `receiver`.
 enum Party {
     Session(SessionId),
@@ -373,29 +386,38 @@ enum Party {
     Nobody,
 }
 
-impl Serialize for Party {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl Party {
+    /// Writes it as JSON.
+    fn write(&self, buffer: &mut Vec<u8>) {
         match self {
-            Party::Session(id) => id.serialize(serializer),
-            Party::Server => serializer.serialize_str("server"),
-            Party::All => serializer.serialize_str("all"),
-            Party::Nobody => serializer.serialize_unit(),
+            Party::Session(id) => {
+                buffer.push(b'"');
+                buffer.extend_from_slice(id.encode(&mut Uuid::encode_buffer()).as_bytes());
+                buffer.push(b'"');
+            }
+            Party::Server => buffer.extend_from_slice(br#""server""#),
+            Party::All => buffer.extend_from_slice(br#""all""#),
+            Party::Nobody => buffer.extend_from_slice(b"null"),
         }
     }
 }
 
+/// What the server writes: the four fields in their order.
 fn frame(kind: &str, sender: Party, receiver: Party, data: impl Serialize) -> Frame {
+    fn write(buffer: &mut Vec<u8>, json: impl Serialize) {
+        serde_json::to_writer(buffer, &json)
+            .expect("strings and checked JSON always serialize, and a Vec takes every write");
+    }
     Frame::text(|buffer| {
-        serde_json::to_writer(
-            buffer,
-            &Envelope {
-                r#type: kind,
-                sender,
-                receiver,
-                data,
-            },
-        )
-        .expect("strings and checked JSON always serialize, and a Vec takes every write");
+        buffer.extend_from_slice(br#"{"type":"#);
+        write(buffer, kind);
+        buffer.extend_from_slice(br#","sender":"#);
+        sender.write(buffer);
+        buffer.extend_from_slice(br#","receiver":"#);
+        receiver.write(buffer);
+        buffer.extend_from_slice(br#","data":"#);
+        write(buffer, data);
+        buffer.push(b'}');
     })
 }
 

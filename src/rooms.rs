@@ -4,12 +4,17 @@
 //! put together under it. Joining and leaving happen under it for writing, messages under it for
 //! reading: that is what makes `new` the first and `close` the last that anyone gets of a session.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hash},
+    sync::Arc,
+};
 
+use nohash_hasher::IntMap;
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    outbox::Sender,
+    outbox::{Sender, Unflushed},
     protocol::{self, Peer, RoomName, SessionId},
     websocket::Frame,
 };
@@ -37,7 +42,7 @@ struct Room {
 
 #[derive(Default)]
 struct Members {
-    senders: HashMap<SessionId, Member>,
+    senders: IntMap<SessionId, Member>,
     /// How many have joined so far.
     joined: u64,
 }
@@ -122,20 +127,25 @@ impl Membership<'_> {
 
     /// Sends to one session of the room; false if there is none of that id that still takes
     /// messages.
-    pub(crate) fn send(&self, receiver: SessionId, frame: &Frame) -> bool {
+    pub(crate) fn send(
+        &self,
+        receiver: SessionId,
+        frame: &Frame,
+        unflushed: &mut Unflushed,
+    ) -> bool {
         let members = self.room.members.read();
         members
             .senders
             .get(&receiver)
-            .is_some_and(|member| member.sender.push(frame).is_ok())
+            .is_some_and(|member| member.sender.push(frame, unflushed).is_ok())
     }
 
     /// Sends to every other session of the room; returns how many took it.
-    pub(crate) fn broadcast(&self, frame: &Frame) -> usize {
+    pub(crate) fn broadcast(&self, frame: &Frame, unflushed: &mut Unflushed) -> usize {
         let members = self.room.members.read();
         let others = members.senders.iter().filter(|(id, _)| **id != self.id);
         others
-            .filter(|(_, member)| member.sender.push(frame).is_ok())
+            .filter(|(_, member)| member.sender.push(frame, unflushed).is_ok())
             .count()
     }
 
@@ -177,15 +187,16 @@ impl Drop for Membership<'_> {
 
 impl Members {
     fn push_to_all(&self, frame: &Frame) {
+        let mut unflushed = Unflushed::default();
         for member in self.senders.values() {
             // Who takes no more is leaving, and needs no news.
-            let _ = member.sender.push(frame);
+            let _ = member.sender.push(frame, &mut unflushed);
         }
     }
 }
 
 /// Gives back what a map that was once full no longer needs.
-fn release_spare<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
+fn release_spare<K: Eq + Hash, V, S: BuildHasher>(map: &mut HashMap<K, V, S>) {
     if map.capacity() > 4 * map.len() + SPARE_PLACES {
         map.shrink_to(2 * map.len());
     }

@@ -1,12 +1,12 @@
 //! One session's life, top to bottom: start, join, serve, leave, say goodbye.
 
 use std::{
-    collections::VecDeque,
     fmt::{self, Display},
     future::poll_fn,
     ops::ControlFlow,
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -14,21 +14,17 @@ use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use log::debug;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::{io::AsyncRead, net::TcpStream, task::yield_now, time::timeout};
 
 use crate::{
     Shared,
     admission::Place,
     heartbeat::Beat,
-    outbox::{Outbox, outbox},
+    outbox::{FlushError, Outbox, Unflushed, outbox},
     protocol::{self, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId},
     requests,
     rooms::Membership,
-    websocket::{Event, Frame, Socket, Stop, Violation},
+    websocket::{Event, Frame, Reader, Stop, Violation, Writer},
 };
 
 /// How long a client has to take its Close frame and close its side. A restarting server grants its
@@ -41,39 +37,43 @@ pub(crate) fn start(shared: Arc<Shared>, room: RoomName, connection: OnUpgrade, 
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
         let _place = place;
-        let upgraded = tokio::select! {
-            upgraded = timeout(shared.config.handshake(), connection) => upgraded,
-            () = shared.stopped.cancelled() => return,
+        let handshake = shared.config.handshake();
+        let Some(Ok(upgraded)) = in_time(&shared, handshake, connection).await else {
+            return;
         };
-        let Ok(Ok(upgraded)) = upgraded else { return };
         match upgraded.downcast::<TokioIo<TcpStream>>() {
             Ok(parts) => {
-                let mut stream = parts.io.into_inner();
-                if let Goodbye::NotTaken = run(&shared, room, &mut stream, parts.read_buf).await {
+                let (mut reader, writer) = parts.io.into_inner().into_split();
+                let writer = Writer::new(writer);
+                let goodbye = run(&shared, room, &mut reader, writer, parts.read_buf).await;
+                if let Goodbye::NotTaken = goodbye {
                     // The kernel must not go on trying for minutes.
-                    let _ = stream.set_zero_linger();
+                    let _ = reader.as_ref().set_zero_linger();
                 }
             }
             // Under another server than ours the stream is of a type we cannot name.
             Err(upgraded) => {
-                run(&shared, room, TokioIo::new(upgraded), Bytes::new()).await;
+                let (mut reader, writer) = tokio::io::split(TokioIo::new(upgraded));
+                let writer = Writer::new(writer);
+                run(&shared, room, &mut reader, writer, Bytes::new()).await;
             }
         }
     });
 }
 
-/// Lives the life of a session on `stream`; `early` is what the client sent right behind its
-/// handshake.
+/// Lives the life of a session between `stream` and `writer`; `early` is what the client sent right
+/// behind its handshake.
 async fn run(
     shared: &Shared,
     room: RoomName,
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: &mut (impl AsyncRead + Send + Unpin),
+    writer: Writer,
     early: Bytes,
 ) -> Goodbye {
-    let mut socket = Socket::new(stream, shared.config.max_message_bytes);
-    let mut session = Session::join(shared, room);
-    let end = session.serve(&mut socket, early).await;
-    let last_frames = session.leave(&end, socket.mid_frame());
+    let mut reader = Reader::new(stream, shared.config.max_message_bytes);
+    let mut session = Session::join(shared, room, writer);
+    let end = session.serve(&mut reader, early).await;
+    let (mut writer, last_frames) = session.leave(&end);
 
     let limit = match end {
         End::Lost => return Goodbye::Said,
@@ -83,15 +83,30 @@ async fn run(
         }) => shared.config.drain(),
         _ => GOODBYE_LIMIT,
     };
-    tokio::select! {
-        // Even without time to wait, it is said once.
-        biased;
-        said = timeout(limit, socket.close(last_frames)) => match said {
-            Ok(_) => Goodbye::Said,
-            Err(_) => Goodbye::NotTaken,
-        },
-        () = shared.stopped.cancelled() => Goodbye::Said,
+    let goodbye = async move {
+        writer.close(last_frames).await?;
+        reader.discard().await
+    };
+    match in_time(shared, limit, goodbye).await {
+        None if !shared.stopped.is_cancelled() => Goodbye::NotTaken,
+        _ => Goodbye::Said,
     }
+}
+
+/// The outcome of `work`, unless it takes longer than `limit`, or the server stops waiting; but it
+/// is begun in any case. In a box, so that a session that lives need not keep room for it.
+fn in_time<'a, T>(
+    shared: &'a Shared,
+    limit: Duration,
+    work: impl Future<Output = T> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = Option<T>> + Send + 'a>> {
+    Box::pin(async move {
+        tokio::select! {
+            biased;
+            outcome = timeout(limit, work) => outcome.ok(),
+            () = shared.stopped.cancelled() => None,
+        }
+    })
 }
 
 /// How a session parted from its client.
@@ -109,8 +124,8 @@ struct Session<'a> {
     membership: Membership<'a>,
     beat: Beat<'a>,
     outbox: Outbox,
-    /// What is taken from the outbox and not yet written.
-    writing: VecDeque<Frame>,
+    /// Whom it has sent something that is not written yet.
+    unflushed: Unflushed,
 }
 
 /// Why a session ended.
@@ -126,9 +141,9 @@ enum End {
 }
 
 impl<'a> Session<'a> {
-    fn join(shared: &'a Shared, room: RoomName) -> Session<'a> {
+    fn join(shared: &'a Shared, room: RoomName, writer: Writer) -> Session<'a> {
         let id = SessionId::random();
-        let (sender, outbox) = outbox(shared.config.outbox_bytes);
+        let (sender, outbox) = outbox(shared.config.outbox_bytes, writer);
         let membership = shared.rooms.join(room, id, sender.clone());
         let beat = shared.heartbeat.register(id, sender.clone());
         if shared.stopping.is_cancelled() {
@@ -142,76 +157,61 @@ impl<'a> Session<'a> {
             membership,
             beat,
             outbox,
-            writing: VecDeque::new(),
+            unflushed: Unflushed::default(),
         }
     }
 
     /// Takes in what the client sends and writes what waits for it, until something ends the
     /// session.
-    async fn serve<S>(&mut self, socket: &mut Socket<S>, early: Bytes) -> End
+    async fn serve<R>(&mut self, reader: &mut Reader<R>, early: Bytes) -> End
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        R: AsyncRead + Unpin,
     {
         let mut early = Vec::from(early);
-        if let Err(stop) = socket.feed(&mut early, |event| self.on_event(event)) {
+        if let Err(stop) = reader.feed(&mut early, |event| self.on_event(event)) {
             return self.on_stop(stop);
         }
         drop(early);
-        poll_fn(|cx| self.poll_serve(cx, socket)).await
+        poll_fn(|cx| self.poll_serve(cx, reader)).await
     }
 
-    /// Reads and writes in turns, so that what one read brings about can leave before the next;
-    /// ready only when the session shall end.
-    fn poll_serve<S>(&mut self, cx: &mut Context<'_>, socket: &mut Socket<S>) -> Poll<End>
+    /// Takes in what has come, then writes what waits for the session and what it has sent to
+    /// others; ready only when the session shall end.
+    fn poll_serve<R>(&mut self, cx: &mut Context<'_>, reader: &mut Reader<R>) -> Poll<End>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        R: AsyncRead + Unpin,
     {
-        loop {
-            let read = socket.poll_read(cx, |event| self.on_event(event));
-            if let Poll::Ready(Err(stop)) = read {
-                return Poll::Ready(self.on_stop(stop));
-            }
-            if let Poll::Ready(end) = self.poll_write(cx, socket) {
-                return Poll::Ready(end);
-            }
-            match read {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(true)) => {
-                    // The receivers are to write, too, before more comes for them.
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                Poll::Ready(_) => {}
-            }
+        let mut read = reader.poll_read(cx, |event| self.on_event(event));
+        if let Poll::Ready(Ok(false)) = read {
+            // Nothing more is there; this asks to be woken when there is.
+            read = reader.poll_read(cx, |event| self.on_event(event));
         }
-    }
-
-    /// Writes what waits; ready only when the session shall end.
-    fn poll_write<S>(&mut self, cx: &mut Context<'_>, socket: &mut Socket<S>) -> Poll<End>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let mut written = 0;
-        loop {
-            if let Err(close) = ready!(self.outbox.poll_frames(cx, &mut self.writing, written)) {
+        if let Poll::Ready(Err(stop)) = read {
+            return Poll::Ready(self.on_stop(stop));
+        }
+        match self.outbox.poll_flush(cx) {
+            Poll::Ready(Err(FlushError::Lost)) => return Poll::Ready(End::Lost),
+            Poll::Ready(Err(FlushError::Closing(close))) => {
                 return Poll::Ready(End::Closed(close));
             }
-            match ready!(socket.poll_write(cx, &mut self.writing)) {
-                Ok(cost) => written = cost,
-                Err(_) => return Poll::Ready(End::Lost),
-            }
+            Poll::Ready(Ok(())) | Poll::Pending => {}
         }
+        let flushed = self.unflushed.flush_some();
+        if !flushed || read.is_ready() {
+            // Others have their turn, then it goes on.
+            let _ = pin!(yield_now()).poll(cx);
+        }
+        Poll::Pending
     }
 
     /// Leaves the room, and returns the frames to go: what still waits, and the goodbye. Who was
     /// too slow gets the goodbye alone, behind the frame it is in the middle of.
-    fn leave(self, end: &End, mid_frame: bool) -> VecDeque<Frame> {
+    fn leave(self, end: &End) -> (Writer, impl Iterator<Item = Frame>) {
         debug!("{} left {}: {end}", self.id, self.membership.room());
         drop(self.membership);
-        let mut frames = self.writing;
+        let (mut writer, rest) = self.outbox.into_rest();
         let goodbye = match end {
-            End::Lost => return VecDeque::new(),
-            End::Eof => None,
+            End::Lost | End::Eof => None,
             End::Left(code) => Some(Frame::close(code.map(|code| (code, "")))),
             End::Closed(close) => Some(close.frame()),
         };
@@ -220,14 +220,12 @@ impl<'a> Session<'a> {
             ..
         }) = end
         {
-            frames.truncate(usize::from(mid_frame));
+            writer.clear();
         }
-        frames.append(&mut self.outbox.into_rest());
-        frames.extend(goodbye);
-        frames
+        (writer, rest.into_iter().chain(goodbye))
     }
 
-    fn on_event(&self, event: Event<'_>) -> ControlFlow<End> {
+    fn on_event(&mut self, event: Event<'_>) -> ControlFlow<End> {
         // Nothing more is done for a session that is being closed.
         if let Some(close) = self.outbox.closing() {
             return ControlFlow::Break(End::Closed(close));
@@ -267,7 +265,7 @@ impl<'a> Session<'a> {
     }
 
     /// Routes one message, and answers what must be answered.
-    fn on_message(&self, text: &str) {
+    fn on_message(&mut self, text: &str) {
         let (result, reference) = match protocol::parse(text) {
             Ok(message) => (self.route(&message), message.reference),
             Err(invalid) => (Err(invalid.problem), invalid.reference),
@@ -286,11 +284,11 @@ impl<'a> Session<'a> {
     }
 
     /// Delivers a message; returns to how many.
-    fn route(&self, message: &Message<'_>) -> Result<usize, Problem> {
+    fn route(&mut self, message: &Message<'_>) -> Result<usize, Problem> {
         match &message.receiver {
             Receiver::Session(id) => {
                 let frame = protocol::relayed(message, self.id, Some(*id));
-                let sent = self.membership.send(*id, &frame);
+                let sent = self.membership.send(*id, &frame, &mut self.unflushed);
                 if sent {
                     Ok(1)
                 } else {
@@ -299,7 +297,7 @@ impl<'a> Session<'a> {
             }
             Receiver::All => {
                 let frame = protocol::relayed(message, self.id, None);
-                match self.membership.broadcast(&frame) {
+                match self.membership.broadcast(&frame, &mut self.unflushed) {
                     0 => Err(Problem::empty_room()),
                     receivers => Ok(receivers),
                 }

@@ -1,6 +1,6 @@
 //! Outgoing frames, encoded once in their final bytes (RFC 6455, section 5.2).
 
-use bytes::{Buf, Bytes};
+use std::{cell::RefCell, sync::Arc};
 
 /// The longest payload of a control frame, in bytes (RFC 6455, section 5.5).
 pub(super) const MAX_CONTROL_PAYLOAD: usize = 125;
@@ -10,6 +10,14 @@ const MAX_HEADER: usize = 10;
 
 /// What it takes to keep a frame beside its bytes: its place in a queue and its allocations.
 const OVERHEAD: usize = 64;
+
+/// How much room for encoding is kept between frames, in bytes.
+const KEPT_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// Where frames are encoded, before they take just the memory they need.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The FIN bit: every frame sent is a whole message.
 const FIN: u8 = 0x80;
@@ -47,7 +55,7 @@ impl Opcode {
 /// A frame as it goes over the wire, header and payload. A server's frames are not masked, so these
 /// bytes are the same for every receiver: a clone shares them.
 #[derive(Clone, Debug)]
-pub(crate) struct Frame(Bytes);
+pub(crate) struct Frame(Arc<[u8]>);
 
 impl Frame {
     /// A text message whose payload `write` appends to the buffer it is given; it must append valid
@@ -58,7 +66,7 @@ impl Frame {
 
     /// A ping without payload.
     pub(crate) fn ping() -> Frame {
-        Frame(Bytes::from_static(&[FIN | Opcode::Ping as u8, 0]))
+        Frame::encode(Opcode::Ping, |_| {})
     }
 
     /// The answer to a ping that carried `payload`, at most 125 bytes.
@@ -94,33 +102,30 @@ impl Frame {
         &self.0
     }
 
-    /// Drops the first `count` bytes: they are written.
-    pub(super) fn advance(&mut self, count: usize) {
-        self.0.advance(count);
-    }
-
     /// Leaves room for the longest header, lets `write` append the payload, and puts the header
     /// right in front of it.
     fn encode(opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) -> Frame {
-        let mut buffer = Vec::with_capacity(256);
-        buffer.resize(MAX_HEADER, 0);
-        write(&mut buffer);
-        let length = buffer.len() - MAX_HEADER;
-        let start = if length <= 125 {
-            buffer[MAX_HEADER - 1] = length as u8;
-            MAX_HEADER - 2
-        } else if let Ok(length) = u16::try_from(length) {
-            buffer[MAX_HEADER - 2..MAX_HEADER].copy_from_slice(&length.to_be_bytes());
-            buffer[MAX_HEADER - 3] = 126;
-            MAX_HEADER - 4
-        } else {
-            buffer[MAX_HEADER - 8..MAX_HEADER].copy_from_slice(&(length as u64).to_be_bytes());
-            buffer[MAX_HEADER - 9] = 127;
-            0
-        };
-        buffer[start] = FIN | opcode as u8;
-        buffer.shrink_to_fit();
-        Frame(Bytes::from(buffer).slice(start..))
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            buffer.shrink_to(KEPT_BYTES);
+            buffer.resize(MAX_HEADER, 0);
+            write(buffer);
+            let length = buffer.len() - MAX_HEADER;
+            let start = if length <= 125 {
+                buffer[MAX_HEADER - 1] = length as u8;
+                MAX_HEADER - 2
+            } else if let Ok(length) = u16::try_from(length) {
+                buffer[MAX_HEADER - 2..MAX_HEADER].copy_from_slice(&length.to_be_bytes());
+                buffer[MAX_HEADER - 3] = 126;
+                MAX_HEADER - 4
+            } else {
+                buffer[MAX_HEADER - 8..MAX_HEADER].copy_from_slice(&(length as u64).to_be_bytes());
+                buffer[MAX_HEADER - 9] = 127;
+                0
+            };
+            buffer[start] = FIN | opcode as u8;
+            Frame(buffer[start..].into())
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io::{self, IoSlice},
+    mem,
     ops::ControlFlow,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -20,6 +21,9 @@ const READ_BYTES: usize = 16 * 1024;
 
 /// How many frames one write takes at most; the kernel takes up to 1,024.
 const WRITE_FRAMES: usize = 64;
+
+/// How many frames a writer has room for while it has none.
+const KEPT_PLACES: usize = 4;
 
 thread_local! {
     static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
@@ -38,21 +42,26 @@ pub(crate) enum Stop<B> {
     Break(B),
 }
 
-/// A WebSocket connection. It keeps no buffer while nothing is under way.
-pub(crate) struct Socket<S> {
-    stream: S,
+/// The receiving half of a connection. It keeps no buffer while nothing is under way.
+pub(crate) struct Reader<R> {
+    stream: R,
     decoder: Decoder,
-    /// Whether the front of what is being written has been written in part.
-    mid_frame: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// A socket on `stream` that accepts messages of at most `max_message_bytes`.
-    pub(crate) fn new(stream: S, max_message_bytes: usize) -> Socket<S> {
-        Socket {
+/// The sending half of a connection, with the frames it is writing.
+pub(crate) struct Writer {
+    stream: Box<dyn AsyncWrite + Send + Unpin>,
+    frames: VecDeque<Frame>,
+    /// How many bytes of the first frame are written.
+    written: usize,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// Reads from `stream`, and accepts messages of at most `max_message_bytes`.
+    pub(crate) fn new(stream: R, max_message_bytes: usize) -> Reader<R> {
+        Reader {
             stream,
             decoder: Decoder::new(max_message_bytes),
-            mid_frame: false,
         }
     }
 
@@ -96,59 +105,94 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Ok(())
     }
 
-    /// Writes once, as many of `frames` as there are and the stream takes, and removes what is
-    /// written. Returns by how much that lowers the frames' cost.
-    pub(crate) fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        frames: &mut VecDeque<Frame>,
-    ) -> Poll<io::Result<usize>> {
-        let mut slices = [IoSlice::new(&[]); WRITE_FRAMES];
-        let count = frames.len().min(WRITE_FRAMES);
-        for (slice, frame) in slices.iter_mut().zip(frames.iter()) {
-            *slice = IoSlice::new(frame.bytes());
-        }
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..count]))?;
-        if written == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
-        let mut left = written;
-        let mut cost = 0;
-        while let Some(frame) = frames.front_mut().filter(|frame| frame.len() <= left) {
-            left -= frame.len();
-            cost += frame.cost();
-            frames.pop_front();
-        }
-        if let Some(frame) = frames.front_mut() {
-            frame.advance(left);
-        }
-        self.mid_frame = left > 0;
-        Poll::Ready(Ok(cost + left))
-    }
-
-    /// Whether the first of the frames given to [`poll_write`](Socket::poll_write) has been written
-    /// in part, so that its rest must come next.
-    pub(crate) fn mid_frame(&self) -> bool {
-        self.mid_frame
-    }
-
-    /// Writes `frames`, the last of them a Close frame, says that nothing more will come, and
-    /// discards what still comes until the peer has closed, too: closing over unread bytes would
+    /// Discards what still comes until the peer has closed, too: closing over unread bytes would
     /// take the Close frame back (RFC 6455, section 7.1.1). It waits for the peer, so the caller
     /// must set a time limit.
-    pub(crate) async fn close(&mut self, mut frames: VecDeque<Frame>) -> io::Result<()> {
-        poll_fn(|cx| {
-            while !frames.is_empty() {
-                ready!(self.poll_write(cx, &mut frames))?;
-            }
-            Pin::new(&mut self.stream).poll_shutdown(cx)
-        })
-        .await?;
-        let discard = |cx: &mut Context<'_>, stream: &mut S| {
+    pub(crate) async fn discard(&mut self) -> io::Result<()> {
+        let discard = |cx: &mut Context<'_>, stream: &mut R| {
             READ_BUFFER.with_borrow_mut(|buffer| poll_stream(stream, cx, buffer))
         };
         while poll_fn(|cx| discard(cx, &mut self.stream)).await? > 0 {}
         Ok(())
+    }
+}
+
+impl Writer {
+    /// Writes to `stream`.
+    pub(crate) fn new(stream: impl AsyncWrite + Send + Unpin + 'static) -> Writer {
+        Writer {
+            stream: Box::new(stream),
+            frames: VecDeque::new(),
+            written: 0,
+        }
+    }
+
+    /// Takes over what stands in `queue`, if it has nothing to write; returns whether it has now.
+    pub(crate) fn refill(&mut self, queue: &mut VecDeque<Frame>) -> bool {
+        if self.frames.is_empty() {
+            if self.frames.capacity() > KEPT_PLACES {
+                self.frames = VecDeque::new();
+            }
+            mem::swap(&mut self.frames, queue);
+        }
+        !self.frames.is_empty()
+    }
+
+    /// Writes once, as many frames as the stream takes. Returns the cost of those that are written
+    /// as a whole.
+    pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(&mut self.stream);
+        let mut written = ready!(match self.frames.as_slices() {
+            // The kernel is faster with one piece than with a list of one.
+            ([frame], []) => stream.poll_write(cx, &frame.bytes()[self.written..]),
+            _ => {
+                let mut slices = [IoSlice::new(&[]); WRITE_FRAMES];
+                let count = self.frames.len().min(WRITE_FRAMES);
+                for (slice, frame) in slices.iter_mut().zip(&self.frames) {
+                    *slice = IoSlice::new(frame.bytes());
+                }
+                slices[0].advance(self.written);
+                stream.poll_write_vectored(cx, &slices[..count])
+            }
+        })?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        written += self.written;
+        let mut cost = 0;
+        while let Some(frame) = self.frames.front()
+            && frame.len() <= written
+        {
+            written -= frame.len();
+            cost += frame.cost();
+            self.frames.pop_front();
+        }
+        self.written = written;
+        Poll::Ready(Ok(cost))
+    }
+
+    /// For how many frames it keeps room.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.frames.capacity()
+    }
+
+    /// Drops what is not written, but for the rest of a frame that is written in part.
+    pub(crate) fn clear(&mut self) {
+        self.frames.truncate(usize::from(self.written > 0));
+    }
+
+    /// Writes what there is and then `frames`, the last of them a Close frame, and says that
+    /// nothing more will come.
+    pub(crate) async fn close(&mut self, frames: impl Iterator<Item = Frame>) -> io::Result<()> {
+        self.frames.extend(frames);
+        poll_fn(|cx| {
+            while !self.frames.is_empty() {
+                ready!(self.poll_write(cx))?;
+            }
+            Pin::new(&mut self.stream).poll_shutdown(cx)
+        })
+        .await
     }
 }
 
