@@ -10,6 +10,7 @@ use std::{
 use anteroom::{Config, Server};
 use clap::Parser;
 use log::warn;
+use tikv_jemallocator::Jemalloc;
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
@@ -33,6 +34,11 @@ const USAGE: u8 = 2;
 
 /// Exit code for all else that goes wrong.
 const FAILURE: u8 = 1;
+
+/// Connections come in crowds; what each takes for its handshake is to be of use again when it is
+/// over. glibc's allocator ends up with a fifth more memory for an idle session.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let config = match Options::try_parse() {

@@ -11,10 +11,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use log::debug;
-use tokio::{io::AsyncRead, net::TcpStream, task::yield_now, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, split},
+    net::{TcpStream, tcp::OwnedReadHalf},
+    task::yield_now,
+    time::timeout,
+};
 
 use crate::{
     Shared,
@@ -31,65 +36,69 @@ use crate::{
 /// drain time instead.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// Starts the task of a session that lives on `connection` once it is upgraded. The session keeps
 /// its `place` to the end.
 pub(crate) fn start(shared: Arc<Shared>, room: RoomName, connection: OnUpgrade, place: Place) {
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let _place = place;
         let handshake = shared.config.handshake();
-        let Some(Ok(upgraded)) = in_time(&shared, handshake, connection).await else {
-            return;
-        };
-        match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(parts) => {
-                let (mut reader, writer) = parts.io.into_inner().into_split();
-                let writer = Writer::new(writer);
-                let goodbye = run(&shared, room, &mut reader, writer, parts.read_buf).await;
-                if let Goodbye::NotTaken = goodbye {
-                    // The kernel must not go on trying for minutes.
-                    let _ = reader.as_ref().set_zero_linger();
-                }
-            }
-            // Under another server than ours the stream is of a type we cannot name.
-            Err(upgraded) => {
-                let (mut reader, writer) = tokio::io::split(TokioIo::new(upgraded));
-                let writer = Writer::new(writer);
-                run(&shared, room, &mut reader, writer, Bytes::new()).await;
-            }
+        if let Some(Ok(upgraded)) = in_time(&shared, handshake, connection).await {
+            life(&shared, room, upgraded).await;
         }
+        drop(place);
     });
 }
 
-/// Lives the life of a session between `stream` and `writer`; `early` is what the client sent right
-/// behind its handshake.
-async fn run(
+/// The life of a session on `upgraded`. In a box of just its size, for it is most of what a session
+/// costs while it is idle.
+fn life(shared: &Shared, room: RoomName, upgraded: Upgraded) -> BoxFuture<'_, ()> {
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let (reader, writer) = parts.io.into_inner().into_split();
+            // The kernel must not go on trying for minutes.
+            let abort = |reader: OwnedReadHalf| _ = reader.as_ref().set_zero_linger();
+            Box::pin(run(shared, room, reader, writer, parts.read_buf, abort))
+        }
+        // Under another server than ours the stream is of a type we cannot name.
+        Err(upgraded) => {
+            let (reader, writer) = split(TokioIo::new(upgraded));
+            Box::pin(run(shared, room, reader, writer, Bytes::new(), drop))
+        }
+    }
+}
+
+/// Lives the life of a session between two halves of a stream; `early` is what the client sent right
+/// behind its handshake. Who does not take the goodbye is cut off with `abort`.
+async fn run<R: AsyncRead + Send + Unpin>(
     shared: &Shared,
     room: RoomName,
-    stream: &mut (impl AsyncRead + Send + Unpin),
-    writer: Writer,
+    reader: R,
+    writer: impl AsyncWrite + Send + Unpin + 'static,
     early: Bytes,
-) -> Goodbye {
-    let mut reader = Reader::new(stream, shared.config.max_message_bytes);
-    let mut session = Session::join(shared, room, writer);
+    abort: fn(R),
+) {
+    let mut reader = Reader::new(reader, shared.config.max_message_bytes);
+    let mut session = Session::join(shared, room, Writer::new(writer));
     let end = session.serve(&mut reader, early).await;
     let (mut writer, last_frames) = session.leave(&end);
 
     let limit = match end {
-        End::Lost => return Goodbye::Said,
+        End::Lost => return,
         End::Closed(Close {
             code: CloseCode::ServiceRestart,
             ..
         }) => shared.config.drain(),
         _ => GOODBYE_LIMIT,
     };
-    let goodbye = async move {
+    let goodbye = async {
         writer.close(last_frames).await?;
         reader.discard().await
     };
-    match in_time(shared, limit, goodbye).await {
-        None if !shared.stopped.is_cancelled() => Goodbye::NotTaken,
-        _ => Goodbye::Said,
+    let taken = in_time(shared, limit, goodbye).await;
+    if taken.is_none() && !shared.stopped.is_cancelled() {
+        abort(reader.into_inner());
     }
 }
 
@@ -99,7 +108,7 @@ fn in_time<'a, T>(
     shared: &'a Shared,
     limit: Duration,
     work: impl Future<Output = T> + Send + 'a,
-) -> Pin<Box<dyn Future<Output = Option<T>> + Send + 'a>> {
+) -> BoxFuture<'a, Option<T>> {
     Box::pin(async move {
         tokio::select! {
             biased;
@@ -107,14 +116,6 @@ fn in_time<'a, T>(
             () = shared.stopped.cancelled() => None,
         }
     })
-}
-
-/// How a session parted from its client.
-enum Goodbye {
-    /// All is said that could be said.
-    Said,
-    /// The client did not take it, or did not close its side, in time.
-    NotTaken,
 }
 
 /// A session that is in its room.

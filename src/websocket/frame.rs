@@ -64,6 +64,12 @@ impl Frame {
         Frame::encode(Opcode::Text, write)
     }
 
+    /// A binary message.
+    #[allow(dead_code, reason = "the server sends none, but websocket-echo does")]
+    pub(crate) fn binary(payload: &[u8]) -> Frame {
+        Frame::encode(Opcode::Binary, |buffer| buffer.extend_from_slice(payload))
+    }
+
     /// A ping without payload.
     pub(crate) fn ping() -> Frame {
         Frame::encode(Opcode::Ping, |_| {})

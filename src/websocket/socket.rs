@@ -115,6 +115,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         while poll_fn(|cx| discard(cx, &mut self.stream)).await? > 0 {}
         Ok(())
     }
+
+    /// The stream itself.
+    pub(crate) fn into_inner(self) -> R {
+        self.stream
+    }
 }
 
 impl Writer {

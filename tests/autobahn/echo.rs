@@ -1,0 +1,121 @@
+//! `websocket-echo`: sends every message back, by the server's own WebSocket code, for Autobahn's
+//! test suite and the like.
+
+#![allow(clippy::unwrap_used)]
+
+// The very files of the server, which shows them to nobody.
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/refusal.rs"]
+mod refusal;
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/websocket/mod.rs"]
+mod websocket;
+
+use std::{collections::VecDeque, future::poll_fn, net::SocketAddr, ops::ControlFlow};
+
+use bytes::Bytes;
+use clap::Parser;
+use hyper::{
+    HeaderMap, Method,
+    upgrade::{OnUpgrade, Upgraded},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, split},
+    net::TcpListener,
+};
+use warp::{Filter, Reply};
+
+use websocket::{Event, Frame, Reader, Stop, Violation, Writer};
+
+/// The longest message, in bytes.
+const LIMIT: usize = 16 * 1024 * 1024;
+
+/// Sends every WebSocket message back.
+#[derive(Parser)]
+struct Options {
+    /// IP address and port; port 0 picks a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
+#[tokio::main]
+async fn main() {
+    let listener = TcpListener::bind(Options::parse().listen).await.unwrap();
+    println!(
+        "websocket-echo listening on ws://{}",
+        listener.local_addr().unwrap()
+    );
+    let echo = warp::method()
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<OnUpgrade>())
+        .map(accept);
+    warp::serve(echo).incoming(listener).run().await;
+}
+
+fn accept(
+    method: Method,
+    headers: HeaderMap,
+    connection: Option<OnUpgrade>,
+) -> warp::reply::Response {
+    match websocket::accept(&method, &headers, connection, "") {
+        Ok(upgrade) => {
+            tokio::spawn(async {
+                if let Ok(upgraded) = upgrade.connection.await {
+                    serve(upgraded).await;
+                }
+            });
+            upgrade.response.map(|empty: Bytes| empty.into())
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn serve(upgraded: Upgraded) {
+    let (reader, writer) = split(TokioIo::new(upgraded));
+    let mut reader = Reader::new(reader, LIMIT);
+    let mut writer = Writer::new(writer);
+    let goodbye = match echo(&mut reader, &mut writer).await {
+        Stop::Eof | Stop::Lost => None,
+        Stop::Break(code) => Some(Frame::close(code.map(|code| (code, "")))),
+        Stop::Violation(violation) => Some(Frame::close(Some(match violation {
+            Violation::Protocol(what) => (1002, what),
+            Violation::Utf8 => (1007, "text that is not UTF-8"),
+            Violation::TooLong => (1009, "a message that is too long"),
+        }))),
+    };
+    let _ = writer.close(goodbye.into_iter()).await;
+    let _ = reader.discard().await;
+}
+
+/// Sends back what comes until the client closes the connection (`Break`, with its code), or
+/// something else ends it.
+async fn echo(
+    reader: &mut Reader<impl AsyncRead + Unpin>,
+    writer: &mut Writer,
+) -> Stop<Option<u16>> {
+    loop {
+        let mut frames = VecDeque::new();
+        let mut on_event = |event: Event<'_>| {
+            frames.push_back(match event {
+                Event::Text(text) => {
+                    Frame::text(|buffer| buffer.extend_from_slice(text.as_bytes()))
+                }
+                Event::Binary(bytes) => Frame::binary(bytes),
+                Event::Ping(payload) => Frame::pong(payload),
+                Event::Pong(_) => return ControlFlow::Continue(()),
+                Event::Close(status) => return ControlFlow::Break(status.map(|status| status.0)),
+            });
+            ControlFlow::Continue(())
+        };
+        let read = poll_fn(|cx| reader.poll_read(cx, &mut on_event)).await;
+        while writer.refill(&mut frames) {
+            if poll_fn(|cx| writer.poll_write(cx)).await.is_err() {
+                return Stop::Lost;
+            }
+        }
+        if let Err(stop) = read {
+            return stop;
+        }
+    }
+}

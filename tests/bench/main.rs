@@ -1,0 +1,253 @@
+//! The same work on anteroom and on what a user would pick instead, measured in one run: started by
+//! `tests/bench/run`.
+//!
+//! Each server has one core for itself, the load generator the other. What is compared is the
+//! processor time that the operating system has counted for the server, so that a noisy machine
+//! disturbs little; the servers take turns, and each figure is the median of several runs.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `servers` | the servers: how each is started, what it costs |
+//! | `peers/` | those that are made for this benchmark, the same rooms on other foundations |
+//! | `dialect` | what clients say to each of them |
+//! | `swarm` | thousands of clients in one thread |
+//! | `works` | the work |
+//! | `report` | the table and the chart |
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod dialect;
+mod report;
+mod servers;
+mod swarm;
+#[path = "peers/warp.rs"]
+mod warp_peer;
+mod works;
+
+use std::{cell::Cell, env, fs, io, path::PathBuf, process::ExitCode, time::Duration};
+
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+use crate::{
+    report::{Figure, Report, Unit},
+    servers::{Kind, Server},
+    works::Span,
+};
+
+/// The core of the load generator. Core 0 is the servers'.
+const LOAD_CORE: usize = 1;
+
+/// Where the chart goes; the README shows it.
+const CHART: &str = "tests/bench/chart.svg";
+
+/// How much is done.
+struct Plan {
+    repetitions: usize,
+    span: Span,
+    storm: usize,
+    idle: usize,
+    /// How long idle sessions are watched while they are pinged.
+    pinging: Duration,
+    growth: &'static [usize],
+    chart: bool,
+}
+
+const FULL: Plan = Plan {
+    repetitions: 3,
+    span: Span {
+        warm_up: Duration::from_millis(500),
+        measured: Duration::from_millis(1000),
+    },
+    storm: 2000,
+    idle: 10_000,
+    pinging: Duration::from_secs(20),
+    growth: &[10, 100, 1000, 10_000],
+    chart: true,
+};
+
+const QUICK: Plan = Plan {
+    repetitions: 1,
+    span: Span {
+        warm_up: Duration::from_millis(200),
+        measured: Duration::from_millis(300),
+    },
+    storm: 500,
+    idle: 2000,
+    pinging: Duration::ZERO,
+    growth: &[10, 100, 1000],
+    chart: false,
+};
+
+fn main() -> ExitCode {
+    // cargo bench says --bench; it is what this does anyway.
+    let arguments: Vec<String> = env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments[..] {
+        [servers::SERVE_WARP] => warp_peer::serve(),
+        [peers] => run(&FULL, peers.into()),
+        [peers, "--quick"] => run(&QUICK, peers.into()),
+        _ => Err(io::Error::other(
+            "start this with tests/bench/run, or tests/bench/run --quick",
+        )),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The work in the chart.
+const UNICAST: &str = "one to one, 100 bytes";
+const BROADCAST: &str = "one to 1,000, each delivery";
+const BROADCASTS: &str = "one to 1,000, 16 at a time";
+const ROOMS: &str = "100 rooms of 10, each delivery";
+const STORM: &str = "a crowd joins one room";
+const IDLE: &str = "memory of an idle session";
+
+fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
+    rlimit::increase_nofile_limit(rlimit::INFINITY)?;
+    let mut core = CpuSet::new();
+    core.set(LOAD_CORE)?;
+    sched_setaffinity(Pid::from_raw(0), &core)
+        .map_err(|error| io::Error::other(format!("this needs two processor cores: {error}")))?;
+
+    let mut bench = Bench {
+        plan,
+        peers,
+        report: Report::default(),
+    };
+    let with_rooms = [
+        Kind::Anteroom,
+        Kind::Bun,
+        Kind::Warp,
+        Kind::Ws,
+        Kind::SocketIo,
+    ];
+    let fastest = [Kind::Anteroom, Kind::Bun];
+    let span = plan.span;
+
+    // Half of what the slower of the fastest achieves is the load at which latency is measured.
+    let achieved = Cell::new(f64::INFINITY);
+    bench.each(&Kind::ALL, |server| {
+        let cost = works::unicast(server, span, 200, 100)?;
+        if fastest.contains(&server.kind) {
+            achieved.set(achieved.get().min(cost.rate()));
+        }
+        let own = Figure::new(
+            "… of which in its own code",
+            Unit::Percent,
+            100.0 * cost.user_share,
+        );
+        Ok(vec![
+            Figure::new(UNICAST, Unit::Micros, cost.micros_each()),
+            own,
+        ])
+    });
+    bench.each(&Kind::ALL, |server| {
+        let cost = works::unicast(server, span, 200, 4000)?;
+        Ok(vec![Figure::new(
+            "one to one, 4,000 bytes",
+            Unit::Micros,
+            cost.micros_each(),
+        )])
+    });
+    for (label, rooms, size, in_flight) in [
+        (BROADCAST, 1, 1001, 1),
+        (BROADCASTS, 1, 1001, 16),
+        (ROOMS, 100, 10, 1),
+    ] {
+        bench.each(&with_rooms, |server| {
+            let cost = works::broadcast(server, span, rooms, size, in_flight)?;
+            Ok(vec![Figure::new(label, Unit::Micros, cost.micros_each())])
+        });
+    }
+    bench.each(&with_rooms, |server| {
+        let cost = works::storm(server, plan.storm)?;
+        Ok(vec![Figure::new(
+            STORM,
+            Unit::Seconds,
+            cost.cpu.as_secs_f64(),
+        )])
+    });
+    bench.each(&Kind::ALL, |server| {
+        let idle = works::idle(server, plan.idle, plan.pinging)?;
+        let mut figures = vec![Figure::new(IDLE, Unit::Kilobytes, idle.bytes_each / 1000.0)];
+        if let Some(cpu) = idle.cpu_per_minute {
+            let millis = cpu.as_secs_f64() * 1000.0;
+            figures.push(Figure::new(
+                "pinging all of them",
+                Unit::MillisPerMinute,
+                millis,
+            ));
+        }
+        Ok(figures)
+    });
+    let rate = achieved.get() / 2.0;
+    bench.each(&Kind::ALL, |server| {
+        let latencies = works::latency(server, span, 200, rate)?;
+        let figures = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)].map(|(label, part)| {
+            let latency = latencies[((latencies.len() - 1) as f64 * part).round() as usize];
+            let label = format!("latency at half load, {label}");
+            Figure::new(label, Unit::Latency, latency.as_secs_f64() * 1e6)
+        });
+        Ok(figures.into())
+    });
+    for &sessions in plan.growth {
+        bench.each(&fastest, |server| {
+            let cost = works::unicast(server, span, sessions, 100)?;
+            let label = format!("one to one among {sessions} sessions");
+            Ok(vec![Figure::new(label, Unit::Micros, cost.micros_each())])
+        });
+    }
+
+    println!("{}", bench.report.table());
+    println!(
+        "\n{} run(s) of each; the crowd are {} sessions, the idle ones {}; half load is {rate:.0} messages/s",
+        plan.repetitions, plan.storm, plan.idle
+    );
+    if plan.chart {
+        let chart = bench
+            .report
+            .chart(&[UNICAST, BROADCAST, BROADCASTS, ROOMS, STORM, IDLE]);
+        fs::write(CHART, chart)?;
+        println!("the chart is in {CHART}");
+    }
+    Ok(())
+}
+
+/// The runs, and what they have shown so far.
+struct Bench<'a> {
+    plan: &'a Plan,
+    /// The folder of the peers that are scripts, and of what they need.
+    peers: PathBuf,
+    report: Report,
+}
+
+impl Bench<'_> {
+    /// Gives the same work to one server after the other, each newly started, as often as the plan
+    /// says. Who cannot do it is left out, and told of.
+    fn each(&mut self, kinds: &[Kind], work: impl Fn(&Server) -> io::Result<Vec<Figure>>) {
+        for _ in 0..self.plan.repetitions {
+            for &kind in kinds {
+                match Server::start(kind, &self.peers).and_then(|server| work(&server)) {
+                    Ok(figures) => {
+                        for figure in figures {
+                            eprintln!("{:12} {figure}", kind.name());
+                            self.report.add(kind, figure);
+                        }
+                    }
+                    Err(error) => eprintln!("{:12} {error}", kind.name()),
+                }
+            }
+        }
+    }
+}

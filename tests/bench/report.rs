@@ -1,0 +1,209 @@
+//! What was measured, as a Markdown table and as a chart (SVG).
+
+use std::fmt::{self, Display, Write};
+
+use crate::servers::Kind;
+
+/// What a figure counts. Less is better in every one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Microseconds of processor time for each.
+    Micros,
+    /// Seconds of processor time.
+    Seconds,
+    /// Milliseconds of processor time in each minute.
+    MillisPerMinute,
+    /// Kilobytes (1,000 bytes) of memory for each.
+    Kilobytes,
+    /// Microseconds that pass.
+    Latency,
+    /// A part of the processor time.
+    Percent,
+}
+
+impl Unit {
+    fn name(self) -> &'static str {
+        match self {
+            Unit::Micros | Unit::Latency => "µs",
+            Unit::Seconds => "s",
+            Unit::MillisPerMinute => "ms/min",
+            Unit::Kilobytes => "KB",
+            Unit::Percent => "%",
+        }
+    }
+}
+
+/// What one server took for some work in one run.
+#[derive(Debug)]
+pub struct Figure {
+    label: String,
+    unit: Unit,
+    value: f64,
+}
+
+impl Figure {
+    pub fn new(label: impl Into<String>, unit: Unit, value: f64) -> Figure {
+        Figure {
+            label: label.into(),
+            unit,
+            value,
+        }
+    }
+}
+
+impl Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} {}",
+            self.label,
+            digits(self.value),
+            self.unit.name()
+        )
+    }
+}
+
+/// All that was measured.
+#[derive(Default)]
+pub struct Report {
+    rows: Vec<Row>,
+}
+
+/// One kind of work.
+struct Row {
+    label: String,
+    unit: Unit,
+    /// What each run has shown.
+    cells: Vec<(Kind, f64)>,
+}
+
+impl Report {
+    /// Adds a figure of this server to the row of its label.
+    pub fn add(&mut self, kind: Kind, figure: Figure) {
+        let Figure { label, unit, value } = figure;
+        if !self.rows.iter().any(|row| row.label == label) {
+            let (label, cells) = (label.clone(), Vec::new());
+            self.rows.push(Row { label, unit, cells });
+        }
+        let row = self.rows.iter_mut().find(|row| row.label == label);
+        row.expect("it is there now").cells.push((kind, value));
+    }
+
+    /// The table: the median of each figure, in parentheses as a ratio to anteroom's, and half the
+    /// distance between the least and the greatest.
+    pub fn table(&self) -> String {
+        let mut table = "| less is better |".to_owned();
+        for kind in Kind::ALL {
+            write!(table, " {} |", kind.name()).unwrap();
+        }
+        table += "\n| --- |";
+        table += &" --- |".repeat(Kind::ALL.len());
+        for row in &self.rows {
+            write!(table, "\n| {}, {} |", row.label, row.unit.name()).unwrap();
+            for kind in Kind::ALL {
+                let cell = row.median(kind).map(|median| {
+                    let ratio = row.median(Kind::Anteroom).map(|ours| median / ours);
+                    let ratio = match ratio {
+                        Some(ratio) if kind != Kind::Anteroom && row.unit != Unit::Percent => {
+                            format!(" ({})", digits(ratio))
+                        }
+                        _ => String::new(),
+                    };
+                    format!(
+                        "{}{ratio} ±{:.0} %",
+                        digits(median),
+                        row.spread(kind) * 100.0
+                    )
+                });
+                write!(table, " {} |", cell.as_deref().unwrap_or("–")).unwrap();
+            }
+        }
+        table
+    }
+
+    /// The chart: a panel for each of these rows, a bar for each server.
+    pub fn chart(&self, labels: &[&str]) -> String {
+        const PANEL: (usize, usize) = (420, 180);
+        const MARGIN: usize = 20;
+        const NAME: usize = 90;
+        const BAR: usize = 210;
+        const STEP: usize = 22;
+        let rows = labels
+            .iter()
+            .filter_map(|label| self.rows.iter().find(|row| row.label == *label));
+        let rows: Vec<&Row> = rows.collect();
+        let (width, height) = (2 * PANEL.0, rows.len().div_ceil(2) * PANEL.1 + MARGIN);
+        let mut svg = format!(
+            r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="system-ui, sans-serif" font-size="13" fill="#1f2933">
+<rect width="{width}" height="{height}" rx="8" fill="#fff"/>
+"##
+        );
+        for (index, row) in rows.iter().enumerate() {
+            let (x, y) = (
+                index % 2 * PANEL.0 + MARGIN,
+                index / 2 * PANEL.1 + MARGIN + 12,
+            );
+            let label = format!("{}, {}", row.label, row.unit.name());
+            writeln!(
+                svg,
+                r#"<text x="{x}" y="{y}" font-weight="600">{label}</text>"#
+            )
+            .unwrap();
+            let medians: Vec<(Kind, f64)> = Kind::ALL
+                .into_iter()
+                .filter_map(|kind| Some((kind, row.median(kind)?)))
+                .collect();
+            let most = medians.iter().map(|median| median.1).fold(0.0, f64::max);
+            for (place, (kind, median)) in medians.into_iter().enumerate() {
+                let y = y + 20 + place * STEP;
+                let length = (median / most * BAR as f64).max(1.0);
+                let color = if kind == Kind::Anteroom {
+                    "#1d4ed8"
+                } else {
+                    "#cbd5e1"
+                };
+                let (bar, end) = (x + NAME, (x + NAME) as f64 + length + 6.0);
+                writeln!(
+                    svg,
+                    r##"<text x="{x}" y="{y}">{}</text><rect x="{bar}" y="{}" width="{length:.1}" height="14" rx="2" fill="{color}"/><text x="{end:.1}" y="{y}">{}</text>"##,
+                    kind.name(),
+                    y - 11,
+                    digits(median),
+                )
+                .unwrap();
+            }
+        }
+        svg + "</svg>\n"
+    }
+}
+
+impl Row {
+    /// What the runs of this server have shown, in ascending order; `None` where there was none.
+    fn figures(&self, kind: Kind) -> Option<Vec<f64>> {
+        let own = self.cells.iter().filter(|cell| cell.0 == kind);
+        let mut figures: Vec<f64> = own.map(|cell| cell.1).collect();
+        figures.sort_by(f64::total_cmp);
+        Some(figures).filter(|figures| !figures.is_empty())
+    }
+
+    fn median(&self, kind: Kind) -> Option<f64> {
+        self.figures(kind).map(|figures| figures[figures.len() / 2])
+    }
+
+    /// Half the distance between the least and the greatest, as a part of the median.
+    fn spread(&self, kind: Kind) -> f64 {
+        self.figures(kind).map_or(0.0, |figures| {
+            let (least, greatest) = (figures[0], figures[figures.len() - 1]);
+            (greatest - least) / 2.0 / figures[figures.len() / 2]
+        })
+    }
+}
+
+/// A figure with three digits that count.
+fn digits(figure: f64) -> String {
+    match figure {
+        ..10.0 => format!("{figure:.2}"),
+        10.0..100.0 => format!("{figure:.1}"),
+        _ => format!("{figure:.0}"),
+    }
+}

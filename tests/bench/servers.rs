@@ -1,0 +1,153 @@
+//! The servers that are compared: how each is started, and what it costs.
+
+use std::{
+    env, fs,
+    io::{self, BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use nix::{time::ClockId, unistd::Pid};
+
+use crate::dialect::Dialect;
+
+/// The core that every server has for itself.
+const SERVER_CORE: &str = "0";
+
+/// What tells this program to be the server on warp's own WebSockets.
+pub const SERVE_WARP: &str = "--serve-warp";
+
+/// A server to compare, in the order of the table's columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Anteroom,
+    Bun,
+    Warp,
+    Ws,
+    PeerServer,
+    SocketIo,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 6] = [
+        Kind::Anteroom,
+        Kind::Bun,
+        Kind::Warp,
+        Kind::Ws,
+        Kind::PeerServer,
+        Kind::SocketIo,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Anteroom => "anteroom",
+            Kind::Bun => "Bun",
+            Kind::Warp => "warp::ws()",
+            Kind::Ws => "ws",
+            Kind::PeerServer => "PeerServer",
+            Kind::SocketIo => "Socket.IO",
+        }
+    }
+
+    pub fn dialect(self) -> Dialect {
+        match self {
+            Kind::PeerServer => Dialect::PeerJs,
+            Kind::SocketIo => Dialect::SocketIo,
+            _ => Dialect::Rooms,
+        }
+    }
+
+    /// The program, and what to tell it. `peers` is the folder of those that are scripts.
+    fn command(self, peers: &Path) -> io::Result<[PathBuf; 2]> {
+        Ok(match self {
+            Kind::Anteroom => [
+                std::env::var_os("ANTEROOM")
+                    .map_or(env!("CARGO_BIN_EXE_anteroom").into(), PathBuf::from),
+                "--listen=127.0.0.1:0".into(),
+            ],
+            Kind::Warp => [env::current_exe()?, SERVE_WARP.into()],
+            Kind::Bun => [peers.join("node_modules/.bin/bun"), peers.join("bun.js")],
+            Kind::Ws => ["node".into(), peers.join("ws.js")],
+            Kind::PeerServer => ["node".into(), peers.join("peerserver.js")],
+            Kind::SocketIo => ["node".into(), peers.join("socketio.js")],
+        })
+    }
+}
+
+/// A running server, alone on its core; dropping it ends it.
+pub struct Server {
+    pub kind: Kind,
+    pub address: SocketAddr,
+    process: Child,
+    clock: ClockId,
+}
+
+impl Server {
+    /// Starts a server and waits until it listens.
+    pub fn start(kind: Kind, peers: &Path) -> io::Result<Server> {
+        let mut process = Command::new("taskset")
+            .args(["--cpu-list", SERVER_CORE])
+            .args(kind.command(peers)?)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .env("RUST_LOG", "warn")
+            .spawn()?;
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.id() as i32))?;
+        let output = process.stdout.take().expect("it is piped");
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        let address = line
+            .trim()
+            .rsplit("://")
+            .next()
+            .and_then(|address| address.parse().ok());
+        let Some(address) = address else {
+            let _ = process.kill();
+            let name = kind.name();
+            return Err(io::Error::other(format!(
+                "{name} did not start: it said {line:?}"
+            )));
+        };
+        Ok(Server {
+            kind,
+            address,
+            process,
+            clock,
+        })
+    }
+
+    /// The processor time it has used so far, in all its threads, by itself and by the kernel for
+    /// it.
+    pub fn cpu(&self) -> io::Result<Duration> {
+        Ok(self.clock.now()?.into())
+    }
+
+    /// The same, told apart: by itself, by the kernel for it, in ticks of the kernel's clock.
+    pub fn ticks(&self) -> io::Result<(u64, u64)> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // The name, in parentheses, may have blanks. utime and stime are fields 14 and 15.
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let mut fields = fields
+            .split_whitespace()
+            .skip(11)
+            .map(|field| field.parse().unwrap_or(0));
+        Ok((fields.next().unwrap_or(0), fields.next().unwrap_or(0)))
+    }
+
+    /// How many bytes of memory it holds.
+    pub fn resident(&self) -> io::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kilobytes.unwrap_or(0) * 1024)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,254 @@
+//! Thousands of WebSocket clients in one thread, as cheap as they can be: the load must never be
+//! what is measured.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Interest, Poll, Token, net::TcpStream};
+
+use crate::dialect::Dialect;
+
+/// How long a server may be silent before the benchmark gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many bytes one read takes at most.
+const READ_BYTES: usize = 256 * 1024;
+
+/// The clients of one server.
+pub struct Swarm {
+    address: SocketAddr,
+    dialect: Dialect,
+    poll: Poll,
+    events: Events,
+    buffer: Box<[u8]>,
+    connections: Vec<Connection>,
+    /// How many of them have joined.
+    joined: usize,
+}
+
+struct Connection {
+    stream: TcpStream,
+    joined: bool,
+    /// The beginning of a frame or of the handshake's answer.
+    unread: Vec<u8>,
+    /// What the socket did not take yet.
+    unsent: Vec<u8>,
+}
+
+impl Swarm {
+    pub fn new(address: SocketAddr, dialect: Dialect) -> io::Result<Swarm> {
+        Ok(Swarm {
+            address,
+            dialect,
+            poll: Poll::new()?,
+            events: Events::with_capacity(1024),
+            buffer: vec![0; READ_BYTES].into(),
+            connections: Vec::new(),
+            joined: 0,
+        })
+    }
+
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// How many have joined.
+    pub fn joined(&self) -> usize {
+        self.joined
+    }
+
+    /// How many there are, with those still joining.
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Sets out to let one more join a room; returns its number.
+    pub fn join(&mut self, room: &str) -> io::Result<usize> {
+        let number = self.connections.len();
+        let mut stream = TcpStream::connect(self.address)?;
+        // As browsers do.
+        stream.set_nodelay(true)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(&mut stream, Token(number), interest)?;
+        let request = format!(
+            "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            self.dialect.target(room, number),
+            self.address,
+        );
+        self.connections.push(Connection {
+            stream,
+            joined: false,
+            unread: Vec::new(),
+            unsent: request.into(),
+        });
+        Ok(number)
+    }
+
+    /// Waits until something comes, for so long at most; returns for whom. Each of them must then
+    /// be [`read`](Swarm::read).
+    pub fn ready(&mut self, timeout: Duration) -> io::Result<Vec<usize>> {
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(Vec::new()),
+            result => result?,
+        }
+        let mut readable = Vec::with_capacity(64);
+        for event in &self.events {
+            let Token(number) = event.token();
+            if event.is_writable() {
+                self.connections[number].flush()?;
+            }
+            if event.is_readable() {
+                readable.push(number);
+            }
+        }
+        Ok(readable)
+    }
+
+    /// The same, where something must come.
+    pub fn wait(&mut self) -> io::Result<Vec<usize>> {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            let readable = self.ready(PATIENCE)?;
+            if !readable.is_empty() {
+                return Ok(readable);
+            }
+        }
+        Err(io::Error::other(format!("nothing came for {PATIENCE:?}")))
+    }
+
+    /// Reads what has come for one of them, and gives each text message to `on_text`.
+    pub fn read(&mut self, number: usize, mut on_text: impl FnMut(&[u8])) -> io::Result<()> {
+        let connection = &mut self.connections[number];
+        loop {
+            let begun = connection.unread.len();
+            self.buffer[..begun].copy_from_slice(&connection.unread);
+            connection.unread.clear();
+            let space = self.buffer.len() - begun;
+            let count = match connection.stream.read(&mut self.buffer[begun..]) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+                Err(error) => return Err(error),
+            };
+            let mut bytes = &self.buffer[..begun + count];
+            if !connection.joined && answered(&mut bytes)? {
+                connection.joined = true;
+                self.joined += 1;
+                if let Some(greeting) = self.dialect.greeting() {
+                    connection.send(&frame(TEXT, greeting.as_bytes()))?;
+                }
+            }
+            if connection.joined {
+                while let Some((opcode, payload)) = next_frame(&mut bytes) {
+                    match opcode {
+                        TEXT => on_text(payload),
+                        PING => connection.send(&frame(PONG, payload))?,
+                        _ => return Err(io::Error::other(format!("a frame of opcode {opcode}"))),
+                    }
+                }
+            }
+            connection.unread.extend_from_slice(bytes);
+            if count < space {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends a frame as one of them.
+    pub fn send(&mut self, number: usize, frame: &[u8]) -> io::Result<()> {
+        self.connections[number].send(frame)
+    }
+}
+
+impl Connection {
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        let written = match self.unsent.is_empty() {
+            true => write(&mut self.stream, frame)?,
+            false => 0,
+        };
+        self.unsent.extend_from_slice(&frame[written..]);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.unsent.is_empty() {
+            let written = write(&mut self.stream, &self.unsent)?;
+            self.unsent.drain(..written);
+        }
+        Ok(())
+    }
+}
+
+/// Writes what the socket takes; returns how much that was.
+fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match stream.write(bytes) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        result => result,
+    }
+}
+
+/// Whether the answer to the handshake is here; takes it from the front.
+fn answered(bytes: &mut &[u8]) -> io::Result<bool> {
+    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return Ok(false);
+    };
+    if !bytes.starts_with(b"HTTP/1.1 101 ") {
+        let answer = String::from_utf8_lossy(&bytes[..end]);
+        return Err(io::Error::other(format!("the server answered {answer}")));
+    }
+    *bytes = &bytes[end + 4..];
+    Ok(true)
+}
+
+const TEXT: u8 = 0x1;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xA;
+
+/// A client's text message, masked (RFC 6455, section 5.2).
+pub fn text_frame(text: &str) -> Vec<u8> {
+    frame(TEXT, text.as_bytes())
+}
+
+fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+    let mut frame = vec![0x80 | opcode];
+    match payload.len() {
+        length @ ..126 => frame.push(0x80 | length as u8),
+        length => {
+            let length = u16::try_from(length).expect("the benchmark's messages are short");
+            frame.push(0x80 | 126);
+            frame.extend_from_slice(&length.to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&MASK);
+    frame.extend(
+        payload
+            .iter()
+            .zip(MASK.iter().cycle())
+            .map(|(byte, key)| byte ^ key),
+    );
+    frame
+}
+
+/// The first frame of what a server has sent, opcode and payload, if it is here as a whole; takes it
+/// from the front.
+fn next_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
+    let (header, length) = match **bytes {
+        [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+        [_, 127, a, b, c, d, e, f, g, h, ..] => {
+            (10, u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize)
+        }
+        [_, length @ ..126, ..] => (2, usize::from(length)),
+        _ => return None,
+    };
+    let opcode = bytes[0] & 0x0F;
+    let payload = bytes.get(header..header + length)?;
+    *bytes = &bytes[header + length..];
+    Some((opcode, payload))
+}

@@ -1,0 +1,52 @@
+//! Whatever bytes a client sends, and however the network cuts them: the decoder does not panic, says
+//! the same, and holds no more than a message.
+
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../src/websocket/decode.rs"]
+mod decode;
+#[allow(dead_code)]
+#[path = "../../src/websocket/frame.rs"]
+mod frame;
+
+use decode::{Decoder, Event};
+use libfuzzer_sys::fuzz_target;
+
+/// The longest message, in bytes: short, so that it is often passed.
+const LIMIT: usize = 300;
+
+// The first byte says in how many pieces the others come.
+fuzz_target!(|input: &[u8]| {
+    if let [pieces, bytes @ ..] = input {
+        let whole = events(bytes, bytes.len());
+        let size = bytes.len() / (usize::from(*pieces) + 1);
+        assert_eq!(events(bytes, size), whole);
+        assert_eq!(events(bytes, 1), whole);
+    }
+});
+
+/// What becomes of `bytes` that come in pieces of this size.
+fn events(bytes: &[u8], size: usize) -> Vec<String> {
+    let mut decoder = Decoder::new(LIMIT);
+    let mut events = Vec::new();
+    for piece in bytes.chunks(size.max(1)) {
+        let mut piece = piece.to_vec();
+        let mut input = &mut piece[..];
+        loop {
+            let event = match decoder.decode(&mut input) {
+                Ok(None) => break,
+                event => event,
+            };
+            if let Ok(Some(Event::Text(text))) = event {
+                assert!(text.len() <= LIMIT);
+            }
+            let last = matches!(event, Err(_) | Ok(Some(Event::Close(_))));
+            events.push(format!("{event:?}"));
+            if last {
+                return events;
+            }
+        }
+    }
+    events
+}
