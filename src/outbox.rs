@@ -280,12 +280,18 @@ impl Drop for Outbox {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::{
+        future::poll_fn,
         pin::Pin,
         sync::atomic::{AtomicUsize, Ordering::Relaxed},
         task::Wake,
+        time::Duration,
     };
 
-    use tokio::io::{AsyncRead, DuplexStream, ReadBuf, duplex};
+    use tokio::{
+        io::{AsyncRead, AsyncReadExt, DuplexStream, ReadBuf, duplex},
+        task::yield_now,
+        time::timeout,
+    };
 
     use super::*;
 
@@ -446,5 +452,39 @@ pub(crate) mod tests {
         let before = woken.0.load(Relaxed);
         assert_eq!(push(&sender, 70), Ok(()));
         assert_eq!(woken.0.load(Relaxed), before + 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn nothing_is_left_behind_however_pushes_and_flushes_fall_together() {
+        const SENDERS: usize = 4;
+        const FRAMES: usize = 5000;
+        let small = Frame::pong(b"");
+        let total = SENDERS * FRAMES * small.bytes().len();
+        // The stream takes little at a time, so that the session has its share of the writing.
+        let (sender, outbox, mut stream) = outbox_to(usize::MAX, 7);
+        let session = tokio::spawn(poll_fn(move |cx| {
+            assert!(!matches!(outbox.poll_flush(cx), Poll::Ready(Err(_))));
+            Poll::<()>::Pending
+        }));
+        for _ in 0..SENDERS {
+            let (sender, small) = (sender.clone(), small.clone());
+            tokio::spawn(async move {
+                for turn in 0..FRAMES {
+                    let mut unflushed = Unflushed::default();
+                    sender.push(&small, &mut unflushed).unwrap();
+                    // Every fourth debt is left to the session.
+                    if turn % 4 > 0 {
+                        unflushed.flush_some();
+                    }
+                    yield_now().await;
+                }
+            });
+        }
+        let mut bytes = vec![0; total];
+        let all = timeout(Duration::from_secs(60), stream.read_exact(&mut bytes));
+        all.await.expect("all of it, in time").unwrap();
+        let frames = bytes.chunks(small.bytes().len());
+        assert!(frames.into_iter().all(|frame| frame == small.bytes()));
+        session.abort();
     }
 }
