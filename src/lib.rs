@@ -11,8 +11,8 @@
 //! listener ─ routes ─ websocket::Reader ─ session ─ protocol::parse ─ rooms ─ outbox ─ websocket::Writer
 //! ```
 //!
-//! All of it happens in the task of the session that sends, up to the receivers' sockets; a receiver's
-//! own task writes only what its socket did not take at once.
+//! All of it happens in the task of the session that sends, up to the sockets of the first few
+//! receivers; the tasks of the others write what stands in their outboxes.
 //!
 //! | module | what is in it |
 //! | --- | --- |

@@ -10,6 +10,7 @@ use std::{
 use anteroom::{Config, Server};
 use clap::Parser;
 use log::warn;
+#[cfg(feature = "jemalloc")]
 use tikv_jemallocator::Jemalloc;
 use tokio::{
     runtime::{Builder, Runtime},
@@ -37,6 +38,7 @@ const FAILURE: u8 = 1;
 
 /// Connections come in crowds; what each takes for its handshake is to be of use again when it is
 /// over. glibc's allocator ends up with a fifth more memory for an idle session.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A worker thread for each core; a single one needs neither a thread of its own nor locks.
+/// A worker thread for each core, or just this one where there is only one.
 fn runtime() -> io::Result<Runtime> {
     let mut builder = match available_parallelism() {
         Ok(cores) if cores.get() > 1 => Builder::new_multi_thread(),

@@ -1,13 +1,13 @@
 //! The bounded queue in front of one socket, and the `Sender` that fills it.
 //!
 //! A frame is put into the queue first and written later, so that what many say to one session leaves
-//! in one write. Whoever fills an idle queue has it flushed after that, in place of the session, which
-//! goes on sleeping: it wakes only for what its socket does not take.
+//! in one write. Whoever fills an idle queue sees to that: it flushes the first few itself, at the end
+//! of its turn and in place of their sessions, which go on sleeping; the others it wakes.
 
 use std::{
     collections::VecDeque,
     mem,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -18,24 +18,28 @@ use crate::{
     websocket::{Frame, Writer},
 };
 
-/// How many outboxes a session flushes before others have a turn.
-const FLUSH_AT_ONCE: usize = 32;
+/// How many outboxes a session flushes in one turn. What it sends to more is theirs to write: they
+/// must have their turn, too, before it has the next.
+const FLUSHED_AT_ONCE: usize = 32;
 
-/// How many outboxes it has room for while it has none to flush.
+/// For how many outboxes it keeps room while there is none to flush.
 const KEPT_PLACES: usize = 4;
+
+/// How many writes a session does in one turn.
+const WRITES_AT_ONCE: usize = 16;
 
 /// An empty queue that takes up to `limit` bytes, and `writer` behind it: its two ends.
 pub(crate) fn outbox(limit: usize, writer: Writer) -> (Sender, Outbox) {
     let channel = Arc::new(Channel {
         limit,
         queue: Mutex::new(Queue {
+            frames: VecDeque::new(),
+            cost: 0,
+            state: State::Open,
             idle: true,
-            ..Queue::default()
         }),
-        writing: Mutex::new(Some(Writing {
-            writer,
-            session: Waker::noop().clone(),
-        })),
+        writer: Mutex::new(Some(writer)),
+        session: OnceLock::new(),
     });
     (Sender(channel.clone()), Outbox(channel))
 }
@@ -47,10 +51,10 @@ pub(crate) struct Sender(Arc<Channel>);
 /// The end of the session itself. Dropping it closes the queue.
 pub(crate) struct Outbox(Arc<Channel>);
 
-/// Queues that were idle and have frames now. Whoever filled them is to flush them; when this is
-/// dropped, what is left is up to their sessions, which are woken for it.
+/// Queues that were idle and have frames now, to be flushed by who filled them. When this is dropped,
+/// what is left is up to their sessions, which are woken for it.
 #[derive(Default)]
-pub(crate) struct Unflushed(VecDeque<Sender>);
+pub(crate) struct Unflushed(Vec<Sender>);
 
 /// Why a frame was not taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,31 +77,23 @@ pub(crate) enum FlushError {
 struct Channel {
     limit: usize,
     queue: Mutex<Queue>,
-    /// `None` once the session has ended.
-    writing: Mutex<Option<Writing>>,
+    /// `None` once the session has ended. Locked before the queue, where both are.
+    writer: Mutex<Option<Writer>>,
+    /// Wakes the session's task, once that has been polled.
+    session: OnceLock<Waker>,
 }
 
-#[derive(Default)]
 struct Queue {
     frames: VecDeque<Frame>,
     /// What it costs to keep what waits, with what is taken from here and not yet written.
     cost: usize,
     state: State,
-    /// Whether nothing waits. Otherwise somebody is about to write it, or the session waits until
-    /// the socket takes more.
+    /// Whether nothing waits. Otherwise someone is about to write it: who filled the queue, or the
+    /// session, which has been woken for it or waits until its socket takes more.
     idle: bool,
-    session: Option<Waker>,
 }
 
-/// The way from the queue to the socket.
-struct Writing {
-    writer: Writer,
-    session: Waker,
-}
-
-#[derive(Default)]
 enum State {
-    #[default]
     Open,
     /// The session shall end, and say this.
     Closing(Close),
@@ -117,11 +113,9 @@ impl Channel {
         if queue.cost > 0 && cost > self.limit {
             queue.frames = VecDeque::new();
             let reason = format!("too slow: over {} bytes waited to be sent", self.limit);
-            let session = queue.close(Close::new(CloseCode::TryAgainLater, reason));
+            queue.state = State::Closing(Close::new(CloseCode::TryAgainLater, reason));
             drop(queue);
-            if let Some(session) = session {
-                session.wake();
-            }
+            self.wake();
             return Err(PushError::Full);
         }
         queue.cost = cost;
@@ -129,39 +123,43 @@ impl Channel {
         Ok(mem::take(&mut queue.idle))
     }
 
-    /// Writes until nothing waits.
+    /// Writes until nothing waits, so many times at most; then the session, whose task is woken by
+    /// `cx`, goes on with it.
     fn poll_flush(
         &self,
         cx: &mut Context<'_>,
         writer: &mut Writer,
+        writes: usize,
     ) -> Poll<Result<(), FlushError>> {
         let mut written = 0;
-        loop {
+        for left in (0..=writes).rev() {
             {
                 let mut queue = self.queue.lock();
                 if let State::Closing(close) = &queue.state {
                     return Poll::Ready(Err(FlushError::Closing(close.clone())));
                 }
-                queue.cost -= written;
+                queue.cost -= mem::take(&mut written);
                 queue.idle = !writer.refill(&mut queue.frames);
                 if queue.idle {
-                    return Poll::Ready(Ok(()));
+                    break;
                 }
+            }
+            if left == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             written = match ready!(writer.poll_write(cx)) {
                 Ok(cost) => cost,
                 Err(_) => return Poll::Ready(Err(FlushError::Lost)),
             };
         }
+        writer.poll_flush(cx).map_err(|_| FlushError::Lost)
     }
-}
 
-impl Queue {
-    /// Returns whom to wake for it.
-    fn close(&mut self, close: Close) -> Option<Waker> {
-        let State::Open = self.state else { return None };
-        self.state = State::Closing(close);
-        self.session.take()
+    fn wake(&self) {
+        if let Some(session) = self.session.get() {
+            session.wake_by_ref();
+        }
     }
 }
 
@@ -175,60 +173,52 @@ impl Sender {
     /// session closed (1013). [`PushError::Closed`] from then on.
     pub(crate) fn push(&self, frame: &Frame, unflushed: &mut Unflushed) -> Result<(), PushError> {
         if self.0.push(frame)? {
-            unflushed.0.push_back(self.clone());
+            if unflushed.0.len() < FLUSHED_AT_ONCE {
+                unflushed.0.push(self.clone());
+            } else {
+                self.0.wake();
+            }
         }
         Ok(())
     }
 
     /// Ends the session with this Close frame, after what waits; unless it is already ending.
     pub(crate) fn close(&self, close: Close) {
-        let session = self.0.queue.lock().close(close);
-        if let Some(session) = session {
-            session.wake();
+        let mut queue = self.0.queue.lock();
+        if let State::Open = queue.state {
+            queue.state = State::Closing(close);
+            drop(queue);
+            self.0.wake();
         }
     }
 
-    /// Writes what waits, on behalf of the session. What the socket does not take now is left to
+    /// Writes what waits, in place of the session. What the socket does not take at once is left to
     /// the session.
     fn flush(&self) {
-        let mut writing = self.0.writing.lock();
-        let Some(Writing { writer, session }) = &mut *writing else {
-            return;
-        };
-        let mut cx = Context::from_waker(session);
-        if let Poll::Ready(Err(_)) = self.0.poll_flush(&mut cx, writer) {
-            session.wake_by_ref();
-        }
-    }
-
-    fn wake(&self) {
-        let session = self.0.queue.lock().session.clone();
-        if let Some(session) = session {
-            session.wake();
+        if let Some(writer) = &mut *self.0.writer.lock() {
+            let session = self.0.session.get().unwrap_or(Waker::noop());
+            let mut cx = Context::from_waker(session);
+            if let Poll::Ready(Err(_)) = self.0.poll_flush(&mut cx, writer, 1) {
+                session.wake_by_ref();
+            }
         }
     }
 }
 
 impl Unflushed {
-    /// Flushes some of the queues, as far as their sockets take it; returns whether that were all.
-    pub(crate) fn flush_some(&mut self) -> bool {
-        for _ in 0..FLUSH_AT_ONCE {
-            let Some(sender) = self.0.pop_front() else {
-                break;
-            };
+    /// Flushes all of them, as far as their sockets take it.
+    pub(crate) fn flush(&mut self) {
+        for sender in self.0.drain(..) {
             sender.flush();
         }
-        if self.0.is_empty() && self.0.capacity() > KEPT_PLACES {
-            self.0 = VecDeque::new();
-        }
-        self.0.is_empty()
+        self.0.shrink_to(KEPT_PLACES);
     }
 }
 
 impl Drop for Unflushed {
     fn drop(&mut self) {
         for sender in &self.0 {
-            sender.wake();
+            sender.0.wake();
         }
     }
 }
@@ -249,31 +239,31 @@ impl Outbox {
         }
     }
 
-    /// Writes until nothing waits, or the socket takes no more. The session is woken when the socket
-    /// does, and when it shall end.
+    /// Writes until nothing waits, or the socket takes no more. The task is woken when that goes on,
+    /// and when the session shall end; it must be the same task every time.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), FlushError>> {
-        let mut writing = self.0.writing.lock();
-        let Writing { writer, session } = writing.as_mut().expect("the session lives");
-        if !session.will_wake(cx.waker()) {
-            session.clone_from(cx.waker());
-            self.0.queue.lock().session = Some(cx.waker().clone());
-        }
-        self.0.poll_flush(cx, writer)
+        self.0.session.get_or_init(|| cx.waker().clone());
+        let mut writer = self.0.writer.lock();
+        let writer = writer.as_mut().expect("it is taken only with the outbox");
+        self.0.poll_flush(cx, writer, WRITES_AT_ONCE)
     }
 
     /// The writer, and what still waits. Nothing is taken from now on.
     pub(crate) fn into_rest(self) -> (Writer, VecDeque<Frame>) {
-        let writing = self.0.writing.lock().take().expect("the session lives");
+        let writer = self.0.writer.lock().take();
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
-        (writing.writer, mem::take(&mut queue.frames))
+        let frames = mem::take(&mut queue.frames);
+        (writer.expect("it is taken only with the outbox"), frames)
     }
 }
 
 impl Drop for Outbox {
     fn drop(&mut self) {
-        self.0.writing.lock().take();
-        self.0.queue.lock().state = State::Closed;
+        self.0.writer.lock().take();
+        let mut queue = self.0.queue.lock();
+        queue.state = State::Closed;
+        queue.frames = VecDeque::new();
     }
 }
 
@@ -288,7 +278,7 @@ pub(crate) mod tests {
     };
 
     use tokio::{
-        io::{AsyncRead, AsyncReadExt, DuplexStream, ReadBuf, duplex},
+        io::{AsyncRead, AsyncReadExt, BufWriter, DuplexStream, ReadBuf, duplex},
         task::yield_now,
         time::timeout,
     };
@@ -412,13 +402,13 @@ pub(crate) mod tests {
         assert_eq!(sender.push(&small, &mut first), Ok(()));
         assert_eq!(sender.push(&small, &mut second), Ok(()));
         assert_eq!((first.0.len(), second.0.len()), (1, 0));
-        assert!(first.flush_some());
+        first.flush();
         assert_eq!(read(&mut stream), 2 * small.bytes().len());
 
         assert_eq!(sender.push(&small, &mut second), Ok(()));
         assert_eq!(second.0.len(), 1);
         drop(outbox);
-        assert!(second.flush_some());
+        second.flush();
         assert_eq!(read(&mut stream), 0);
     }
 
@@ -438,12 +428,11 @@ pub(crate) mod tests {
 
         let mut unflushed = Unflushed::default();
         assert_eq!(sender.push(&frame(100), &mut unflushed), Ok(()));
-        assert!(unflushed.flush_some());
-        assert_eq!(woken.0.load(Relaxed), 0);
-        assert_eq!(read(&mut stream), 10);
-        assert_eq!(woken.0.load(Relaxed), 1, "there is room again");
+        unflushed.flush();
+        assert_eq!(woken.0.load(Relaxed), 1, "there is more to write");
         assert!(outbox.poll_flush(&mut cx).is_pending());
-        drop(unflushed);
+        assert_eq!(read(&mut stream), 10);
+        assert_eq!(woken.0.load(Relaxed), 2, "there is room again");
 
         // A debt that nobody pays is the session's, too.
         while outbox.poll_flush(&mut cx).is_pending() {
@@ -452,6 +441,15 @@ pub(crate) mod tests {
         let before = woken.0.load(Relaxed);
         assert_eq!(push(&sender, 70), Ok(()));
         assert_eq!(woken.0.load(Relaxed), before + 1);
+    }
+
+    #[test]
+    fn a_stream_that_keeps_back_what_is_written_is_flushed() {
+        let (near, mut far) = duplex(100);
+        let (sender, outbox) = outbox(1000, Writer::new(BufWriter::new(near)));
+        assert_eq!(push(&sender, 90), Ok(()));
+        assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
+        assert_eq!(read(&mut far), frame(90).bytes().len());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -474,7 +472,7 @@ pub(crate) mod tests {
                     sender.push(&small, &mut unflushed).unwrap();
                     // Every fourth debt is left to the session.
                     if turn % 4 > 0 {
-                        unflushed.flush_some();
+                        unflushed.flush();
                     }
                     yield_now().await;
                 }

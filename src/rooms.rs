@@ -76,11 +76,12 @@ impl Rooms {
         };
         let new = protocol::joined(id);
         let mut members = room.members.write();
-        members.push_to_all(&new);
+        let unflushed = members.push_to_all(&new);
         members.joined += 1;
         let joined = members.joined;
         members.senders.insert(id, Member { sender, joined });
         drop(members);
+        drop(unflushed);
         Membership {
             rooms: self,
             room,
@@ -171,8 +172,9 @@ impl Drop for Membership<'_> {
         let mut members = self.room.members.write();
         members.senders.remove(&self.id);
         release_spare(&mut members.senders);
-        members.push_to_all(&close);
+        let unflushed = members.push_to_all(&close);
         drop(members);
+        drop(unflushed);
 
         let mut rooms = self.rooms.rooms.lock();
         if let Some(entry) = rooms.get_mut(&self.name) {
@@ -186,12 +188,13 @@ impl Drop for Membership<'_> {
 }
 
 impl Members {
-    fn push_to_all(&self, frame: &Frame) {
+    fn push_to_all(&self, frame: &Frame) -> Unflushed {
         let mut unflushed = Unflushed::default();
         for member in self.senders.values() {
             // Who takes no more is leaving, and needs no news.
             let _ = member.sender.push(frame, &mut unflushed);
         }
+        unflushed
     }
 }
 

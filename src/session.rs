@@ -4,7 +4,7 @@ use std::{
     fmt::{self, Display},
     future::poll_fn,
     ops::ControlFlow,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -17,7 +17,6 @@ use log::debug;
 use tokio::{
     io::{AsyncRead, AsyncWrite, split},
     net::{TcpStream, tcp::OwnedReadHalf},
-    task::yield_now,
     time::timeout,
 };
 
@@ -197,10 +196,10 @@ impl<'a> Session<'a> {
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        let flushed = self.unflushed.flush_some();
-        if !flushed || read.is_ready() {
-            // Others have their turn, then it goes on.
-            let _ = pin!(yield_now()).poll(cx);
+        self.unflushed.flush();
+        if read.is_ready() {
+            // The receivers are to write, too, before more comes for them.
+            cx.waker().wake_by_ref();
         }
         Poll::Pending
     }

@@ -12,7 +12,7 @@ const MAX_HEADER: usize = 10;
 const OVERHEAD: usize = 64;
 
 /// How much room for encoding is kept between frames, in bytes.
-const KEPT_BYTES: usize = 64 * 1024;
+const KEPT_BYTES: usize = 128 * 1024;
 
 thread_local! {
     /// Where frames are encoded, before they take just the memory they need.
@@ -112,8 +112,6 @@ impl Frame {
     /// right in front of it.
     fn encode(opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) -> Frame {
         BUFFER.with_borrow_mut(|buffer| {
-            buffer.clear();
-            buffer.shrink_to(KEPT_BYTES);
             buffer.resize(MAX_HEADER, 0);
             write(buffer);
             let length = buffer.len() - MAX_HEADER;
@@ -130,7 +128,10 @@ impl Frame {
                 0
             };
             buffer[start] = FIN | opcode as u8;
-            Frame(buffer[start..].into())
+            let frame = Frame(buffer[start..].into());
+            buffer.clear();
+            buffer.shrink_to(KEPT_BYTES);
+            frame
         })
     }
 }

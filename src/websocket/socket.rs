@@ -177,6 +177,11 @@ impl Writer {
         Poll::Ready(Ok(cost))
     }
 
+    /// Has what is written leave a stream that keeps it back, as one with TLS may.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
     /// For how many frames it keeps room.
     #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {

@@ -149,3 +149,28 @@ async fn a_burst_within_the_limit_arrives_whole() {
         assert_eq!(alice.next().await["data"], number);
     }
 }
+
+#[tokio::test]
+async fn a_flood_to_a_large_room_closes_nobody_whose_socket_takes_it() {
+    const RECEIVERS: usize = 320;
+    const MESSAGES: usize = 400;
+    let server = TestServer::with(|config| {
+        config.outbox_bytes = 100_000;
+        config.pong_seconds = 3600;
+    })
+    .await;
+    let mut receivers = Vec::new();
+    for _ in 0..RECEIVERS {
+        receivers.push(Raw::join(&server, "flood").await);
+    }
+    let mut alice = Raw::join(&server, "flood").await;
+    let flood = json!({"type": "flood", "receiver": "all", "data": "d".repeat(1000)});
+    let last = json!({"type": "last", "receiver": "all", "ref": 1});
+    let mut frames = text(flood.to_string()).repeat(MESSAGES);
+    frames.extend(text(last.to_string()));
+    alice.write(frames).await;
+    let answer = alice.read_message().await;
+    assert_eq!(answer["type"], "ack", "nobody left before it: {answer}");
+    assert_eq!(answer["data"]["receivers"], RECEIVERS);
+    drop(receivers);
+}
