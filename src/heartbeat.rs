@@ -4,6 +4,8 @@
 //! Sessions are spread over as many slots as a ping period has seconds; each tick pings one slot
 //! and looks after another. So all are pinged once a period, a few at a time, by one ticker.
 
+use std::sync::Arc;
+
 use nohash_hasher::IntMap;
 use parking_lot::Mutex;
 
@@ -27,8 +29,8 @@ struct Pulse {
 }
 
 /// A session's place among those that are pinged; dropping it gives it back.
-pub(crate) struct Beat<'a> {
-    heartbeat: &'a Heartbeat,
+pub(crate) struct Beat {
+    heartbeat: Arc<Heartbeat>,
     id: SessionId,
 }
 
@@ -44,7 +46,7 @@ impl Heartbeat {
     }
 
     /// Pings the session behind `sender` from now on.
-    pub(crate) fn register(&self, id: SessionId, sender: Sender) -> Beat<'_> {
+    pub(crate) fn register(self: &Arc<Heartbeat>, id: SessionId, sender: Sender) -> Beat {
         self.slot(id).lock().insert(
             id,
             Pulse {
@@ -53,7 +55,7 @@ impl Heartbeat {
             },
         );
         Beat {
-            heartbeat: self,
+            heartbeat: self.clone(),
             id,
         }
     }
@@ -73,7 +75,7 @@ impl Heartbeat {
         for pulse in self.slot_at(now).lock().values_mut() {
             pulse.pinged.get_or_insert(now);
             // An outbox that is full ends the session by itself.
-            let _ = pulse.sender.push(&ping, &mut unflushed);
+            let _ = pulse.sender.push(ping.clone(), &mut unflushed);
         }
     }
 
@@ -86,7 +88,7 @@ impl Heartbeat {
     }
 }
 
-impl Beat<'_> {
+impl Beat {
     /// The session has answered.
     pub(crate) fn pong(&self) {
         if let Some(pulse) = self.heartbeat.slot(self.id).lock().get_mut(&self.id) {
@@ -95,7 +97,7 @@ impl Beat<'_> {
     }
 }
 
-impl Drop for Beat<'_> {
+impl Drop for Beat {
     fn drop(&mut self) {
         self.heartbeat.slot(self.id).lock().remove(&self.id);
     }
@@ -114,14 +116,14 @@ mod tests {
     };
 
     /// Another session, as its client and its server see it.
-    struct Session<'a> {
-        beat: Beat<'a>,
+    struct Session {
+        beat: Beat,
         outbox: Outbox,
         stream: DuplexStream,
     }
 
-    impl Session<'_> {
-        fn register(heartbeat: &Heartbeat) -> Session<'_> {
+    impl Session {
+        fn register(heartbeat: &Arc<Heartbeat>) -> Session {
             let (sender, outbox, stream) = outbox_to(100_000, 1000);
             Session {
                 beat: heartbeat.register(SessionId::random(), sender),
@@ -141,7 +143,7 @@ mod tests {
 
     #[test]
     fn everyone_is_pinged_once_a_period() {
-        let heartbeat = Heartbeat::new(20, 10);
+        let heartbeat = Arc::new(Heartbeat::new(20, 10));
         let mut sessions: Vec<_> = (0..100).map(|_| Session::register(&heartbeat)).collect();
         for now in 7..27 {
             heartbeat.tick(now);
@@ -154,7 +156,7 @@ mod tests {
     fn only_who_does_not_answer_is_given_up_and_not_before_the_time() {
         // Pongs may take less than a period, as long, or longer.
         for (ping, pong) in [(20, 10), (10, 10), (5, 10), (1, 1), (1, 60), (7, 10)] {
-            let heartbeat = Heartbeat::new(ping, pong);
+            let heartbeat = Arc::new(Heartbeat::new(ping, pong));
             let mut silent = Session::register(&heartbeat);
             let mut alive = Session::register(&heartbeat);
             let mut pinged = None;
@@ -181,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_session_that_left_is_forgotten() {
-        let heartbeat = Heartbeat::new(3, 3);
+        let heartbeat = Arc::new(Heartbeat::new(3, 3));
         drop(Session::register(&heartbeat));
         assert!(heartbeat.slots.iter().all(|slot| slot.lock().is_empty()));
     }

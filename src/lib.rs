@@ -137,8 +137,8 @@ struct Owner(Arc<Shared>);
 struct Shared {
     config: Config,
     admission: Admission,
-    rooms: Rooms,
-    heartbeat: Heartbeat,
+    rooms: Arc<Rooms>,
+    heartbeat: Arc<Heartbeat>,
     /// Every task there is: the ticker, connections, sessions.
     tasks: TaskTracker,
     /// Cancelled when the server stops: nobody joins any more.
@@ -172,8 +172,8 @@ impl Anteroom {
         }
         let shared = Arc::new(Shared {
             admission: Admission::new(config.session_limit()),
-            rooms: Rooms::default(),
-            heartbeat: Heartbeat::new(config.ping_seconds, config.pong_seconds),
+            rooms: Arc::default(),
+            heartbeat: Heartbeat::new(config.ping_seconds, config.pong_seconds).into(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),

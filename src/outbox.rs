@@ -7,11 +7,15 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
 };
 
-use parking_lot::Mutex;
+use arrayvec::ArrayVec;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     protocol::{Close, CloseCode},
@@ -22,9 +26,6 @@ use crate::{
 /// must have their turn, too, before it has the next.
 const FLUSHED_AT_ONCE: usize = 32;
 
-/// For how many outboxes it keeps room while there is none to flush.
-const KEPT_PLACES: usize = 4;
-
 /// How many writes a session does in one turn.
 const WRITES_AT_ONCE: usize = 16;
 
@@ -32,6 +33,7 @@ const WRITES_AT_ONCE: usize = 16;
 pub(crate) fn outbox(limit: usize, writer: Writer) -> (Sender, Outbox) {
     let channel = Arc::new(Channel {
         limit,
+        settled: AtomicBool::new(false),
         queue: Mutex::new(Queue {
             frames: VecDeque::new(),
             cost: 0,
@@ -54,7 +56,7 @@ pub(crate) struct Outbox(Arc<Channel>);
 /// Queues that were idle and have frames now, to be flushed by who filled them. When this is dropped,
 /// what is left is up to their sessions, which are woken for it.
 #[derive(Default)]
-pub(crate) struct Unflushed(Vec<Sender>);
+pub(crate) struct Unflushed(ArrayVec<Sender, FLUSHED_AT_ONCE>);
 
 /// Why a frame was not taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,6 +78,9 @@ pub(crate) enum FlushError {
 
 struct Channel {
     limit: usize,
+    /// Whether the session has nothing to do here: it need not look at the rest. Changed under the
+    /// queue's lock.
+    settled: AtomicBool,
     queue: Mutex<Queue>,
     /// `None` once the session has ended. Locked before the queue, where both are.
     writer: Mutex<Option<Writer>>,
@@ -96,7 +101,7 @@ struct Queue {
 enum State {
     Open,
     /// The session shall end, and say this.
-    Closing(Close),
+    Closing(Box<Close>),
     /// The session has ended.
     Closed,
 }
@@ -104,7 +109,7 @@ enum State {
 impl Channel {
     /// Puts a frame at the end of the queue; returns whether the queue was idle, and must be
     /// flushed.
-    fn push(&self, frame: &Frame) -> Result<bool, PushError> {
+    fn push(&self, frame: Frame) -> Result<bool, PushError> {
         let mut queue = self.queue.lock();
         let State::Open = queue.state else {
             return Err(PushError::Closed);
@@ -113,14 +118,24 @@ impl Channel {
         if queue.cost > 0 && cost > self.limit {
             queue.frames = VecDeque::new();
             let reason = format!("too slow: over {} bytes waited to be sent", self.limit);
-            queue.state = State::Closing(Close::new(CloseCode::TryAgainLater, reason));
-            drop(queue);
-            self.wake();
+            self.close(queue, Close::new(CloseCode::TryAgainLater, reason));
             return Err(PushError::Full);
         }
         queue.cost = cost;
-        queue.frames.push_back(frame.clone());
+        queue.frames.push_back(frame);
+        self.unsettle();
         Ok(mem::take(&mut queue.idle))
+    }
+
+    fn close(&self, mut queue: MutexGuard<'_, Queue>, close: Close) {
+        queue.state = State::Closing(Box::new(close));
+        self.unsettle();
+        drop(queue);
+        self.wake();
+    }
+
+    fn unsettle(&self) {
+        self.settled.store(false, Ordering::Release);
     }
 
     /// Writes until nothing waits, so many times at most; then the session, whose task is woken by
@@ -136,11 +151,13 @@ impl Channel {
             {
                 let mut queue = self.queue.lock();
                 if let State::Closing(close) = &queue.state {
-                    return Poll::Ready(Err(FlushError::Closing(close.clone())));
+                    return Poll::Ready(Err(FlushError::Closing(Close::clone(close))));
                 }
                 queue.cost -= mem::take(&mut written);
                 queue.idle = !writer.refill(&mut queue.frames);
                 if queue.idle {
+                    let settled = !writer.keeps_back();
+                    self.settled.store(settled, Ordering::Release);
                     break;
                 }
             }
@@ -171,12 +188,12 @@ impl Sender {
     ///
     /// [`PushError::Full`] for the first frame that does not fit: what waited is dropped, and the
     /// session closed (1013). [`PushError::Closed`] from then on.
-    pub(crate) fn push(&self, frame: &Frame, unflushed: &mut Unflushed) -> Result<(), PushError> {
+    pub(crate) fn push(&self, frame: Frame, unflushed: &mut Unflushed) -> Result<(), PushError> {
         if self.0.push(frame)? {
-            if unflushed.0.len() < FLUSHED_AT_ONCE {
-                unflushed.0.push(self.clone());
-            } else {
+            if unflushed.0.is_full() {
                 self.0.wake();
+            } else {
+                unflushed.0.push(self.clone());
             }
         }
         Ok(())
@@ -184,11 +201,9 @@ impl Sender {
 
     /// Ends the session with this Close frame, after what waits; unless it is already ending.
     pub(crate) fn close(&self, close: Close) {
-        let mut queue = self.0.queue.lock();
+        let queue = self.0.queue.lock();
         if let State::Open = queue.state {
-            queue.state = State::Closing(close);
-            drop(queue);
-            self.0.wake();
+            self.0.close(queue, close);
         }
     }
 
@@ -211,7 +226,6 @@ impl Unflushed {
         for sender in self.0.drain(..) {
             sender.flush();
         }
-        self.0.shrink_to(KEPT_PLACES);
     }
 }
 
@@ -226,22 +240,32 @@ impl Drop for Unflushed {
 impl Outbox {
     /// Like [`Sender::push`], by the session itself. It is awake, and must flush its outbox before
     /// it sleeps.
-    pub(crate) fn push(&self, frame: &Frame) {
+    pub(crate) fn push(&self, frame: Frame) {
         // When it is full, the session finds the close that follows from it.
         let _ = self.0.push(frame);
     }
 
     /// The [`Close`] with which the session shall end, if there is one.
     pub(crate) fn closing(&self) -> Option<Close> {
+        if self.settled() {
+            return None;
+        }
         match &self.0.queue.lock().state {
-            State::Closing(close) => Some(close.clone()),
+            State::Closing(close) => Some(Close::clone(close)),
             State::Open | State::Closed => None,
         }
+    }
+
+    fn settled(&self) -> bool {
+        self.0.settled.load(Ordering::Acquire)
     }
 
     /// Writes until nothing waits, or the socket takes no more. The task is woken when that goes on,
     /// and when the session shall end; it must be the same task every time.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), FlushError>> {
+        if self.settled() {
+            return Poll::Ready(Ok(()));
+        }
         self.0.session.get_or_init(|| cx.waker().clone());
         let mut writer = self.0.writer.lock();
         let writer = writer.as_mut().expect("it is taken only with the outbox");
@@ -288,7 +312,7 @@ pub(crate) mod tests {
     /// An outbox whose socket takes `space` bytes until they are read from the stream.
     pub(crate) fn outbox_to(limit: usize, space: usize) -> (Sender, Outbox, DuplexStream) {
         let (near, far) = duplex(space);
-        let (sender, outbox) = outbox(limit, Writer::new(near));
+        let (sender, outbox) = outbox(limit, Writer::to_stream(near));
         (sender, outbox, far)
     }
 
@@ -318,7 +342,7 @@ pub(crate) mod tests {
     }
 
     fn push(sender: &Sender, cost: usize) -> Result<(), PushError> {
-        sender.push(&frame(cost), &mut Unflushed::default())
+        sender.push(frame(cost), &mut Unflushed::default())
     }
 
     #[test]
@@ -349,7 +373,7 @@ pub(crate) mod tests {
         let small = Frame::pong(b"");
         let mut unflushed = Unflushed::default();
         let taken = (0..1000)
-            .take_while(|_| sender.push(&small, &mut unflushed).is_ok())
+            .take_while(|_| sender.push(small.clone(), &mut unflushed).is_ok())
             .count();
         assert!(
             taken < 20,
@@ -399,13 +423,13 @@ pub(crate) mod tests {
         let (sender, outbox, mut stream) = outbox_to(1000, 500);
         let [mut first, mut second] = [Unflushed::default(), Unflushed::default()];
         let small = Frame::pong(b"");
-        assert_eq!(sender.push(&small, &mut first), Ok(()));
-        assert_eq!(sender.push(&small, &mut second), Ok(()));
+        assert_eq!(sender.push(small.clone(), &mut first), Ok(()));
+        assert_eq!(sender.push(small.clone(), &mut second), Ok(()));
         assert_eq!((first.0.len(), second.0.len()), (1, 0));
         first.flush();
         assert_eq!(read(&mut stream), 2 * small.bytes().len());
 
-        assert_eq!(sender.push(&small, &mut second), Ok(()));
+        assert_eq!(sender.push(small.clone(), &mut second), Ok(()));
         assert_eq!(second.0.len(), 1);
         drop(outbox);
         second.flush();
@@ -427,7 +451,7 @@ pub(crate) mod tests {
         assert!(outbox.poll_flush(&mut cx).is_ready());
 
         let mut unflushed = Unflushed::default();
-        assert_eq!(sender.push(&frame(100), &mut unflushed), Ok(()));
+        assert_eq!(sender.push(frame(100), &mut unflushed), Ok(()));
         unflushed.flush();
         assert_eq!(woken.0.load(Relaxed), 1, "there is more to write");
         assert!(outbox.poll_flush(&mut cx).is_pending());
@@ -446,7 +470,7 @@ pub(crate) mod tests {
     #[test]
     fn a_stream_that_keeps_back_what_is_written_is_flushed() {
         let (near, mut far) = duplex(100);
-        let (sender, outbox) = outbox(1000, Writer::new(BufWriter::new(near)));
+        let (sender, outbox) = outbox(1000, Writer::to_stream(BufWriter::new(near)));
         assert_eq!(push(&sender, 90), Ok(()));
         assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
         assert_eq!(read(&mut far), frame(90).bytes().len());
@@ -469,7 +493,7 @@ pub(crate) mod tests {
             tokio::spawn(async move {
                 for turn in 0..FRAMES {
                     let mut unflushed = Unflushed::default();
-                    sender.push(&small, &mut unflushed).unwrap();
+                    sender.push(small.clone(), &mut unflushed).unwrap();
                     // Every fourth debt is left to the session.
                     if turn % 4 > 0 {
                         unflushed.flush();

@@ -3,7 +3,7 @@
 use crate::{
     Config,
     outbox::Outbox,
-    protocol::{self, Hello, Limits, Message, Problem, SessionId},
+    protocol::{self, Hello, Limits, Message, Problem},
     rooms::Membership,
 };
 
@@ -31,21 +31,20 @@ impl Request {
 /// Answers a message to the server, into the outbox of the session that sent it.
 pub(crate) fn answer(
     message: &Message<'_>,
-    id: SessionId,
-    membership: &Membership<'_>,
+    membership: &Membership,
     outbox: &Outbox,
     config: &Config,
 ) -> Result<(), Problem> {
     let request = Request::of_type(&message.kind)
         .ok_or_else(|| Problem::unknown_request(&message.kind, KNOWN))?;
     match request {
-        Request::Hello => hello(id, membership, outbox, config),
-        Request::Ping => outbox.push(&protocol::pong(id, message.data)),
+        Request::Hello => hello(membership, outbox, config),
+        Request::Ping => outbox.push(protocol::pong(membership.id(), message.data)),
     }
     Ok(())
 }
 
-fn hello(id: SessionId, membership: &Membership<'_>, outbox: &Outbox, config: &Config) {
+fn hello(membership: &Membership, outbox: &Outbox, config: &Config) {
     membership.with_roster(|peers| {
         let hello = Hello {
             room: membership.room(),
@@ -56,6 +55,6 @@ fn hello(id: SessionId, membership: &Membership<'_>, outbox: &Outbox, config: &C
                 message_bytes: config.max_message_bytes,
             },
         };
-        outbox.push(&protocol::hello(id, &hello));
+        outbox.push(protocol::hello(membership.id(), &hello));
     });
 }

@@ -35,8 +35,8 @@ struct Entry {
     sessions: usize,
 }
 
-#[derive(Default)]
 struct Room {
+    name: RoomName,
     members: RwLock<Members>,
 }
 
@@ -54,21 +54,28 @@ struct Member {
 }
 
 /// A session that is in a room; dropping it is the leaving.
-pub(crate) struct Membership<'a> {
-    rooms: &'a Rooms,
+pub(crate) struct Membership {
+    rooms: Arc<Rooms>,
     room: Arc<Room>,
-    name: RoomName,
     id: SessionId,
 }
 
 impl Rooms {
     /// Puts a session into a room, which exists from its first session to its last, and tells the
     /// others (`new`).
-    pub(crate) fn join(&self, name: RoomName, id: SessionId, sender: Sender) -> Membership<'_> {
+    pub(crate) fn join(
+        self: &Arc<Rooms>,
+        name: RoomName,
+        id: SessionId,
+        sender: Sender,
+    ) -> Membership {
         let room = {
             let mut rooms = self.rooms.lock();
-            let entry = rooms.entry(name.clone()).or_insert_with(|| Entry {
-                room: Arc::default(),
+            let entry = rooms.entry(name).or_insert_with_key(|name| Entry {
+                room: Arc::new(Room {
+                    name: name.clone(),
+                    members: RwLock::default(),
+                }),
                 sessions: 0,
             });
             entry.sessions += 1;
@@ -83,9 +90,8 @@ impl Rooms {
         drop(members);
         drop(unflushed);
         Membership {
-            rooms: self,
+            rooms: self.clone(),
             room,
-            name,
             id,
         }
     }
@@ -120,10 +126,15 @@ impl Rooms {
     }
 }
 
-impl Membership<'_> {
+impl Membership {
     /// The room's name.
     pub(crate) fn room(&self) -> &RoomName {
-        &self.name
+        &self.room.name
+    }
+
+    /// The session's id.
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
     }
 
     /// Sends to one session of the room; false if there is none of that id that still takes
@@ -131,7 +142,7 @@ impl Membership<'_> {
     pub(crate) fn send(
         &self,
         receiver: SessionId,
-        frame: &Frame,
+        frame: Frame,
         unflushed: &mut Unflushed,
     ) -> bool {
         let members = self.room.members.read();
@@ -146,7 +157,7 @@ impl Membership<'_> {
         let members = self.room.members.read();
         let others = members.senders.iter().filter(|(id, _)| **id != self.id);
         others
-            .filter(|(_, member)| member.sender.push(frame, unflushed).is_ok())
+            .filter(|(_, member)| member.sender.push(frame.clone(), unflushed).is_ok())
             .count()
     }
 
@@ -166,7 +177,7 @@ impl Membership<'_> {
     }
 }
 
-impl Drop for Membership<'_> {
+impl Drop for Membership {
     fn drop(&mut self) {
         let close = protocol::left(self.id);
         let mut members = self.room.members.write();
@@ -177,10 +188,10 @@ impl Drop for Membership<'_> {
         drop(unflushed);
 
         let mut rooms = self.rooms.rooms.lock();
-        if let Some(entry) = rooms.get_mut(&self.name) {
+        if let Some(entry) = rooms.get_mut(&self.room.name) {
             entry.sessions -= 1;
             if entry.sessions == 0 {
-                rooms.remove(&self.name);
+                rooms.remove(&self.room.name);
                 release_spare(&mut rooms);
             }
         }
@@ -192,7 +203,7 @@ impl Members {
         let mut unflushed = Unflushed::default();
         for member in self.senders.values() {
             // Who takes no more is leaving, and needs no news.
-            let _ = member.sender.push(frame, &mut unflushed);
+            let _ = member.sender.push(frame.clone(), &mut unflushed);
         }
         unflushed
     }

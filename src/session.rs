@@ -1,21 +1,21 @@
 //! One session's life, top to bottom: start, join, serve, leave, say goodbye.
 
 use std::{
+    collections::VecDeque,
     fmt::{self, Display},
     future::poll_fn,
     ops::ControlFlow,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use log::debug;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, split},
+    io::{AsyncRead, split},
     net::{TcpStream, tcp::OwnedReadHalf},
     time::timeout,
 };
@@ -35,97 +35,49 @@ use crate::{
 /// drain time instead.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
-type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// Starts the task of a session that lives on `connection` once it is upgraded. The session keeps
-/// its `place` to the end.
+/// Starts a session on `connection` once it is upgraded. The session keeps its `place` to the end.
 pub(crate) fn start(shared: Arc<Shared>, room: RoomName, connection: OnUpgrade, place: Place) {
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
         let handshake = shared.config.handshake();
-        if let Some(Ok(upgraded)) = in_time(&shared, handshake, connection).await {
-            life(&shared, room, upgraded).await;
+        let Some(Ok(upgraded)) = in_time(&shared, handshake, connection).await else {
+            return;
+        };
+        match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => {
+                let (reader, writer) = parts.io.into_inner().into_split();
+                let session = Session::join(shared, room, Writer::to_socket(writer), place);
+                // The kernel must not go on trying for minutes.
+                let abort = |reader: OwnedReadHalf| _ = reader.as_ref().set_zero_linger();
+                session.live(reader, parts.read_buf, abort);
+            }
+            // Under another server than ours the stream is of a type we cannot name.
+            Err(upgraded) => {
+                let (reader, writer) = split(TokioIo::new(upgraded));
+                let session = Session::join(shared, room, Writer::to_stream(writer), place);
+                session.live(reader, Bytes::new(), drop);
+            }
         }
-        drop(place);
     });
 }
 
-/// The life of a session on `upgraded`. In a box of just its size, for it is most of what a session
-/// costs while it is idle.
-fn life(shared: &Shared, room: RoomName, upgraded: Upgraded) -> BoxFuture<'_, ()> {
-    match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => {
-            let (reader, writer) = parts.io.into_inner().into_split();
-            // The kernel must not go on trying for minutes.
-            let abort = |reader: OwnedReadHalf| _ = reader.as_ref().set_zero_linger();
-            Box::pin(run(shared, room, reader, writer, parts.read_buf, abort))
-        }
-        // Under another server than ours the stream is of a type we cannot name.
-        Err(upgraded) => {
-            let (reader, writer) = split(TokioIo::new(upgraded));
-            Box::pin(run(shared, room, reader, writer, Bytes::new(), drop))
-        }
-    }
-}
-
-/// Lives the life of a session between two halves of a stream; `early` is what the client sent right
-/// behind its handshake. Who does not take the goodbye is cut off with `abort`.
-async fn run<R: AsyncRead + Send + Unpin>(
-    shared: &Shared,
-    room: RoomName,
-    reader: R,
-    writer: impl AsyncWrite + Send + Unpin + 'static,
-    early: Bytes,
-    abort: fn(R),
-) {
-    let mut reader = Reader::new(reader, shared.config.max_message_bytes);
-    let mut session = Session::join(shared, room, Writer::new(writer));
-    let end = session.serve(&mut reader, early).await;
-    let (mut writer, last_frames) = session.leave(&end);
-
-    let limit = match end {
-        End::Lost => return,
-        End::Closed(Close {
-            code: CloseCode::ServiceRestart,
-            ..
-        }) => shared.config.drain(),
-        _ => GOODBYE_LIMIT,
-    };
-    let goodbye = async {
-        writer.close(last_frames).await?;
-        reader.discard().await
-    };
-    let taken = in_time(shared, limit, goodbye).await;
-    if taken.is_none() && !shared.stopped.is_cancelled() {
-        abort(reader.into_inner());
-    }
-}
-
 /// The outcome of `work`, unless it takes longer than `limit`, or the server stops waiting; but it
-/// is begun in any case. In a box, so that a session that lives need not keep room for it.
-fn in_time<'a, T>(
-    shared: &'a Shared,
-    limit: Duration,
-    work: impl Future<Output = T> + Send + 'a,
-) -> BoxFuture<'a, Option<T>> {
-    Box::pin(async move {
-        tokio::select! {
-            biased;
-            outcome = timeout(limit, work) => outcome.ok(),
-            () = shared.stopped.cancelled() => None,
-        }
-    })
+/// is begun in any case.
+async fn in_time<T>(shared: &Shared, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        outcome = timeout(limit, work) => outcome.ok(),
+        () = shared.stopped.cancelled() => None,
+    }
 }
 
 /// A session that is in its room.
-struct Session<'a> {
-    id: SessionId,
-    shared: &'a Shared,
-    membership: Membership<'a>,
-    beat: Beat<'a>,
+struct Session {
+    shared: Arc<Shared>,
+    membership: Membership,
+    beat: Beat,
     outbox: Outbox,
-    /// Whom it has sent something that is not written yet.
-    unflushed: Unflushed,
+    place: Place,
 }
 
 /// Why a session ended.
@@ -140,8 +92,8 @@ enum End {
     Closed(Close),
 }
 
-impl<'a> Session<'a> {
-    fn join(shared: &'a Shared, room: RoomName, writer: Writer) -> Session<'a> {
+impl Session {
+    fn join(shared: Arc<Shared>, room: RoomName, writer: Writer, place: Place) -> Session {
         let id = SessionId::random();
         let (sender, outbox) = outbox(shared.config.outbox_bytes, writer);
         let membership = shared.rooms.join(room, id, sender.clone());
@@ -152,27 +104,39 @@ impl<'a> Session<'a> {
         }
         debug!("{id} joined {}", membership.room());
         Session {
-            id,
             shared,
             membership,
             beat,
             outbox,
-            unflushed: Unflushed::default(),
+            place,
         }
     }
 
-    /// Takes in what the client sends and writes what waits for it, until something ends the
-    /// session.
-    async fn serve<R>(&mut self, reader: &mut Reader<R>, early: Bytes) -> End
+    /// Lives in a task of its own; `early` is what the client sent right behind its handshake. Who
+    /// does not take the goodbye is cut off with `abort`.
+    ///
+    /// The task is most of what a session costs while it is idle. It holds just these few things,
+    /// and what is needed once, at the end, is in a box.
+    fn live<R>(mut self, reader: R, early: Bytes, abort: fn(R))
     where
-        R: AsyncRead + Unpin,
+        R: AsyncRead + Send + Unpin + 'static,
     {
-        let mut early = Vec::from(early);
-        if let Err(stop) = reader.feed(&mut early, |event| self.on_event(event)) {
-            return self.on_stop(stop);
-        }
-        drop(early);
-        poll_fn(|cx| self.poll_serve(cx, reader)).await
+        let tasks = self.shared.tasks.clone();
+        let mut reader = Reader::new(reader, self.shared.config.max_message_bytes);
+        let mut early: Box<[u8]> = Vec::from(early).into();
+        tasks.spawn(async move {
+            let begin = {
+                let mut unflushed = Unflushed::default();
+                reader.feed(&mut early, |event| self.on_event(event, &mut unflushed))
+            };
+            let end = match begin {
+                Ok(()) => poll_fn(|cx| self.poll_serve(cx, &mut reader)).await,
+                Err(stop) => self.on_stop(stop),
+            };
+            let (goodbye, place) = self.leave(end);
+            Box::pin(goodbye.say(reader, abort)).await;
+            drop(place);
+        });
     }
 
     /// Takes in what has come, then writes what waits for the session and what it has sent to
@@ -181,10 +145,12 @@ impl<'a> Session<'a> {
     where
         R: AsyncRead + Unpin,
     {
-        let mut read = reader.poll_read(cx, |event| self.on_event(event));
+        // Whom it sends something that is not written yet.
+        let mut unflushed = Unflushed::default();
+        let mut read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
         if let Poll::Ready(Ok(false)) = read {
             // Nothing more is there; this asks to be woken when there is.
-            read = reader.poll_read(cx, |event| self.on_event(event));
+            read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
         }
         if let Poll::Ready(Err(stop)) = read {
             return Poll::Ready(self.on_stop(stop));
@@ -196,7 +162,7 @@ impl<'a> Session<'a> {
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        self.unflushed.flush();
+        unflushed.flush();
         if read.is_ready() {
             // The receivers are to write, too, before more comes for them.
             cx.waker().wake_by_ref();
@@ -204,35 +170,32 @@ impl<'a> Session<'a> {
         Poll::Pending
     }
 
-    /// Leaves the room, and returns the frames to go: what still waits, and the goodbye. Who was
-    /// too slow gets the goodbye alone, behind the frame it is in the middle of.
-    fn leave(self, end: &End) -> (Writer, impl Iterator<Item = Frame>) {
-        debug!("{} left {}: {end}", self.id, self.membership.room());
+    /// Leaves the room. What is left is a goodbye to say, and its place.
+    fn leave(self, end: End) -> (Goodbye, Place) {
+        debug!(
+            "{} left {}: {end}",
+            self.membership.id(),
+            self.membership.room()
+        );
         drop(self.membership);
-        let (mut writer, rest) = self.outbox.into_rest();
-        let goodbye = match end {
-            End::Lost | End::Eof => None,
-            End::Left(code) => Some(Frame::close(code.map(|code| (code, "")))),
-            End::Closed(close) => Some(close.frame()),
+        let (writer, waiting) = self.outbox.into_rest();
+        let goodbye = Goodbye {
+            shared: self.shared,
+            end,
+            writer,
+            waiting,
         };
-        if let End::Closed(Close {
-            code: CloseCode::TryAgainLater,
-            ..
-        }) = end
-        {
-            writer.clear();
-        }
-        (writer, rest.into_iter().chain(goodbye))
+        (goodbye, self.place)
     }
 
-    fn on_event(&mut self, event: Event<'_>) -> ControlFlow<End> {
+    fn on_event(&self, event: Event<'_>, unflushed: &mut Unflushed) -> ControlFlow<End> {
         // Nothing more is done for a session that is being closed.
         if let Some(close) = self.outbox.closing() {
             return ControlFlow::Break(End::Closed(close));
         }
         match event {
-            Event::Text(text) => self.on_message(text),
-            Event::Ping(payload) => self.outbox.push(&Frame::pong(payload)),
+            Event::Text(text) => self.on_message(text, unflushed),
+            Event::Ping(payload) => self.outbox.push(Frame::pong(payload)),
             Event::Pong(_) => self.beat.pong(),
             Event::Binary(_) => {
                 let reason = "a binary message: send JSON as text";
@@ -265,54 +228,87 @@ impl<'a> Session<'a> {
     }
 
     /// Routes one message, and answers what must be answered.
-    fn on_message(&mut self, text: &str) {
+    fn on_message(&self, text: &str, unflushed: &mut Unflushed) {
         let (result, reference) = match protocol::parse(text) {
-            Ok(message) => (self.route(&message), message.reference),
+            Ok(message) => (self.route(&message, unflushed), message.reference),
             Err(invalid) => (Err(invalid.problem), invalid.reference),
         };
-        match (result, reference) {
-            (Ok(receivers), Some(reference)) => {
-                self.outbox
-                    .push(&protocol::ack(self.id, reference, receivers));
-            }
-            (Ok(_), None) => {}
-            (Err(problem), reference) => {
-                self.outbox
-                    .push(&protocol::error(self.id, &problem, reference));
-            }
-        }
+        let id = self.membership.id();
+        let answer = match (result, reference) {
+            (Ok(receivers), Some(reference)) => protocol::ack(id, reference, receivers),
+            (Ok(_), None) => return,
+            (Err(problem), reference) => protocol::error(id, &problem, reference),
+        };
+        self.outbox.push(answer);
     }
 
     /// Delivers a message; returns to how many.
-    fn route(&mut self, message: &Message<'_>) -> Result<usize, Problem> {
+    fn route(&self, message: &Message<'_>, unflushed: &mut Unflushed) -> Result<usize, Problem> {
+        let membership = &self.membership;
         match &message.receiver {
             Receiver::Session(id) => {
-                let frame = protocol::relayed(message, self.id, Some(*id));
-                let sent = self.membership.send(*id, &frame, &mut self.unflushed);
-                if sent {
-                    Ok(1)
-                } else {
-                    Err(Problem::unknown_receiver(id))
+                let frame = protocol::relayed(message, membership.id(), Some(*id));
+                match membership.send(*id, frame, unflushed) {
+                    true => Ok(1),
+                    false => Err(Problem::unknown_receiver(id)),
                 }
             }
             Receiver::All => {
-                let frame = protocol::relayed(message, self.id, None);
-                match self.membership.broadcast(&frame, &mut self.unflushed) {
+                let frame = protocol::relayed(message, membership.id(), None);
+                match membership.broadcast(&frame, unflushed) {
                     0 => Err(Problem::empty_room()),
                     receivers => Ok(receivers),
                 }
             }
             Receiver::Server => {
-                requests::answer(
-                    message,
-                    self.id,
-                    &self.membership,
-                    &self.outbox,
-                    &self.shared.config,
-                )?;
+                requests::answer(message, membership, &self.outbox, &self.shared.config)?;
                 Ok(1)
             }
             Receiver::Unknown(name) => Err(Problem::unknown_receiver(name)),
+        }
+    }
+}
+
+/// What is to be said to a client whose session has ended.
+struct Goodbye {
+    shared: Arc<Shared>,
+    end: End,
+    writer: Writer,
+    /// What still waits to be written.
+    waiting: VecDeque<Frame>,
+}
+
+impl Goodbye {
+    /// Says it behind all that waits; but who was too slow gets it alone, behind the frame it is in
+    /// the middle of. Then waits until the client closes its side, and cuts it off with `abort` if
+    /// it does not in time.
+    async fn say<R: AsyncRead + Unpin>(mut self, mut reader: Reader<R>, abort: fn(R)) {
+        let (frame, limit) = match &self.end {
+            End::Lost => return,
+            End::Eof => (None, GOODBYE_LIMIT),
+            End::Left(code) => (
+                Some(Frame::close(code.map(|code| (code, "")))),
+                GOODBYE_LIMIT,
+            ),
+            End::Closed(close) => {
+                let limit = match close.code {
+                    CloseCode::ServiceRestart => self.shared.config.drain(),
+                    _ => GOODBYE_LIMIT,
+                };
+                if let CloseCode::TryAgainLater = close.code {
+                    self.writer.clear();
+                }
+                (Some(close.frame()), limit)
+            }
+        };
+        let last_frames = self.waiting.into_iter().chain(frame);
+        let goodbye = async {
+            self.writer.close(last_frames).await?;
+            reader.discard().await
+        };
+        let taken = in_time(&self.shared, limit, goodbye).await;
+        if taken.is_none() && !self.shared.stopped.is_cancelled() {
+            abort(reader.into_inner());
         }
     }
 }

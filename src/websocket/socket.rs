@@ -11,7 +11,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::tcp::OwnedWriteHalf,
+};
+use tokio_util::either::Either;
 
 use super::{Event, Frame, Violation, decode::Decoder};
 
@@ -51,7 +55,8 @@ pub(crate) struct Reader<R> {
 
 /// The sending half of a connection, with the frames it is writing.
 pub(crate) struct Writer {
-    stream: Box<dyn AsyncWrite + Send + Unpin>,
+    /// A plain socket, as most are, or another stream.
+    stream: Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>,
     frames: VecDeque<Frame>,
     /// How many bytes of the first frame are written.
     written: usize,
@@ -124,10 +129,19 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 }
 
 impl Writer {
-    /// Writes to `stream`.
-    pub(crate) fn new(stream: impl AsyncWrite + Send + Unpin + 'static) -> Writer {
+    /// Writes to a plain socket.
+    pub(crate) fn to_socket(socket: OwnedWriteHalf) -> Writer {
+        Writer::new(Either::Left(socket))
+    }
+
+    /// Writes to another stream.
+    pub(crate) fn to_stream(stream: impl AsyncWrite + Send + Unpin + 'static) -> Writer {
+        Writer::new(Either::Right(Box::new(stream)))
+    }
+
+    fn new(stream: Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>) -> Writer {
         Writer {
-            stream: Box::new(stream),
+            stream,
             frames: VecDeque::new(),
             written: 0,
         }
@@ -177,7 +191,12 @@ impl Writer {
         Poll::Ready(Ok(cost))
     }
 
-    /// Has what is written leave a stream that keeps it back, as one with TLS may.
+    /// Whether the stream may keep back what is written until it is flushed, as one with TLS may.
+    pub(crate) fn keeps_back(&self) -> bool {
+        matches!(self.stream, Either::Right(_))
+    }
+
+    /// Has what is written leave a stream that keeps it back.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }

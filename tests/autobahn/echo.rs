@@ -74,7 +74,7 @@ fn accept(
 async fn serve(upgraded: Upgraded) {
     let (reader, writer) = split(TokioIo::new(upgraded));
     let mut reader = Reader::new(reader, LIMIT);
-    let mut writer = Writer::new(writer);
+    let mut writer = Writer::to_stream(writer);
     let goodbye = match echo(&mut reader, &mut writer).await {
         Stop::Eof | Stop::Lost => None,
         Stop::Break(code) => Some(Frame::close(code.map(|code| (code, "")))),

@@ -63,8 +63,7 @@ impl Kind {
     fn command(self, peers: &Path) -> io::Result<[PathBuf; 2]> {
         Ok(match self {
             Kind::Anteroom => [
-                std::env::var_os("ANTEROOM")
-                    .map_or(env!("CARGO_BIN_EXE_anteroom").into(), PathBuf::from),
+                env!("CARGO_BIN_EXE_anteroom").into(),
                 "--listen=127.0.0.1:0".into(),
             ],
             Kind::Warp => [env::current_exe()?, SERVE_WARP.into()],
