@@ -303,6 +303,7 @@ pub(crate) mod tests {
 
     use tokio::{
         io::{AsyncRead, AsyncReadExt, BufWriter, DuplexStream, ReadBuf, duplex},
+        net::{TcpListener, TcpSocket},
         task::yield_now,
         time::timeout,
     };
@@ -482,8 +483,17 @@ pub(crate) mod tests {
         const FRAMES: usize = 5000;
         let small = Frame::pong(b"");
         let total = SENDERS * FRAMES * small.bytes().len();
-        // The stream takes little at a time, so that the session has its share of the writing.
-        let (sender, outbox, mut stream) = outbox_to(usize::MAX, 7);
+        // The socket takes little at a time, so that the session has its share of the writing.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(1).unwrap();
+        let mut stream = socket
+            .connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (near, _) = listener.accept().await.unwrap();
+        let (_reader, near) = near.into_split();
+        let (sender, outbox) = outbox(usize::MAX, Writer::to_socket(near));
         let session = tokio::spawn(poll_fn(move |cx| {
             assert!(!matches!(outbox.poll_flush(cx), Poll::Ready(Err(_))));
             Poll::<()>::Pending
