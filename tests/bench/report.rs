@@ -90,7 +90,7 @@ impl Report {
     }
 
     /// The table: the median of each figure, in parentheses as a ratio to anteroom's, and half the
-    /// distance between the least and the greatest.
+    /// distance between the least and the greatest where there is more than one.
     pub fn table(&self) -> String {
         let mut table = "| less is better |".to_owned();
         for kind in Kind::ALL {
@@ -109,11 +109,11 @@ impl Report {
                         }
                         _ => String::new(),
                     };
-                    format!(
-                        "{}{ratio} ±{:.0} %",
-                        digits(median),
-                        row.spread(kind) * 100.0
-                    )
+                    let spread = match row.spread(kind) {
+                        Some(spread) => format!(" ±{:.0} %", spread * 100.0),
+                        None => String::new(),
+                    };
+                    digits(median) + &ratio + &spread
                 });
                 write!(table, " {} |", cell.as_deref().unwrap_or("–")).unwrap();
             }
@@ -190,12 +190,14 @@ impl Row {
         self.figures(kind).map(|figures| figures[figures.len() / 2])
     }
 
-    /// Half the distance between the least and the greatest, as a part of the median.
-    fn spread(&self, kind: Kind) -> f64 {
-        self.figures(kind).map_or(0.0, |figures| {
-            let (least, greatest) = (figures[0], figures[figures.len() - 1]);
-            (greatest - least) / 2.0 / figures[figures.len() / 2]
-        })
+    /// Half the distance between the least and the greatest, as a part of the median; `None` where
+    /// there is only one.
+    fn spread(&self, kind: Kind) -> Option<f64> {
+        let figures = self.figures(kind)?;
+        let [least, .., greatest] = figures[..] else {
+            return None;
+        };
+        Some((greatest - least) / 2.0 / figures[figures.len() / 2])
     }
 }
 
