@@ -111,6 +111,17 @@ pub struct Config {
     #[arg(default_value_t = Config::default().pong_seconds)]
     pub pong_seconds: u64,
 
+    /// How long a session that has asked for it waits for its client to come back, in seconds; 0 lets
+    /// nobody ask
+    #[arg(
+        long,
+        env = "ANTEROOM_RESUME_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "Liveness"
+    )]
+    #[arg(default_value_t = Config::default().resume_seconds)]
+    pub resume_seconds: u64,
+
     /// How long a stopping server waits for its sessions, in seconds; they are told to come back
     /// spread over that time
     #[arg(
@@ -135,6 +146,7 @@ impl Default for Config {
             max_header_bytes: 16 << 10,
             ping_seconds: 20,
             pong_seconds: 10,
+            resume_seconds: 30,
             drain_seconds: 5,
         }
     }
@@ -167,6 +179,7 @@ impl Config {
         )?;
         within("--ping-seconds", self.ping_seconds, 1..=3600)?;
         within("--pong-seconds", self.pong_seconds, 1..=3600)?;
+        within("--resume-seconds", self.resume_seconds, 0..=3600)?;
         within("--drain-seconds", self.drain_seconds, 0..=3600)?;
         let least = self.max_message_bytes + ENVELOPE_BYTES;
         if self.outbox_bytes < least {
@@ -192,6 +205,10 @@ impl Config {
 
     pub(crate) fn handshake(&self) -> Duration {
         Duration::from_secs(self.handshake_seconds)
+    }
+
+    pub(crate) fn resume(&self) -> Duration {
+        Duration::from_secs(self.resume_seconds)
     }
 
     pub(crate) fn drain(&self) -> Duration {

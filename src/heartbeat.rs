@@ -66,16 +66,17 @@ impl Heartbeat {
             for pulse in self.slot_at(due).lock().values() {
                 if pulse.pinged.is_some_and(|pinged| pinged <= due) {
                     let reason = format!("no pong within {} s", self.pong_seconds);
-                    pulse.sender.close(Close::new(CloseCode::GoingAway, reason));
+                    let close = Close::new(CloseCode::GoingAway, reason);
+                    pulse.sender.give_up(close);
                 }
             }
         }
-        let ping = Frame::ping();
+        let ping = Frame::ping(b"");
         let mut unflushed = Unflushed::default();
         for pulse in self.slot_at(now).lock().values_mut() {
-            pulse.pinged.get_or_insert(now);
-            // An outbox that is full ends the session by itself.
-            let _ = pulse.sender.push(ping.clone(), &mut unflushed);
+            if pulse.sender.ping(&ping, &mut unflushed) {
+                pulse.pinged.get_or_insert(now);
+            }
         }
     }
 
@@ -89,7 +90,7 @@ impl Heartbeat {
 }
 
 impl Beat {
-    /// The session has answered.
+    /// The session has answered, or has another connection now.
     pub(crate) fn pong(&self) {
         if let Some(pulse) = self.heartbeat.slot(self.id).lock().get_mut(&self.id) {
             pulse.pinged = None;
@@ -136,7 +137,7 @@ mod tests {
         fn pings(&mut self) -> Result<usize, CloseCode> {
             match flush(&self.outbox) {
                 Poll::Ready(Err(code)) => Err(code),
-                _ => Ok(read(&mut self.stream) / Frame::ping().bytes().len()),
+                _ => Ok(read(&mut self.stream) / Frame::ping(b"").bytes().len()),
             }
         }
     }

@@ -25,6 +25,8 @@
 //! | `requests` | what is addressed to the server |
 //! | `rooms` | who is where |
 //! | `outbox` | what waits for a session |
+//! | `kept` | what may have to be sent again |
+//! | `resume` | the sessions that may be resumed |
 //! | `heartbeat` | who is pinged, who is given up |
 //! | `protocol` | the wire format |
 
@@ -33,12 +35,14 @@
 mod admission;
 mod config;
 mod heartbeat;
+mod kept;
 mod listener;
 mod outbox;
 mod page;
 mod protocol;
 mod refusal;
 mod requests;
+mod resume;
 mod rooms;
 mod routes;
 mod session;
@@ -54,8 +58,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use warp::{filters::BoxedFilter, reply::Response};
 
-pub use crate::config::Config;
-use crate::{admission::Admission, heartbeat::Heartbeat, protocol::Close, rooms::Rooms};
+use crate::{
+    admission::Admission, heartbeat::Heartbeat, protocol::Close, resume::Resumes, rooms::Rooms,
+};
+pub use crate::{config::Config, resume::ResumeCounts};
 
 /// A server that is bound to its address, and not yet serving.
 pub struct Server {
@@ -139,6 +145,7 @@ struct Shared {
     admission: Admission,
     rooms: Arc<Rooms>,
     heartbeat: Arc<Heartbeat>,
+    resumes: Arc<Resumes>,
     /// Every task there is: the ticker, connections, sessions.
     tasks: TaskTracker,
     /// Cancelled when the server stops: nobody joins any more.
@@ -174,6 +181,7 @@ impl Anteroom {
             admission: Admission::new(config.session_limit()),
             rooms: Arc::default(),
             heartbeat: Heartbeat::new(config.ping_seconds, config.pong_seconds).into(),
+            resumes: Arc::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
@@ -199,9 +207,14 @@ impl Anteroom {
         self.shared().rooms.len()
     }
 
-    /// How many sessions there are.
+    /// How many sessions there are, with those that are without a connection.
     pub fn sessions(&self) -> usize {
         self.shared().rooms.sessions()
+    }
+
+    /// How many sessions are without a connection, and what became of others that were.
+    pub fn resumes(&self) -> ResumeCounts {
+        self.shared().resumes.counts()
     }
 
     /// Admits nobody any more, tells every session to come back later (close code 1012), waits for

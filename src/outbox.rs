@@ -3,10 +3,13 @@
 //! A frame is put into the queue first and written later, so that what many say to one session leaves
 //! in one write. Whoever fills an idle queue sees to that: it flushes the first few itself, at the end
 //! of its turn and in place of their sessions, which go on sleeping; the others it wakes.
+//!
+//! An outbox that keeps what it sends may do without a socket for a while: it is detached from one,
+//! and attached to the next.
 
 use std::{
     collections::VecDeque,
-    mem,
+    iter, mem,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -18,8 +21,10 @@ use arrayvec::ArrayVec;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
+    kept::{Kept, Lacking},
     protocol::{Close, CloseCode},
-    websocket::{Frame, Writer},
+    resume::Arrival,
+    websocket::{Frame, Reader, Writer},
 };
 
 /// How many outboxes a session flushes in one turn. What it sends to more is theirs to write: they
@@ -39,6 +44,9 @@ pub(crate) fn outbox(limit: usize, writer: Writer) -> (Sender, Outbox) {
             cost: 0,
             state: State::Open,
             idle: true,
+            messages: 0,
+            kept: None,
+            arrival: None,
         }),
         writer: Mutex::new(Some(writer)),
         session: OnceLock::new(),
@@ -72,8 +80,27 @@ pub(crate) enum PushError {
 pub(crate) enum FlushError {
     /// The connection is gone.
     Lost,
-    /// The session shall end, and say this.
-    Closing(Close),
+    /// The session is called away from its connection.
+    Called(Call),
+}
+
+/// What is left of an outbox.
+pub(crate) struct Rest {
+    /// `None` where the session was without a connection.
+    pub(crate) writer: Option<Writer>,
+    /// What was not written.
+    pub(crate) frames: VecDeque<Frame>,
+    /// Who has come too late to go on with the session.
+    pub(crate) arrival: Option<Box<Arrival>>,
+}
+
+/// What a session is to do in place of going on.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// To end, and say this.
+    End(Close),
+    /// To say this and give its connection up, but not itself.
+    Detach(Close),
 }
 
 struct Channel {
@@ -82,7 +109,8 @@ struct Channel {
     /// queue's lock.
     settled: AtomicBool,
     queue: Mutex<Queue>,
-    /// `None` once the session has ended. Locked before the queue, where both are.
+    /// `None` while the session is without a connection, and once it has ended. Locked before the
+    /// queue, where both are.
     writer: Mutex<Option<Writer>>,
     /// Wakes the session's task, once that has been polled.
     session: OnceLock<Waker>,
@@ -96,10 +124,20 @@ struct Queue {
     /// Whether nothing waits. Otherwise someone is about to write it: who filled the queue, or the
     /// session, which has been woken for it or waits until its socket takes more.
     idle: bool,
+    /// How many messages there have been so far.
+    messages: u64,
+    /// What may have to be sent again, if the session may be resumed.
+    kept: Option<Box<Kept>>,
+    /// The connection with which the session shall go on.
+    arrival: Option<Box<Arrival>>,
 }
 
 enum State {
     Open,
+    /// The session shall give its connection up, and say this.
+    Detaching(Box<Close>),
+    /// It has done so. What is sent to it is only kept.
+    Detached,
     /// The session shall end, and say this.
     Closing(Box<Close>),
     /// The session has ended.
@@ -109,26 +147,45 @@ enum State {
 impl Channel {
     /// Puts a frame at the end of the queue; returns whether the queue was idle, and must be
     /// flushed.
-    fn push(&self, frame: Frame) -> Result<bool, PushError> {
-        let mut queue = self.queue.lock();
-        let State::Open = queue.state else {
+    fn push(&self, mut queue: MutexGuard<'_, Queue>, frame: Frame) -> Result<bool, PushError> {
+        if let State::Closing(_) | State::Closed = queue.state {
             return Err(PushError::Closed);
-        };
-        let cost = queue.cost + frame.cost();
-        if queue.cost > 0 && cost > self.limit {
+        }
+        let mut early_ping = None;
+        if frame.is_message() {
+            queue.messages += 1;
+            if let Some(kept) = &mut queue.kept {
+                early_ping = kept.push(frame.clone());
+            }
+        }
+        if let State::Detaching(_) | State::Detached = queue.state {
+            return Ok(false);
+        }
+        if queue.cost > 0 && queue.cost + frame.cost() > self.limit {
             queue.frames = VecDeque::new();
             let reason = format!("too slow: over {} bytes waited to be sent", self.limit);
             self.close(queue, Close::new(CloseCode::TryAgainLater, reason));
             return Err(PushError::Full);
         }
-        queue.cost = cost;
-        queue.frames.push_back(frame);
+        queue.put(frame);
+        if let Some(ping) = early_ping {
+            queue.put(ping);
+        }
         self.unsettle();
         Ok(mem::take(&mut queue.idle))
     }
 
+    /// Ends the session, unless it is already ending.
     fn close(&self, mut queue: MutexGuard<'_, Queue>, close: Close) {
+        if let State::Closing(_) | State::Closed = queue.state {
+            return;
+        }
         queue.state = State::Closing(Box::new(close));
+        self.call(queue);
+    }
+
+    /// Has the session look for what it is to do.
+    fn call(&self, queue: MutexGuard<'_, Queue>) {
         self.unsettle();
         drop(queue);
         self.wake();
@@ -150,8 +207,8 @@ impl Channel {
         for left in (0..=writes).rev() {
             {
                 let mut queue = self.queue.lock();
-                if let State::Closing(close) = &queue.state {
-                    return Poll::Ready(Err(FlushError::Closing(Close::clone(close))));
+                if let Some(call) = queue.called() {
+                    return Poll::Ready(Err(FlushError::Called(call)));
                 }
                 queue.cost -= mem::take(&mut written);
                 queue.idle = !writer.refill(&mut queue.frames);
@@ -180,6 +237,25 @@ impl Channel {
     }
 }
 
+impl Queue {
+    fn put(&mut self, frame: Frame) {
+        self.cost += frame.cost();
+        self.frames.push_back(frame);
+    }
+
+    fn called(&self) -> Option<Call> {
+        match &self.state {
+            State::Closing(close) => Some(Call::End(Close::clone(close))),
+            State::Detaching(close) => Some(Call::Detach(Close::clone(close))),
+            State::Open if self.arrival.is_some() => {
+                let reason = "resumed on another connection";
+                Some(Call::Detach(Close::new(CloseCode::PolicyViolation, reason)))
+            }
+            State::Open | State::Detached | State::Closed => None,
+        }
+    }
+}
+
 impl Sender {
     /// Puts a frame at the end of the queue, without ever waiting, and the queue among the
     /// `unflushed` if it was idle. An empty queue takes a frame of any size.
@@ -189,7 +265,30 @@ impl Sender {
     /// [`PushError::Full`] for the first frame that does not fit: what waited is dropped, and the
     /// session closed (1013). [`PushError::Closed`] from then on.
     pub(crate) fn push(&self, frame: Frame, unflushed: &mut Unflushed) -> Result<(), PushError> {
-        if self.0.push(frame)? {
+        self.push_locked(self.0.queue.lock(), frame, unflushed)
+    }
+
+    /// Like [`push`](Sender::push), for a ping: `ping`, or one of its own for a session that may be
+    /// resumed. Returns whether there is a connection to ping.
+    pub(crate) fn ping(&self, ping: &Frame, unflushed: &mut Unflushed) -> bool {
+        let mut queue = self.0.queue.lock();
+        let State::Open = queue.state else {
+            return false;
+        };
+        let ping = queue
+            .kept
+            .as_mut()
+            .map_or_else(|| ping.clone(), |kept| kept.ping());
+        self.push_locked(queue, ping, unflushed).is_ok()
+    }
+
+    fn push_locked(
+        &self,
+        queue: MutexGuard<'_, Queue>,
+        frame: Frame,
+        unflushed: &mut Unflushed,
+    ) -> Result<(), PushError> {
+        if self.0.push(queue, frame)? {
             if unflushed.0.is_full() {
                 self.0.wake();
             } else {
@@ -201,10 +300,45 @@ impl Sender {
 
     /// Ends the session with this Close frame, after what waits; unless it is already ending.
     pub(crate) fn close(&self, close: Close) {
-        let queue = self.0.queue.lock();
-        if let State::Open = queue.state {
+        self.0.close(self.0.queue.lock(), close);
+    }
+
+    /// Has the session give its connection up with this Close frame, and end if it may not be
+    /// resumed.
+    pub(crate) fn give_up(&self, close: Close) {
+        let mut queue = self.0.queue.lock();
+        if queue.kept.is_none() {
             self.0.close(queue, close);
+        } else if let State::Open = queue.state {
+            queue.state = State::Detaching(Box::new(close));
+            self.0.call(queue);
         }
+    }
+
+    /// Has the session go on with another connection. One that cannot, because what the client has
+    /// not got is not kept any longer, ends.
+    ///
+    /// # Errors
+    ///
+    /// The arrival, if the session cannot go on with it.
+    pub(crate) fn hand_over(&self, arrival: Box<Arrival>) -> Result<(), Box<Arrival>> {
+        let mut queue = self.0.queue.lock();
+        if let State::Closing(_) | State::Closed = queue.state {
+            return Err(arrival);
+        }
+        let (Some(kept), None) = (&queue.kept, &queue.arrival) else {
+            return Err(arrival);
+        };
+        match kept.check(arrival.received) {
+            Ok(()) => {
+                queue.arrival = Some(arrival);
+                self.0.call(queue);
+                return Ok(());
+            }
+            Err(Lacking::Gone) => self.0.close(queue, Close::not_resumable()),
+            Err(Lacking::NeverSent) => {}
+        }
+        Err(arrival)
     }
 
     /// Writes what waits, in place of the session. What the socket does not take at once is left to
@@ -238,22 +372,24 @@ impl Drop for Unflushed {
 }
 
 impl Outbox {
+    /// The other end.
+    pub(crate) fn sender(&self) -> Sender {
+        Sender(self.0.clone())
+    }
+
     /// Like [`Sender::push`], by the session itself. It is awake, and must flush its outbox before
     /// it sleeps.
     pub(crate) fn push(&self, frame: Frame) {
         // When it is full, the session finds the close that follows from it.
-        let _ = self.0.push(frame);
+        let _ = self.0.push(self.0.queue.lock(), frame);
     }
 
-    /// The [`Close`] with which the session shall end, if there is one.
-    pub(crate) fn closing(&self) -> Option<Close> {
+    /// What the session is to do in place of going on, if there is something.
+    pub(crate) fn called(&self) -> Option<Call> {
         if self.settled() {
             return None;
         }
-        match &self.0.queue.lock().state {
-            State::Closing(close) => Some(Close::clone(close)),
-            State::Open | State::Closed => None,
-        }
+        self.0.queue.lock().called()
     }
 
     fn settled(&self) -> bool {
@@ -261,24 +397,101 @@ impl Outbox {
     }
 
     /// Writes until nothing waits, or the socket takes no more. The task is woken when that goes on,
-    /// and when the session shall end; it must be the same task every time.
+    /// and when the session is called; it must be the same task every time.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), FlushError>> {
         if self.settled() {
             return Poll::Ready(Ok(()));
         }
         self.0.session.get_or_init(|| cx.waker().clone());
         let mut writer = self.0.writer.lock();
-        let writer = writer.as_mut().expect("it is taken only with the outbox");
+        let writer = writer.as_mut().expect("it is here while it is attached");
         self.0.poll_flush(cx, writer, WRITES_AT_ONCE)
     }
 
-    /// The writer, and what still waits. Nothing is taken from now on.
-    pub(crate) fn into_rest(self) -> (Writer, VecDeque<Frame>) {
+    /// Keeps from now on what may have to be sent again.
+    pub(crate) fn keep(&self) {
+        let mut queue = self.0.queue.lock();
+        let before = queue.messages;
+        queue
+            .kept
+            .get_or_insert_with(|| Kept::new(self.0.limit, before).into());
+    }
+
+    /// Takes in the payload of a pong.
+    pub(crate) fn pong(&self, payload: &[u8]) {
+        if let Some(kept) = &mut self.0.queue.lock().kept {
+            kept.pong(payload);
+        }
+    }
+
+    /// Goes on without a socket: what is sent is only kept. Returns the writer of the last one, whose
+    /// frames are kept, too.
+    pub(crate) fn detach(&self) -> Writer {
+        let mut writer = self.0.writer.lock();
+        let mut queue = self.0.queue.lock();
+        queue.frames = VecDeque::new();
+        queue.cost = 0;
+        queue.idle = false;
+        if let State::Open | State::Detaching(_) = queue.state {
+            queue.state = State::Detached;
+        }
+        writer.take().expect("it is here while it is attached")
+    }
+
+    /// Waits for the connection to go on with.
+    ///
+    /// # Errors
+    ///
+    /// The [`Close`] with which the session ends.
+    pub(crate) fn poll_arrival(&self, cx: &mut Context<'_>) -> Poll<Result<Box<Arrival>, Close>> {
+        self.0.session.get_or_init(|| cx.waker().clone());
+        let mut queue = self.0.queue.lock();
+        if let State::Closing(close) = &queue.state {
+            return Poll::Ready(Err(Close::clone(close)));
+        }
+        queue
+            .arrival
+            .take()
+            .map_or(Poll::Pending, |arrival| Poll::Ready(Ok(arrival)))
+    }
+
+    /// Goes on with this connection: sends `first`, and then what the client has not got.
+    ///
+    /// # Errors
+    ///
+    /// The arrival, if that is not kept any longer.
+    pub(crate) fn attach(
+        &self,
+        arrival: Box<Arrival>,
+        first: Frame,
+    ) -> Result<Reader, Box<Arrival>> {
+        let mut writer = self.0.writer.lock();
+        let mut queue = self.0.queue.lock();
+        let queue = &mut *queue;
+        let missed = queue.kept.as_mut().map(|kept| kept.after(arrival.received));
+        let (State::Detached, Some(Ok(missed))) = (&queue.state, missed) else {
+            return Err(arrival);
+        };
+        queue.frames = iter::once(first).chain(missed.cloned()).collect();
+        queue.cost = queue.frames.iter().map(Frame::cost).sum();
+        queue.state = State::Open;
+        self.0.unsettle();
+        *writer = Some(arrival.writer);
+        Ok(arrival.reader)
+    }
+
+    /// The writer, if there is one, what still waits, and who has come to go on with the session.
+    /// Nothing is taken from now on.
+    pub(crate) fn into_rest(self) -> Rest {
         let writer = self.0.writer.lock().take();
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
-        let frames = mem::take(&mut queue.frames);
-        (writer.expect("it is taken only with the outbox"), frames)
+        queue.kept = None;
+        Rest {
+            writer,
+            frames: mem::take(&mut queue.frames),
+            arrival: queue.arrival.take(),
+        }
     }
 }
 
@@ -288,6 +501,8 @@ impl Drop for Outbox {
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
         queue.frames = VecDeque::new();
+        queue.kept = None;
+        queue.arrival = None;
     }
 }
 
@@ -307,20 +522,21 @@ pub(crate) mod tests {
         task::yield_now,
         time::timeout,
     };
+    use tokio_util::either::Either;
 
     use super::*;
 
     /// An outbox whose socket takes `space` bytes until they are read from the stream.
     pub(crate) fn outbox_to(limit: usize, space: usize) -> (Sender, Outbox, DuplexStream) {
         let (near, far) = duplex(space);
-        let (sender, outbox) = outbox(limit, Writer::to_stream(near));
+        let (sender, outbox) = outbox(limit, Writer::new(Either::Right(Box::new(near))));
         (sender, outbox, far)
     }
 
     pub(crate) fn flush(outbox: &Outbox) -> Poll<Result<(), CloseCode>> {
         let mut cx = Context::from_waker(Waker::noop());
         outbox.poll_flush(&mut cx).map_err(|error| match error {
-            FlushError::Closing(close) => close.code,
+            FlushError::Called(Call::End(close) | Call::Detach(close)) => close.code,
             FlushError::Lost => panic!("the stream broke"),
         })
     }
@@ -365,7 +581,7 @@ pub(crate) mod tests {
         assert_eq!(push(&sender, 70), Err(PushError::Closed));
         let close = Poll::Ready(Err(CloseCode::TryAgainLater));
         assert_eq!(flush(&outbox), close);
-        assert!(outbox.into_rest().1.is_empty());
+        assert!(outbox.into_rest().frames.is_empty());
     }
 
     #[test]
@@ -390,8 +606,8 @@ pub(crate) mod tests {
             assert_eq!(push(&sender, 100), Ok(()));
         }
         assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
-        let (writer, rest) = outbox.into_rest();
-        assert!(writer.capacity() <= 4 && rest.capacity() <= 4);
+        let rest = outbox.into_rest();
+        assert!(rest.writer.unwrap().capacity() <= 4 && rest.frames.capacity() <= 4);
         assert_eq!(sender.0.queue.lock().cost, 0);
     }
 
@@ -409,7 +625,7 @@ pub(crate) mod tests {
         sender.close(Close::new(CloseCode::GoingAway, "first"));
         sender.close(Close::new(CloseCode::ServiceRestart, "second"));
         assert_eq!(flush(&outbox), Poll::Ready(Err(CloseCode::GoingAway)));
-        assert_eq!(outbox.into_rest().1.len(), 1);
+        assert_eq!(outbox.into_rest().frames.len(), 1);
     }
 
     #[test]
@@ -471,7 +687,10 @@ pub(crate) mod tests {
     #[test]
     fn a_stream_that_keeps_back_what_is_written_is_flushed() {
         let (near, mut far) = duplex(100);
-        let (sender, outbox) = outbox(1000, Writer::to_stream(BufWriter::new(near)));
+        let (sender, outbox) = outbox(
+            1000,
+            Writer::new(Either::Right(Box::new(BufWriter::new(near)))),
+        );
         assert_eq!(push(&sender, 90), Ok(()));
         assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
         assert_eq!(read(&mut far), frame(90).bytes().len());
@@ -493,7 +712,7 @@ pub(crate) mod tests {
             .unwrap();
         let (near, _) = listener.accept().await.unwrap();
         let (_reader, near) = near.into_split();
-        let (sender, outbox) = outbox(usize::MAX, Writer::to_socket(near));
+        let (sender, outbox) = outbox(usize::MAX, Writer::new(Either::Left(near)));
         let session = tokio::spawn(poll_fn(move |cx| {
             assert!(!matches!(outbox.poll_flush(cx), Poll::Ready(Err(_))));
             Poll::<()>::Pending

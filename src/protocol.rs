@@ -18,7 +18,7 @@ use serde::{
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::websocket::Frame;
+use crate::{resume::Token, websocket::Frame};
 
 /// The subprotocol a client gets if it offers it.
 pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";
@@ -350,6 +350,8 @@ pub(crate) enum ErrorCode {
     EmptyRoom,
     /// The server does not know this request.
     UnknownRequest,
+    /// The session that was asked for could not be resumed.
+    ResumeFailed,
 }
 
 impl Problem {
@@ -365,6 +367,15 @@ impl Problem {
         Problem {
             code: ErrorCode::EmptyRoom,
             message: "nobody else is in this room".into(),
+        }
+    }
+
+    pub(crate) fn resume_failed() -> Problem {
+        Problem {
+            code: ErrorCode::ResumeFailed,
+            message:
+                "the session could not be resumed: this is a new one, and hello tells who is here"
+                    .into(),
         }
     }
 
@@ -489,6 +500,15 @@ pub(crate) fn hello(to: SessionId, hello: &Hello<'_>) -> Frame {
     answer("hello", to, hello)
 }
 
+/// The first message on a resumed connection: so many of the client's messages have been taken in.
+pub(crate) fn resumed(to: SessionId, received: u64) -> Frame {
+    #[derive(Serialize)]
+    struct Resumed {
+        received: u64,
+    }
+    answer("resumed", to, Resumed { received })
+}
+
 /// The answer to `ping`.
 pub(crate) fn pong(to: SessionId, data: Option<&RawValue>) -> Frame {
     answer("pong", to, data)
@@ -507,9 +527,33 @@ pub(crate) struct Hello<'a> {
     pub(crate) peers: &'a [Peer],
     /// No ICE servers are handed out yet.
     pub(crate) ice_servers: [(); 0],
-    /// No session can be resumed yet.
-    pub(crate) resume: (),
+    /// How the session is taken up again, if it has asked for that.
+    pub(crate) resume: Option<Resume>,
     pub(crate) limits: Limits,
+}
+
+/// How a session is taken up again.
+#[derive(Serialize)]
+pub(crate) struct Resume {
+    pub(crate) token: Token,
+    /// How long it waits for its client.
+    pub(crate) seconds: u64,
+}
+
+/// What a client says with `hello`.
+#[derive(Default, Deserialize)]
+pub(crate) struct HelloRequest {
+    /// Whether the session shall outlive its connection.
+    #[serde(default)]
+    pub(crate) resume: bool,
+}
+
+impl HelloRequest {
+    /// What `data` says; whatever else stands there is nothing to the server.
+    pub(crate) fn parse(data: Option<&RawValue>) -> HelloRequest {
+        data.and_then(|data| serde_json::from_str(data.get()).ok())
+            .unwrap_or_default()
+    }
 }
 
 /// Another session of the room.
@@ -527,8 +571,11 @@ pub(crate) struct Limits {
     pub(crate) message_bytes: usize,
 }
 
+/// The close code of a client that gives its connection up and will be back: it counts as lost.
+pub(crate) const BACK_SOON: u16 = 4000;
+
 /// Why the server closes a connection: the code and the reason of its Close frame.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Close {
     pub(crate) code: CloseCode,
     pub(crate) reason: Cow<'static, str>,
@@ -545,6 +592,8 @@ pub(crate) enum CloseCode {
     UnsupportedData = 1003,
     /// Text that is not UTF-8.
     InvalidPayload = 1007,
+    /// Not allowed (any longer).
+    PolicyViolation = 1008,
     /// A message over the limit.
     MessageTooBig = 1009,
     /// The server is going away.
@@ -565,6 +614,12 @@ impl Close {
     pub(crate) fn restart(delay_ms: u64) -> Close {
         let reason = format!("the server is going away: retry in {delay_ms} ms");
         Close::new(CloseCode::ServiceRestart, reason)
+    }
+
+    /// The session cannot be resumed any longer.
+    pub(crate) fn not_resumable() -> Close {
+        let reason = "the session could not be resumed: too much was missed";
+        Close::new(CloseCode::PolicyViolation, reason)
     }
 
     pub(crate) fn frame(&self) -> Frame {

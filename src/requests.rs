@@ -1,10 +1,8 @@
 //! What is addressed to the server: one enum, one match, one function each.
 
 use crate::{
-    Config,
-    outbox::Outbox,
-    protocol::{self, Hello, Limits, Message, Problem},
-    rooms::Membership,
+    protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
+    session::Session,
 };
 
 /// The requests, in the words of the error for one that is unknown.
@@ -29,32 +27,32 @@ impl Request {
 }
 
 /// Answers a message to the server, into the outbox of the session that sent it.
-pub(crate) fn answer(
-    message: &Message<'_>,
-    membership: &Membership,
-    outbox: &Outbox,
-    config: &Config,
-) -> Result<(), Problem> {
+pub(crate) fn answer(message: &Message<'_>, session: &mut Session) -> Result<(), Problem> {
     let request = Request::of_type(&message.kind)
         .ok_or_else(|| Problem::unknown_request(&message.kind, KNOWN))?;
     match request {
-        Request::Hello => hello(membership, outbox, config),
-        Request::Ping => outbox.push(protocol::pong(membership.id(), message.data)),
+        Request::Hello => hello(&HelloRequest::parse(message.data), session),
+        Request::Ping => session.answer(protocol::pong(session.id(), message.data)),
     }
     Ok(())
 }
 
-fn hello(membership: &Membership, outbox: &Outbox, config: &Config) {
-    membership.with_roster(|peers| {
+fn hello(request: &HelloRequest, session: &mut Session) {
+    let token = request.resume.then(|| session.let_resume()).flatten();
+    let config = session.config();
+    session.membership().with_roster(|peers| {
         let hello = Hello {
-            room: membership.room(),
+            room: session.membership().room(),
             peers,
             ice_servers: [],
-            resume: (),
+            resume: token.map(|token| Resume {
+                token,
+                seconds: config.resume_seconds,
+            }),
             limits: Limits {
                 message_bytes: config.max_message_bytes,
             },
         };
-        outbox.push(protocol::hello(membership.id(), &hello));
+        session.answer(protocol::hello(session.id(), &hello));
     });
 }

@@ -17,7 +17,7 @@ use crate::{
     Anteroom, page,
     protocol::{RoomName, SUBPROTOCOL},
     refusal::Refusal,
-    session, websocket,
+    resume, session, websocket,
 };
 
 /// All that the server answers.
@@ -44,9 +44,10 @@ pub(crate) fn room(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .and(room_name())
         .and(warp::method())
         .and(warp::header::headers_cloned())
+        .and(query())
         .and(warp::ext::optional::<OnUpgrade>())
-        .map(move |name, method, headers, connection| {
-            join(&anteroom, name, &method, &headers, connection)
+        .map(move |name, method, headers, query: String, connection| {
+            join(&anteroom, name, &method, &headers, &query, connection)
                 .unwrap_or_else(Refusal::into_response)
         })
         .boxed()
@@ -64,17 +65,32 @@ fn room_name() -> impl Filter<Extract = (Result<RoomName, &'static str>,), Error
         })
 }
 
+/// What stands behind the question mark, if there is one.
+fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Clone {
+    warp::query::raw().or_else(async |_| Ok((String::new(),)))
+}
+
 fn join(
     anteroom: &Anteroom,
     room: Result<RoomName, &'static str>,
     method: &Method,
     headers: &HeaderMap,
+    query: &str,
     connection: Option<OnUpgrade>,
 ) -> Result<Response, Refusal> {
     let room = room.map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
-    let place = anteroom.shared().admission.admit()?;
-    session::start(anteroom.shared().clone(), room, upgrade.connection, place);
+    let shared = anteroom.shared();
+    let resume = resume::Request::from_query(query);
+    let place = match shared.admission.admit() {
+        Ok(place) => Some(place),
+        // A session that is resumed has its place already.
+        Err(refusal) => match &resume {
+            Some(request) if shared.resumes.find(request, &room).is_some() => None,
+            _ => return Err(refusal),
+        },
+    };
+    session::start(shared.clone(), room, upgrade.connection, resume, place);
     Ok(upgrade.response.map(|empty: Bytes| empty.into()))
 }
 

@@ -1,4 +1,4 @@
-//! One session's life, top to bottom: start, join, serve, leave, say goodbye.
+//! One session's life, top to bottom: start, join, serve, stay away and return, leave, say goodbye.
 
 use std::{
     collections::VecDeque,
@@ -10,54 +10,64 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use log::debug;
-use tokio::{
-    io::{AsyncRead, split},
-    net::{TcpStream, tcp::OwnedReadHalf},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use crate::{
-    Shared,
+    Config, Shared,
     admission::Place,
     heartbeat::Beat,
-    outbox::{FlushError, Outbox, Unflushed, outbox},
-    protocol::{self, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId},
+    outbox::{Call, FlushError, Outbox, Unflushed, outbox},
+    protocol::{
+        self, BACK_SOON, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId,
+    },
     requests,
+    resume::{self, Arrival, Ticket, Token},
     rooms::Membership,
-    websocket::{Event, Frame, Reader, Stop, Violation, Writer},
+    websocket::{self, Event, Frame, Reader, Stop, Violation, Writer},
 };
 
 /// How long a client has to take its Close frame and close its side. A restarting server grants its
 /// drain time instead.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Starts a session on `connection` once it is upgraded. The session keeps its `place` to the end.
-pub(crate) fn start(shared: Arc<Shared>, room: RoomName, connection: OnUpgrade, place: Place) {
+/// Starts a session on `connection` once it is upgraded, or has another go on with it, if the client
+/// wants to `resume` one. The session keeps its `place` to the end; there is one unless it may have
+/// one already.
+pub(crate) fn start(
+    shared: Arc<Shared>,
+    room: RoomName,
+    connection: OnUpgrade,
+    resume: Option<resume::Request>,
+    place: Option<Place>,
+) {
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
         let handshake = shared.config.handshake();
         let Some(Ok(upgraded)) = in_time(&shared, handshake, connection).await else {
             return;
         };
-        match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(parts) => {
-                let (reader, writer) = parts.io.into_inner().into_split();
-                let session = Session::join(shared, room, Writer::to_socket(writer), place);
-                // The kernel must not go on trying for minutes.
-                let abort = |reader: OwnedReadHalf| _ = reader.as_ref().set_zero_linger();
-                session.live(reader, parts.read_buf, abort);
-            }
-            // Under another server than ours the stream is of a type we cannot name.
-            Err(upgraded) => {
-                let (reader, writer) = split(TokioIo::new(upgraded));
-                let session = Session::join(shared, room, Writer::to_stream(writer), place);
-                session.live(reader, Bytes::new(), drop);
+        let (reader, writer) = websocket::split(upgraded, shared.config.max_message_bytes);
+        let mut arrival = Box::new(Arrival {
+            reader,
+            writer,
+            received: 0,
+            place,
+        });
+        let Some(request) = resume else {
+            return Session::begin(shared, room, arrival, None);
+        };
+        if let Some(sender) = shared.resumes.find(&request, &room)
+            && let Some(received) = request.received
+        {
+            arrival.received = received;
+            match sender.hand_over(arrival) {
+                Ok(()) => return,
+                Err(returned) => arrival = returned,
             }
         }
+        Session::begin_anew(shared, room, arrival);
     });
 }
 
@@ -72,15 +82,19 @@ async fn in_time<T>(shared: &Shared, limit: Duration, work: impl Future<Output =
 }
 
 /// A session that is in its room.
-struct Session {
+pub(crate) struct Session {
     shared: Arc<Shared>,
     membership: Membership,
     beat: Beat,
     outbox: Outbox,
+    /// How many of the client's messages have been taken in.
+    taken_in: u64,
+    /// Whether it may outlive its connection.
+    ticket: Option<Ticket>,
     place: Place,
 }
 
-/// Why a session ended.
+/// Why a session is to end, or to stay away.
 enum End {
     /// The connection broke.
     Lost,
@@ -88,63 +102,90 @@ enum End {
     Eof,
     /// The client sent a Close frame, with this code if it gave one.
     Left(Option<u16>),
+    /// The server gives the connection up, but not the session.
+    Detached(Close),
     /// The server closes it.
     Closed(Close),
+    /// Its client has not come back in time.
+    Expired,
 }
 
 impl Session {
-    fn join(shared: Arc<Shared>, room: RoomName, writer: Writer, place: Place) -> Session {
+    /// Begins a session in place of one that could not be resumed.
+    fn begin_anew(shared: Arc<Shared>, room: RoomName, arrival: Box<Arrival>) {
+        shared.resumes.count_failed();
+        let problem = Problem::resume_failed();
+        Session::begin(shared, room, arrival, Some(&problem));
+    }
+
+    /// Joins the room and lives on in a task of its own. If there was a problem, that is the first
+    /// thing the client gets to know.
+    fn begin(
+        shared: Arc<Shared>,
+        room: RoomName,
+        arrival: Box<Arrival>,
+        problem: Option<&Problem>,
+    ) {
+        let Arrival {
+            reader,
+            writer,
+            place,
+            ..
+        } = *arrival;
+        let tasks = shared.tasks.clone();
+        let Some(place) = place.or_else(|| shared.admission.admit().ok()) else {
+            let close = Close::new(CloseCode::TryAgainLater, "the server is full");
+            let goodbye = Goodbye {
+                shared,
+                end: End::Closed(close),
+                writer,
+                waiting: VecDeque::new(),
+            };
+            tasks.spawn(goodbye.say(reader));
+            return;
+        };
         let id = SessionId::random();
         let (sender, outbox) = outbox(shared.config.outbox_bytes, writer);
-        let membership = shared.rooms.join(room, id, sender.clone());
-        let beat = shared.heartbeat.register(id, sender.clone());
-        if shared.stopping.is_cancelled() {
+        if let Some(problem) = problem {
+            outbox.push(protocol::error(id, problem, None));
+        }
+        let session = Session {
+            membership: shared.rooms.join(room, id, sender.clone()),
+            beat: shared.heartbeat.register(id, sender.clone()),
+            shared,
+            outbox,
+            taken_in: 0,
+            ticket: None,
+            place,
+        };
+        if session.shared.stopping.is_cancelled() {
             // It came too late to be among those who were told.
             sender.close(Close::restart(0));
         }
-        debug!("{id} joined {}", membership.room());
-        Session {
-            shared,
-            membership,
-            beat,
-            outbox,
-            place,
+        debug!("{id} joined {}", session.membership.room());
+        tasks.spawn(session.live(reader));
+    }
+
+    /// Lives until something ends it.
+    ///
+    /// This is most of what a session costs while it is idle. It holds just these few things, and
+    /// what is needed seldom is in a box.
+    async fn live(mut self, mut reader: Reader) {
+        loop {
+            let end = poll_fn(|cx| self.poll_serve(cx, &mut reader)).await;
+            if self.ticket.is_none() || !end.is_loss() {
+                return Box::pin(self.leave(end, Some(reader))).await;
+            }
+            match Box::pin(self.stay_away(end, reader)).await {
+                Ok(next) => reader = next,
+                Err(end) => return Box::pin(self.leave(end, None)).await,
+            }
         }
     }
 
-    /// Lives in a task of its own; `early` is what the client sent right behind its handshake. Who
-    /// does not take the goodbye is cut off with `abort`.
-    ///
-    /// The task is most of what a session costs while it is idle. It holds just these few things,
-    /// and what is needed once, at the end, is in a box.
-    fn live<R>(mut self, reader: R, early: Bytes, abort: fn(R))
-    where
-        R: AsyncRead + Send + Unpin + 'static,
-    {
-        let tasks = self.shared.tasks.clone();
-        let mut reader = Reader::new(reader, self.shared.config.max_message_bytes);
-        let mut early: Box<[u8]> = Vec::from(early).into();
-        tasks.spawn(async move {
-            let begin = {
-                let mut unflushed = Unflushed::default();
-                reader.feed(&mut early, |event| self.on_event(event, &mut unflushed))
-            };
-            let end = match begin {
-                Ok(()) => poll_fn(|cx| self.poll_serve(cx, &mut reader)).await,
-                Err(stop) => self.on_stop(stop),
-            };
-            let (goodbye, place) = self.leave(end);
-            Box::pin(goodbye.say(reader, abort)).await;
-            drop(place);
-        });
-    }
-
     /// Takes in what has come, then writes what waits for the session and what it has sent to
-    /// others; ready only when the session shall end.
-    fn poll_serve<R>(&mut self, cx: &mut Context<'_>, reader: &mut Reader<R>) -> Poll<End>
-    where
-        R: AsyncRead + Unpin,
-    {
+    /// others; ready only when the session shall not go on so.
+    fn poll_serve(&mut self, cx: &mut Context<'_>, reader: &mut Reader) -> Poll<End> {
         // Whom it sends something that is not written yet.
         let mut unflushed = Unflushed::default();
         let mut read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
@@ -157,9 +198,7 @@ impl Session {
         }
         match self.outbox.poll_flush(cx) {
             Poll::Ready(Err(FlushError::Lost)) => return Poll::Ready(End::Lost),
-            Poll::Ready(Err(FlushError::Closing(close))) => {
-                return Poll::Ready(End::Closed(close));
-            }
+            Poll::Ready(Err(FlushError::Called(call))) => return Poll::Ready(call.into()),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         unflushed.flush();
@@ -170,33 +209,117 @@ impl Session {
         Poll::Pending
     }
 
-    /// Leaves the room. What is left is a goodbye to say, and its place.
-    fn leave(self, end: End) -> (Goodbye, Place) {
-        debug!(
-            "{} left {}: {end}",
-            self.membership.id(),
-            self.membership.room()
-        );
-        drop(self.membership);
-        let (writer, waiting) = self.outbox.into_rest();
+    /// Says goodbye to a connection that is lost, and waits for the next; returns what is read from
+    /// that.
+    ///
+    /// # Errors
+    ///
+    /// Why the session is to end.
+    async fn stay_away(&mut self, end: End, reader: Reader) -> Result<Reader, End> {
+        debug!("{} is away: {end}", self.id());
         let goodbye = Goodbye {
-            shared: self.shared,
+            shared: self.shared.clone(),
             end,
-            writer,
-            waiting,
+            writer: self.outbox.detach(),
+            waiting: VecDeque::new(),
         };
-        (goodbye, self.place)
+        self.shared.tasks.spawn(goodbye.say(reader));
+
+        let away = self.shared.resumes.away();
+        let arrival = poll_fn(|cx| self.outbox.poll_arrival(cx));
+        let arrival = match timeout(self.shared.config.resume(), arrival).await {
+            Ok(arrival) => arrival.map_err(End::Closed)?,
+            Err(_) => return Err(End::Expired),
+        };
+        drop(away);
+
+        // What the last connection owed, this one does not.
+        self.beat.pong();
+        let resumed = protocol::resumed(self.id(), self.taken_in);
+        match self.outbox.attach(arrival, resumed) {
+            Ok(reader) => {
+                debug!("{} is back", self.id());
+                self.shared.resumes.count_resumed();
+                Ok(reader)
+            }
+            Err(arrival) => {
+                let room = self.membership.room().clone();
+                Session::begin_anew(self.shared.clone(), room, arrival);
+                Err(End::Closed(Close::not_resumable()))
+            }
+        }
     }
 
-    fn on_event(&self, event: Event<'_>, unflushed: &mut Unflushed) -> ControlFlow<End> {
-        // Nothing more is done for a session that is being closed.
-        if let Some(close) = self.outbox.closing() {
-            return ControlFlow::Break(End::Closed(close));
+    /// Leaves the room, and says goodbye to who is there. Who has come to go on with the session
+    /// gets another.
+    async fn leave(self, end: End, reader: Option<Reader>) {
+        debug!("{} left {}: {end}", self.id(), self.membership.room());
+        let room = self.membership.room().clone();
+        drop((self.membership, self.beat, self.ticket));
+        let rest = self.outbox.into_rest();
+        if let Some(arrival) = rest.arrival {
+            Session::begin_anew(self.shared.clone(), room, arrival);
+        }
+        if let End::Expired = end {
+            self.shared.resumes.count_expired();
+        }
+        if let (Some(reader), Some(writer)) = (reader, rest.writer) {
+            let goodbye = Goodbye {
+                shared: self.shared,
+                end,
+                writer,
+                waiting: rest.frames,
+            };
+            goodbye.say(reader).await;
+        }
+        drop(self.place);
+    }
+
+    /// The session's id.
+    pub(crate) fn id(&self) -> SessionId {
+        self.membership.id()
+    }
+
+    /// The room it is in.
+    pub(crate) fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The server's options.
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// Puts a frame into its own outbox.
+    pub(crate) fn answer(&self, frame: Frame) {
+        self.outbox.push(frame);
+    }
+
+    /// Lets the session outlive its connection from now on, if the server lets any.
+    pub(crate) fn let_resume(&mut self) -> Option<Token> {
+        if self.shared.config.resume_seconds == 0 {
+            return None;
+        }
+        let ticket = self.ticket.get_or_insert_with(|| {
+            self.outbox.keep();
+            let room = self.membership.room().clone();
+            self.shared.resumes.register(room, self.outbox.sender())
+        });
+        Some(ticket.token())
+    }
+
+    fn on_event(&mut self, event: Event<'_>, unflushed: &mut Unflushed) -> ControlFlow<End> {
+        // Nothing more is done for a session that is called away.
+        if let Some(call) = self.outbox.called() {
+            return ControlFlow::Break(call.into());
         }
         match event {
             Event::Text(text) => self.on_message(text, unflushed),
             Event::Ping(payload) => self.outbox.push(Frame::pong(payload)),
-            Event::Pong(_) => self.beat.pong(),
+            Event::Pong(payload) => {
+                self.beat.pong();
+                self.outbox.pong(payload);
+            }
             Event::Binary(_) => {
                 let reason = "a binary message: send JSON as text";
                 let close = Close::new(CloseCode::UnsupportedData, reason);
@@ -228,12 +351,13 @@ impl Session {
     }
 
     /// Routes one message, and answers what must be answered.
-    fn on_message(&self, text: &str, unflushed: &mut Unflushed) {
+    fn on_message(&mut self, text: &str, unflushed: &mut Unflushed) {
+        self.taken_in += 1;
         let (result, reference) = match protocol::parse(text) {
             Ok(message) => (self.route(&message, unflushed), message.reference),
             Err(invalid) => (Err(invalid.problem), invalid.reference),
         };
-        let id = self.membership.id();
+        let id = self.id();
         let answer = match (result, reference) {
             (Ok(receivers), Some(reference)) => protocol::ack(id, reference, receivers),
             (Ok(_), None) => return,
@@ -243,7 +367,11 @@ impl Session {
     }
 
     /// Delivers a message; returns to how many.
-    fn route(&self, message: &Message<'_>, unflushed: &mut Unflushed) -> Result<usize, Problem> {
+    fn route(
+        &mut self,
+        message: &Message<'_>,
+        unflushed: &mut Unflushed,
+    ) -> Result<usize, Problem> {
         let membership = &self.membership;
         match &message.receiver {
             Receiver::Session(id) => {
@@ -261,7 +389,7 @@ impl Session {
                 }
             }
             Receiver::Server => {
-                requests::answer(message, membership, &self.outbox, &self.shared.config)?;
+                requests::answer(message, self)?;
                 Ok(1)
             }
             Receiver::Unknown(name) => Err(Problem::unknown_receiver(name)),
@@ -280,16 +408,20 @@ struct Goodbye {
 
 impl Goodbye {
     /// Says it behind all that waits; but who was too slow gets it alone, behind the frame it is in
-    /// the middle of. Then waits until the client closes its side, and cuts it off with `abort` if
-    /// it does not in time.
-    async fn say<R: AsyncRead + Unpin>(mut self, mut reader: Reader<R>, abort: fn(R)) {
+    /// the middle of. Then waits until the client closes its side, and cuts it off if it does not
+    /// in time.
+    async fn say(mut self, mut reader: Reader) {
         let (frame, limit) = match &self.end {
-            End::Lost => return,
+            End::Lost | End::Expired => return,
             End::Eof => (None, GOODBYE_LIMIT),
             End::Left(code) => (
                 Some(Frame::close(code.map(|code| (code, "")))),
                 GOODBYE_LIMIT,
             ),
+            End::Detached(close) => {
+                self.writer.clear();
+                (Some(close.frame()), GOODBYE_LIMIT)
+            }
             End::Closed(close) => {
                 let limit = match close.code {
                     CloseCode::ServiceRestart => self.shared.config.drain(),
@@ -308,7 +440,26 @@ impl Goodbye {
         };
         let taken = in_time(&self.shared, limit, goodbye).await;
         if taken.is_none() && !self.shared.stopped.is_cancelled() {
-            abort(reader.into_inner());
+            reader.abort();
+        }
+    }
+}
+
+impl End {
+    /// Whether the connection is lost, but the session need not be.
+    fn is_loss(&self) -> bool {
+        match self {
+            End::Lost | End::Eof | End::Left(Some(BACK_SOON)) | End::Detached(_) => true,
+            End::Left(_) | End::Closed(_) | End::Expired => false,
+        }
+    }
+}
+
+impl From<Call> for End {
+    fn from(call: Call) -> End {
+        match call {
+            Call::Detach(close) => End::Detached(close),
+            Call::End(close) => End::Closed(close),
         }
     }
 }
@@ -320,7 +471,10 @@ impl Display for End {
             End::Eof => f.write_str("the client closed without a word"),
             End::Left(Some(code)) => write!(f, "the client closed ({code})"),
             End::Left(None) => f.write_str("the client closed"),
-            End::Closed(close) => write!(f, "closed by the server ({close})"),
+            End::Detached(close) | End::Closed(close) => {
+                write!(f, "closed by the server ({close})")
+            }
+            End::Expired => f.write_str("the client did not come back in time"),
         }
     }
 }

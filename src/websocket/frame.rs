@@ -22,6 +22,9 @@ thread_local! {
 /// The FIN bit: every frame sent is a whole message.
 const FIN: u8 = 0x80;
 
+/// The bit that tells the opcodes of control frames (section 5.5).
+const CONTROL: u8 = 0x08;
+
 /// What a frame is (RFC 6455, section 11.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opcode {
@@ -48,7 +51,7 @@ impl Opcode {
     }
 
     pub(super) fn is_control(self) -> bool {
-        self as u8 & 0x8 != 0
+        self as u8 & CONTROL != 0
     }
 }
 
@@ -70,9 +73,10 @@ impl Frame {
         Frame::encode(Opcode::Binary, |buffer| buffer.extend_from_slice(payload))
     }
 
-    /// A ping without payload.
-    pub(crate) fn ping() -> Frame {
-        Frame::encode(Opcode::Ping, |_| {})
+    /// A ping that carries `payload`, at most 125 bytes.
+    pub(crate) fn ping(payload: &[u8]) -> Frame {
+        debug_assert!(payload.len() <= MAX_CONTROL_PAYLOAD);
+        Frame::encode(Opcode::Ping, |buffer| buffer.extend_from_slice(payload))
     }
 
     /// The answer to a ping that carried `payload`, at most 125 bytes.
@@ -91,6 +95,11 @@ impl Frame {
                 buffer.extend_from_slice(&reason.as_bytes()[..end]);
             }
         })
+    }
+
+    /// Whether it is a message, and not part of the protocol's own traffic (section 5.5).
+    pub(crate) fn is_message(&self) -> bool {
+        self.0[0] & CONTROL == 0
     }
 
     /// How many bytes the frame has on the wire.
@@ -161,7 +170,7 @@ mod tests {
 
     #[test]
     fn control_frames_are_as_in_the_rfc() {
-        assert_eq!(Frame::ping().bytes()[..], [0x89, 0]);
+        assert_eq!(Frame::ping(b"").bytes()[..], [0x89, 0]);
         assert_eq!(Frame::pong(b"hi").bytes()[..], *b"\x8a\x02hi");
         assert_eq!(Frame::close(None).bytes()[..], [0x88, 0]);
         assert_eq!(

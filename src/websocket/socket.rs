@@ -10,9 +10,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::tcp::OwnedWriteHalf,
+    io::{self as stream, AsyncRead, AsyncWrite, ReadBuf},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 use tokio_util::either::Either;
 
@@ -48,8 +53,11 @@ pub(crate) enum Stop<B> {
 }
 
 /// The receiving half of a connection. It keeps no buffer while nothing is under way.
-pub(crate) struct Reader<R> {
-    stream: R,
+pub(crate) struct Reader {
+    /// A plain socket, as most are, or another stream.
+    stream: Either<OwnedReadHalf, Box<dyn AsyncRead + Send + Unpin>>,
+    /// What the peer has sent right behind its handshake.
+    early: Box<[u8]>,
     decoder: Decoder,
 }
 
@@ -62,15 +70,30 @@ pub(crate) struct Writer {
     written: usize,
 }
 
-impl<R: AsyncRead + Unpin> Reader<R> {
-    /// Reads from `stream`, and accepts messages of at most `max_message_bytes`.
-    pub(crate) fn new(stream: R, max_message_bytes: usize) -> Reader<R> {
-        Reader {
-            stream,
-            decoder: Decoder::new(max_message_bytes),
+/// The two halves of an upgraded connection, which accepts messages of at most `max_message_bytes`.
+pub(crate) fn split(upgraded: Upgraded, max_message_bytes: usize) -> (Reader, Writer) {
+    let (reader, writer, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let (reader, writer) = parts.io.into_inner().into_split();
+            let early = Vec::from(parts.read_buf);
+            (Either::Left(reader), Either::Left(writer), early)
         }
-    }
+        // Under another server than ours the stream is of a type we cannot name.
+        Err(upgraded) => {
+            let (reader, writer) = stream::split(TokioIo::new(upgraded));
+            let (reader, writer) = (Box::new(reader) as _, Box::new(writer) as _);
+            (Either::Right(reader), Either::Right(writer), Vec::new())
+        }
+    };
+    let reader = Reader {
+        stream: reader,
+        early: early.into(),
+        decoder: Decoder::new(max_message_bytes),
+    };
+    (reader, Writer::new(writer))
+}
 
+impl Reader {
     /// Reads once and gives every event to `on_event`. Returns whether there may be more to read
     /// at once: whoever sends that much must let others have a turn.
     ///
@@ -82,6 +105,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         cx: &mut Context<'_>,
         on_event: impl FnMut(Event<'_>) -> ControlFlow<B>,
     ) -> Poll<Result<bool, Stop<B>>> {
+        if !self.early.is_empty() {
+            let mut early = mem::take(&mut self.early);
+            self.feed(&mut early, on_event)?;
+            return Poll::Ready(Ok(true));
+        }
         READ_BUFFER.with_borrow_mut(|buffer| {
             let count = match ready!(poll_stream(&mut self.stream, cx, buffer)) {
                 Ok(0) => return Poll::Ready(Err(Stop::Eof)),
@@ -98,7 +126,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// # Errors
     ///
     /// The [`Stop`] after which nothing more can be read.
-    pub(crate) fn feed<B>(
+    fn feed<B>(
         &mut self,
         mut bytes: &mut [u8],
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<B>,
@@ -115,31 +143,28 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// take the Close frame back (RFC 6455, section 7.1.1). It waits for the peer, so the caller
     /// must set a time limit.
     pub(crate) async fn discard(&mut self) -> io::Result<()> {
-        let discard = |cx: &mut Context<'_>, stream: &mut R| {
+        let discard = |cx: &mut Context<'_>, stream: &mut _| {
             READ_BUFFER.with_borrow_mut(|buffer| poll_stream(stream, cx, buffer))
         };
         while poll_fn(|cx| discard(cx, &mut self.stream)).await? > 0 {}
         Ok(())
     }
 
-    /// The stream itself.
-    pub(crate) fn into_inner(self) -> R {
-        self.stream
+    /// Ends the connection without waiting for what the peer has not taken: the kernel must not go
+    /// on trying for minutes.
+    pub(crate) fn abort(self) {
+        if let Either::Left(socket) = &self.stream {
+            // Where that fails, the connection is gone already.
+            let _ = socket.as_ref().set_zero_linger();
+        }
     }
 }
 
 impl Writer {
-    /// Writes to a plain socket.
-    pub(crate) fn to_socket(socket: OwnedWriteHalf) -> Writer {
-        Writer::new(Either::Left(socket))
-    }
-
-    /// Writes to another stream.
-    pub(crate) fn to_stream(stream: impl AsyncWrite + Send + Unpin + 'static) -> Writer {
-        Writer::new(Either::Right(Box::new(stream)))
-    }
-
-    fn new(stream: Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>) -> Writer {
+    /// Writes to a plain socket or another stream.
+    pub(crate) fn new(
+        stream: Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>,
+    ) -> Writer {
         Writer {
             stream,
             frames: VecDeque::new(),

@@ -19,11 +19,7 @@ use hyper::{
     HeaderMap, Method,
     upgrade::{OnUpgrade, Upgraded},
 };
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, split},
-    net::TcpListener,
-};
+use tokio::net::TcpListener;
 use warp::{Filter, Reply};
 
 use websocket::{Event, Frame, Reader, Stop, Violation, Writer};
@@ -72,9 +68,7 @@ fn accept(
 }
 
 async fn serve(upgraded: Upgraded) {
-    let (reader, writer) = split(TokioIo::new(upgraded));
-    let mut reader = Reader::new(reader, LIMIT);
-    let mut writer = Writer::to_stream(writer);
+    let (mut reader, mut writer) = websocket::split(upgraded, LIMIT);
     let goodbye = match echo(&mut reader, &mut writer).await {
         Stop::Eof | Stop::Lost => None,
         Stop::Break(code) => Some(Frame::close(code.map(|code| (code, "")))),
@@ -90,10 +84,7 @@ async fn serve(upgraded: Upgraded) {
 
 /// Sends back what comes until the client closes the connection (`Break`, with its code), or
 /// something else ends it.
-async fn echo(
-    reader: &mut Reader<impl AsyncRead + Unpin>,
-    writer: &mut Writer,
-) -> Stop<Option<u16>> {
+async fn echo(reader: &mut Reader, writer: &mut Writer) -> Stop<Option<u16>> {
     loop {
         let mut frames = VecDeque::new();
         let mut on_event = |event: Event<'_>| {
