@@ -4,6 +4,7 @@
 //! | file | what it shows |
 //! | --- | --- |
 //! | `support` | the server under test, a client, a raw connection |
+//! | `proxy` | a network that fails |
 //! | `joining` | who comes and who goes: rooms, `new`, `close`, the upgrade |
 //! | `routing` | who gets a message: one, all, the server; receipts |
 //! | `requests` | `hello` and `ping` |
@@ -11,6 +12,7 @@
 //! | `frames` | RFC 6455: fragments, control frames, violations, close codes |
 //! | `backpressure` | who does not read |
 //! | `heartbeat` | who does not answer |
+//! | `resuming` | sessions that outlive their connections |
 //! | `limits` | sessions, headers, time, open files |
 //! | `shutdown` | stopping, inside and as a program |
 //! | `http` | everything that is not a WebSocket |
@@ -34,8 +36,10 @@ mod joining;
 mod limits;
 mod messages;
 mod program;
+mod proxy;
 mod readme;
 mod requests;
+mod resuming;
 mod routing;
 mod shutdown;
 mod support;

@@ -1,0 +1,170 @@
+//! A TCP proxy in front of a server, which fails as networks do: it cuts connections at a byte, stops
+//! forwarding without a word, or hands on single bytes.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// What becomes of one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Fate {
+    /// How many bytes are forwarded to the server, and back from it, before it happens.
+    pub up: usize,
+    pub down: usize,
+    pub failure: Failure,
+    /// Whether each byte after the first read, which is the handshake, is forwarded by itself.
+    pub in_bytes: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Both sides are told that the other has closed.
+    Close,
+    /// Both sides are reset.
+    Reset,
+    /// Nothing is forwarded any more, and nobody is told.
+    Stall,
+}
+
+impl Fate {
+    /// All goes well until `cut` or `stall`.
+    pub const NONE: Fate = Fate {
+        up: usize::MAX,
+        down: usize::MAX,
+        failure: Failure::Close,
+        in_bytes: false,
+    };
+}
+
+pub struct Proxy {
+    pub address: SocketAddr,
+    /// How many connections have failed so far, and how many of them by a stall.
+    pub failures: watch::Receiver<Failures>,
+    /// Counts the failures that happen to all connections there are.
+    all: watch::Sender<(u64, Failure)>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Failures {
+    pub all: usize,
+    pub stalls: usize,
+}
+
+impl Proxy {
+    /// Stands in front of `server`; `fates` says what becomes of each connection.
+    pub async fn start(
+        server: SocketAddr,
+        mut fates: impl FnMut() -> Fate + Send + 'static,
+    ) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (count, failures) = watch::channel(Failures::default());
+        let count = Arc::new(count);
+        let (all, on_all) = watch::channel((0, Failure::Close));
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let server = TcpStream::connect(server).await.unwrap();
+                let (fate, on_all, count) = (fates(), on_all.clone(), count.clone());
+                tokio::spawn(forward(client, server, fate, on_all, count));
+            }
+        });
+        Proxy {
+            address,
+            failures,
+            all,
+            accepting,
+        }
+    }
+
+    /// Lets all connections fail that there are.
+    pub fn fail(&self, failure: Failure) {
+        self.all.send_modify(|all| *all = (all.0 + 1, failure));
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Forwards between two streams until one of them ends or it is time to fail.
+async fn forward(
+    client: TcpStream,
+    server: TcpStream,
+    fate: Fate,
+    mut on_all: watch::Receiver<(u64, Failure)>,
+    count: Arc<watch::Sender<Failures>>,
+) {
+    on_all.mark_unchanged();
+    for stream in [&client, &server] {
+        stream.set_nodelay(true).unwrap();
+    }
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let failure = tokio::select! {
+        cut = pump(&mut from_client, &mut to_server, fate.up, fate.in_bytes) => cut.then_some(fate.failure),
+        cut = pump(&mut from_server, &mut to_client, fate.down, fate.in_bytes) => cut.then_some(fate.failure),
+        changed = on_all.changed() => changed.ok().map(|()| on_all.borrow().1),
+    };
+    if let Some(failure) = failure {
+        count.send_modify(|failures| {
+            failures.all += 1;
+            failures.stalls += usize::from(failure == Failure::Stall);
+        });
+    }
+    match failure {
+        // Who is given up here is given up on the other side.
+        Some(Failure::Close) | None => {}
+        Some(Failure::Reset) => {
+            for stream in [from_client.as_ref(), from_server.as_ref()] {
+                let _ = stream.set_zero_linger();
+            }
+        }
+        Some(Failure::Stall) => {
+            // Until both give up by themselves: neither hears of the other.
+            tokio::join!(ended(&mut from_client), ended(&mut from_server));
+        }
+    }
+}
+
+/// Waits until a stream is closed; what comes before that is swallowed.
+async fn ended(stream: &mut OwnedReadHalf) {
+    let mut buffer = [0; 4096];
+    while let Ok(1..) = stream.read(&mut buffer).await {}
+}
+
+/// Forwards so many bytes; returns whether it was so many.
+async fn pump(
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    mut bytes: usize,
+    in_bytes: bool,
+) -> bool {
+    let mut buffer = [0; 4096];
+    let mut first = true;
+    while bytes > 0 {
+        let most = bytes.min(if in_bytes && !first { 1 } else { buffer.len() });
+        first = false;
+        match from.read(&mut buffer[..most]).await {
+            Ok(0) | Err(_) => return false,
+            Ok(count) => {
+                if to.write_all(&buffer[..count]).await.is_err() {
+                    return false;
+                }
+                bytes -= count;
+            }
+        }
+    }
+    true
+}
