@@ -549,9 +549,10 @@ pub(crate) struct HelloRequest {
 }
 
 impl HelloRequest {
-    /// What `data` says; whatever else stands there is nothing to the server.
+    /// What `data` says if it is an object; whatever else stands there is nothing to the server.
     pub(crate) fn parse(data: Option<&RawValue>) -> HelloRequest {
-        data.and_then(|data| serde_json::from_str(data.get()).ok())
+        data.filter(|data| data.get().starts_with('{'))
+            .and_then(|data| serde_json::from_str(data.get()).ok())
             .unwrap_or_default()
     }
 }

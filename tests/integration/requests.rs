@@ -14,7 +14,7 @@ async fn hello_says_who_is_here_longest_joined_first_and_what_is_allowed() {
     first.expect_new(&third.id).await;
 
     let mut last = Client::connect(server.address, "/room/tea").await;
-    last.send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+    last.send(json!({"type": "hello", "receiver": "server"}))
         .await;
     let hello = last.next_text().await;
     last.id = first.next().await["sender"].as_str().unwrap().into();

@@ -1,10 +1,19 @@
 //! Sessions that outlive their connections (PROTOCOL 8): nothing is lost, doubled or reordered, and
 //! the room notices nothing.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{
+    collections::VecDeque,
+    fmt::Display,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anteroom::ResumeCounts;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{SinkExt, StreamExt, future::join_all};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, sync::watch};
@@ -15,9 +24,7 @@ use tokio_tungstenite::{
 
 use crate::{
     proxy::{Failure, Failures, Fate, Proxy},
-    support::{
-        Client, Program, Raw, TestServer, eventually, frame, handshake, text, within_deadline,
-    },
+    support::{Client, Raw, TestServer, eventually, frame, handshake, within_deadline},
 };
 
 /// A client that loses nothing: it counts what it gets, keeps what it has sent until that is known
@@ -151,6 +158,7 @@ impl Phoenix {
 
 async fn open(address: SocketAddr, target: &str) -> Result<WebSocketStream<TcpStream>, Error> {
     let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
     let url = format!("ws://{address}{target}");
     Ok(client_async(url, stream).await?.0)
 }
@@ -168,6 +176,563 @@ async fn next_text(socket: &mut WebSocketStream<TcpStream>) -> Result<String, Er
             _ => {}
         }
     }
+}
+
+/// A session that may be resumed, alone in its room so far. It has got two messages.
+async fn resumable(server: &TestServer, room: &str) -> (Client, String) {
+    let mut client = Client::join(server, room).await;
+    let token = ask_for_token(&mut client).await;
+    (client, token)
+}
+
+async fn ask_for_token(client: &mut Client) -> String {
+    let hello = hello(client, json!({"resume": true})).await;
+    hello["resume"]["token"].as_str().unwrap().into()
+}
+
+/// What `hello` answers.
+async fn hello(client: &mut Client, data: Value) -> Value {
+    client
+        .send(json!({"type": "hello", "receiver": "server", "data": data}))
+        .await;
+    client.next().await["data"].clone()
+}
+
+/// Comes back to a room, with this query.
+async fn return_to(server: &TestServer, room: &str, token: &str, received: impl Display) -> Client {
+    let path = format!("/room/{room}?resume={token}&received={received}");
+    Client::connect(server.address, &path).await
+}
+
+/// Cuts a connection, and waits until the server knows.
+async fn lose(server: &TestServer, client: Client) {
+    let away = server.anteroom.resumes().away;
+    drop(client.into_raw());
+    eventually("the loss", || server.anteroom.resumes().away == away + 1).await;
+}
+
+impl Client {
+    /// The next message must say that the session goes on.
+    async fn expect_resumed(&mut self, id: &str, received: u64) {
+        self.id = id.into();
+        let data = format!(r#"{{"received":{received}}}"#);
+        self.expect_text(&format!(
+            r#"{{"type":"resumed","sender":"server","receiver":"{id}","data":{data}}}"#
+        ))
+        .await;
+    }
+
+    /// The next message must say that this is a new session; returns its id.
+    async fn expect_resume_failed(&mut self) -> String {
+        let error = self.next().await;
+        assert_eq!(error["type"], "error", "{error}");
+        assert_eq!(error["data"]["code"], "resume_failed");
+        self.id = error["receiver"].as_str().unwrap().into();
+        self.id.clone()
+    }
+
+    /// Sends a note with a receipt, which must come.
+    async fn note(&mut self, receiver: &str, data: u64) {
+        let note = json!({"type": "note", "receiver": receiver, "data": data, "ref": data});
+        self.send(note).await;
+        let ack = self.next().await;
+        assert_eq!(ack["data"], json!({"ref": data, "receivers": 1}), "{ack}");
+    }
+
+    /// The next message must be this note.
+    async fn expect_note(&mut self, data: u64) {
+        let note = self.next().await;
+        assert_eq!(
+            (&note["type"], &note["data"]),
+            (&json!("note"), &json!(data))
+        );
+    }
+}
+
+#[tokio::test]
+async fn only_who_asks_gets_a_token_and_it_stays_the_same() {
+    let server = TestServer::start().await;
+    let (mut alice, token) = resumable(&server, "tea").await;
+    assert_eq!(token.len(), 22);
+    assert_eq!(ask_for_token(&mut alice).await, token);
+    let asked = hello(&mut alice, json!({"resume": true})).await;
+    assert_eq!(asked["resume"], json!({"token": token, "seconds": 30}));
+    for other in [
+        json!(null),
+        json!({"resume": false}),
+        json!({"resume": 1}),
+        json!([true]),
+    ] {
+        assert_eq!(hello(&mut alice, other).await["resume"], json!(null));
+    }
+    let (_bob, another) = resumable(&server, "coffee").await;
+    assert_ne!(another, token);
+}
+
+#[tokio::test]
+async fn a_server_may_let_nobody_resume() {
+    let server = TestServer::with(|config| config.resume_seconds = 0).await;
+    let mut watcher = Client::join(&server, "tea").await;
+    let mut alice = Client::join(&server, "tea").await;
+    watcher.expect_new(&alice.id).await;
+    let hello = hello(&mut alice, json!({"resume": true})).await;
+    assert_eq!(hello["resume"], json!(null));
+    let id = alice.id.clone();
+    drop(alice.into_raw());
+    watcher.expect_left(&id).await;
+}
+
+#[tokio::test]
+async fn who_is_away_is_still_there_and_misses_nothing() {
+    let server = TestServer::start().await;
+    let (alice, token) = resumable(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    let id = alice.id.clone();
+    lose(&server, alice).await;
+    for number in 0..3 {
+        bob.note(&id, number).await;
+        bob.note("all", 10 + number).await;
+    }
+    let carol = Client::join(&server, "tea").await;
+    bob.expect_new(&carol.id).await;
+
+    let mut alice = return_to(&server, "tea", &token, 2).await;
+    // Both of hers were taken in: hello, twice.
+    alice.expect_resumed(&id, 2).await;
+    alice.expect_new(&bob.id).await;
+    for number in 0..3 {
+        alice.expect_note(number).await;
+        alice.expect_note(10 + number).await;
+    }
+    alice.expect_new(&carol.id).await;
+    alice.expect_quiet().await;
+    bob.expect_quiet().await;
+    let counts = ResumeCounts {
+        away: 0,
+        resumed: 1,
+        failed: 0,
+        expired: 0,
+    };
+    assert_eq!(server.anteroom.resumes(), counts);
+    alice.leave().await;
+    bob.expect_left(&id).await;
+}
+
+#[tokio::test]
+async fn a_client_says_how_it_goes() {
+    let server = TestServer::start().await;
+    let mut watcher = Client::join(&server, "tea").await;
+    let goodbyes: [(&[u8], bool); 4] = [
+        (b"\x0f\xa0", true),
+        (b"\x03\xe8", false),
+        (b"\x0f\xa1", false),
+        (b"", false),
+    ];
+    for (status, comes_back) in goodbyes {
+        let mut client = Client::join(&server, "tea").await;
+        let id = client.id.clone();
+        watcher.expect_new(&id).await;
+        let token = ask_for_token(&mut client).await;
+        let mut raw = client.into_raw();
+        raw.write(frame(0x88, status)).await;
+        let goodbye = raw.read_frame().await;
+        assert_eq!((goodbye.first, &goodbye.payload[..]), (0x88, status));
+        let mut back = return_to(&server, "tea", &token, 2).await;
+        if comes_back {
+            back.expect_resumed(&id, 2).await;
+            watcher.expect_quiet().await;
+            back.leave().await;
+            watcher.expect_left(&id).await;
+        } else {
+            watcher.expect_left(&id).await;
+            let new = back.expect_resume_failed().await;
+            watcher.expect_new(&new).await;
+            back.leave().await;
+            watcher.expect_left(&new).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_old_connection_is_closed_for_the_new() {
+    let server = TestServer::start().await;
+    let mut watcher = Client::join(&server, "tea").await;
+    let mut old = Client::join(&server, "tea").await;
+    let id = old.id.clone();
+    watcher.expect_new(&id).await;
+    let token = ask_for_token(&mut old).await;
+    for turn in 0..5 {
+        watcher.note(&id, turn).await;
+        let mut new = return_to(&server, "tea", &token, 2 + turn).await;
+        new.expect_resumed(&id, 2 + turn).await;
+        new.expect_note(turn).await;
+        new.send(json!({"type": "note", "receiver": watcher.id, "data": turn}))
+            .await;
+        watcher.expect_note(turn).await;
+        let (code, reason) = old.expect_close().await;
+        assert_eq!((code, &*reason), (1008, "resumed on another connection"));
+        old = new;
+    }
+    watcher.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn of_several_at_once_one_has_the_session() {
+    let server = TestServer::start().await;
+    for turn in 0..50 {
+        let room = format!("room-{turn}");
+        let (mut alice, token) = resumable(&server, &room).await;
+        let id = alice.id.clone();
+        let returns = (0..4).map(|_| return_to(&server, &room, &token, 2));
+        let mut owners = 0;
+        for mut client in join_all(returns).await {
+            let first = client.next().await;
+            if first["type"] != "resumed" {
+                assert_eq!(first["data"]["code"], "resume_failed");
+                assert_ne!(first["receiver"], id.as_str());
+                continue;
+            }
+            // It may have been taken over since: then that is what comes next.
+            client
+                .send(json!({"type": "ping", "receiver": "server", "data": "mine?"}))
+                .await;
+            loop {
+                match client.next_or_close().await {
+                    Err(code) => break assert_eq!(code, 1008),
+                    Ok(message) if message["type"] == "new" || message["type"] == "close" => {}
+                    Ok(pong) => {
+                        assert_eq!(pong["data"], "mine?");
+                        break owners += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(owners, 1);
+        assert_eq!(alice.expect_close().await.0, 1008);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_resumed_is_a_new_session_and_the_old_one_stays() {
+    let server = TestServer::start().await;
+    let mut watcher = Client::join(&server, "tea").await;
+    let mut alice = Client::join(&server, "tea").await;
+    let id = alice.id.clone();
+    watcher.expect_new(&id).await;
+    let token = ask_for_token(&mut alice).await;
+    lose(&server, alice).await;
+    let wrong = "AAAAAAAAAAAAAAAAAAAAAA";
+    let long = "A".repeat(5000);
+    for (token, received) in [
+        (wrong, "2"),
+        ("", "2"),
+        (&long, "2"),
+        ("%00", "2"),
+        (&token, "100"),
+        (&token, "-1"),
+        (&token, "many"),
+        (&token, ""),
+        (&token, "2.0"),
+        (&token, "18446744073709551616"),
+        (&token, "18446744073709551615"),
+    ] {
+        let mut other = return_to(&server, "tea", token, received).await;
+        let new = other.expect_resume_failed().await;
+        assert_ne!(new, id);
+        watcher.expect_new(&new).await;
+        other.expect_quiet().await;
+        other.leave().await;
+        watcher.expect_left(&new).await;
+    }
+    let mut elsewhere = return_to(&server, "coffee", &token, 2).await;
+    elsewhere.expect_resume_failed().await;
+    let mut uncounted =
+        Client::connect(server.address, &format!("/room/coffee?resume={token}")).await;
+    uncounted.expect_resume_failed().await;
+
+    let mut alice = return_to(&server, "tea", &token, 2).await;
+    alice.expect_resumed(&id, 2).await;
+}
+
+#[tokio::test]
+async fn who_has_missed_too_much_begins_anew() {
+    let server = TestServer::with(|config| {
+        config.max_message_bytes = 1000;
+        config.outbox_bytes = 4000;
+    })
+    .await;
+    let (mut alice, token) = resumable(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.expect_new(&bob.id).await;
+    let id = alice.id.clone();
+    lose(&server, alice).await;
+    // Delivered, as far as anyone can know.
+    for number in 0..100 {
+        bob.note(&id, number).await;
+    }
+    bob.expect_quiet().await;
+    let mut alice = return_to(&server, "tea", &token, 3).await;
+    let new = alice.expect_resume_failed().await;
+    let mut told = [bob.next().await, bob.next().await];
+    told.sort_by_key(|message| message["type"] == "new");
+    assert_eq!(
+        (&told[0]["type"], &told[0]["sender"]),
+        (&json!("close"), &json!(id))
+    );
+    assert_eq!(
+        (&told[1]["type"], &told[1]["sender"]),
+        (&json!("new"), &json!(new))
+    );
+    bob.expect_quiet().await;
+    let mut again = return_to(&server, "tea", &token, 3).await;
+    again.expect_resume_failed().await;
+}
+
+#[tokio::test]
+async fn an_early_ping_keeps_a_busy_session_resumable() {
+    let server = TestServer::with(|config| {
+        config.max_message_bytes = 1000;
+        config.outbox_bytes = 8000;
+    })
+    .await;
+    let (mut alice, token) = resumable(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.expect_new(&bob.id).await;
+    let id = alice.id.clone();
+    // Far more than the outbox holds; tungstenite answers the pings while it reads.
+    for number in 0..500 {
+        bob.note(&id, number).await;
+        alice.expect_note(number).await;
+    }
+    // The pongs are in before this is answered.
+    alice.expect_quiet().await;
+    lose(&server, alice).await;
+    let mut alice = return_to(&server, "tea", &token, 504).await;
+    alice.expect_resumed(&id, 3).await;
+    alice.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn who_does_not_pong_is_away() {
+    let server = TestServer::with(|config| {
+        config.ping_seconds = 1;
+        config.pong_seconds = 4;
+    })
+    .await;
+    let (alice, token) = resumable(&server, "tea").await;
+    let id = alice.id.clone();
+    let mut silent = alice.into_raw();
+    let reason = "no pong within 4 s";
+    assert_eq!(silent.read_close().await, (1001, reason.into()));
+    eventually("the loss", || server.anteroom.resumes().away == 1).await;
+    let mut bob = Client::join(&server, "tea").await;
+    bob.note(&id, 7).await;
+    let mut alice = return_to(&server, "tea", &token, 2).await;
+    alice.expect_resumed(&id, 2).await;
+    alice.expect_new(&bob.id).await;
+    alice.expect_note(7).await;
+    bob.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn who_does_not_come_back_has_left_once() {
+    let server = TestServer::with(|config| config.resume_seconds = 1).await;
+    let mut watcher = Client::join(&server, "tea").await;
+    let mut alice = Client::join(&server, "tea").await;
+    let id = alice.id.clone();
+    watcher.expect_new(&id).await;
+    let token = ask_for_token(&mut alice).await;
+    lose(&server, alice).await;
+    watcher.expect_left(&id).await;
+    let mut late = return_to(&server, "tea", &token, 2).await;
+    let new = late.expect_resume_failed().await;
+    watcher.expect_new(&new).await;
+    watcher.expect_quiet().await;
+    let counts = ResumeCounts {
+        away: 0,
+        resumed: 0,
+        failed: 1,
+        expired: 1,
+    };
+    assert_eq!(server.anteroom.resumes(), counts);
+    assert_eq!(server.anteroom.sessions(), 2);
+}
+
+/// Clients that return about when their time is up: each is either resumed, or has left once.
+#[tokio::test]
+async fn the_last_moment_is_either_in_time_or_too_late() {
+    let server = TestServer::with(|config| config.resume_seconds = 1).await;
+    let mut moments = tokio::time::interval(Duration::from_millis(50));
+    let mut away = Vec::new();
+    for number in 0..20 {
+        let room = format!("room-{number}");
+        let watcher = Client::join(&server, &room).await;
+        let mut alice = Client::join(&server, &room).await;
+        let token = ask_for_token(&mut alice).await;
+        away.push((room, watcher, alice, token));
+    }
+    let mut lost = Vec::new();
+    for (room, watcher, alice, token) in away {
+        let id = alice.id.clone();
+        lose(&server, alice).await;
+        lost.push((room, watcher, id, token));
+    }
+    for _ in 0..10 {
+        moments.tick().await;
+    }
+    let mut outcomes = [0, 0];
+    for (room, mut watcher, id, token) in lost {
+        moments.tick().await;
+        let mut back = return_to(&server, &room, &token, 2).await;
+        let first = back.next().await;
+        watcher.expect_new(&id).await;
+        if first["type"] == "resumed" {
+            back.expect_quiet().await;
+            watcher.expect_quiet().await;
+            outcomes[0] += 1;
+        } else {
+            assert_eq!(first["data"]["code"], "resume_failed");
+            watcher.expect_left(&id).await;
+            watcher
+                .expect_new(first["receiver"].as_str().unwrap())
+                .await;
+            watcher.expect_quiet().await;
+            outcomes[1] += 1;
+        }
+    }
+    let counts = server.anteroom.resumes();
+    assert_eq!([counts.resumed, counts.failed], outcomes);
+}
+
+#[tokio::test]
+async fn a_session_that_is_away_keeps_its_place_and_needs_no_other() {
+    let server = TestServer::with(|config| config.max_sessions = Some(1)).await;
+    let (alice, token) = resumable(&server, "tea").await;
+    let id = alice.id.clone();
+    lose(&server, alice).await;
+    assert_eq!(server.anteroom.sessions(), 1);
+    for path in [
+        "/room/tea",
+        "/room/tea?resume=AAAAAAAAAAAAAAAAAAAAAA&received=2",
+    ] {
+        let mut raw = Raw::connect(&server).await;
+        raw.write(handshake(path)).await;
+        assert!(raw.read_head().await.starts_with("HTTP/1.1 503 "));
+    }
+    // It has a token, but nothing to resume with it, and there is no place for another.
+    let mut wrong = return_to(&server, "tea", &token, 9).await;
+    assert_eq!(
+        wrong.expect_close().await,
+        (1013, "the server is full".into())
+    );
+    let mut alice = return_to(&server, "tea", &token, 2).await;
+    alice.expect_resumed(&id, 2).await;
+    alice.leave().await;
+    eventually("the leaving", || server.anteroom.sessions() == 0).await;
+    let (_bob, _) = resumable(&server, "tea").await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_does_not_wait_for_who_is_away() {
+    let mut server = TestServer::with(|config| config.drain_seconds = 3600).await;
+    let (alice, token) = resumable(&server, "tea").await;
+    lose(&server, alice).await;
+    let (mut bob, _) = resumable(&server, "coffee").await;
+    server.stop();
+    assert_eq!(bob.expect_close().await.0, 1012);
+    drop(bob);
+    let address = server.address;
+    server.stopped().await;
+    let gone = open(address, &format!("/room/tea?resume={token}&received=2")).await;
+    assert!(gone.is_err());
+}
+
+/// The connection is cut at every byte of a resume: of the handshake's answer, of `resumed`, of each
+/// message that was missed.
+#[tokio::test]
+async fn a_resume_may_be_cut_anywhere() {
+    let server = TestServer::start().await;
+    let down = Arc::new(AtomicUsize::new(usize::MAX));
+    let cut = down.clone();
+    let fates = move || Fate {
+        down: cut.load(Relaxed),
+        ..Fate::NONE
+    };
+    let proxy = Proxy::start(server.address, fates).await;
+    let mut bob = Client::join(&server, "tea").await;
+    let (mut alice, _) = Phoenix::join(&proxy, "tea").await;
+    bob.expect_new(&alice.id).await;
+    for byte in 0..700 {
+        proxy.fail(Failure::Reset);
+        eventually("the loss", || server.anteroom.resumes().away == 1).await;
+        for number in 0..3 {
+            bob.note(&alice.id, number).await;
+        }
+        down.store(byte, Relaxed);
+        let _ = alice.try_resume().await;
+        // What gets through is taken in before the cut is noticed.
+        let mut got = 0;
+        while let Ok(text) = next_text(&mut alice.socket).await {
+            let note: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(note["data"], got, "byte {byte}");
+            alice.received += 1;
+            got += 1;
+            if got == 3 {
+                break;
+            }
+        }
+        down.store(usize::MAX, Relaxed);
+        while got < 3 {
+            assert_eq!(alice.next().await["data"], got, "byte {byte}");
+            got += 1;
+        }
+        // What she sends is taken in once, too.
+        alice
+            .send(json!({"type": "note", "receiver": bob.id, "data": byte}))
+            .await;
+        alice
+            .send(json!({"type": "ping", "receiver": "server"}))
+            .await;
+        assert_eq!(alice.next().await["type"], "pong");
+        bob.expect_note(byte as u64).await;
+    }
+    bob.expect_quiet().await;
+}
+
+/// The connection is cut at every byte of what the client sends.
+#[tokio::test]
+async fn a_message_may_be_cut_anywhere() {
+    let server = TestServer::start().await;
+    let up = Arc::new(AtomicUsize::new(usize::MAX));
+    let cut = up.clone();
+    let fates = move || Fate {
+        up: cut.load(Relaxed),
+        failure: Failure::Close,
+        ..Fate::NONE
+    };
+    let proxy = Proxy::start(server.address, fates).await;
+    let mut bob = Client::join(&server, "tea").await;
+    let (mut alice, _) = Phoenix::join(&proxy, "tea").await;
+    bob.expect_new(&alice.id).await;
+    for byte in (0..600).step_by(3) {
+        up.store(byte, Relaxed);
+        proxy.fail(Failure::Close);
+        let _ = alice.try_resume().await;
+        up.store(usize::MAX, Relaxed);
+        for number in 0..3 {
+            alice
+                .send(json!({"type": "note", "receiver": bob.id, "data": number}))
+                .await;
+        }
+        alice
+            .send(json!({"type": "ping", "receiver": "server"}))
+            .await;
+        assert_eq!(alice.next().await["type"], "pong");
+        for number in 0..3 {
+            bob.expect_note(number).await;
+        }
+    }
+    bob.expect_quiet().await;
 }
 
 /// How much two clients send each other while their connections fail.
