@@ -23,9 +23,9 @@ const QUEUE_BYTES = 1 << 20;
  * `closed` for good.
  * @typedef {"connecting" | "open" | "reconnecting" | "closed"} RoomState */
 
-/** The new state; with the last two the Close frame's code and reason (RFC 6455, section 7.1.5), and
- * the milliseconds until the next attempt.
- * @typedef {{ state: "connecting" | "open" }
+/** The new state: with `open`, whether the session was resumed or is a new one; with the last two the
+ * Close frame's code and reason (RFC 6455, section 7.1.5), and the milliseconds until the next attempt.
+ * @typedef {{ state: "connecting" } | { state: "open", resumed: boolean }
  *   | { state: "reconnecting", code: number, reason: string, delay: number }
  *   | { state: "closed", code: number, reason: string }} StateChange */
 
@@ -127,6 +127,14 @@ export class Room extends RoomTarget {
   #queue = [];
   #queuedBytes = 0;
   #flushes = false;
+  /** @type {string | null} By which the session is resumed. */
+  #token = null;
+  /** How many messages have come in this session, and how many the server is known to have taken in. */
+  #received = 0;
+  #taken = 0;
+  /** @type {{ ref?: number, text: string, bytes: number }[]} What was sent after those. */
+  #sent = [];
+  #sentBytes = 0;
   #lastRef = 0;
   /** @type {Map<number, { resolve(receipt: Receipt): void, reject(reason: unknown): void }>} */
   #receipts = new Map();
@@ -151,8 +159,8 @@ export class Room extends RoomTarget {
     globalThis.addEventListener?.("offline", () => this.#networkChanged(false), { signal });
   }
 
-  /** The session's id, `null` until the room is open. A reconnection brings another one: for the
-   * others this session has gone, and a new one has come. */
+  /** The session's id, `null` until the room is open. It stays the same when the session is resumed
+   * after a reconnection; otherwise this session has gone for the others, and a new one has come. */
   get id() {
     return this.#id;
   }
@@ -193,11 +201,7 @@ export class Room extends RoomTarget {
         throw new RoomError("closed", "the room is closed: join it again");
       }
       this.#checkSize(bytes);
-      const waiting = this.#queuedBytes + (this.#socket?.bufferedAmount ?? 0);
-      if (waiting + bytes > QUEUE_BYTES) {
-        const message = `${waiting} bytes wait to be sent already: send less, or later`;
-        throw new RoomError("queue_full", message);
-      }
+      this.#checkWaiting(bytes);
       this.#receipts.set(ref, { resolve, reject });
       this.#queue.push({ ref, text, bytes, signal });
       this.#queuedBytes += bytes;
@@ -220,12 +224,15 @@ export class Room extends RoomTarget {
   /**
    * Sends a text exactly as it is, for debugging. The answer is seen with the event `wire`.
    * @param {string} text
-   * @throws {RoomError} if the room is not open, or the text longer than the server takes
+   * @throws {RoomError} if the room is not open, the text longer than the server takes, or too much
+   *   waits already
    */
   sendRaw(text) {
     if (this.#state !== "open") throw new RoomError("not_open", "there is no connection just now");
-    this.#checkSize(byteLength(text));
-    this.#write(text);
+    const bytes = byteLength(text);
+    this.#checkSize(bytes);
+    this.#checkWaiting(bytes);
+    this.#write({ text, bytes });
   }
 
   /** Leaves the room for good. */
@@ -236,11 +243,12 @@ export class Room extends RoomTarget {
   }
 
   #connect() {
-    const socket = new WebSocket(this.#url, "anteroom.v1");
+    const url = new URL(this.#url);
+    if (this.#token) url.search = `resume=${this.#token}&received=${this.#received}`;
+    const socket = new WebSocket(url, "anteroom.v1");
     this.#socket = socket;
-    this.#early = { messages: [], newcomers: new Set(), bytes: 0 };
     socket.addEventListener("open", () => {
-      if (socket === this.#socket) this.#write('{"type":"hello","receiver":"server"}');
+      if (socket === this.#socket && !this.#token) this.#greet();
     });
     socket.addEventListener("message", ({ data }) => {
       if (socket === this.#socket) this.#read(data);
@@ -249,6 +257,42 @@ export class Room extends RoomTarget {
       if (socket === this.#socket) this.#lost(code, reason);
     });
     this.#wait(this.#timeout, () => this.#giveUp("no answer in time"));
+  }
+
+  /** Begins a session. */
+  #greet() {
+    this.#early = { messages: [], newcomers: new Set(), bytes: 0 };
+    this.#write({ text: '{"type":"hello","receiver":"server","data":{"resume":true}}', bytes: 0 });
+  }
+
+  /** Goes on with the session.
+   * @param {number} received how many of its messages the server has taken in */
+  #resume(received) {
+    this.#confirm(received - this.#taken);
+    for (const { text } of this.#sent) this.#send(text);
+    this.#open(true);
+  }
+
+  /** Gives up the session, and what may have been sent in vain.
+   * @param {number} received how many messages of the next one have come */
+  #forget(received) {
+    this.#token = null;
+    this.#received = received;
+    this.#taken = this.#sentBytes = 0;
+    this.#sent = [];
+    const waiting = new Set(this.#queue.map(({ ref }) => ref));
+    for (const ref of this.#receipts.keys()) {
+      if (waiting.has(ref)) continue;
+      const message = "the connection was lost before the receipt came";
+      this.#settle(ref)?.reject(new RoomError("connection_lost", message));
+    }
+  }
+
+  /** So many more messages have been taken in.
+   * @param {number} count */
+  #confirm(count) {
+    for (const { bytes } of this.#sent.splice(0, count)) this.#sentBytes -= bytes;
+    this.#taken += count;
   }
 
   /** Waits for one thing, and no longer for what was waited for before.
@@ -261,7 +305,7 @@ export class Room extends RoomTarget {
 
   /** Asks for a sign of life. */
   #ping() {
-    this.#write('{"type":"ping","receiver":"server"}');
+    this.#write({ text: '{"type":"ping","receiver":"server","ref":0}', bytes: 0, ref: 0 });
     this.#wait(this.#timeout, () => this.#giveUp("no sign of life"));
   }
 
@@ -285,12 +329,7 @@ export class Room extends RoomTarget {
     if (code === 1008) return this.#end(code, reason);
     this.#socket = null;
     this.#flushes = false;
-    const waiting = new Set(this.#queue.map(({ ref }) => ref));
-    for (const ref of this.#receipts.keys()) {
-      if (waiting.has(ref)) continue;
-      const message = "the connection was lost before the receipt came";
-      this.#settle(ref)?.reject(new RoomError("connection_lost", message));
-    }
+    if (!this.#token) this.#forget(0);
     if (performance.now() - this.#openedAt > SETTLED) this.#attempts = 0;
     this.#openedAt = Infinity;
     const asked = code === 1012 && /retry in (\d+) ms/.exec(reason);
@@ -318,6 +357,15 @@ export class Room extends RoomTarget {
     this.#setState({ state: "closed", code, reason });
   }
 
+  /** There is a connection, and what waits can go.
+   * @param {boolean} resumed */
+  #open(resumed) {
+    this.#openedAt = performance.now();
+    this.#setState({ state: "open", resumed });
+    this.#flushes = this.#state === "open";
+    this.#flush();
+  }
+
   /** @param {StateChange} change */
   #setState(change) {
     this.#state = change.state;
@@ -325,9 +373,17 @@ export class Room extends RoomTarget {
   }
 
   /** @param {string} text */
-  #write(text) {
+  #send(text) {
     this.#socket?.send(text);
     this.#emit("wire", { direction: "out", text });
+  }
+
+  /** Sends a message, and keeps it until it is known to be taken in.
+   * @param {{ text: string, bytes: number, ref?: number }} message */
+  #write(message) {
+    this.#sent.push(message);
+    this.#sentBytes += message.bytes;
+    this.#send(message.text);
   }
 
   /** Sends what waits, in its order. */
@@ -339,7 +395,7 @@ export class Room extends RoomTarget {
       try {
         next.signal?.throwIfAborted();
         this.#checkSize(next.bytes);
-        this.#write(next.text);
+        this.#write(next);
       } catch (error) {
         this.#settle(next.ref)?.reject(error);
       }
@@ -353,10 +409,19 @@ export class Room extends RoomTarget {
     throw new RoomError("message_too_large", message);
   }
 
+  /** @param {number} bytes */
+  #checkWaiting(bytes) {
+    const waiting = this.#queuedBytes + this.#sentBytes;
+    if (waiting + bytes <= QUEUE_BYTES) return;
+    const message = `${waiting} bytes wait to be taken in already: send less, or later`;
+    throw new RoomError("queue_full", message);
+  }
+
   /** @param {string} text */
   #read(text) {
     this.#emit("wire", { direction: "in", text });
     if (this.#state === "closed") return;
+    this.#received += 1;
     try {
       this.#take(JSON.parse(text), text.length);
     } catch (error) {
@@ -375,10 +440,20 @@ export class Room extends RoomTarget {
     const data = /** @type {any} */ (message.data);
     if (sender === "server" && type === "hello") return this.#greeted(receiver, data);
     if (sender === "server" && type === "pong") return;
-    if (sender === "server" && type === "ack") return this.#settle(data.ref)?.resolve(data);
-    if (sender === "server" && type === "error") {
-      const error = new RoomError(data.code, data.message);
+    if (sender === "server" && type === "resumed") {
+      this.#received -= 1;
+      return this.#resume(data.received);
+    }
+    if (sender === "server" && (type === "ack" || type === "error")) {
+      // What has an answer is taken in, with all before it.
+      this.#confirm(this.#sent.findIndex(({ ref }) => ref !== undefined && ref === data.ref) + 1);
       const receipt = this.#settle(data.ref);
+      if (type === "ack") return receipt?.resolve(data);
+      if (data.code === "resume_failed") {
+        this.#forget(1);
+        return this.#greet();
+      }
+      const error = new RoomError(data.code, data.message);
       return receipt ? receipt.reject(error) : this.#emit("error", error);
     }
     const isNew = type === "new" && receiver === "all";
@@ -400,11 +475,12 @@ export class Room extends RoomTarget {
    * The roster is here: what differs from what was known has come or gone.
    * @param {string} id
    * @param {{ peers: { id: string, data: unknown }[], iceServers: RTCIceServer[],
-   *   limits: { messageBytes: number } }} data
+   *   resume: { token: string } | null, limits: { messageBytes: number } }} data
    */
-  #greeted(id, { peers, iceServers, limits }) {
+  #greeted(id, { peers, iceServers, resume, limits }) {
     const early = this.#early;
     this.#early = null;
+    if (early) this.#token = resume?.token ?? null;
     this.#id = id;
     this.#iceServers = iceServers;
     this.#messageBytes = limits.messageBytes;
@@ -417,10 +493,7 @@ export class Room extends RoomTarget {
     }
     if (!early || this.#state === "closed") return;
 
-    this.#openedAt = performance.now();
-    this.#setState({ state: "open" });
-    this.#flushes = this.#state === "open";
-    this.#flush();
+    this.#open(false);
     for (const message of early.messages) {
       // Who is not in the roster has gone before it.
       const known = present.has(message.sender) || message.sender === "server";

@@ -28,9 +28,9 @@ export class People extends EventTarget {
     super();
     this.#room = room;
     this.#mine.name = name;
-    // To everyone when the room is open, be it anew; then to each that comes.
-    room.addEventListener("statechange", ({ detail: { state } }) => {
-      if (state === "open") this.say({});
+    // To everyone who does not know this session yet; then to each that comes.
+    room.addEventListener("statechange", ({ detail }) => {
+      if (detail.state === "open" && !detail.resumed) this.say({});
     });
     room.addEventListener("peerjoin", ({ detail: { id } }) => {
       if (room.state === "open") room.send(id, "profile", this.#mine);

@@ -77,12 +77,18 @@ impl Stranger {
             .unwrap();
         assert_eq!(
             hello.to_text().unwrap(),
-            r#"{"type":"hello","receiver":"server"}"#
+            r#"{"type":"hello","receiver":"server","data":{"resume":true}}"#
         );
         socket
     }
 
     async fn accept_silently(&self) -> WebSocketStream<TcpStream> {
+        self.accept_with_query().await.0
+    }
+
+    /// Accepts the next connection, and returns also with which query it comes.
+    async fn accept_with_query(&self) -> (WebSocketStream<TcpStream>, String) {
+        let mut query = String::new();
         let (stream, _) = within_deadline("a connection", self.listener.accept())
             .await
             .unwrap();
@@ -92,13 +98,27 @@ impl Stranger {
         )]
         let check = |request: &Request, mut response: Response| {
             assert_eq!(request.uri().path(), "/deep/down/room/a%20b");
+            query = request.uri().query().unwrap_or_default().into();
             assert_eq!(request.headers()["sec-websocket-protocol"], "anteroom.v1");
             let headers = response.headers_mut();
             headers.insert("sec-websocket-protocol", "anteroom.v1".parse().unwrap());
             Ok(response)
         };
-        accept_hdr_async(stream, check).await.unwrap()
+        let socket = accept_hdr_async(stream, check).await.unwrap();
+        (socket, query)
     }
+}
+
+/// The next message of the page.
+async fn next(socket: &mut WebSocketStream<TcpStream>) -> Value {
+    let message = within_deadline("a message", socket.next()).await;
+    serde_json::from_str(message.unwrap().unwrap().to_text().unwrap()).unwrap()
+}
+
+/// The receipt for a message of the page.
+fn ack(message: &Value) -> Value {
+    let receipt = json!({"ref": message["ref"], "receivers": 1});
+    json!({"type": "ack", "sender": "server", "receiver": "me", "data": receipt})
 }
 
 async fn say(socket: &mut WebSocketStream<TcpStream>, message: Value) {
@@ -226,7 +246,7 @@ async fn what_comes_before_the_roster_is_kept_and_what_only_looks_like_news_is_n
         json!([
             ["peerjoin", {"id": "a", "data": null, "newcomer": true}],
             ["peerjoin", {"id": "c", "data": null, "newcomer": false}],
-            ["statechange", {"state": "open"}],
+            ["statechange", {"state": "open", "resumed": false}],
             ["message", {"type": "x", "sender": "a", "receiver": "me", "data": 1}],
             ["message", {"type": "close", "sender": "a", "receiver": "all", "data": null}],
             ["error", "bad_message"],
@@ -306,10 +326,132 @@ async fn what_is_lost_is_reported_and_what_waits_is_sent_later() {
                 "reason": "restart: retry in 40 ms", "delay": 40}],
             ["peerleave", {"id": "c", "data": null, "newcomer": false}],
             ["peerjoin", {"id": "d", "data": null, "newcomer": false}],
-            ["statechange", {"state": "open"}],
+            ["statechange", {"state": "open", "resumed": false}],
         ])
     );
     browser.close().await;
+}
+
+/// A page with three messages on their way, `first` to `third`, of which the server has taken in the
+/// first without saying so; and then the connection is lost.
+async fn lost_with_three_under_way<'a>(browser: &'a Browser) -> (Stranger, Tab<'a>) {
+    let (stranger, tab) = with_stranger(browser, "{}").await;
+    let mut socket = stranger.accept().await;
+    let mut hello = hello(&["a", "c"]);
+    hello["data"]["resume"] = json!({"token": "secret", "seconds": 30});
+    say(&mut socket, hello).await;
+    tab.until("room.state === 'open'").await;
+    tab.run(
+        "globalThis.receipts = ['zeroth', 'first', 'second', 'third'].map((type) => code(room.broadcast(type)));
+        seen.length = 0;",
+    )
+    .await;
+    let zeroth = next(&mut socket).await;
+    say(&mut socket, ack(&zeroth)).await;
+    assert_eq!(tab.run("return receipts[0]").await, 1);
+    for kind in ["first", "second", "third"] {
+        assert_eq!(next(&mut socket).await["type"], kind);
+    }
+    drop(socket);
+    tab.until("room.state === 'reconnecting'").await;
+    tab.run("globalThis.later = code(room.broadcast('later'))")
+        .await;
+    (stranger, tab)
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_lost_session_is_resumed_and_only_what_is_missing_is_sent_again() {
+    let browser = Browser::start().await;
+    let (stranger, tab) = lost_with_three_under_way(&browser).await;
+    // It comes back as often as need be, with hello and one receipt received.
+    for _ in 0..2 {
+        let (socket, query) = stranger.accept_with_query().await;
+        assert_eq!(query, "resume=secret&received=2");
+        drop(socket);
+    }
+    let (mut socket, query) = stranger.accept_with_query().await;
+    assert_eq!(query, "resume=secret&received=2");
+    // Taken in were hello, the zeroth and the first.
+    let resumed =
+        json!({"type": "resumed", "sender": "server", "receiver": "me", "data": {"received": 3}});
+    say(&mut socket, resumed).await;
+    let new = json!({"type": "new", "sender": "d", "receiver": "all", "data": null});
+    say(&mut socket, new).await;
+    for (place, kind) in ["second", "third", "later"].into_iter().enumerate() {
+        let message = next(&mut socket).await;
+        assert_eq!(message["type"], kind);
+        if place == 0 {
+            let mut first = message.clone();
+            first["ref"] = json!(message["ref"].as_u64().unwrap() - 1);
+            say(&mut socket, ack(&first)).await;
+        }
+        say(&mut socket, ack(&message)).await;
+    }
+    assert_eq!(
+        tab.run("return Promise.all([...receipts, later])").await,
+        json!([1, 1, 1, 1, 1])
+    );
+    let seen = tab
+        .run("return seen.filter(([type, { state }]) => state !== 'reconnecting')")
+        .await;
+    assert_eq!(
+        seen,
+        json!([
+            ["statechange", {"state": "open", "resumed": true}],
+            ["peerjoin", {"id": "d", "data": null, "newcomer": true}],
+        ])
+    );
+    assert_eq!(
+        tab.run("return [room.id, [...room.peers.keys()]]").await,
+        json!(["me", ["a", "c", "d"]])
+    );
+    // What came since counts, and what was resumed does not.
+    drop(socket);
+    let (_socket, query) = stranger.accept_with_query().await;
+    assert_eq!(query, "resume=secret&received=7");
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_session_that_cannot_be_resumed_is_begun_anew() {
+    let browser = Browser::start().await;
+    let (stranger, tab) = lost_with_three_under_way(&browser).await;
+    let (mut socket, query) = stranger.accept_with_query().await;
+    assert_eq!(query, "resume=secret&received=2");
+    let data = json!({"code": "resume_failed", "message": "too late"});
+    let failed = json!({"type": "error", "sender": "server", "receiver": "me2", "data": data});
+    say(&mut socket, failed).await;
+    assert_eq!(next(&mut socket).await["type"], "hello");
+    let mut hello = hello(&["d", "a"]);
+    hello["receiver"] = json!("me2");
+    hello["data"]["resume"] = json!({"token": "another", "seconds": 30});
+    say(&mut socket, hello).await;
+    let later = next(&mut socket).await;
+    assert_eq!(later["type"], "later");
+    say(&mut socket, ack(&later)).await;
+    let lost = "connection_lost";
+    assert_eq!(
+        tab.run("return Promise.all([...receipts, later])").await,
+        json!([1, lost, lost, lost, 1])
+    );
+    let seen = tab
+        .run("return seen.filter(([type, { state }]) => state !== 'reconnecting')")
+        .await;
+    assert_eq!(
+        seen,
+        json!([
+            ["peerleave", {"id": "c", "data": null, "newcomer": false}],
+            ["peerjoin", {"id": "d", "data": null, "newcomer": false}],
+            ["statechange", {"state": "open", "resumed": false}],
+        ])
+    );
+    // The error, hello, a receipt.
+    drop(socket);
+    let (_socket, query) = stranger.accept_with_query().await;
+    assert_eq!(query, "resume=another&received=3");
+    browser.close_regardless().await;
 }
 
 #[tokio::test]
@@ -335,19 +477,17 @@ async fn only_so_much_waits_to_be_sent() {
     let mut hello = hello(&[]);
     hello["data"]["limits"]["messageBytes"] = json!(65536);
     say(&mut socket, hello).await;
+    let mut last = Value::Null;
     for _ in 0..1100 - refused {
-        within_deadline("a message", socket.next())
-            .await
-            .unwrap()
-            .unwrap();
+        last = next(&mut socket).await;
     }
-    // Then there is room again.
-    tab.until("room.broadcast('again') && true").await;
-    let again = within_deadline("a message", socket.next())
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(again.to_text().unwrap().contains("again"));
+    // It still waits to be taken in; then there is room again.
+    let more = "code(room.broadcast('again', 'x'.repeat(1000)))";
+    assert_eq!(tab.run(&format!("return {more}")).await, "queue_full");
+    say(&mut socket, ack(&last)).await;
+    tab.until("codes.includes('sent')").await;
+    tab.run(&format!("globalThis.again = {more}")).await;
+    assert_eq!(next(&mut socket).await["type"], "again");
     browser.close().await;
 }
 

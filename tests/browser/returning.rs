@@ -1,9 +1,13 @@
 //! The server lost and found again.
 
+use serde_json::json;
 use tokio::process::Command;
 
 use super::{calling::until_pictures_move, driver::Browser, talking::until_here};
-use crate::support::Program;
+use crate::{
+    proxy::{Failure, Fate, Proxy},
+    support::{Program, TestServer},
+};
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
@@ -113,6 +117,93 @@ async fn a_server_that_says_nothing_any_longer_is_noticed() {
     assert_eq!(tab.run("return changes[1].reason").await, "no sign of life");
     server.signal("CONT").await;
     tab.until("room.state === 'open'").await;
-    assert_ne!(tab.run("return room.id").await, id);
+    assert_eq!(tab.run("return room.id").await, id);
+    let last = tab.run("return changes.at(-1)").await;
+    assert_eq!(last, json!({"state": "open", "resumed": true}));
     browser.close().await;
+}
+
+/// The network is taken away under a call and a conversation, and given back: once cut, once silent.
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_network_that_goes_and_comes_back_takes_nothing_with_it() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let mut tabs = Vec::new();
+    for count in 1..=2 {
+        let proxy = Proxy::start(server.address, || Fate::NONE).await;
+        let tab = browser
+            .open(&format!("http://{}/?room=net", proxy.address))
+            .await;
+        tab.click("#camera").await;
+        tabs.push((tab, proxy));
+        for (tab, _) in &tabs {
+            until_here(tab, count).await;
+        }
+    }
+    let ids = "return [...document.querySelectorAll('#persons li')].map((item) => item.dataset.id)";
+    let mut rosters = Vec::new();
+    for (tab, _) in &tabs {
+        until_pictures_move(tab, 1).await;
+        rosters.push(tab.run(ids).await);
+    }
+    assert_eq!(browser.complaints().await, [""; 0]);
+
+    let away = "document.querySelector('#state').dataset.state === 'reconnecting'";
+    let back = "document.querySelector('#state').dataset.state === 'open'";
+    let mut said = 0;
+    for failure in [Failure::Reset, Failure::Stall] {
+        for lost in 0..2 {
+            let (tab, proxy) = &tabs[lost];
+            let (other, _) = &tabs[1 - lost];
+            proxy.refuse(true);
+            proxy.fail(failure);
+            // A browser that knows it is offline asks the server for a sign of life at once.
+            let offline = json!({"offline": true, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1});
+            tab.chrome("Network.emulateNetworkConditions", offline)
+                .await;
+            // Some of it is said before anyone notices.
+            tab.type_into("#text", &format!("said {said}\n")).await;
+            other.type_into("#text", &format!("heard {said}\n")).await;
+            tab.until(away).await;
+            until_pictures_move(tab, 1).await;
+            tab.type_into("#text", &format!("said {}\n", said + 1))
+                .await;
+            other
+                .type_into("#text", &format!("heard {}\n", said + 1))
+                .await;
+
+            proxy.refuse(false);
+            let online = json!({"offline": false, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1});
+            tab.chrome("Network.emulateNetworkConditions", online).await;
+            tab.until(back).await;
+            said += 2;
+            for (tab, _) in &tabs {
+                let words = "[...document.querySelectorAll('#said .words')]";
+                tab.until(&format!("{words}.length === {}", 2 * said)).await;
+                tab.until("document.querySelectorAll('#said .waits').length === 0")
+                    .await;
+                until_pictures_move(tab, 1).await;
+            }
+        }
+    }
+    for ((tab, _), roster) in tabs.iter().zip(rosters) {
+        assert_eq!(tab.run(ids).await, roster);
+        // In order, each once, and nobody has gone or failed to get something.
+        for word in ["said", "heard"] {
+            let order = format!(
+                "return [...document.querySelectorAll('#said .words')].map((item) => item.textContent)
+                    .filter((text) => text.startsWith('{word}')).join()"
+            );
+            let expected: Vec<String> =
+                (0..said).map(|number| format!("{word} {number}")).collect();
+            assert_eq!(tab.run(&order).await, expected.join(","));
+        }
+        let text = tab.text("#said").await;
+        assert!(
+            !text.contains("gone") && !text.contains("Not delivered"),
+            "{text}"
+        );
+    }
+    browser.close_regardless().await;
 }

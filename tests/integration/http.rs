@@ -122,7 +122,7 @@ async fn the_page_is_small_and_tells_browsers_to_be_strict() {
              require-trusted-types-for 'script'; trusted-types 'none'"
         );
     }
-    assert!(bytes <= 100_000, "{bytes} bytes");
+    assert!(bytes <= 100 << 10, "{bytes} bytes");
 }
 
 #[tokio::test]

@@ -1,7 +1,13 @@
 //! A TCP proxy in front of a server, which fails as networks do: it cuts connections at a byte, stops
 //! forwarding without a word, or hands on single bytes.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -50,6 +56,8 @@ pub struct Proxy {
     pub failures: watch::Receiver<Failures>,
     /// Counts the failures that happen to all connections there are.
     all: watch::Sender<(u64, Failure)>,
+    /// Whether new connections are closed at once.
+    refusing: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
 }
 
@@ -70,9 +78,14 @@ impl Proxy {
         let (count, failures) = watch::channel(Failures::default());
         let count = Arc::new(count);
         let (all, on_all) = watch::channel((0, Failure::Close));
+        let refusing = Arc::new(AtomicBool::new(false));
+        let refuse = refusing.clone();
         let accepting = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
+                if refuse.load(Relaxed) {
+                    continue;
+                }
                 let server = TcpStream::connect(server).await.unwrap();
                 let (fate, on_all, count) = (fates(), on_all.clone(), count.clone());
                 tokio::spawn(forward(client, server, fate, on_all, count));
@@ -82,8 +95,14 @@ impl Proxy {
             address,
             failures,
             all,
+            refusing,
             accepting,
         }
+    }
+
+    /// Closes new connections at once, or no longer.
+    pub fn refuse(&self, refuse: bool) {
+        self.refusing.store(refuse, Relaxed);
     }
 
     /// Lets all connections fail that there are.
