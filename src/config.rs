@@ -50,8 +50,8 @@ pub struct Config {
     #[arg(default_value_t = Config::default().max_message_bytes)]
     pub max_message_bytes: usize,
 
-    /// How much may wait to be sent to one session, in bytes, with 64 for each message; past it the
-    /// session is closed (1013)
+    /// How much may wait to be sent to one session, or be kept to be sent again, in bytes, with 64
+    /// for each message; past it the session is closed (1013)
     #[arg(
         long,
         env = "ANTEROOM_OUTBOX_BYTES",

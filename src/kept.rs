@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 
 use crate::websocket::Frame;
 
-/// An early ping goes out each time so large a part of the limit has been sent.
-const EARLY_PINGS: usize = 8;
+/// An early ping goes out each time such a part of the limit has been sent: what is kept for who
+/// reads is a small part, too.
+const EARLY_PINGS: usize = 32;
 
 /// The last messages that a session was sent, or is to be sent.
 pub(crate) struct Kept {
@@ -29,7 +30,7 @@ pub(crate) struct Kept {
 /// Why a client cannot be sent what it has not got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lacking {
-    /// It says to have got more than was sent.
+    /// It says to have got more than there was.
     NeverSent,
     /// What it has not got is not kept any longer.
     Gone,
@@ -220,7 +221,7 @@ mod tests {
     #[test]
     fn a_ping_goes_out_early_where_much_is_sent() {
         let cost = message(100).cost();
-        let mut kept = Kept::new(16 * cost, 100);
+        let mut kept = Kept::new(64 * cost, 100);
         let early = (100..107).filter_map(|number| kept.push(message(number)));
         let early: Vec<_> = early.map(|ping| ping.bytes()[2..].to_vec()).collect();
         assert_eq!(early, [b"103", b"106"]);

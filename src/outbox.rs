@@ -18,12 +18,13 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::{
+    admission::Place,
     kept::{Kept, Lacking},
-    protocol::{Close, CloseCode},
-    resume::Arrival,
+    protocol::{Close, CloseCode, Token},
+    resume::Ticket,
     websocket::{Frame, Reader, Writer},
 };
 
@@ -45,8 +46,7 @@ pub(crate) fn outbox(limit: usize, writer: Writer) -> (Sender, Outbox) {
             state: State::Open,
             idle: true,
             messages: 0,
-            kept: None,
-            arrival: None,
+            resumable: None,
         }),
         writer: Mutex::new(Some(writer)),
         session: OnceLock::new(),
@@ -65,6 +65,16 @@ pub(crate) struct Outbox(Arc<Channel>);
 /// what is left is up to their sessions, which are woken for it.
 #[derive(Default)]
 pub(crate) struct Unflushed(ArrayVec<Sender, FLUSHED_AT_ONCE>);
+
+/// A connection that has come to go on with a session.
+pub(crate) struct Arrival {
+    pub(crate) reader: Reader,
+    pub(crate) writer: Writer,
+    /// How many of the session's messages its client has got.
+    pub(crate) received: u64,
+    /// Its place, should it begin another session. `None` where that must be found then.
+    pub(crate) place: Option<Place>,
+}
 
 /// Why a frame was not taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,8 +115,9 @@ pub(crate) enum Call {
 
 struct Channel {
     limit: usize,
-    /// Whether the session has nothing to do here: it need not look at the rest. Changed under the
-    /// queue's lock.
+    /// Whether the session has nothing to do here, and need not look at the rest. Changed under the
+    /// queue's lock: set when nothing waits any more and the session can be woken, cleared with
+    /// everything that is put here.
     settled: AtomicBool,
     queue: Mutex<Queue>,
     /// `None` while the session is without a connection, and once it has ended. Locked before the
@@ -122,12 +133,18 @@ struct Queue {
     cost: usize,
     state: State,
     /// Whether nothing waits. Otherwise someone is about to write it: who filled the queue, or the
-    /// session, which has been woken for it or waits until its socket takes more.
+    /// session, which has been woken for it, waits until its socket takes more, or is without one.
     idle: bool,
     /// How many messages there have been so far.
     messages: u64,
-    /// What may have to be sent again, if the session may be resumed.
-    kept: Option<Box<Kept>>,
+    /// There if the session may be resumed.
+    resumable: Option<Box<Resumable>>,
+}
+
+struct Resumable {
+    ticket: Ticket,
+    /// What may have to be sent again.
+    kept: Kept,
     /// The connection with which the session shall go on.
     arrival: Option<Box<Arrival>>,
 }
@@ -147,25 +164,30 @@ enum State {
 impl Channel {
     /// Puts a frame at the end of the queue; returns whether the queue was idle, and must be
     /// flushed.
-    fn push(&self, mut queue: MutexGuard<'_, Queue>, frame: Frame) -> Result<bool, PushError> {
+    fn push(&self, queue: &mut Queue, frame: Frame) -> Result<bool, PushError> {
         if let State::Closing(_) | State::Closed = queue.state {
             return Err(PushError::Closed);
         }
         let mut early_ping = None;
         if frame.is_message() {
             queue.messages += 1;
-            if let Some(kept) = &mut queue.kept {
-                early_ping = kept.push(frame.clone());
+            if let Some(resumable) = &mut queue.resumable {
+                early_ping = resumable.kept.push(frame.clone());
             }
         }
         if let State::Detaching(_) | State::Detached = queue.state {
+            // There is nothing to write to, nor to ping.
             return Ok(false);
         }
         if queue.cost > 0 && queue.cost + frame.cost() > self.limit {
             queue.frames = VecDeque::new();
             let reason = format!("too slow: over {} bytes waited to be sent", self.limit);
-            self.close(queue, Close::new(CloseCode::TryAgainLater, reason));
-            return Err(PushError::Full);
+            let close = Close::new(CloseCode::TryAgainLater, reason);
+            return match self.give_up(queue, close) {
+                // It has been kept.
+                State::Detaching(_) => Ok(false),
+                _ => Err(PushError::Full),
+            };
         }
         queue.put(frame);
         if let Some(ping) = early_ping {
@@ -176,18 +198,29 @@ impl Channel {
     }
 
     /// Ends the session, unless it is already ending.
-    fn close(&self, mut queue: MutexGuard<'_, Queue>, close: Close) {
+    fn close(&self, queue: &mut Queue, close: Close) {
         if let State::Closing(_) | State::Closed = queue.state {
             return;
         }
         queue.state = State::Closing(Box::new(close));
-        self.call(queue);
+        self.call();
+    }
+
+    /// Has the session give its connection up, and end if it may not be resumed; returns what it is
+    /// to do now.
+    fn give_up<'q>(&self, queue: &'q mut Queue, close: Close) -> &'q State {
+        if queue.resumable.is_none() {
+            self.close(queue, close);
+        } else if let State::Open = queue.state {
+            queue.state = State::Detaching(Box::new(close));
+            self.call();
+        }
+        &queue.state
     }
 
     /// Has the session look for what it is to do.
-    fn call(&self, queue: MutexGuard<'_, Queue>) {
+    fn call(&self) {
         self.unsettle();
-        drop(queue);
         self.wake();
     }
 
@@ -213,7 +246,7 @@ impl Channel {
                 queue.cost -= mem::take(&mut written);
                 queue.idle = !writer.refill(&mut queue.frames);
                 if queue.idle {
-                    let settled = !writer.keeps_back();
+                    let settled = !writer.keeps_back() && self.session.get().is_some();
                     self.settled.store(settled, Ordering::Release);
                     break;
                 }
@@ -243,14 +276,15 @@ impl Queue {
         self.frames.push_back(frame);
     }
 
+    fn arrival(&self) -> Option<&Arrival> {
+        self.resumable.as_ref()?.arrival.as_deref()
+    }
+
     fn called(&self) -> Option<Call> {
         match &self.state {
             State::Closing(close) => Some(Call::End(Close::clone(close))),
             State::Detaching(close) => Some(Call::Detach(Close::clone(close))),
-            State::Open if self.arrival.is_some() => {
-                let reason = "resumed on another connection";
-                Some(Call::Detach(Close::new(CloseCode::PolicyViolation, reason)))
-            }
+            State::Open if self.arrival().is_some() => Some(Call::Detach(Close::taken_over())),
             State::Open | State::Detached | State::Closed => None,
         }
     }
@@ -263,9 +297,10 @@ impl Sender {
     /// # Errors
     ///
     /// [`PushError::Full`] for the first frame that does not fit: what waited is dropped, and the
-    /// session closed (1013). [`PushError::Closed`] from then on.
+    /// session closed (1013). [`PushError::Closed`] from then on. A session that may be resumed is
+    /// only to give its connection up: for it the frame is kept.
     pub(crate) fn push(&self, frame: Frame, unflushed: &mut Unflushed) -> Result<(), PushError> {
-        self.push_locked(self.0.queue.lock(), frame, unflushed)
+        self.push_locked(&mut self.0.queue.lock(), frame, unflushed)
     }
 
     /// Like [`push`](Sender::push), for a ping: `ping`, or one of its own for a session that may be
@@ -275,16 +310,16 @@ impl Sender {
         let State::Open = queue.state else {
             return false;
         };
-        let ping = queue
-            .kept
-            .as_mut()
-            .map_or_else(|| ping.clone(), |kept| kept.ping());
-        self.push_locked(queue, ping, unflushed).is_ok()
+        let ping = match &mut queue.resumable {
+            Some(resumable) => resumable.kept.ping(),
+            None => ping.clone(),
+        };
+        self.push_locked(&mut queue, ping, unflushed).is_ok()
     }
 
     fn push_locked(
         &self,
-        queue: MutexGuard<'_, Queue>,
+        queue: &mut Queue,
         frame: Frame,
         unflushed: &mut Unflushed,
     ) -> Result<(), PushError> {
@@ -300,42 +335,39 @@ impl Sender {
 
     /// Ends the session with this Close frame, after what waits; unless it is already ending.
     pub(crate) fn close(&self, close: Close) {
-        self.0.close(self.0.queue.lock(), close);
+        self.0.close(&mut self.0.queue.lock(), close);
     }
 
     /// Has the session give its connection up with this Close frame, and end if it may not be
     /// resumed.
     pub(crate) fn give_up(&self, close: Close) {
-        let mut queue = self.0.queue.lock();
-        if queue.kept.is_none() {
-            self.0.close(queue, close);
-        } else if let State::Open = queue.state {
-            queue.state = State::Detaching(Box::new(close));
-            self.0.call(queue);
-        }
+        self.0.give_up(&mut self.0.queue.lock(), close);
     }
 
-    /// Has the session go on with another connection. One that cannot, because what the client has
-    /// not got is not kept any longer, ends.
+    /// Has the session go on with another connection. If too much is gone that would have to be
+    /// sent on it, the session ends. Returns who had come for the same before, and is too early.
     ///
     /// # Errors
     ///
     /// The arrival, if the session cannot go on with it.
-    pub(crate) fn hand_over(&self, arrival: Box<Arrival>) -> Result<(), Box<Arrival>> {
+    pub(crate) fn hand_over(
+        &self,
+        arrival: Box<Arrival>,
+    ) -> Result<Option<Box<Arrival>>, Box<Arrival>> {
         let mut queue = self.0.queue.lock();
         if let State::Closing(_) | State::Closed = queue.state {
             return Err(arrival);
         }
-        let (Some(kept), None) = (&queue.kept, &queue.arrival) else {
+        let Some(resumable) = &mut queue.resumable else {
             return Err(arrival);
         };
-        match kept.check(arrival.received) {
+        match resumable.kept.check(arrival.received) {
             Ok(()) => {
-                queue.arrival = Some(arrival);
-                self.0.call(queue);
-                return Ok(());
+                let earlier = resumable.arrival.replace(arrival);
+                self.0.call();
+                return Ok(earlier);
             }
-            Err(Lacking::Gone) => self.0.close(queue, Close::not_resumable()),
+            Err(Lacking::Gone) => self.0.close(&mut queue, Close::not_resumable()),
             Err(Lacking::NeverSent) => {}
         }
         Err(arrival)
@@ -381,7 +413,30 @@ impl Outbox {
     /// it sleeps.
     pub(crate) fn push(&self, frame: Frame) {
         // When it is full, the session finds the close that follows from it.
-        let _ = self.0.push(self.0.queue.lock(), frame);
+        let _ = self.0.push(&mut self.0.queue.lock(), frame);
+    }
+
+    /// The same, and keeps from then on what may have to be sent again. Who has the token has got
+    /// the frame that tells it, and all before.
+    pub(crate) fn push_and_keep(&self, frame: Frame, ticket: Ticket) {
+        let mut queue = self.0.queue.lock();
+        if self.0.push(&mut queue, frame).is_ok() {
+            let resumable = Resumable {
+                ticket,
+                kept: Kept::new(self.0.limit, queue.messages),
+                arrival: None,
+            };
+            queue.resumable = Some(Box::new(resumable));
+        }
+    }
+
+    /// By which the session can be resumed.
+    pub(crate) fn token(&self) -> Option<Token> {
+        let queue = self.0.queue.lock();
+        queue
+            .resumable
+            .as_ref()
+            .map(|resumable| resumable.ticket.token())
     }
 
     /// What the session is to do in place of going on, if there is something.
@@ -402,25 +457,26 @@ impl Outbox {
         if self.settled() {
             return Poll::Ready(Ok(()));
         }
-        self.0.session.get_or_init(|| cx.waker().clone());
+        self.register(cx);
         let mut writer = self.0.writer.lock();
         let writer = writer.as_mut().expect("it is here while it is attached");
         self.0.poll_flush(cx, writer, WRITES_AT_ONCE)
     }
 
-    /// Keeps from now on what may have to be sent again.
-    pub(crate) fn keep(&self) {
-        let mut queue = self.0.queue.lock();
-        let before = queue.messages;
-        queue
-            .kept
-            .get_or_insert_with(|| Kept::new(self.0.limit, before).into());
+    /// Whether the session can be resumed.
+    pub(crate) fn is_resumable(&self) -> bool {
+        self.0.queue.lock().resumable.is_some()
+    }
+
+    /// Lets the session's task be woken.
+    fn register(&self, cx: &Context<'_>) {
+        self.0.session.get_or_init(|| cx.waker().clone());
     }
 
     /// Takes in the payload of a pong.
     pub(crate) fn pong(&self, payload: &[u8]) {
-        if let Some(kept) = &mut self.0.queue.lock().kept {
-            kept.pong(payload);
+        if let Some(resumable) = &mut self.0.queue.lock().resumable {
+            resumable.kept.pong(payload);
         }
     }
 
@@ -438,44 +494,52 @@ impl Outbox {
         writer.take().expect("it is here while it is attached")
     }
 
-    /// Waits for the connection to go on with.
+    /// Waits until there is a connection to go on with.
     ///
     /// # Errors
     ///
     /// The [`Close`] with which the session ends.
-    pub(crate) fn poll_arrival(&self, cx: &mut Context<'_>) -> Poll<Result<Box<Arrival>, Close>> {
-        self.0.session.get_or_init(|| cx.waker().clone());
-        let mut queue = self.0.queue.lock();
-        if let State::Closing(close) = &queue.state {
-            return Poll::Ready(Err(Close::clone(close)));
+    pub(crate) fn poll_arrival(&self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
+        self.register(cx);
+        let queue = self.0.queue.lock();
+        match &queue.state {
+            State::Closing(close) => Poll::Ready(Err(Close::clone(close))),
+            _ if queue.arrival().is_some() => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
         }
-        queue
-            .arrival
-            .take()
-            .map_or(Poll::Pending, |arrival| Poll::Ready(Ok(arrival)))
     }
 
-    /// Goes on with this connection: sends `first`, and then what the client has not got.
+    /// Goes on with the connection that is there: sends `first`, then what the client has not got,
+    /// and a ping. Returns the reader.
     ///
     /// # Errors
     ///
-    /// The arrival, if that is not kept any longer.
-    pub(crate) fn attach(
-        &self,
-        arrival: Box<Arrival>,
-        first: Frame,
-    ) -> Result<Reader, Box<Arrival>> {
+    /// The [`Close`] with which the session ends, because that is not kept any longer.
+    pub(crate) fn attach(&self, first: Frame) -> Result<Reader, Close> {
         let mut writer = self.0.writer.lock();
         let mut queue = self.0.queue.lock();
         let queue = &mut *queue;
-        let missed = queue.kept.as_mut().map(|kept| kept.after(arrival.received));
-        let (State::Detached, Some(Ok(missed))) = (&queue.state, missed) else {
-            return Err(arrival);
-        };
+        if let State::Closing(close) = &queue.state {
+            return Err(Close::clone(close));
+        }
+        let resumable = queue.resumable.as_mut().expect("it was detached");
+        let received = resumable
+            .arrival
+            .as_ref()
+            .expect("it was waited for")
+            .received;
+        let missed = resumable
+            .kept
+            .after(received)
+            .map_err(|_| Close::not_resumable())?;
         queue.frames = iter::once(first).chain(missed.cloned()).collect();
+        if queue.frames.len() > 1 {
+            queue.frames.push_back(resumable.kept.ping());
+        }
         queue.cost = queue.frames.iter().map(Frame::cost).sum();
         queue.state = State::Open;
         self.0.unsettle();
+        let arrival = resumable.arrival.take().expect("it is there");
         *writer = Some(arrival.writer);
         Ok(arrival.reader)
     }
@@ -486,11 +550,11 @@ impl Outbox {
         let writer = self.0.writer.lock().take();
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
-        queue.kept = None;
+        let resumable = queue.resumable.take();
         Rest {
             writer,
             frames: mem::take(&mut queue.frames),
-            arrival: queue.arrival.take(),
+            arrival: resumable.and_then(|resumable| resumable.arrival),
         }
     }
 }
@@ -501,8 +565,7 @@ impl Drop for Outbox {
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
         queue.frames = VecDeque::new();
-        queue.kept = None;
-        queue.arrival = None;
+        queue.resumable = None;
     }
 }
 
@@ -518,7 +581,7 @@ pub(crate) mod tests {
 
     use tokio::{
         io::{AsyncRead, AsyncReadExt, BufWriter, DuplexStream, ReadBuf, duplex},
-        net::{TcpListener, TcpSocket},
+        net::{TcpListener, TcpSocket, TcpStream},
         task::yield_now,
         time::timeout,
     };
@@ -531,6 +594,28 @@ pub(crate) mod tests {
         let (near, far) = duplex(space);
         let (sender, outbox) = outbox(limit, Writer::new(Either::Right(Box::new(near))));
         (sender, outbox, far)
+    }
+
+    /// The same to a real socket, which takes little at a time.
+    async fn outbox_to_socket(limit: usize) -> (Sender, Outbox, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(1).unwrap();
+        let connect = socket.connect(listener.local_addr().unwrap());
+        let (far, near) = tokio::join!(connect, listener.accept());
+        let (_, near) = near.unwrap().0.into_split();
+        let (sender, outbox) = outbox(limit, Writer::new(Either::Left(near)));
+        (sender, outbox, far.unwrap())
+    }
+
+    /// How often it has been woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
     }
 
     pub(crate) fn flush(outbox: &Outbox) -> Poll<Result<(), CloseCode>> {
@@ -655,14 +740,8 @@ pub(crate) mod tests {
 
     #[test]
     fn what_a_socket_does_not_take_is_left_to_the_session() {
-        struct Woken(AtomicUsize);
-        impl Wake for Woken {
-            fn wake(self: Arc<Self>) {
-                self.0.fetch_add(1, Relaxed);
-            }
-        }
         let (sender, outbox, mut stream) = outbox_to(1000, 10);
-        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
         let mut cx = Context::from_waker(&waker);
         assert!(outbox.poll_flush(&mut cx).is_ready());
@@ -684,6 +763,21 @@ pub(crate) mod tests {
         assert_eq!(woken.0.load(Relaxed), before + 1);
     }
 
+    #[tokio::test]
+    async fn who_has_not_looked_yet_is_woken_all_the_same() {
+        let (sender, outbox, _stream) = outbox_to_socket(1000).await;
+        let mut unflushed = Unflushed::default();
+        // Another writes what waits before the session is polled for the first time.
+        assert_eq!(sender.push(frame(100), &mut unflushed), Ok(()));
+        unflushed.flush();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        assert!(outbox.poll_flush(&mut cx).is_ready());
+        sender.close(Close::new(CloseCode::GoingAway, "away"));
+        assert_eq!(woken.0.load(Relaxed), 1);
+    }
+
     #[test]
     fn a_stream_that_keeps_back_what_is_written_is_flushed() {
         let (near, mut far) = duplex(100);
@@ -702,17 +796,7 @@ pub(crate) mod tests {
         const FRAMES: usize = 5000;
         let small = Frame::pong(b"");
         let total = SENDERS * FRAMES * small.bytes().len();
-        // The socket takes little at a time, so that the session has its share of the writing.
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(1).unwrap();
-        let mut stream = socket
-            .connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (near, _) = listener.accept().await.unwrap();
-        let (_reader, near) = near.into_split();
-        let (sender, outbox) = outbox(usize::MAX, Writer::new(Either::Left(near)));
+        let (sender, outbox, mut stream) = outbox_to_socket(usize::MAX).await;
         let session = tokio::spawn(poll_fn(move |cx| {
             assert!(!matches!(outbox.poll_flush(cx), Poll::Ready(Err(_))));
             Poll::<()>::Pending

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use nohash_hasher::IsEnabled;
 use percent_encoding::percent_decode;
 use serde::{
@@ -18,7 +19,7 @@ use serde::{
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{resume::Token, websocket::Frame};
+use crate::websocket::Frame;
 
 /// The subprotocol a client gets if it offers it.
 pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";
@@ -133,6 +134,31 @@ impl Display for RoomName {
 impl Serialize for RoomName {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0)
+    }
+}
+
+/// The secret by which a session is taken up again: 128 random bits, on the wire in base64url
+/// (RFC 4648, section 5). It has neither `Debug` nor `Display`: no log shall have it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Token([u8; 16]);
+
+impl Token {
+    pub(crate) fn random() -> Token {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).expect("the operating system has random bits");
+        Token(bits)
+    }
+
+    /// The token that is written so.
+    pub(crate) fn parse(text: &str) -> Option<Token> {
+        let bits = URL_SAFE_NO_PAD.decode(text).ok()?;
+        bits.try_into().ok().map(Token)
+    }
+}
+
+impl Serialize for Token {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(self.0))
     }
 }
 
@@ -615,6 +641,11 @@ impl Close {
     pub(crate) fn restart(delay_ms: u64) -> Close {
         let reason = format!("the server is going away: retry in {delay_ms} ms");
         Close::new(CloseCode::ServiceRestart, reason)
+    }
+
+    /// The session goes on with another connection.
+    pub(crate) fn taken_over() -> Close {
+        Close::new(CloseCode::PolicyViolation, "resumed on another connection")
     }
 
     /// The session cannot be resumed any longer.

@@ -1,8 +1,10 @@
 //! What is addressed to the server: one enum, one match, one function each.
 
 use crate::{
+    Shared,
+    outbox::Outbox,
     protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
-    session::Session,
+    rooms::Membership,
 };
 
 /// The requests, in the words of the error for one that is unknown.
@@ -27,22 +29,37 @@ impl Request {
 }
 
 /// Answers a message to the server, into the outbox of the session that sent it.
-pub(crate) fn answer(message: &Message<'_>, session: &mut Session) -> Result<(), Problem> {
+pub(crate) fn answer(
+    message: &Message<'_>,
+    membership: &Membership,
+    outbox: &Outbox,
+    shared: &Shared,
+) -> Result<(), Problem> {
     let request = Request::of_type(&message.kind)
         .ok_or_else(|| Problem::unknown_request(&message.kind, KNOWN))?;
     match request {
-        Request::Hello => hello(&HelloRequest::parse(message.data), session),
-        Request::Ping => session.answer(protocol::pong(session.id(), message.data)),
+        Request::Hello => {
+            let request = HelloRequest::parse(message.data);
+            hello(&request, membership, outbox, shared);
+        }
+        Request::Ping => outbox.push(protocol::pong(membership.id(), message.data)),
     }
     Ok(())
 }
 
-fn hello(request: &HelloRequest, session: &mut Session) {
-    let token = request.resume.then(|| session.let_resume()).flatten();
-    let config = session.config();
-    session.membership().with_roster(|peers| {
+fn hello(request: &HelloRequest, membership: &Membership, outbox: &Outbox, shared: &Shared) {
+    let config = &shared.config;
+    let resumable = request.resume && config.resume_seconds > 0;
+    let known = outbox.token().filter(|_| resumable);
+    let ticket = (resumable && known.is_none()).then(|| {
+        shared
+            .resumes
+            .register(membership.room().clone(), outbox.sender())
+    });
+    let token = known.or(ticket.as_ref().map(|ticket| ticket.token()));
+    membership.with_roster(|peers| {
         let hello = Hello {
-            room: session.membership().room(),
+            room: membership.room(),
             peers,
             ice_servers: [],
             resume: token.map(|token| Resume {
@@ -53,6 +70,10 @@ fn hello(request: &HelloRequest, session: &mut Session) {
                 message_bytes: config.max_message_bytes,
             },
         };
-        session.answer(protocol::hello(session.id(), &hello));
+        let hello = protocol::hello(membership.id(), &hello);
+        match ticket {
+            Some(ticket) => outbox.push_and_keep(hello, ticket),
+            None => outbox.push(hello),
+        }
     });
 }

@@ -1,5 +1,5 @@
-//! Sessions that may outlive their connections: the tokens by which they are found again, and how
-//! many were. How a session is taken up again is in `session`.
+//! Sessions that may outlive their connections: how they are found by their tokens, and what has
+//! become of them. How a session is taken up again is in `session`.
 
 use std::{
     collections::HashMap,
@@ -9,21 +9,13 @@ use std::{
     },
 };
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use parking_lot::Mutex;
-use serde::{Serialize, Serializer};
 
 use crate::{
-    admission::Place,
     outbox::Sender,
-    protocol::RoomName,
-    websocket::{Reader, Writer},
+    protocol::{RoomName, Token},
+    rooms::release_spare,
 };
-
-/// The secret by which a session is taken up again: 128 random bits, on the wire in base64url
-/// (RFC 4648, section 5). It has neither `Debug` nor `Display`: no log shall have it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Token([u8; 16]);
 
 /// What a client wants that comes with `?resume=`.
 pub(crate) struct Request {
@@ -31,16 +23,6 @@ pub(crate) struct Request {
     token: Option<Token>,
     /// How many messages it has got; `None` for what cannot be a count.
     pub(crate) received: Option<u64>,
-}
-
-/// A connection that has come to go on with a session.
-pub(crate) struct Arrival {
-    pub(crate) reader: Reader,
-    pub(crate) writer: Writer,
-    /// How many of the session's messages its client has got.
-    pub(crate) received: u64,
-    /// Its place, should it become another session. There may be none for it.
-    pub(crate) place: Option<Place>,
 }
 
 /// All sessions that may be resumed.
@@ -63,7 +45,7 @@ struct Resumable {
 pub struct ResumeCounts {
     /// How many are without a connection now.
     pub away: usize,
-    /// How many have been taken up again so far.
+    /// How often one has been taken up again so far.
     pub resumed: u64,
     /// How many requests to take up a session have failed so far.
     pub failed: u64,
@@ -79,25 +61,6 @@ pub(crate) struct Ticket {
 
 /// A session is without a connection as long as this lives.
 pub(crate) struct Away(Arc<Resumes>);
-
-impl Token {
-    fn random() -> Token {
-        let mut bits = [0; 16];
-        getrandom::fill(&mut bits).expect("the operating system has random bits");
-        Token(bits)
-    }
-
-    fn parse(text: &str) -> Option<Token> {
-        let bits = URL_SAFE_NO_PAD.decode(text).ok()?;
-        bits.try_into().ok().map(Token)
-    }
-}
-
-impl Serialize for Token {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(self.0))
-    }
-}
 
 impl Request {
     /// What the query of a URL asks for, `None` if not to resume. The first `resume` and the first
@@ -173,7 +136,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.resumes.sessions.lock().remove(&self.token);
+        let mut sessions = self.resumes.sessions.lock();
+        sessions.remove(&self.token);
+        release_spare(&mut sessions);
     }
 }
 
@@ -193,7 +158,7 @@ mod tests {
         assert!(Request::from_query("received=3&resumed=x").is_none());
         let token = "AAAAAAAAAAAAAAAAAAAAAA";
         let request = Request::from_query(&format!("a=b&resume={token}&received=3")).unwrap();
-        assert!(request.token == Some(Token([0; 16])));
+        assert!(request.token == Token::parse(token) && request.token.is_some());
         assert_eq!(request.received, Some(3));
         for query in [
             "resume=".to_owned(),

@@ -210,7 +210,7 @@ impl Members {
 }
 
 /// Gives back what a map that was once full no longer needs.
-fn release_spare<K: Eq + Hash, V, S: BuildHasher>(map: &mut HashMap<K, V, S>) {
+pub(crate) fn release_spare<K: Eq + Hash, V, S: BuildHasher>(map: &mut HashMap<K, V, S>) {
     if map.capacity() > 4 * map.len() + SPARE_PLACES {
         map.shrink_to(2 * map.len());
     }

@@ -82,13 +82,13 @@ fn join(
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
     let shared = anteroom.shared();
     let resume = resume::Request::from_query(query);
-    let place = match shared.admission.admit() {
-        Ok(place) => Some(place),
-        // A session that is resumed has its place already.
-        Err(refusal) => match &resume {
-            Some(request) if shared.resumes.find(request, &room).is_some() => None,
-            _ => return Err(refusal),
-        },
+    let resumable = resume
+        .as_ref()
+        .is_some_and(|request| shared.resumes.find(request, &room).is_some());
+    // A session that is resumed has its place already.
+    let place = match resumable && !shared.stopping.is_cancelled() {
+        true => None,
+        false => Some(shared.admission.admit()?),
     };
     session::start(shared.clone(), room, upgrade.connection, resume, place);
     Ok(upgrade.response.map(|empty: Bytes| empty.into()))

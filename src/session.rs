@@ -15,15 +15,14 @@ use log::debug;
 use tokio::time::timeout;
 
 use crate::{
-    Config, Shared,
+    Shared,
     admission::Place,
     heartbeat::Beat,
-    outbox::{Call, FlushError, Outbox, Unflushed, outbox},
+    outbox::{Arrival, Call, FlushError, Outbox, Unflushed, outbox},
     protocol::{
         self, BACK_SOON, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId,
     },
-    requests,
-    resume::{self, Arrival, Ticket, Token},
+    requests, resume,
     rooms::Membership,
     websocket::{self, Event, Frame, Reader, Stop, Violation, Writer},
 };
@@ -32,9 +31,9 @@ use crate::{
 /// drain time instead.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Starts a session on `connection` once it is upgraded, or has another go on with it, if the client
-/// wants to `resume` one. The session keeps its `place` to the end; there is one unless it may have
-/// one already.
+/// Starts a session on `connection` once it is upgraded, or has the one that the client wants to
+/// `resume` go on with it. A session keeps its `place` to the end; one that is resumed has a place
+/// already.
 pub(crate) fn start(
     shared: Arc<Shared>,
     room: RoomName,
@@ -63,7 +62,12 @@ pub(crate) fn start(
         {
             arrival.received = received;
             match sender.hand_over(arrival) {
-                Ok(()) => return,
+                Ok(None) => return,
+                Ok(Some(earlier)) => {
+                    let end = End::Detached(Close::taken_over());
+                    let goodbye = Goodbye::new(shared, end, earlier.writer);
+                    return goodbye.say(earlier.reader).await;
+                }
                 Err(returned) => arrival = returned,
             }
         }
@@ -82,15 +86,13 @@ async fn in_time<T>(shared: &Shared, limit: Duration, work: impl Future<Output =
 }
 
 /// A session that is in its room.
-pub(crate) struct Session {
+struct Session {
     shared: Arc<Shared>,
     membership: Membership,
     beat: Beat,
     outbox: Outbox,
     /// How many of the client's messages have been taken in.
     taken_in: u64,
-    /// Whether it may outlive its connection.
-    ticket: Option<Ticket>,
     place: Place,
 }
 
@@ -134,13 +136,11 @@ impl Session {
         } = *arrival;
         let tasks = shared.tasks.clone();
         let Some(place) = place.or_else(|| shared.admission.admit().ok()) else {
-            let close = Close::new(CloseCode::TryAgainLater, "the server is full");
-            let goodbye = Goodbye {
-                shared,
-                end: End::Closed(close),
-                writer,
-                waiting: VecDeque::new(),
+            let close = match shared.stopping.is_cancelled() {
+                true => Close::restart(0),
+                false => Close::new(CloseCode::TryAgainLater, "the server is full"),
             };
+            let goodbye = Goodbye::new(shared, End::Closed(close), writer);
             tasks.spawn(goodbye.say(reader));
             return;
         };
@@ -155,7 +155,6 @@ impl Session {
             shared,
             outbox,
             taken_in: 0,
-            ticket: None,
             place,
         };
         if session.shared.stopping.is_cancelled() {
@@ -170,22 +169,32 @@ impl Session {
     ///
     /// This is most of what a session costs while it is idle. It holds just these few things, and
     /// what is needed seldom is in a box.
-    async fn live(mut self, mut reader: Reader) {
-        loop {
-            let end = poll_fn(|cx| self.poll_serve(cx, &mut reader)).await;
-            if self.ticket.is_none() || !end.is_loss() {
-                return Box::pin(self.leave(end, Some(reader))).await;
-            }
-            match Box::pin(self.stay_away(end, reader)).await {
-                Ok(next) => reader = next,
-                Err(end) => return Box::pin(self.leave(end, None)).await,
-            }
+    fn live(mut self, reader: Reader) -> impl Future<Output = ()> + Send {
+        // An async fn would hold its arguments twice.
+        let mut reader = Some(reader);
+        async move {
+            let farewell = loop {
+                let away = {
+                    let end = poll_fn(|cx| self.poll_serve(cx, &mut reader)).await;
+                    if !end.is_loss() || !self.outbox.is_resumable() {
+                        break Box::pin(self.leave(end, reader));
+                    }
+                    Box::pin(self.stay_away(end, &mut reader))
+                };
+                if let Err(end) = away.await {
+                    break Box::pin(self.leave(end, None));
+                }
+            };
+            farewell.await;
         }
     }
 
     /// Takes in what has come, then writes what waits for the session and what it has sent to
     /// others; ready only when the session shall not go on so.
-    fn poll_serve(&mut self, cx: &mut Context<'_>, reader: &mut Reader) -> Poll<End> {
+    fn poll_serve(&mut self, cx: &mut Context<'_>, reader: &mut Option<Reader>) -> Poll<End> {
+        let reader = reader
+            .as_mut()
+            .expect("it is here while there is a connection");
         // Whom it sends something that is not written yet.
         let mut unflushed = Unflushed::default();
         let mut read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
@@ -209,59 +218,55 @@ impl Session {
         Poll::Pending
     }
 
-    /// Says goodbye to a connection that is lost, and waits for the next; returns what is read from
-    /// that.
+    /// Says goodbye to a connection that is lost, and waits for the next, from which `reader` reads
+    /// then.
     ///
     /// # Errors
     ///
     /// Why the session is to end.
-    async fn stay_away(&mut self, end: End, reader: Reader) -> Result<Reader, End> {
+    async fn stay_away(&mut self, end: End, reader: &mut Option<Reader>) -> Result<(), End> {
         debug!("{} is away: {end}", self.id());
-        let goodbye = Goodbye {
-            shared: self.shared.clone(),
-            end,
-            writer: self.outbox.detach(),
-            waiting: VecDeque::new(),
-        };
-        self.shared.tasks.spawn(goodbye.say(reader));
+        let mut writer = self.outbox.detach();
+        // All of it is kept for the next connection.
+        writer.clear();
+        if let Some(reader) = reader.take() {
+            let goodbye = Goodbye::new(self.shared.clone(), end, writer);
+            self.shared.tasks.spawn(goodbye.say(reader));
+        }
 
         let away = self.shared.resumes.away();
         let arrival = poll_fn(|cx| self.outbox.poll_arrival(cx));
-        let arrival = match timeout(self.shared.config.resume(), arrival).await {
-            Ok(arrival) => arrival.map_err(End::Closed)?,
+        match timeout(self.shared.config.resume(), arrival).await {
+            Ok(arrived) => arrived.map_err(End::Closed)?,
             Err(_) => return Err(End::Expired),
-        };
+        }
         drop(away);
 
         // What the last connection owed, this one does not.
         self.beat.pong();
         let resumed = protocol::resumed(self.id(), self.taken_in);
-        match self.outbox.attach(arrival, resumed) {
-            Ok(reader) => {
-                debug!("{} is back", self.id());
-                self.shared.resumes.count_resumed();
-                Ok(reader)
-            }
-            Err(arrival) => {
-                let room = self.membership.room().clone();
-                Session::begin_anew(self.shared.clone(), room, arrival);
-                Err(End::Closed(Close::not_resumable()))
-            }
-        }
+        *reader = Some(self.outbox.attach(resumed).map_err(End::Closed)?);
+        self.shared.resumes.count_resumed();
+        debug!("{} is back", self.id());
+        Ok(())
     }
 
-    /// Leaves the room, and says goodbye to who is there. Who has come to go on with the session
-    /// gets another.
+    /// Leaves the room, and says goodbye to who is there. Who has come too late to go on with the
+    /// session gets another, and its place if that is free.
     async fn leave(self, end: End, reader: Option<Reader>) {
         debug!("{} left {}: {end}", self.id(), self.membership.room());
         let room = self.membership.room().clone();
-        drop((self.membership, self.beat, self.ticket));
-        let rest = self.outbox.into_rest();
-        if let Some(arrival) = rest.arrival {
-            Session::begin_anew(self.shared.clone(), room, arrival);
-        }
+        drop((self.membership, self.beat));
         if let End::Expired = end {
             self.shared.resumes.count_expired();
+        }
+        let rest = self.outbox.into_rest();
+        let mut place = Some(self.place);
+        if let Some(mut arrival) = rest.arrival {
+            if reader.is_none() {
+                arrival.place = arrival.place.or(place.take());
+            }
+            Session::begin_anew(self.shared.clone(), room, arrival);
         }
         if let (Some(reader), Some(writer)) = (reader, rest.writer) {
             let goodbye = Goodbye {
@@ -272,40 +277,12 @@ impl Session {
             };
             goodbye.say(reader).await;
         }
-        drop(self.place);
+        drop(place);
     }
 
     /// The session's id.
-    pub(crate) fn id(&self) -> SessionId {
+    fn id(&self) -> SessionId {
         self.membership.id()
-    }
-
-    /// The room it is in.
-    pub(crate) fn membership(&self) -> &Membership {
-        &self.membership
-    }
-
-    /// The server's options.
-    pub(crate) fn config(&self) -> &Config {
-        &self.shared.config
-    }
-
-    /// Puts a frame into its own outbox.
-    pub(crate) fn answer(&self, frame: Frame) {
-        self.outbox.push(frame);
-    }
-
-    /// Lets the session outlive its connection from now on, if the server lets any.
-    pub(crate) fn let_resume(&mut self) -> Option<Token> {
-        if self.shared.config.resume_seconds == 0 {
-            return None;
-        }
-        let ticket = self.ticket.get_or_insert_with(|| {
-            self.outbox.keep();
-            let room = self.membership.room().clone();
-            self.shared.resumes.register(room, self.outbox.sender())
-        });
-        Some(ticket.token())
     }
 
     fn on_event(&mut self, event: Event<'_>, unflushed: &mut Unflushed) -> ControlFlow<End> {
@@ -367,11 +344,7 @@ impl Session {
     }
 
     /// Delivers a message; returns to how many.
-    fn route(
-        &mut self,
-        message: &Message<'_>,
-        unflushed: &mut Unflushed,
-    ) -> Result<usize, Problem> {
+    fn route(&self, message: &Message<'_>, unflushed: &mut Unflushed) -> Result<usize, Problem> {
         let membership = &self.membership;
         match &message.receiver {
             Receiver::Session(id) => {
@@ -389,7 +362,7 @@ impl Session {
                 }
             }
             Receiver::Server => {
-                requests::answer(message, self)?;
+                requests::answer(message, membership, &self.outbox, &self.shared)?;
                 Ok(1)
             }
             Receiver::Unknown(name) => Err(Problem::unknown_receiver(name)),
@@ -397,7 +370,7 @@ impl Session {
     }
 }
 
-/// What is to be said to a client whose session has ended.
+/// What is to be said to a client whose session or connection has ended.
 struct Goodbye {
     shared: Arc<Shared>,
     end: End,
@@ -407,6 +380,16 @@ struct Goodbye {
 }
 
 impl Goodbye {
+    /// A goodbye without anything before it.
+    fn new(shared: Arc<Shared>, end: End, writer: Writer) -> Goodbye {
+        Goodbye {
+            shared,
+            end,
+            writer,
+            waiting: VecDeque::new(),
+        }
+    }
+
     /// Says it behind all that waits; but who was too slow gets it alone, behind the frame it is in
     /// the middle of. Then waits until the client closes its side, and cuts it off if it does not
     /// in time.
@@ -418,10 +401,7 @@ impl Goodbye {
                 Some(Frame::close(code.map(|code| (code, "")))),
                 GOODBYE_LIMIT,
             ),
-            End::Detached(close) => {
-                self.writer.clear();
-                (Some(close.frame()), GOODBYE_LIMIT)
-            }
+            End::Detached(close) => (Some(close.frame()), GOODBYE_LIMIT),
             End::Closed(close) => {
                 let limit = match close.code {
                     CloseCode::ServiceRestart => self.shared.config.drain(),

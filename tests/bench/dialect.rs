@@ -9,6 +9,8 @@ use serde_json::Value;
 pub enum Dialect {
     /// anteroom's own.
     Rooms,
+    /// The same, by clients that ask to be resumed.
+    Resuming,
     /// The same objects in Socket.IO's packets.
     SocketIo,
     /// PeerServer's, which has no rooms.
@@ -30,7 +32,7 @@ impl Dialect {
     /// The request target with which the session of this number joins a room.
     pub fn target(self, room: &str, number: usize) -> String {
         match self {
-            Dialect::Rooms => format!("/room/{room}"),
+            Dialect::Rooms | Dialect::Resuming => format!("/room/{room}"),
             Dialect::SocketIo => format!("/socket.io/?EIO=4&transport=websocket&room={room}"),
             Dialect::PeerJs => format!("/peerjs?key=peerjs&id=p{number}&token=t{number}"),
         }
@@ -38,7 +40,13 @@ impl Dialect {
 
     /// What a client says first.
     pub fn greeting(self) -> Option<&'static str> {
-        (self == Dialect::SocketIo).then_some("40")
+        match self {
+            Dialect::Resuming => {
+                Some(r#"{"type":"hello","receiver":"server","data":{"resume":true}}"#)
+            }
+            Dialect::SocketIo => Some("40"),
+            Dialect::Rooms | Dialect::PeerJs => None,
+        }
     }
 
     /// The id of the session of this number, where the client chooses it.
@@ -50,7 +58,7 @@ impl Dialect {
     pub fn message(self, receiver: &str, data_bytes: usize) -> String {
         let data = "d".repeat(data_bytes - 2);
         match self {
-            Dialect::Rooms => {
+            Dialect::Rooms | Dialect::Resuming => {
                 format!(r#"{{"type":"bench","receiver":"{receiver}","data":"{data}"}}"#)
             }
             Dialect::SocketIo => format!(
@@ -65,7 +73,7 @@ impl Dialect {
     /// What this text is.
     pub fn text(self, text: &[u8]) -> Text {
         let (prefix, message): (&[u8], &[u8]) = match self {
-            Dialect::Rooms => (b"", br#"{"type":"bench""#),
+            Dialect::Rooms | Dialect::Resuming => (b"", br#"{"type":"bench""#),
             Dialect::SocketIo => (br#"42["message","#, br#"{"type":"bench""#),
             Dialect::PeerJs => (b"", br#"{"type":"OFFER""#),
         };
@@ -81,7 +89,7 @@ impl Dialect {
         let text = String::from_utf8_lossy(text);
         let json: Cow<'_, str> = match self {
             Dialect::SocketIo => text[r#"42["message","#.len()..text.len() - 1].into(),
-            Dialect::Rooms | Dialect::PeerJs => text,
+            Dialect::Rooms | Dialect::Resuming | Dialect::PeerJs => text,
         };
         let value: Value = serde_json::from_str(&json).expect("servers write JSON");
         let sender = value.get("sender").or(value.get("src"));

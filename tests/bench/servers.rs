@@ -28,16 +28,19 @@ pub enum Kind {
     Ws,
     PeerServer,
     SocketIo,
+    /// anteroom again, with sessions that may be resumed.
+    Resuming,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::Anteroom,
         Kind::Bun,
         Kind::Warp,
         Kind::Ws,
         Kind::PeerServer,
         Kind::SocketIo,
+        Kind::Resuming,
     ];
 
     pub fn name(self) -> &'static str {
@@ -48,6 +51,7 @@ impl Kind {
             Kind::Ws => "ws",
             Kind::PeerServer => "PeerServer",
             Kind::SocketIo => "Socket.IO",
+            Kind::Resuming => "anteroom, resumable",
         }
     }
 
@@ -55,6 +59,7 @@ impl Kind {
         match self {
             Kind::PeerServer => Dialect::PeerJs,
             Kind::SocketIo => Dialect::SocketIo,
+            Kind::Resuming => Dialect::Resuming,
             _ => Dialect::Rooms,
         }
     }
@@ -62,7 +67,7 @@ impl Kind {
     /// The program, and what to tell it. `peers` is the folder of those that are scripts.
     fn command(self, peers: &Path) -> io::Result<[PathBuf; 2]> {
         Ok(match self {
-            Kind::Anteroom => [
+            Kind::Anteroom | Kind::Resuming => [
                 env!("CARGO_BIN_EXE_anteroom").into(),
                 "--listen=127.0.0.1:0".into(),
             ],

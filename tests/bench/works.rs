@@ -271,7 +271,7 @@ pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<I
     join(FIRST..FIRST + sessions)?;
     let bytes_each = (server.resident()? as f64 - before as f64) / sessions as f64;
     // The others ping at other intervals, or not at all.
-    if pinging.is_zero() || server.kind != Kind::Anteroom {
+    if pinging.is_zero() || !matches!(server.kind, Kind::Anteroom | Kind::Resuming) {
         return Ok(Idle {
             bytes_each,
             cpu_per_minute: None,
