@@ -118,8 +118,11 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
             "MAX_SESSIONS",
             "what the open-file limit allows",
         ),
+        ("--resume-seconds <SECONDS>", "RESUME_SECONDS", "30"),
         ("--drain-seconds <SECONDS>", "DRAIN_SECONDS", "5"),
     ];
+    let own_options = help.matches("[env: ANTEROOM_").count();
+    assert_eq!(options.len(), own_options, "one is not in the list above");
     for (option, variable, default) in options {
         let (_, after) = help
             .split_once(option)
