@@ -76,6 +76,9 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
                     }
                     // The sizes between have nothing of their own but their shape.
                     if [390, 1440].contains(&width) {
+                        // What is only just appearing is still faint.
+                        page.run("return Promise.allSettled(document.getAnimations().map((one) => one.finished)).then(() => 0)")
+                            .await;
                         let found = serious(page, &axe).await;
                         assert_eq!(found, [""; 0], "{name} {view} {scheme} {width}");
                     }
