@@ -5,12 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{ORIGIN, RETRY_AFTER},
+};
 use log::warn;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
-use crate::refusal::Refusal;
+use crate::{config::Origin, refusal::Refusal};
 
 /// When to try again once all places are taken, in seconds.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
@@ -18,8 +21,10 @@ const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
 /// How often to warn that all places are taken.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// The places there are.
+/// Who may come in, and the places there are.
 pub(crate) struct Admission {
+    /// Empty where all may.
+    origins: Vec<Origin>,
     places: Arc<Semaphore>,
     last_warning: Mutex<Option<Instant>>,
 }
@@ -30,12 +35,29 @@ pub(crate) struct Place {
 }
 
 impl Admission {
-    /// Admits up to `max_sessions` at once.
-    pub(crate) fn new(max_sessions: usize) -> Admission {
+    /// Admits pages of these origins, of all if there are none; up to `max_sessions` at once.
+    pub(crate) fn new(origins: Vec<Origin>, max_sessions: usize) -> Admission {
         Admission {
+            origins,
             places: Arc::new(Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS))),
             last_warning: Mutex::default(),
         }
+    }
+
+    /// Checks where the page comes from that wants a session. Who sends no origin is no page that
+    /// was let in, either.
+    ///
+    /// # Errors
+    ///
+    /// The [`Refusal`] (403) of any other.
+    pub(crate) fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let header = headers.get(ORIGIN);
+        let allowed = |header| self.origins.iter().any(|origin| origin.is(header));
+        if self.origins.is_empty() || header.is_some_and(allowed) {
+            return Ok(());
+        }
+        let message = "pages of this origin may not open a session here: see --allow-origin";
+        Err(Refusal::new(StatusCode::FORBIDDEN, message))
     }
 
     /// Takes a place.

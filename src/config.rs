@@ -4,10 +4,12 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
 use clap::Args;
+use http::{HeaderValue, uri::Authority};
 
 /// How many of the open files are kept back from the sessions by default: for the listener, for
 /// requests that are no sessions, and to say 503 to who comes when all places are taken. Where few
@@ -39,6 +41,17 @@ pub struct Config {
         help_heading = "Serving"
     )]
     pub static_dir: Option<PathBuf>,
+
+    /// Which web pages may open a session, by their origin, such as https://example.org; may be given
+    /// several times [default: all, and who is no web page]
+    #[arg(
+        long,
+        env = "ANTEROOM_ALLOW_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        help_heading = "Admission"
+    )]
+    pub allow_origin: Vec<Origin>,
 
     /// The longest message a client may send, in bytes; a longer one closes its connection (1009)
     #[arg(
@@ -134,11 +147,56 @@ pub struct Config {
     pub drain_seconds: u64,
 }
 
+/// The origin of a web page, as browsers write it: scheme, host, and the port if it is not the
+/// scheme's own (RFC 6454, section 6.2); or `null`, for pages that have none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Origin {
+    /// Whether this is the origin in an `Origin` header (RFC 6454, section 7).
+    pub(crate) fn is(&self, header: &HeaderValue) -> bool {
+        *header == *self.0
+    }
+}
+
+impl FromStr for Origin {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Origin, &'static str> {
+        const ERROR: &str = "not an origin, such as https://example.org or http://localhost:3000: \
+                             scheme and host without a path, or null";
+        let origin = text.to_ascii_lowercase();
+        if origin == "null" {
+            return Ok(Origin(origin));
+        }
+        let (scheme, host) = origin.split_once("://").ok_or(ERROR)?;
+        let authority: Authority = host.parse().map_err(|_| ERROR)?;
+        let is_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
+        if scheme.is_empty()
+            || !scheme.bytes().all(is_scheme)
+            || authority.host().is_empty()
+            || host.contains('@')
+            || has_port != authority.port_u16().is_some()
+        {
+            return Err(ERROR);
+        }
+        // Browsers leave the scheme's own port out.
+        Ok(match (scheme, authority.port_u16()) {
+            ("http", Some(80)) | ("https", Some(443)) => {
+                Origin(format!("{scheme}://{}", authority.host()))
+            }
+            _ => Origin(origin),
+        })
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             static_dir: None,
+            allow_origin: Vec::new(),
             max_message_bytes: 65_536,
             outbox_bytes: 1 << 20,
             max_sessions: None,
@@ -239,6 +297,40 @@ mod tests {
     #[test]
     fn the_defaults_make_sense() {
         assert_eq!(Config::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn an_origin_is_what_browsers_send() {
+        for (text, sent) in [
+            ("https://example.org", "https://example.org"),
+            ("HTTPS://Example.ORG", "https://example.org"),
+            ("https://example.org:443", "https://example.org"),
+            ("http://example.org:80", "http://example.org"),
+            ("http://example.org:443", "http://example.org:443"),
+            ("http://[::1]:3000", "http://[::1]:3000"),
+            ("http://[::1]", "http://[::1]"),
+            ("chrome-extension://abc", "chrome-extension://abc"),
+            ("null", "null"),
+        ] {
+            let origin: Origin = text.parse().unwrap();
+            assert!(origin.is(&HeaderValue::from_static(sent)), "{text}");
+        }
+        for text in [
+            "",
+            "*",
+            "example.org",
+            "https://",
+            "https://example.org/",
+            "https://example.org/a",
+            "https://me@example.org",
+            "https://a b",
+            "://example.org",
+            "https://example.org:",
+            "https://example.org:x",
+            "https://example.org:99999",
+        ] {
+            assert!(text.parse::<Origin>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -61,7 +61,10 @@ use warp::{filters::BoxedFilter, reply::Response};
 use crate::{
     admission::Admission, heartbeat::Heartbeat, protocol::Close, resume::Resumes, rooms::Rooms,
 };
-pub use crate::{config::Config, resume::ResumeCounts};
+pub use crate::{
+    config::{Config, Origin},
+    resume::ResumeCounts,
+};
 
 /// A server that is bound to its address, and not yet serving.
 pub struct Server {
@@ -178,7 +181,7 @@ impl Anteroom {
             })?;
         }
         let shared = Arc::new(Shared {
-            admission: Admission::new(config.session_limit()),
+            admission: Admission::new(config.allow_origin.clone(), config.session_limit()),
             rooms: Arc::default(),
             heartbeat: Heartbeat::new(config.ping_seconds, config.pong_seconds).into(),
             resumes: Arc::default(),

@@ -81,6 +81,7 @@ fn join(
     let room = room.map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
     let shared = anteroom.shared();
+    shared.admission.check_origin(headers)?;
     let resume = resume::Request::from_query(query);
     let resumable = resume
         .as_ref()

@@ -1,4 +1,4 @@
-//! Sessions, headers, time, open files.
+//! Who may come in; sessions, headers, time, open files.
 
 use std::process::Stdio;
 
@@ -9,6 +9,47 @@ use tokio::{
 };
 
 use crate::support::{Client, Program, Raw, TestServer, eventually, handshake, within_deadline};
+
+#[tokio::test]
+async fn only_pages_of_allowed_origins_come_in() {
+    let server = TestServer::with(|config| {
+        config.allow_origin = ["https://example.org", "http://localhost:3000"]
+            .map(|origin| origin.parse().unwrap())
+            .into();
+    })
+    .await;
+    for (origin, status) in [
+        ("Origin: https://example.org\r\n", "101"),
+        ("origin: http://localhost:3000\r\n", "101"),
+        ("", "403"),
+        ("Origin: null\r\n", "403"),
+        ("Origin: http://example.org\r\n", "403"),
+        ("Origin: https://example.org:444\r\n", "403"),
+        ("Origin: https://example.org.evil.example\r\n", "403"),
+        (
+            "Origin: https://evil.example#https://example.org\r\n",
+            "403",
+        ),
+        (
+            "Origin: https://evil.example\r\nOrigin: https://example.org\r\n",
+            "403",
+        ),
+    ] {
+        let mut raw = Raw::connect(&server).await;
+        raw.write(handshake("/room/tea").replace("Host:", &format!("{origin}Host:")))
+            .await;
+        let head = raw.read_head().await;
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{origin}: {head}"
+        );
+    }
+    // Whatever may not join can still be read.
+    let mut raw = Raw::connect(&server).await;
+    raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await;
+    assert!(raw.read_head().await.starts_with("HTTP/1.1 200 "));
+}
 
 #[tokio::test]
 async fn over_the_session_limit_the_upgrade_gets_503_until_a_place_is_free() {

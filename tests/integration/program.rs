@@ -98,6 +98,7 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
     let help = String::from_utf8(output.stdout).unwrap();
     for group in [
         "\nServing:\n",
+        "\nAdmission:\n",
         "\nLimits:\n",
         "\nLiveness:\n",
         "\nStopping:\n",
@@ -107,6 +108,11 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
     let options = [
         ("--listen <ADDRESS:PORT>", "LISTEN", "127.0.0.1:8080"),
         ("--static-dir <FOLDER>", "STATIC_DIR", ""),
+        (
+            "--allow-origin <ORIGIN>",
+            "ALLOW_ORIGIN",
+            "all, and who is no web page",
+        ),
         ("--max-message-bytes <BYTES>", "MAX_MESSAGE_BYTES", "65536"),
         ("--outbox-bytes <BYTES>", "OUTBOX_BYTES", "1048576"),
         ("--ping-seconds <SECONDS>", "PING_SECONDS", "20"),
