@@ -185,6 +185,13 @@ async fn resumable(server: &TestServer, room: &str) -> (Client, String) {
     (client, token)
 }
 
+/// The same beside somebody in the room `tea`, who is told of it.
+async fn resumable_beside(other: &mut Client, server: &TestServer) -> (Client, String) {
+    let resumable = resumable(server, "tea").await;
+    other.expect_new(&resumable.0.id).await;
+    resumable
+}
+
 async fn ask_for_token(client: &mut Client) -> String {
     let hello = hello(client, json!({"resume": true})).await;
     hello["resume"]["token"].as_str().unwrap().into()
@@ -357,10 +364,8 @@ async fn a_client_says_how_it_goes() {
 async fn the_old_connection_is_closed_for_the_new() {
     let server = TestServer::start().await;
     let mut watcher = Client::join(&server, "tea").await;
-    let mut old = Client::join(&server, "tea").await;
+    let (mut old, token) = resumable_beside(&mut watcher, &server).await;
     let id = old.id.clone();
-    watcher.expect_new(&id).await;
-    let token = ask_for_token(&mut old).await;
     for turn in 0..5 {
         watcher.note(&id, turn).await;
         let mut new = return_to(&server, "tea", &token, 2 + turn).await;
@@ -416,10 +421,8 @@ async fn of_several_at_once_one_has_the_session() {
 async fn what_cannot_be_resumed_is_a_new_session_and_the_old_one_stays() {
     let server = TestServer::start().await;
     let mut watcher = Client::join(&server, "tea").await;
-    let mut alice = Client::join(&server, "tea").await;
+    let (alice, token) = resumable_beside(&mut watcher, &server).await;
     let id = alice.id.clone();
-    watcher.expect_new(&id).await;
-    let token = ask_for_token(&mut alice).await;
     lose(&server, alice).await;
     let wrong = "AAAAAAAAAAAAAAAAAAAAAA";
     let long = "A".repeat(5000);
@@ -494,10 +497,8 @@ async fn who_has_missed_too_much_begins_anew() {
 async fn who_is_too_slow_is_only_away() {
     let server = TestServer::with(|config| config.outbox_bytes = 256 << 10).await;
     let mut bob = Client::join(&server, "tea").await;
-    let mut alice = Client::join(&server, "tea").await;
+    let (alice, token) = resumable_beside(&mut bob, &server).await;
     let id = alice.id.clone();
-    bob.expect_new(&id).await;
-    let token = ask_for_token(&mut alice).await;
     let mut silent = alice.into_raw();
     let text = "x".repeat(10_000);
     let mut sent = 0;
@@ -583,10 +584,8 @@ async fn who_does_not_pong_is_away() {
 async fn who_does_not_come_back_has_left_once() {
     let server = TestServer::with(|config| config.resume_seconds = 1).await;
     let mut watcher = Client::join(&server, "tea").await;
-    let mut alice = Client::join(&server, "tea").await;
+    let (alice, token) = resumable_beside(&mut watcher, &server).await;
     let id = alice.id.clone();
-    watcher.expect_new(&id).await;
-    let token = ask_for_token(&mut alice).await;
     lose(&server, alice).await;
     watcher.expect_left(&id).await;
     let mut late = return_to(&server, "tea", &token, 2).await;
