@@ -8,9 +8,8 @@ use std::collections::VecDeque;
 
 use crate::websocket::Frame;
 
-/// An early ping goes out each time such a part of the limit has been sent: what is kept for who
-/// reads is a small part, too.
-const EARLY_PINGS: usize = 32;
+/// An early ping goes out each time such a part of the limit has been sent.
+const EARLY_PINGS: usize = 8;
 
 /// The last messages that a session was sent, or is to be sent.
 pub(crate) struct Kept {
@@ -25,15 +24,6 @@ pub(crate) struct Kept {
     acknowledged: u64,
     /// The cost of what has come since the last ping.
     unpinged: usize,
-}
-
-/// Why a client cannot be sent what it has not got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lacking {
-    /// It says to have got more than there was.
-    NeverSent,
-    /// What it has not got is not kept any longer.
-    Gone,
 }
 
 impl Kept {
@@ -86,33 +76,19 @@ impl Kept {
     }
 
     /// Whether all is here that must be sent to a client that has got so many messages.
-    ///
-    /// # Errors
-    ///
-    /// Why it is not.
-    pub(crate) fn check(&self, received: u64) -> Result<(), Lacking> {
-        if received > self.count() {
-            return Err(Lacking::NeverSent);
-        }
-        if received < self.before {
-            return Err(Lacking::Gone);
-        }
-        Ok(())
+    pub(crate) fn covers(&self, received: u64) -> bool {
+        (self.before..=self.count()).contains(&received)
     }
 
-    /// The messages to be sent to a client that has got so many. Those before are dropped.
-    ///
-    /// # Errors
-    ///
-    /// As for [`check`](Kept::check).
-    pub(crate) fn after(
-        &mut self,
-        received: u64,
-    ) -> Result<impl ExactSizeIterator<Item = &Frame>, Lacking> {
-        self.check(received)?;
+    /// The messages to be sent to a client that has got so many; `None` if they are not all here.
+    /// Those before are dropped.
+    pub(crate) fn after(&mut self, received: u64) -> Option<impl Iterator<Item = &Frame>> {
+        if !self.covers(received) {
+            return None;
+        }
         self.drop_until(received);
         self.acknowledged = self.acknowledged.max(received);
-        Ok(self.frames.iter())
+        Some(self.frames.iter())
     }
 
     /// Drops the messages of the first `count` that are still here.
@@ -137,14 +113,14 @@ mod tests {
     }
 
     /// How many messages are missed by a client that has got so many; all must be there in order.
-    fn missed(kept: &mut Kept, received: u64) -> Result<u64, Lacking> {
+    fn missed(kept: &mut Kept, received: u64) -> Option<u64> {
         let frames = kept.after(received)?;
         let mut number = received;
         for frame in frames {
             assert_eq!(frame.bytes(), message(number).bytes());
             number += 1;
         }
-        Ok(number - received)
+        Some(number - received)
     }
 
     fn kept(limit: usize, before: u64, count: u64) -> Kept {
@@ -160,29 +136,24 @@ mod tests {
         for received in 3..=10 {
             assert_eq!(
                 missed(&mut kept(10_000, 3, 10), received),
-                Ok(10 - received)
+                Some(10 - received)
             );
         }
     }
 
     #[test]
     fn a_count_that_cannot_be_is_refused() {
-        for (received, lacking) in [
-            (0, Lacking::Gone),
-            (2, Lacking::Gone),
-            (11, Lacking::NeverSent),
-            (u64::MAX, Lacking::NeverSent),
-        ] {
-            assert_eq!(missed(&mut kept(10_000, 3, 10), received), Err(lacking));
+        for received in [0, 2, 11, u64::MAX] {
+            assert_eq!(missed(&mut kept(10_000, 3, 10), received), None);
         }
     }
 
     #[test]
     fn a_client_does_not_go_back() {
         let mut kept = kept(10_000, 0, 10);
-        assert_eq!(missed(&mut kept, 5), Ok(5));
-        assert_eq!(missed(&mut kept, 4), Err(Lacking::Gone));
-        assert_eq!(missed(&mut kept, 5), Ok(5));
+        assert_eq!(missed(&mut kept, 5), Some(5));
+        assert_eq!(missed(&mut kept, 4), None);
+        assert_eq!(missed(&mut kept, 5), Some(5));
     }
 
     #[test]
@@ -194,18 +165,18 @@ mod tests {
             pings.push(kept.ping().bytes()[2..].to_vec());
         }
         kept.pong(&pings[3]);
-        assert_eq!(missed(&mut kept, 0), Ok(10));
+        assert_eq!(missed(&mut kept, 0), Some(10));
         kept.pong(&pings[5]);
-        assert_eq!(missed(&mut kept, 3), Err(Lacking::Gone));
-        assert_eq!(missed(&mut kept, 4), Ok(6));
+        assert_eq!(missed(&mut kept, 3), None);
+        assert_eq!(missed(&mut kept, 4), Some(6));
         // Neither what was acknowledged before nor what was never sent says anything.
         for payload in [&pings[0][..], b"", b"11", b"-1", b"1e3", b"\xff"] {
             kept.pong(payload);
-            assert_eq!(missed(&mut kept, 4), Ok(6), "{payload:?}");
+            assert_eq!(missed(&mut kept, 4), Some(6), "{payload:?}");
         }
         kept.pong(&pings[9]);
         kept.pong(&pings[9]);
-        assert_eq!(missed(&mut kept, 10), Ok(0));
+        assert_eq!(missed(&mut kept, 10), Some(0));
         assert_eq!((kept.cost, kept.frames.capacity()), (0, 0));
     }
 
@@ -214,14 +185,14 @@ mod tests {
         let cost = message(100).cost();
         let mut kept = kept(10 * cost, 100, 150);
         assert_eq!(kept.cost, 10 * cost);
-        assert_eq!(missed(&mut kept, 139), Err(Lacking::Gone));
-        assert_eq!(missed(&mut kept, 140), Ok(10));
+        assert_eq!(missed(&mut kept, 139), None);
+        assert_eq!(missed(&mut kept, 140), Some(10));
     }
 
     #[test]
     fn a_ping_goes_out_early_where_much_is_sent() {
         let cost = message(100).cost();
-        let mut kept = Kept::new(64 * cost, 100);
+        let mut kept = Kept::new(16 * cost, 100);
         let early = (100..107).filter_map(|number| kept.push(message(number)));
         let early: Vec<_> = early.map(|ping| ping.bytes()[2..].to_vec()).collect();
         assert_eq!(early, [b"103", b"106"]);

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 
 use crate::{
     admission::Place,
-    kept::{Kept, Lacking},
+    kept::Kept,
     protocol::{Close, CloseCode, Token},
     resume::Ticket,
     websocket::{Frame, Reader, Writer},
@@ -276,6 +276,15 @@ impl Queue {
         self.frames.push_back(frame);
     }
 
+    /// There if the session may be resumed by a client that has got so many messages.
+    fn resumable_from(&mut self, received: u64) -> Option<&mut Resumable> {
+        if let State::Closing(_) | State::Closed = self.state {
+            return None;
+        }
+        let resumable = self.resumable.as_deref_mut()?;
+        resumable.kept.covers(received).then_some(resumable)
+    }
+
     fn arrival(&self) -> Option<&Arrival> {
         self.resumable.as_ref()?.arrival.as_deref()
     }
@@ -344,8 +353,13 @@ impl Sender {
         self.0.give_up(&mut self.0.queue.lock(), close);
     }
 
-    /// Has the session go on with another connection. If too much is gone that would have to be
-    /// sent on it, the session ends. Returns who had come for the same before, and is too early.
+    /// Whether the session can go on with a connection whose client has got so many messages.
+    pub(crate) fn is_resumable(&self, received: u64) -> bool {
+        self.0.queue.lock().resumable_from(received).is_some()
+    }
+
+    /// Has the session go on with another connection. Returns who had come for the same before, and
+    /// is too early.
     ///
     /// # Errors
     ///
@@ -355,22 +369,12 @@ impl Sender {
         arrival: Box<Arrival>,
     ) -> Result<Option<Box<Arrival>>, Box<Arrival>> {
         let mut queue = self.0.queue.lock();
-        if let State::Closing(_) | State::Closed = queue.state {
-            return Err(arrival);
-        }
-        let Some(resumable) = &mut queue.resumable else {
+        let Some(resumable) = queue.resumable_from(arrival.received) else {
             return Err(arrival);
         };
-        match resumable.kept.check(arrival.received) {
-            Ok(()) => {
-                let earlier = resumable.arrival.replace(arrival);
-                self.0.call();
-                return Ok(earlier);
-            }
-            Err(Lacking::Gone) => self.0.close(&mut queue, Close::not_resumable()),
-            Err(Lacking::NeverSent) => {}
-        }
-        Err(arrival)
+        let earlier = resumable.arrival.replace(arrival);
+        self.0.call();
+        Ok(earlier)
     }
 
     /// Writes what waits, in place of the session. What the socket does not take at once is left to
@@ -514,24 +518,17 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// The [`Close`] with which the session ends, because that is not kept any longer.
-    pub(crate) fn attach(&self, first: Frame) -> Result<Reader, Close> {
+    /// The arrival, if that is not kept any longer, or the session is to end.
+    pub(crate) fn attach(&self, first: Frame) -> Result<Reader, Box<Arrival>> {
         let mut writer = self.0.writer.lock();
         let mut queue = self.0.queue.lock();
         let queue = &mut *queue;
-        if let State::Closing(close) = &queue.state {
-            return Err(Close::clone(close));
-        }
         let resumable = queue.resumable.as_mut().expect("it was detached");
-        let received = resumable
-            .arrival
-            .as_ref()
-            .expect("it was waited for")
-            .received;
-        let missed = resumable
-            .kept
-            .after(received)
-            .map_err(|_| Close::not_resumable())?;
+        let arrival = resumable.arrival.take().expect("it was waited for");
+        let missed = resumable.kept.after(arrival.received);
+        let (State::Detached, Some(missed)) = (&queue.state, missed) else {
+            return Err(arrival);
+        };
         queue.frames = iter::once(first).chain(missed.cloned()).collect();
         if queue.frames.len() > 1 {
             queue.frames.push_back(resumable.kept.ping());
@@ -539,7 +536,6 @@ impl Outbox {
         queue.cost = queue.frames.iter().map(Frame::cost).sum();
         queue.state = State::Open;
         self.0.unsettle();
-        let arrival = resumable.arrival.take().expect("it is there");
         *writer = Some(arrival.writer);
         Ok(arrival.reader)
     }

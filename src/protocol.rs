@@ -648,12 +648,6 @@ impl Close {
         Close::new(CloseCode::PolicyViolation, "resumed on another connection")
     }
 
-    /// The session cannot be resumed any longer.
-    pub(crate) fn not_resumable() -> Close {
-        let reason = "the session could not be resumed: too much was missed";
-        Close::new(CloseCode::PolicyViolation, reason)
-    }
-
     pub(crate) fn frame(&self) -> Frame {
         Frame::close(Some((self.code as u16, &self.reason)))
     }

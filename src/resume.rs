@@ -22,7 +22,7 @@ pub(crate) struct Request {
     /// `None` for what cannot be a token.
     token: Option<Token>,
     /// How many messages it has got; `None` for what cannot be a count.
-    pub(crate) received: Option<u64>,
+    received: Option<u64>,
 }
 
 /// All sessions that may be resumed.
@@ -90,11 +90,16 @@ impl Resumes {
         }
     }
 
-    /// The session that a client wants to take up in this room.
-    pub(crate) fn find(&self, request: &Request, room: &RoomName) -> Option<Sender> {
-        let sessions = self.sessions.lock();
-        let session = sessions.get(request.token.as_ref()?)?;
-        (session.room == *room).then(|| session.sender.clone())
+    /// The session that a client wants to take up in this room, and how many of its messages the
+    /// client has got; `None` if that cannot be.
+    pub(crate) fn find(&self, request: &Request, room: &RoomName) -> Option<(Sender, u64)> {
+        let received = request.received?;
+        let sender = {
+            let sessions = self.sessions.lock();
+            let session = sessions.get(request.token.as_ref()?)?;
+            (session.room == *room).then(|| session.sender.clone())?
+        };
+        sender.is_resumable(received).then_some((sender, received))
     }
 
     /// A session has lost its connection.

@@ -12,7 +12,7 @@ use std::{
 
 use hyper::upgrade::OnUpgrade;
 use log::debug;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     Shared,
@@ -57,9 +57,7 @@ pub(crate) fn start(
         let Some(request) = resume else {
             return Session::begin(shared, room, arrival, None);
         };
-        if let Some(sender) = shared.resumes.find(&request, &room)
-            && let Some(received) = request.received
-        {
+        if let Some((sender, received)) = shared.resumes.find(&request, &room) {
             arrival.received = received;
             match sender.hand_over(arrival) {
                 Ok(None) => return,
@@ -234,21 +232,31 @@ impl Session {
             self.shared.tasks.spawn(goodbye.say(reader));
         }
 
-        let away = self.shared.resumes.away();
-        let arrival = poll_fn(|cx| self.outbox.poll_arrival(cx));
-        match timeout(self.shared.config.resume(), arrival).await {
-            Ok(arrived) => arrived.map_err(End::Closed)?,
-            Err(_) => return Err(End::Expired),
+        let _away = self.shared.resumes.away();
+        let end_of_time = Instant::now() + self.shared.config.resume();
+        loop {
+            let arrival = poll_fn(|cx| self.outbox.poll_arrival(cx));
+            match timeout_at(end_of_time, arrival).await {
+                Ok(arrived) => arrived.map_err(End::Closed)?,
+                Err(_) => return Err(End::Expired),
+            }
+            // What the last connection owed, this one does not.
+            self.beat.pong();
+            let resumed = protocol::resumed(self.id(), self.taken_in);
+            match self.outbox.attach(resumed) {
+                Ok(next) => {
+                    debug!("{} is back", self.id());
+                    self.shared.resumes.count_resumed();
+                    *reader = Some(next);
+                    return Ok(());
+                }
+                // In the meantime too much has been missed.
+                Err(arrival) => {
+                    let room = self.membership.room().clone();
+                    Session::begin_anew(self.shared.clone(), room, arrival);
+                }
+            }
         }
-        drop(away);
-
-        // What the last connection owed, this one does not.
-        self.beat.pong();
-        let resumed = protocol::resumed(self.id(), self.taken_in);
-        *reader = Some(self.outbox.attach(resumed).map_err(End::Closed)?);
-        self.shared.resumes.count_resumed();
-        debug!("{} is back", self.id());
-        Ok(())
     }
 
     /// Leaves the room, and says goodbye to who is there. Who has come too late to go on with the

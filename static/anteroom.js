@@ -129,7 +129,7 @@ export class Room extends RoomTarget {
   #flushes = false;
   /** @type {string | null} By which the session is resumed. */
   #token = null;
-  /** How many messages have come in this session, and how many the server is known to have taken in. */
+  /** How many messages have come in this session, and how many are known to be taken in. */
   #received = 0;
   #taken = 0;
   /** @type {{ ref?: number, text: string, bytes: number }[]} What was sent after those. */
@@ -232,7 +232,7 @@ export class Room extends RoomTarget {
     const bytes = byteLength(text);
     this.#checkSize(bytes);
     this.#checkWaiting(bytes);
-    this.#write({ text, bytes });
+    this.#write(text);
   }
 
   /** Leaves the room for good. */
@@ -262,7 +262,7 @@ export class Room extends RoomTarget {
   /** Begins a session. */
   #greet() {
     this.#early = { messages: [], newcomers: new Set(), bytes: 0 };
-    this.#write({ text: '{"type":"hello","receiver":"server","data":{"resume":true}}', bytes: 0 });
+    this.#write('{"type":"hello","receiver":"server","data":{"resume":true}}');
   }
 
   /** Goes on with the session.
@@ -273,7 +273,7 @@ export class Room extends RoomTarget {
     this.#open(true);
   }
 
-  /** Gives up the session, and what may have been sent in vain.
+  /** Gives up the session, and what was sent in it.
    * @param {number} received how many messages of the next one have come */
   #forget(received) {
     this.#token = null;
@@ -295,7 +295,7 @@ export class Room extends RoomTarget {
     this.#taken += count;
   }
 
-  /** Waits for one thing, and no longer for what was waited for before.
+  /** Waits for one thing, and no longer for another.
    * @param {number} delay
    * @param {() => void} then */
   #wait(delay, then) {
@@ -305,8 +305,9 @@ export class Room extends RoomTarget {
 
   /** Asks for a sign of life. */
   #ping() {
-    this.#write({ text: '{"type":"ping","receiver":"server","ref":0}', bytes: 0, ref: 0 });
-    this.#wait(this.#timeout, () => this.#giveUp("no sign of life"));
+    this.#write('{"type":"ping","receiver":"server","ref":0}', 0);
+    // A page that stood still first hears what has come.
+    this.#wait(this.#timeout, () => this.#wait(50, () => this.#giveUp("no sign of life")));
   }
 
   /** @param {boolean} online */
@@ -326,7 +327,8 @@ export class Room extends RoomTarget {
   /** @param {number} code
    * @param {string} reason */
   #lost(code, reason) {
-    if (code === 1008) return this.#end(code, reason);
+    // An attempt that was given up may arrive late, and take the session over.
+    if (code === 1008 && !reason.startsWith("resumed")) return this.#end(code, reason);
     this.#socket = null;
     this.#flushes = false;
     if (!this.#token) this.#forget(0);
@@ -357,7 +359,7 @@ export class Room extends RoomTarget {
     this.#setState({ state: "closed", code, reason });
   }
 
-  /** There is a connection, and what waits can go.
+  /** What waits can go now.
    * @param {boolean} resumed */
   #open(resumed) {
     this.#openedAt = performance.now();
@@ -379,11 +381,13 @@ export class Room extends RoomTarget {
   }
 
   /** Sends a message, and keeps it until it is known to be taken in.
-   * @param {{ text: string, bytes: number, ref?: number }} message */
-  #write(message) {
-    this.#sent.push(message);
-    this.#sentBytes += message.bytes;
-    this.#send(message.text);
+   * @param {string} text
+   * @param {number} [ref] */
+  #write(text, ref) {
+    const bytes = byteLength(text);
+    this.#sent.push({ ref, text, bytes });
+    this.#sentBytes += bytes;
+    this.#send(text);
   }
 
   /** Sends what waits, in its order. */
@@ -395,7 +399,7 @@ export class Room extends RoomTarget {
       try {
         next.signal?.throwIfAborted();
         this.#checkSize(next.bytes);
-        this.#write(next);
+        this.#write(next.text, next.ref);
       } catch (error) {
         this.#settle(next.ref)?.reject(error);
       }
@@ -445,7 +449,7 @@ export class Room extends RoomTarget {
       return this.#resume(data.received);
     }
     if (sender === "server" && (type === "ack" || type === "error")) {
-      // What has an answer is taken in, with all before it.
+      // This is taken in, and all before it.
       this.#confirm(this.#sent.findIndex(({ ref }) => ref !== undefined && ref === data.ref) + 1);
       const receipt = this.#settle(data.ref);
       if (type === "ack") return receipt?.resolve(data);
