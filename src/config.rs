@@ -42,8 +42,8 @@ pub struct Config {
     )]
     pub static_dir: Option<PathBuf>,
 
-    /// Which web pages may open a session, by their origin, such as https://example.org; may be given
-    /// several times [default: all, and who is no web page]
+    /// Which web pages may open a session, by their origin, such as `https://example.org`; may be
+    /// given several times [default: all, and who is no web page]
     #[arg(
         long,
         env = "ANTEROOM_ALLOW_ORIGIN",

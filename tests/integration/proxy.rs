@@ -1,12 +1,14 @@
 //! A TCP proxy in front of a server, which fails as networks do: it cuts connections at a byte, stops
-//! forwarding without a word, or hands on single bytes.
+//! forwarding without a word, forwards late, or hands on single bytes.
 
 use std::{
+    future::pending,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -17,6 +19,7 @@ use tokio::{
     },
     sync::watch,
     task::JoinHandle,
+    time::timeout,
 };
 
 /// What becomes of one connection.
@@ -28,6 +31,8 @@ pub struct Fate {
     pub failure: Failure,
     /// Whether each byte after the first read, which is the handshake, is forwarded by itself.
     pub in_bytes: bool,
+    /// How long each read waits until it is forwarded.
+    pub delay: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,30 +46,25 @@ pub enum Failure {
 }
 
 impl Fate {
-    /// All goes well until `cut` or `stall`.
+    /// All goes well until [`Proxy::fail`].
     pub const NONE: Fate = Fate {
         up: usize::MAX,
         down: usize::MAX,
         failure: Failure::Close,
         in_bytes: false,
+        delay: Duration::ZERO,
     };
 }
 
 pub struct Proxy {
     pub address: SocketAddr,
-    /// How many connections have failed so far, and how many of them by a stall.
-    pub failures: watch::Receiver<Failures>,
+    /// How many connections have stalled so far.
+    pub stalls: watch::Receiver<usize>,
     /// Counts the failures that happen to all connections there are.
     all: watch::Sender<(u64, Failure)>,
     /// Whether new connections are closed at once.
     refusing: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Failures {
-    pub all: usize,
-    pub stalls: usize,
 }
 
 impl Proxy {
@@ -75,7 +75,7 @@ impl Proxy {
     ) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (count, failures) = watch::channel(Failures::default());
+        let (count, stalls) = watch::channel(0);
         let count = Arc::new(count);
         let (all, on_all) = watch::channel((0, Failure::Close));
         let refusing = Arc::new(AtomicBool::new(false));
@@ -93,7 +93,7 @@ impl Proxy {
         });
         Proxy {
             address,
-            failures,
+            stalls,
             all,
             refusing,
             accepting,
@@ -123,7 +123,7 @@ async fn forward(
     server: TcpStream,
     fate: Fate,
     mut on_all: watch::Receiver<(u64, Failure)>,
-    count: Arc<watch::Sender<Failures>>,
+    stalls: Arc<watch::Sender<usize>>,
 ) {
     on_all.mark_unchanged();
     for stream in [&client, &server] {
@@ -132,18 +132,12 @@ async fn forward(
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let failure = tokio::select! {
-        cut = pump(&mut from_client, &mut to_server, fate.up, fate.in_bytes) => cut.then_some(fate.failure),
-        cut = pump(&mut from_server, &mut to_client, fate.down, fate.in_bytes) => cut.then_some(fate.failure),
+        cut = pump(&mut from_client, &mut to_server, fate.up, &fate) => cut.then_some(fate.failure),
+        cut = pump(&mut from_server, &mut to_client, fate.down, &fate) => cut.then_some(fate.failure),
         changed = on_all.changed() => changed.ok().map(|()| on_all.borrow().1),
     };
-    if let Some(failure) = failure {
-        count.send_modify(|failures| {
-            failures.all += 1;
-            failures.stalls += usize::from(failure == Failure::Stall);
-        });
-    }
     match failure {
-        // Who is given up here is given up on the other side.
+        // Both streams are dropped, and so closed.
         Some(Failure::Close) | None => {}
         Some(Failure::Reset) => {
             for stream in [from_client.as_ref(), from_server.as_ref()] {
@@ -151,6 +145,7 @@ async fn forward(
             }
         }
         Some(Failure::Stall) => {
+            stalls.send_modify(|stalls| *stalls += 1);
             // Until both give up by themselves: neither hears of the other.
             tokio::join!(ended(&mut from_client), ended(&mut from_server));
         }
@@ -168,16 +163,23 @@ async fn pump(
     from: &mut OwnedReadHalf,
     to: &mut OwnedWriteHalf,
     mut bytes: usize,
-    in_bytes: bool,
+    fate: &Fate,
 ) -> bool {
     let mut buffer = [0; 4096];
     let mut first = true;
     while bytes > 0 {
-        let most = bytes.min(if in_bytes && !first { 1 } else { buffer.len() });
+        let most = bytes.min(if fate.in_bytes && !first {
+            1
+        } else {
+            buffer.len()
+        });
         first = false;
         match from.read(&mut buffer[..most]).await {
             Ok(0) | Err(_) => return false,
             Ok(count) => {
+                if !fate.delay.is_zero() {
+                    let _ = timeout(fate.delay, pending::<()>()).await;
+                }
                 if to.write_all(&buffer[..count]).await.is_err() {
                     return false;
                 }

@@ -23,7 +23,7 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    proxy::{Failure, Failures, Fate, Proxy},
+    proxy::{Failure, Fate, Proxy},
     support::{Client, Raw, RawFrame, TestServer, eventually, frame, handshake, within_deadline},
 };
 
@@ -41,8 +41,8 @@ struct Phoenix {
     sent: VecDeque<String>,
     taken_in: u64,
     resumed: usize,
-    /// How the network fails, and how often it had stalled when the connection was opened.
-    failures: watch::Receiver<Failures>,
+    /// How often the network has stalled, and had when the connection was opened.
+    stalled: watch::Receiver<usize>,
     stalls: usize,
 }
 
@@ -61,7 +61,7 @@ impl Phoenix {
             sent: VecDeque::new(),
             taken_in: 0,
             resumed: 0,
-            failures: proxy.failures.clone(),
+            stalled: proxy.stalls.clone(),
             stalls: 0,
         };
         phoenix
@@ -102,13 +102,13 @@ impl Phoenix {
     /// Takes the session up again; whatever happens meanwhile, it goes on trying.
     async fn resume(&mut self) {
         let again = async {
-            let mut failures = self.failures.clone();
+            let mut stalled = self.stalled.clone();
             loop {
-                self.stalls = failures.borrow().stalls;
+                self.stalls = *stalled.borrow();
                 let seen = self.stalls;
                 tokio::select! {
                     resumed = self.try_resume() => if resumed.is_ok() { break },
-                    _ = failures.wait_for(|failures| failures.stalls > seen) => {}
+                    _ = stalled.wait_for(|stalls| *stalls > seen) => {}
                 }
             }
         };
@@ -142,7 +142,7 @@ impl Phoenix {
             let next = async {
                 tokio::select! {
                     text = next_text(&mut self.socket) => text.ok(),
-                    _ = self.failures.wait_for(|failures| failures.stalls > seen) => None,
+                    _ = self.stalled.wait_for(|stalls| *stalls > seen) => None,
                 }
             };
             match within_deadline("a message", next).await {
@@ -848,8 +848,14 @@ async fn join_in(storm: &Storm, salt: u64, server: SocketAddr) -> (Phoenix, Prox
             up: random.random_range(range.clone()),
             down: random.random_range(range),
             failure: [Failure::Close, Failure::Reset, Failure::Stall][random.random_range(0..3)],
-            in_bytes: random.random_range(0..4) == 0,
+            in_bytes: false,
+            delay: Duration::ZERO,
         };
+        match random.random_range(0..8) {
+            0 => fate.delay = Duration::from_millis(2),
+            1 | 2 => fate.in_bytes = true,
+            _ => {}
+        }
         // One direction is enough.
         *[&mut fate.up, &mut fate.down][random.random_range(0..2)] = usize::MAX;
         fate
