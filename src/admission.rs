@@ -1,93 +1,336 @@
 //! May this request join?
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
+    io,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{ORIGIN, RETRY_AFTER},
+    header::{AUTHORIZATION, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use log::warn;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
-use crate::{config::Origin, refusal::Refusal};
+use crate::{
+    Config, address,
+    metrics::Metrics,
+    protocol::RoomName,
+    rates::JoinRate,
+    refusal::Refusal,
+    rooms::{Full, Rooms, Seat, release_spare},
+    tokens::{Denied, Grant, Tokens},
+};
 
-/// When to try again once all places are taken, in seconds.
-const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
+/// When to try again where all places are taken, in seconds.
+const RETRY_SECONDS: u64 = 5;
 
-/// How often to warn that all places are taken.
+/// How often to warn that places are taken.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Who may come in, and the places there are.
 pub(crate) struct Admission {
-    /// Empty where all may.
-    origins: Vec<Origin>,
+    config: Config,
+    rooms: Arc<Rooms>,
+    metrics: Arc<Metrics>,
+    tokens: Option<Tokens>,
+    join_rate: Option<JoinRate>,
     places: Arc<Semaphore>,
+    addresses: Arc<Addresses>,
     last_warning: Mutex<Option<Instant>>,
 }
 
-/// A session's place; dropping it gives it back.
+/// Who wants to join.
+pub(crate) struct Visitor {
+    /// `None` if the server it has come to does not tell.
+    pub(crate) address: Option<IpAddr>,
+    /// `None` where no token is asked for.
+    pub(crate) grant: Option<Grant>,
+}
+
+impl Visitor {
+    /// Who it is, if that is known.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.grant.as_ref()?.user.as_deref()
+    }
+}
+
+/// What there is for a session to take.
+pub(crate) struct Admitted {
+    pub(crate) seat: Seat,
+    pub(crate) place: Place,
+}
+
+/// A session's place on the server; dropping it gives it back.
 pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
+    /// In a box, for few servers have it.
+    _address: Option<Box<AddressPlace>>,
+}
+
+/// What there may be only so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Sessions,
+    Rooms,
+    RoomSessions,
+    AddressSessions,
+    JoinRate,
+    MessageRate,
+    ByteRate,
+}
+
+impl Limit {
+    /// The option that sets it.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Limit::Sessions => "max-sessions",
+            Limit::Rooms => "max-rooms",
+            Limit::RoomSessions => "max-room-sessions",
+            Limit::AddressSessions => "max-address-sessions",
+            Limit::JoinRate => "joins-per-second",
+            Limit::MessageRate => "messages-per-second",
+            Limit::ByteRate => "bytes-per-second",
+        }
+    }
 }
 
 impl Admission {
-    /// Admits pages of these origins, of all if there are none; up to `max_sessions` at once.
-    pub(crate) fn new(origins: Vec<Origin>, max_sessions: usize) -> Admission {
-        Admission {
-            origins,
-            places: Arc::new(Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS))),
+    /// # Errors
+    ///
+    /// A file of keys that cannot be read; the message names it.
+    pub(crate) fn new(
+        config: &Config,
+        rooms: Arc<Rooms>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Admission> {
+        let tokens = config.token_key_file.clone().map(|path| {
+            let Config {
+                token_issuer,
+                token_audience,
+                ..
+            } = config.clone();
+            Tokens::new(path, token_issuer, token_audience)
+        });
+        let places = config.session_limit().min(Semaphore::MAX_PERMITS);
+        Ok(Admission {
+            rooms,
+            metrics,
+            tokens: tokens.transpose()?,
+            join_rate: config.joins_per_second.map(JoinRate::new),
+            places: Arc::new(Semaphore::new(places)),
+            addresses: Arc::default(),
             last_warning: Mutex::default(),
+            config: config.clone(),
+        })
+    }
+
+    /// Finds out who wants to join a room: from the address of the connection, the headers, and the
+    /// token in the query if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The [`Refusal`] of a page of another origin (403), of an address that comes too often (429),
+    /// of a token that is missing or no good (401), or good for something else (403).
+    pub(crate) fn identify(
+        &self,
+        room: &RoomName,
+        peer: Option<IpAddr>,
+        headers: &HeaderMap,
+        token: Option<&str>,
+    ) -> Result<Visitor, Refusal> {
+        self.check_origin(headers)?;
+        let trusted = &self.config.trust_proxy;
+        let address = peer.map(|peer| address::client(peer, headers, trusted));
+        if let (Some(rate), Some(address)) = (&self.join_rate, address) {
+            rate.check(address).map_err(|seconds| {
+                self.metrics.count_limit(Limit::JoinRate);
+                let message = "too many requests for a session from your address: wait";
+                Refusal::new(StatusCode::TOO_MANY_REQUESTS, message)
+                    .with(RETRY_AFTER, seconds.into())
+            })?;
         }
+        let grant = match &self.tokens {
+            Some(tokens) => Some(check_token(tokens, room, headers, token)?),
+            None => None,
+        };
+        Ok(Visitor { address, grant })
     }
 
     /// Checks where the page comes from that wants a session. Who sends no origin is no page that
     /// was let in, either.
-    ///
-    /// # Errors
-    ///
-    /// The [`Refusal`] (403) of any other.
-    pub(crate) fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let origins = &self.config.allow_origin;
         let header = headers.get(ORIGIN);
-        let allowed = |header| self.origins.iter().any(|origin| origin.is(header));
-        if self.origins.is_empty() || header.is_some_and(allowed) {
+        let allowed = |header| origins.iter().any(|origin| origin.is(header));
+        if origins.is_empty() || header.is_some_and(allowed) {
             return Ok(());
         }
         let message = "pages of this origin may not open a session here: see --allow-origin";
         Err(Refusal::new(StatusCode::FORBIDDEN, message))
     }
 
-    /// Takes a place.
+    /// Takes what a session in a room needs, on the server and in the room.
     ///
     /// # Errors
     ///
-    /// The [`Refusal`] (503) when all are taken, or the server is stopping.
-    pub(crate) fn admit(&self) -> Result<Place, Refusal> {
-        let message = match self.places.clone().try_acquire_owned() {
-            Ok(permit) => return Ok(Place { _permit: permit }),
-            Err(TryAcquireError::Closed) => "the server is stopping: try again later",
-            Err(TryAcquireError::NoPermits) => {
-                self.warn();
-                "the server is full: try again later"
+    /// The [`Refusal`] when all is taken, by this address (429) or by all (503), or when the server
+    /// takes no more sessions.
+    pub(crate) fn admit(
+        &self,
+        room: &RoomName,
+        address: Option<IpAddr>,
+    ) -> Result<Admitted, Refusal> {
+        let permit = self.places.clone().try_acquire_owned();
+        let permit = permit.map_err(|error| match error {
+            TryAcquireError::Closed => {
+                unavailable("the server is about to stop: try again later, it may be another")
             }
+            TryAcquireError::NoPermits => {
+                self.warn(Limit::Sessions);
+                unavailable("the server is full: try again later")
+            }
+        })?;
+        let address = match (self.config.max_address_sessions, address) {
+            (Some(limit), Some(address)) => {
+                let place = self.addresses.take(address::network(address), limit.get());
+                Some(Box::new(place.ok_or_else(|| {
+                    self.metrics.count_limit(Limit::AddressSessions);
+                    let message = "too many sessions from your address: leave one first";
+                    Refusal::new(StatusCode::TOO_MANY_REQUESTS, message)
+                        .with(RETRY_AFTER, RETRY_SECONDS.into())
+                })?))
+            }
+            _ => None,
         };
-        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message);
-        Err(refusal.with(RETRY_AFTER, RETRY_SECONDS))
+        let seat = self.rooms.reserve(room).map_err(|full| match full {
+            Full::Rooms => {
+                self.warn(Limit::Rooms);
+                unavailable("there are too many rooms: try again later, or join one that exists")
+            }
+            Full::Room => {
+                self.metrics.count_limit(Limit::RoomSessions);
+                unavailable("the room is full: try again later")
+            }
+        })?;
+        let place = Place {
+            _permit: permit,
+            _address: address,
+        };
+        Ok(Admitted { seat, place })
     }
 
-    fn warn(&self) {
+    /// Counts that a limit of the whole server is reached, and warns of it now and then.
+    fn warn(&self, limit: Limit) {
+        self.metrics.count_limit(limit);
         let mut last = self.last_warning.lock();
         if last.is_none_or(|last| last.elapsed() >= WARN_EVERY) {
             *last = Some(Instant::now());
-            warn!("sessions are refused: all --max-sessions are taken");
+            warn!("sessions are refused: all --{} are taken", limit.option());
         }
+    }
+
+    /// The tokens it asks for, if it does.
+    pub(crate) fn tokens(&self) -> Option<&Tokens> {
+        self.tokens.as_ref()
     }
 
     /// Admits nobody from now on.
     pub(crate) fn close(&self) {
         self.places.close();
+    }
+
+    /// Whether it still admits anybody.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.places.is_closed()
+    }
+
+    /// Forgets the addresses that have not come lately.
+    pub(crate) fn tick(&self) {
+        if let Some(rate) = &self.join_rate {
+            rate.forget();
+        }
+    }
+}
+
+fn unavailable(message: &'static str) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).with(RETRY_AFTER, RETRY_SECONDS.into())
+}
+
+/// Checks the token of a request, be it in the query or in the header (RFC 6750, section 2).
+fn check_token(
+    tokens: &Tokens,
+    room: &RoomName,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Grant, Refusal> {
+    let unauthorized = |challenge, message| {
+        Refusal::new(StatusCode::UNAUTHORIZED, message)
+            .with(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+    };
+    let token = match (query, bearer(headers)) {
+        (Some(token), None) | (None, Some(token)) => token,
+        (None, None) => {
+            let message =
+                "a token is needed: connect with ?token=<jwt>, or Authorization: Bearer <jwt>";
+            return Err(unauthorized("Bearer", message));
+        }
+        (Some(_), Some(_)) => {
+            let message = "a token is given in the query or in the header, not in both";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
+        }
+    };
+    tokens.check(token, room).map_err(|denied| match denied {
+        Denied::Invalid(message) => unauthorized(r#"Bearer error="invalid_token""#, message),
+        Denied::Forbidden(message) => Refusal::new(StatusCode::FORBIDDEN, message),
+    })
+}
+
+/// The token in the `Authorization` header (RFC 6750, section 2.1).
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// How many sessions each address has.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, u32>>);
+
+/// A session's place among those of its address; dropping it gives it back.
+struct AddressPlace {
+    addresses: Arc<Addresses>,
+    address: IpAddr,
+}
+
+impl Addresses {
+    /// One more, if there are fewer than `limit`.
+    fn take(self: &Arc<Addresses>, address: IpAddr, limit: u32) -> Option<AddressPlace> {
+        let mut counts = self.0.lock();
+        let count = counts.entry(address).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(AddressPlace {
+            addresses: self.clone(),
+            address,
+        })
+    }
+}
+
+impl Drop for AddressPlace {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.0.lock();
+        if let Entry::Occupied(mut entry) = counts.entry(self.address) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+                release_spare(&mut counts);
+            }
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Every option once: its name, environment variable, default, unit and meaning.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
     ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
@@ -10,6 +11,9 @@ use std::{
 
 use clap::Args;
 use http::{HeaderValue, uri::Authority};
+use ipnet::IpNet;
+
+use crate::{ice::IceUrl, rates};
 
 /// How many of the open files are kept back from the sessions by default: for the listener, for
 /// requests that are no sessions, and to say 503 to who comes when all places are taken. Where few
@@ -42,6 +46,39 @@ pub struct Config {
     )]
     pub static_dir: Option<PathBuf>,
 
+    /// The certificate to serve with TLS (1.2 and 1.3), PEM, with the chain that leads to it; read again
+    /// on SIGHUP
+    #[arg(
+        long,
+        env = "ANTEROOM_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key",
+        help_heading = "Serving"
+    )]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The private key of the certificate, PEM
+    #[arg(
+        long,
+        env = "ANTEROOM_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert",
+        help_heading = "Serving"
+    )]
+    pub tls_key: Option<PathBuf>,
+
+    /// Which proxies are believed about where a request comes from (`X-Forwarded-For`), by their
+    /// address or network, such as `10.0.0.0/8`; may be given several times
+    #[arg(
+        long,
+        env = "ANTEROOM_TRUST_PROXY",
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        help_heading = "Serving"
+    )]
+    #[arg(value_parser = network)]
+    pub trust_proxy: Vec<IpNet>,
+
     /// Which web pages may open a session, by their origin, such as `https://example.org`; may be
     /// given several times [default: all, and who is no web page]
     #[arg(
@@ -52,6 +89,37 @@ pub struct Config {
         help_heading = "Admission"
     )]
     pub allow_origin: Vec<Origin>,
+
+    /// Whose signature a token must have that admits to a room, a JSON Web Token: a secret (HS256), a
+    /// public key as PEM, or a JSON Web Key Set (RS256, ES256, EdDSA); read again on SIGHUP [default:
+    /// no token is needed]
+    #[arg(
+        long,
+        env = "ANTEROOM_TOKEN_KEY_FILE",
+        value_name = "FILE",
+        help_heading = "Admission"
+    )]
+    pub token_key_file: Option<PathBuf>,
+
+    /// The issuer a token must have (`iss`)
+    #[arg(
+        long,
+        env = "ANTEROOM_TOKEN_ISSUER",
+        value_name = "NAME",
+        requires = "token_key_file",
+        help_heading = "Admission"
+    )]
+    pub token_issuer: Option<String>,
+
+    /// The audience a token must have (`aud`)
+    #[arg(
+        long,
+        env = "ANTEROOM_TOKEN_AUDIENCE",
+        value_name = "NAME",
+        requires = "token_key_file",
+        help_heading = "Admission"
+    )]
+    pub token_audience: Option<String>,
 
     /// The longest message a client may send, in bytes; a longer one closes its connection (1009)
     #[arg(
@@ -83,6 +151,63 @@ pub struct Config {
         help_heading = "Limits"
     )]
     pub max_sessions: Option<usize>,
+
+    /// How many sessions there may be in one room; the next one gets 503 [default: no limit]
+    #[arg(
+        long,
+        env = "ANTEROOM_MAX_ROOM_SESSIONS",
+        value_name = "COUNT",
+        help_heading = "Limits"
+    )]
+    pub max_room_sessions: Option<NonZeroU32>,
+
+    /// How many rooms there may be; who would open another gets 503 [default: no limit]
+    #[arg(
+        long,
+        env = "ANTEROOM_MAX_ROOMS",
+        value_name = "COUNT",
+        help_heading = "Limits"
+    )]
+    pub max_rooms: Option<NonZeroU32>,
+
+    /// How many sessions an address may have, or an IPv6 network of 64 bits; the next one gets 429
+    /// [default: no limit]
+    #[arg(
+        long,
+        env = "ANTEROOM_MAX_ADDRESS_SESSIONS",
+        value_name = "COUNT",
+        help_heading = "Limits"
+    )]
+    pub max_address_sessions: Option<NonZeroU32>,
+
+    /// How often an address, or an IPv6 network of 64 bits, may ask for a session, with a burst of two
+    /// seconds; more get 429 [default: no limit]
+    #[arg(
+        long,
+        env = "ANTEROOM_JOINS_PER_SECOND",
+        value_name = "COUNT",
+        help_heading = "Limits"
+    )]
+    pub joins_per_second: Option<NonZeroU32>,
+
+    /// How many messages and pings a session may send, with a burst of two seconds; more are refused
+    /// (`rate_limited`), and who goes on is closed (1008) [default: no limit]
+    #[arg(
+        long,
+        env = "ANTEROOM_MESSAGES_PER_SECOND",
+        value_name = "COUNT",
+        help_heading = "Limits"
+    )]
+    pub messages_per_second: Option<NonZeroU32>,
+
+    /// How many bytes a session may send in messages and pings, likewise [default: no limit]
+    #[arg(
+        long,
+        env = "ANTEROOM_BYTES_PER_SECOND",
+        value_name = "BYTES",
+        help_heading = "Limits"
+    )]
+    pub bytes_per_second: Option<NonZeroU32>,
 
     /// How long a request may take from its connection to the end of its headers, in seconds
     #[arg(
@@ -134,6 +259,71 @@ pub struct Config {
     )]
     #[arg(default_value_t = Config::default().resume_seconds)]
     pub resume_seconds: u64,
+
+    /// An ICE server that sessions are told of, such as `stun:stun.example.org` or
+    /// `turn:name:password@turn.example.org`; may be given several times
+    #[arg(
+        long,
+        env = "ANTEROOM_ICE_SERVER",
+        value_name = "URL",
+        value_delimiter = ',',
+        help_heading = "WebRTC"
+    )]
+    pub ice_server: Vec<IceUrl>,
+
+    /// A TURN server that sessions are told of with credentials of their own; may be given several
+    /// times
+    #[arg(
+        long,
+        env = "ANTEROOM_TURN_URL",
+        value_name = "URL",
+        value_delimiter = ',',
+        requires = "turn_secret_file",
+        help_heading = "WebRTC"
+    )]
+    pub turn_url: Vec<IceUrl>,
+
+    /// The secret shared with it (coturn: `static-auth-secret`); read again on SIGHUP
+    #[arg(
+        long,
+        env = "ANTEROOM_TURN_SECRET_FILE",
+        value_name = "FILE",
+        requires = "turn_url",
+        help_heading = "WebRTC"
+    )]
+    pub turn_secret_file: Option<PathBuf>,
+
+    /// How long these credentials are good, in seconds
+    #[arg(
+        long,
+        env = "ANTEROOM_TURN_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "WebRTC"
+    )]
+    #[arg(default_value_t = Config::default().turn_seconds)]
+    pub turn_seconds: u64,
+
+    /// Where operators are answered: metrics, rooms and sessions, and a page that shows them; port 0
+    /// picks a free one [default: nowhere]
+    #[arg(
+        long,
+        env = "ANTEROOM_ADMIN",
+        value_name = "ADDRESS:PORT",
+        help_heading = "Administration"
+    )]
+    #[arg(value_parser = address)]
+    pub admin: Option<SocketAddr>,
+
+    /// The secret that operators must give; needed where --admin is not on loopback; read again on
+    /// SIGHUP
+    #[arg(
+        long,
+        env = "ANTEROOM_ADMIN_TOKEN_FILE",
+        value_name = "FILE",
+        requires = "admin",
+        help_heading = "Administration"
+    )]
+    pub admin_token_file: Option<PathBuf>,
 
     /// How long a stopping server waits for its sessions, in seconds; they are told to come back
     /// spread over that time
@@ -196,15 +386,33 @@ impl Default for Config {
         Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             static_dir: None,
+            tls_cert: None,
+            tls_key: None,
+            trust_proxy: Vec::new(),
             allow_origin: Vec::new(),
+            token_key_file: None,
+            token_issuer: None,
+            token_audience: None,
             max_message_bytes: 65_536,
             outbox_bytes: 1 << 20,
             max_sessions: None,
+            max_room_sessions: None,
+            max_rooms: None,
+            max_address_sessions: None,
+            joins_per_second: None,
+            messages_per_second: None,
+            bytes_per_second: None,
             handshake_seconds: 10,
             max_header_bytes: 16 << 10,
             ping_seconds: 20,
             pong_seconds: 10,
             resume_seconds: 30,
+            ice_server: Vec::new(),
+            turn_url: Vec::new(),
+            turn_secret_file: None,
+            turn_seconds: 3600,
+            admin: None,
+            admin_token_file: None,
             drain_seconds: 5,
         }
     }
@@ -239,12 +447,65 @@ impl Config {
         within("--pong-seconds", self.pong_seconds, 1..=3600)?;
         within("--resume-seconds", self.resume_seconds, 0..=3600)?;
         within("--drain-seconds", self.drain_seconds, 0..=3600)?;
+        within("--turn-seconds", self.turn_seconds, 60..=7 * 24 * 3600)?;
         let least = self.max_message_bytes + ENVELOPE_BYTES;
         if self.outbox_bytes < least {
             let given = self.outbox_bytes;
             return Err(format!(
                 "--outbox-bytes must hold one message of --max-message-bytes: at least {least}, not {given}"
             ));
+        }
+        let burst = self.bytes_per_second.map(rates::burst);
+        if burst.is_some_and(|burst| (burst.get() as usize) < self.max_message_bytes) {
+            let least = self.max_message_bytes.div_ceil(2);
+            return Err(format!(
+                "--bytes-per-second must let one message of --max-message-bytes pass: at least {least}"
+            ));
+        }
+        self.check_companions()
+    }
+
+    /// Checks that no option lacks another that it needs.
+    fn check_companions(&self) -> Result<(), String> {
+        let all_or_none = |given: [(bool, &str); 2]| match given {
+            [(true, given), (false, missing)] | [(false, missing), (true, given)] => {
+                Err(format!("{given} needs {missing}, too"))
+            }
+            _ => Ok(()),
+        };
+        all_or_none([
+            (self.tls_cert.is_some(), "--tls-cert"),
+            (self.tls_key.is_some(), "--tls-key"),
+        ])?;
+        all_or_none([
+            (!self.turn_url.is_empty(), "--turn-url"),
+            (self.turn_secret_file.is_some(), "--turn-secret-file"),
+        ])?;
+        let is_asked_for = self.token_key_file.is_some();
+        if !is_asked_for && (self.token_issuer.is_some() || self.token_audience.is_some()) {
+            return Err("--token-issuer and --token-audience need --token-key-file".into());
+        }
+        let is_turn = |url: &IceUrl| url.is_turn() && !url.has_credentials();
+        if !self.turn_url.iter().all(is_turn) {
+            return Err(
+                "--turn-url must be a turn: or turns: URL without name and password".into(),
+            );
+        }
+        if self.ice_server.iter().any(is_turn) {
+            return Err(
+                "browsers want a name and a password for a TURN server: give them in --ice-server \
+                 (turn:name:password@example.org), or use --turn-url"
+                    .into(),
+            );
+        }
+        match (self.admin, &self.admin_token_file) {
+            (None, Some(_)) => return Err("--admin-token-file needs --admin".into()),
+            (Some(admin), None) if !admin.ip().is_loopback() => {
+                return Err(format!(
+                    "--admin {admin} can be reached from elsewhere: it needs --admin-token-file"
+                ));
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -277,6 +538,13 @@ impl Config {
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "not an IP address and a port, such as 0.0.0.0:8080 or [::]:8080".into())
+}
+
+/// A network, or an address, which is one of itself.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    let network = text.parse().or_else(|_| address());
+    network.map_err(|_| "not an IP address or a network, such as 10.0.0.0/8 or fd00::/8".into())
 }
 
 fn within(option: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), String> {

@@ -1,10 +1,13 @@
-//! Who is pinged when, and who is given up when. No I/O and no clock: time is counted in ticks of a
-//! second.
+//! Who is pinged when, and who is given up when. No I/O, and no clock decides anything: time is
+//! counted in ticks of a second.
 //!
 //! Sessions are spread over as many slots as a ping period has seconds; each tick pings one slot
 //! and looks after another. So all are pinged once a period, a few at a time, by one ticker.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use nohash_hasher::IntMap;
 use parking_lot::Mutex;
@@ -19,7 +22,15 @@ use crate::{
 pub(crate) struct Heartbeat {
     /// The number of seconds a session has to answer.
     pong_seconds: u64,
-    slots: Box<[Mutex<IntMap<SessionId, Pulse>>]>,
+    slots: Box<[Mutex<Slot>]>,
+}
+
+/// Sessions that are pinged together.
+#[derive(Default)]
+struct Slot {
+    pulses: IntMap<SessionId, Pulse>,
+    /// When they were pinged last: at this tick, and by the clock.
+    pinged: Option<(u64, Instant)>,
 }
 
 struct Pulse {
@@ -47,7 +58,7 @@ impl Heartbeat {
 
     /// Pings the session behind `sender` from now on.
     pub(crate) fn register(self: &Arc<Heartbeat>, id: SessionId, sender: Sender) -> Beat {
-        self.slot(id).lock().insert(
+        self.slot(id).lock().pulses.insert(
             id,
             Pulse {
                 sender,
@@ -63,7 +74,7 @@ impl Heartbeat {
     /// Does what is due at second `now`, to be called once for each second that the server runs.
     pub(crate) fn tick(&self, now: u64) {
         if let Some(due) = now.checked_sub(self.pong_seconds) {
-            for pulse in self.slot_at(due).lock().values() {
+            for pulse in self.slot_at(due).lock().pulses.values() {
                 if pulse.pinged.is_some_and(|pinged| pinged <= due) {
                     let reason = format!("no pong within {} s", self.pong_seconds);
                     let close = Close::new(CloseCode::GoingAway, reason);
@@ -73,34 +84,38 @@ impl Heartbeat {
         }
         let ping = Frame::ping(b"");
         let mut unflushed = Unflushed::default();
-        for pulse in self.slot_at(now).lock().values_mut() {
+        let mut slot = self.slot_at(now).lock();
+        slot.pinged = Some((now, Instant::now()));
+        for pulse in slot.pulses.values_mut() {
             if pulse.sender.ping(&ping, &mut unflushed) {
                 pulse.pinged.get_or_insert(now);
             }
         }
     }
 
-    fn slot(&self, id: SessionId) -> &Mutex<IntMap<SessionId, Pulse>> {
+    fn slot(&self, id: SessionId) -> &Mutex<Slot> {
         &self.slots[(id.bits() % self.slots.len() as u128) as usize]
     }
 
-    fn slot_at(&self, second: u64) -> &Mutex<IntMap<SessionId, Pulse>> {
+    fn slot_at(&self, second: u64) -> &Mutex<Slot> {
         &self.slots[(second % self.slots.len() as u64) as usize]
     }
 }
 
 impl Beat {
-    /// The session has answered, or has another connection now.
-    pub(crate) fn pong(&self) {
-        if let Some(pulse) = self.heartbeat.slot(self.id).lock().get_mut(&self.id) {
-            pulse.pinged = None;
-        }
+    /// The session has answered, or has another connection now. Returns how long the answer took,
+    /// if there has been one ping before it since the last answer.
+    pub(crate) fn pong(&self) -> Option<Duration> {
+        let mut slot = self.heartbeat.slot(self.id).lock();
+        let first = slot.pulses.get_mut(&self.id)?.pinged.take()?;
+        let (last, time) = slot.pinged?;
+        (first == last).then(|| time.elapsed())
     }
 }
 
 impl Drop for Beat {
     fn drop(&mut self) {
-        self.heartbeat.slot(self.id).lock().remove(&self.id);
+        self.heartbeat.slot(self.id).lock().pulses.remove(&self.id);
     }
 }
 
@@ -148,7 +163,7 @@ mod tests {
         let mut sessions: Vec<_> = (0..100).map(|_| Session::register(&heartbeat)).collect();
         for now in 7..27 {
             heartbeat.tick(now);
-            sessions.iter().for_each(|session| session.beat.pong());
+            sessions.iter().for_each(|session| _ = session.beat.pong());
         }
         assert!(sessions.iter_mut().all(|session| session.pings() == Ok(1)));
     }
@@ -186,6 +201,11 @@ mod tests {
     fn a_session_that_left_is_forgotten() {
         let heartbeat = Arc::new(Heartbeat::new(3, 3));
         drop(Session::register(&heartbeat));
-        assert!(heartbeat.slots.iter().all(|slot| slot.lock().is_empty()));
+        assert!(
+            heartbeat
+                .slots
+                .iter()
+                .all(|slot| slot.lock().pulses.is_empty())
+        );
     }
 }

@@ -32,25 +32,35 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod address;
+mod admin;
 mod admission;
 mod config;
+mod expiry;
 mod heartbeat;
+mod ice;
 mod kept;
 mod listener;
+mod metrics;
 mod outbox;
 mod page;
 mod protocol;
+mod rates;
 mod refusal;
+mod reload;
 mod requests;
 mod resume;
 mod rooms;
 mod routes;
 mod session;
+mod tls;
+mod tokens;
+mod traffic;
 mod websocket;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use log::info;
+use log::{info, warn};
 use tokio::{
     net::TcpListener,
     time::{MissedTickBehavior, interval, timeout},
@@ -59,16 +69,29 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use warp::{filters::BoxedFilter, reply::Response};
 
 use crate::{
-    admission::Admission, heartbeat::Heartbeat, protocol::Close, resume::Resumes, rooms::Rooms,
+    admission::Admission,
+    expiry::Expiries,
+    heartbeat::Heartbeat,
+    ice::IceServers,
+    listener::Service,
+    metrics::{Gauges, Metrics},
+    protocol::Close,
+    reload::{Reloadable, read_secret},
+    resume::Resumes,
+    rooms::Rooms,
+    tls::Tls,
 };
 pub use crate::{
     config::{Config, Origin},
-    resume::ResumeCounts,
+    ice::IceUrl,
+    tokens::TokenRequest,
 };
 
 /// A server that is bound to its address, and not yet serving.
 pub struct Server {
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    admin: Option<TcpListener>,
     anteroom: Anteroom,
 }
 
@@ -80,11 +103,42 @@ impl Server {
     /// An address that cannot be bound, a folder that cannot be read, or a value that makes no
     /// sense ([`Config::check`]); the message says which.
     pub fn bind(config: Config) -> io::Result<Server> {
-        let listen = config.listen;
-        let listener = listener::bind(listen)
-            .map_err(|error| with_context(error, format!("cannot listen on {listen}")))?;
-        let anteroom = Anteroom::new(config)?;
-        Ok(Server { listener, anteroom })
+        let bind = |address| {
+            listener::bind(address)
+                .map_err(|error| with_context(error, format!("cannot listen on {address}")))
+        };
+        let listener = bind(config.listen)?;
+        let admin = config.admin.map(bind).transpose()?;
+        let tls = config.tls_cert.clone().zip(config.tls_key.clone());
+        let tls = tls.map(|(cert, key)| Tls::new(cert, key).map(Arc::new));
+        Ok(Server {
+            listener,
+            tls: tls.transpose()?,
+            admin,
+            anteroom: Anteroom::new(config)?,
+        })
+    }
+
+    /// What reads the files again that may change while the server runs, to be called when the
+    /// program is asked to, as by SIGHUP: the certificate, and those of [`Anteroom::reload`]. `None`
+    /// if there are none.
+    pub fn reloader(&self) -> Option<impl Fn() + Send + 'static> {
+        let (tls, anteroom) = (self.tls.clone(), self.anteroom.clone());
+        let Config {
+            token_key_file,
+            turn_secret_file,
+            admin_token_file,
+            ..
+        } = &anteroom.shared().config;
+        let has_files = [token_key_file, turn_secret_file, admin_token_file]
+            .iter()
+            .any(|file| file.is_some());
+        (tls.is_some() || has_files).then_some(move || {
+            if let Some(tls) = &tls {
+                report("the certificate", tls.reload());
+            }
+            anteroom.reload();
+        })
     }
 
     /// The address it listens on, with the real port.
@@ -96,6 +150,20 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Whether it serves with TLS.
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The address on which operators are answered, with the real port; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn admin_addr(&self) -> io::Result<Option<SocketAddr>> {
+        self.admin.as_ref().map(TcpListener::local_addr).transpose()
+    }
+
     /// The rooms it serves.
     pub fn anteroom(&self) -> &Anteroom {
         &self.anteroom
@@ -105,17 +173,50 @@ impl Server {
     /// later (close code 1012), waits for them for the drain time at most, and returns with no task
     /// left.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Server { listener, anteroom } = self;
-        info!(
-            "serving up to {} sessions",
-            anteroom.shared().config.session_limit()
-        );
+        let Server {
+            listener,
+            tls,
+            admin,
+            anteroom,
+        } = self;
+        let shared = anteroom.shared().clone();
+        info!("serving up to {} sessions", shared.config.session_limit());
+        let service = Service {
+            routes: anteroom.routes(),
+            tls,
+            tasks: shared.tasks.clone(),
+            stopping: shared.stopping.clone(),
+            shared: shared.clone(),
+        };
+        let admin_service = Service {
+            routes: admin::all(&anteroom),
+            tls: None,
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            shared,
+        };
+        let operators = async {
+            match &admin {
+                Some(listener) => listener::accept(listener, &admin_service).await,
+                None => pending().await,
+            }
+        };
+        let peers = async {
+            tokio::select! {
+                () = listener::accept(&listener, &service) => {}
+                () = shutdown => {}
+            }
+            drop(listener);
+            anteroom.shut_down().await;
+        };
+        // Operators are answered to the end.
         tokio::select! {
-            () = listener::accept(&listener, &anteroom) => {}
-            () = shutdown => {}
+            () = peers => {}
+            () = operators => {}
         }
-        drop(listener);
-        anteroom.shut_down().await;
+        admin_service.stopping.cancel();
+        admin_service.tasks.close();
+        admin_service.tasks.wait().await;
     }
 }
 
@@ -148,7 +249,12 @@ struct Shared {
     admission: Admission,
     rooms: Arc<Rooms>,
     heartbeat: Arc<Heartbeat>,
+    expiries: Arc<Expiries>,
     resumes: Arc<Resumes>,
+    ice: IceServers,
+    /// What operators must give, if they must.
+    admin_token: Option<Reloadable<Vec<u8>>>,
+    metrics: Arc<Metrics>,
     /// Every task there is: the ticker, connections, sessions.
     tasks: TaskTracker,
     /// Cancelled when the server stops: nobody joins any more.
@@ -180,11 +286,19 @@ impl Anteroom {
                 )
             })?;
         }
+        let rooms = Arc::new(Rooms::new(&config));
+        let metrics = Arc::new(Metrics::new());
+        let admin_token = config.admin_token_file.clone();
+        let admin_token = admin_token.map(|path| Reloadable::new(move || read_secret(&path)));
         let shared = Arc::new(Shared {
-            admission: Admission::new(config.allow_origin.clone(), config.session_limit()),
-            rooms: Arc::default(),
+            admission: Admission::new(&config, rooms.clone(), metrics.clone())?,
+            rooms,
             heartbeat: Heartbeat::new(config.ping_seconds, config.pong_seconds).into(),
+            expiries: Arc::default(),
             resumes: Arc::default(),
+            ice: IceServers::new(&config)?,
+            admin_token: admin_token.transpose()?,
+            metrics,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
@@ -215,9 +329,43 @@ impl Anteroom {
         self.shared().rooms.sessions()
     }
 
-    /// How many sessions are without a connection, and what became of others that were.
-    pub fn resumes(&self) -> ResumeCounts {
-        self.shared().resumes.counts()
+    /// Everything that is counted, in the text format of OpenMetrics 1.0, to be served as
+    /// `application/openmetrics-text; version=1.0.0; charset=utf-8`.
+    pub fn metrics(&self) -> String {
+        let shared = self.shared();
+        let outboxes = shared.rooms.senders();
+        shared.metrics.render(&Gauges {
+            sessions: shared.rooms.sessions(),
+            away: shared.resumes.count_away(),
+            rooms: shared.rooms.len(),
+            outbox_bytes: outboxes.iter().map(|sender| sender.look().bytes).sum(),
+        })
+    }
+
+    /// Reads the files again that may change while the server runs: the keys of tokens and the
+    /// secrets. What cannot be used is logged, and stays as it was.
+    pub fn reload(&self) {
+        let shared = self.shared();
+        if let Some(tokens) = shared.admission.tokens() {
+            report("the keys of tokens", tokens.reload());
+        }
+        if let Some(result) = shared.ice.reload() {
+            report("the TURN secret", result);
+        }
+        if let Some(token) = &shared.admin_token {
+            report("the secret of operators", token.reload());
+        }
+    }
+
+    /// Begins no more sessions: who asks for one gets 503. Those that there are go on, and may be
+    /// resumed.
+    pub fn drain(&self) {
+        self.shared().admission.close();
+    }
+
+    /// Whether sessions can begin here.
+    pub fn is_ready(&self) -> bool {
+        self.shared().admission.is_open()
     }
 
     /// Admits nobody any more, tells every session to come back later (close code 1012), waits for
@@ -265,14 +413,18 @@ impl Drop for Owner {
     }
 }
 
-/// Tells the heartbeat of every second. Seconds in which the process stood still do not count:
+/// Does what is due every second. For the heartbeat, seconds in which the process stood still do not count:
 /// nobody could answer.
 async fn tick(shared: Arc<Shared>) {
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for now in 0.. {
         tokio::select! {
-            _ = seconds.tick() => shared.heartbeat.tick(now),
+            _ = seconds.tick() => {
+                shared.heartbeat.tick(now);
+                shared.expiries.tick(tokens::now());
+                shared.admission.tick();
+            }
             () = shared.stopping.cancelled() => break,
         }
     }
@@ -282,6 +434,14 @@ async fn tick(shared: Arc<Shared>) {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Says what has come of reading a file again.
+fn report(what: &str, result: io::Result<()>) {
+    match result {
+        Ok(()) => info!("read {what} again"),
+        Err(error) => warn!("{what}: as before, for {error}"),
+    }
+}
 
 fn with_context(error: io::Error, context: String) -> io::Error {
     io::Error::new(error.kind(), format!("{context}: {error}"))

@@ -4,6 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,14 +13,17 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use log::{debug, warn};
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpSocket, TcpStream},
     time::{sleep, timeout},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use warp::{
+    filters::BoxedFilter,
+    reply::{Reply, Response},
+};
 
-use tower_service::Service;
-use warp::reply::{Reply, Response};
-
-use crate::{Anteroom, Shared, refusal::Refusal};
+use crate::{Shared, refusal::Refusal, routes::PeerAddress, tls::Tls};
 
 /// How many connections the kernel holds until they are accepted: a storm of them waits instead of
 /// being retried.
@@ -49,22 +53,20 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// What is served to the connections of a listener.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) routes: BoxedFilter<(Response,)>,
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// The connections' tasks.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when they shall end.
+    pub(crate) stopping: CancellationToken,
+}
+
 /// Accepts connections for ever, and serves each in a task of its own.
-pub(crate) async fn accept(listener: &TcpListener, anteroom: &Anteroom) {
-    let Shared {
-        config,
-        tasks,
-        stopping,
-        ..
-    } = &**anteroom.shared();
-    let routes = warp::service(anteroom.routes());
-    let service = service_fn(move |request| answer(routes.clone(), request));
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .half_close(true)
-        .header_read_timeout(config.handshake())
-        .max_header_size(config.max_header_bytes)
-        .max_buf_size(config.max_header_bytes.max(MIN_BUFFER));
+pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
     let mut last_warning: Option<Instant> = None;
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -84,23 +86,63 @@ pub(crate) async fn accept(listener: &TcpListener, anteroom: &Anteroom) {
         };
         // Messages are small and meant to arrive now.
         let _ = stream.set_nodelay(true);
-        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-        let (stopping, drain) = (stopping.clone(), config.drain());
-        tasks.spawn(async move {
-            let mut connection = pin!(connection.with_upgrades());
-            let served = tokio::select! {
-                served = timeout(HTTP_LIFETIME, connection.as_mut()) => served,
-                () = stopping.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    timeout(drain, connection).await
-                }
-            };
-            match served {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!("the connection of {peer} ended: {error}"),
-                Err(_) => debug!("the connection of {peer} took too long"),
-            }
+        service.tasks.spawn(service.clone().start(stream, peer));
+    }
+}
+
+impl Service {
+    async fn start(self, stream: TcpStream, peer: SocketAddr) {
+        match self.tls.clone() {
+            Some(tls) => self.serve_tls(&tls, stream, peer).await,
+            None => self.serve(stream, peer).await,
+        }
+    }
+
+    async fn serve_tls(self, tls: &Tls, stream: TcpStream, peer: SocketAddr) {
+        let handshake = timeout(self.shared.config.handshake(), tls.accept(stream));
+        let accepted = tokio::select! {
+            accepted = handshake => accepted,
+            () = self.stopping.cancelled() => return,
+        };
+        match accepted {
+            Ok(Ok(stream)) => self.serve(stream, peer).await,
+            Ok(Err(error)) => debug!("no TLS with {peer}: {error}"),
+            Err(_) => debug!("TLS with {peer} took too long"),
+        }
+    }
+
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: SocketAddr,
+    ) {
+        let config = &self.shared.config;
+        let routes = warp::service(self.routes);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(PeerAddress(peer));
+            answer(routes.clone(), request)
         });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .half_close(true)
+            .header_read_timeout(config.handshake())
+            .max_header_size(config.max_header_bytes)
+            .max_buf_size(config.max_header_bytes.max(MIN_BUFFER))
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        let served = tokio::select! {
+            served = timeout(HTTP_LIFETIME, connection.as_mut()) => served,
+            () = self.stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                timeout(config.drain(), connection).await
+            }
+        };
+        match served {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!("the connection of {peer} ended: {error}"),
+            Err(_) => debug!("the connection of {peer} took too long"),
+        }
     }
 }
 
@@ -108,7 +150,7 @@ pub(crate) async fn accept(listener: &TcpListener, anteroom: &Anteroom) {
 /// (RFC 9112, section 3.2).
 async fn answer<R>(mut routes: R, request: Request<Incoming>) -> Result<Response, R::Error>
 where
-    R: Service<Request<Incoming>, Response = Response>,
+    R: tower_service::Service<Request<Incoming>, Response = Response>,
 {
     if !request.uri().path().starts_with('/') {
         let message = "the request target must be a path, such as /room";

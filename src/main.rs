@@ -7,8 +7,8 @@ use std::{
     thread::available_parallelism,
 };
 
-use anteroom::{Config, Server};
-use clap::Parser;
+use anteroom::{Config, Server, TokenRequest};
+use clap::{Parser, Subcommand};
 use log::warn;
 #[cfg(feature = "jemalloc")]
 use tikv_jemallocator::Jemalloc;
@@ -25,9 +25,19 @@ use tokio::{
 /// anteroom=warn, anteroom=info (the default) or anteroom=debug.
 #[derive(Parser)]
 #[command(name = "anteroom", version)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Options {
     #[command(flatten)]
     config: Config,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print a token, for development
+    Token(TokenRequest),
 }
 
 /// Exit code for options that make no sense.
@@ -43,8 +53,8 @@ const FAILURE: u8 = 1;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
-    let config = match Options::try_parse() {
-        Ok(options) => options.config,
+    let Options { config, command } = match Options::try_parse() {
+        Ok(options) => options,
         Err(error) if error.use_stderr() => return fail(USAGE, one_line(&error.to_string())),
         Err(help) => {
             // Who closes the pipe has seen enough.
@@ -52,6 +62,12 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    if let Some(Command::Token(request)) = command {
+        return match request.sign() {
+            Ok(token) => print(&token),
+            Err(error) => fail(FAILURE, error),
+        };
+    }
     if let Err(message) = config.check() {
         return fail(USAGE, message);
     }
@@ -92,12 +108,20 @@ async fn run(config: Config) -> io::Result<()> {
         }
     };
     let server = Server::bind(config)?;
-    // Whether anyone reads it makes no difference.
-    let _ = writeln!(
-        io::stdout(),
-        "anteroom listening on http://{}",
-        server.local_addr()?
-    );
+    let scheme = if server.has_tls() { "https" } else { "http" };
+    let address = server.local_addr()?;
+    print(&format!("anteroom listening on {scheme}://{address}"));
+    if let Some(address) = server.admin_addr()? {
+        print(&format!("operators are answered on http://{address}"));
+    }
+    if let Some(reload) = server.reloader() {
+        let mut hangup = signal(SignalKind::hangup())?;
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                reload();
+            }
+        });
+    }
 
     let (stop, stopping) = oneshot::channel();
     let signals = async {
@@ -125,6 +149,13 @@ fn one_line(error: &str) -> String {
         .map(str::trim)
         .filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join("; ")
+}
+
+/// Writes a line to standard output.
+fn print(line: &str) -> ExitCode {
+    // Whether anyone reads it makes no difference.
+    let _ = writeln!(io::stdout(), "{line}");
+    ExitCode::SUCCESS
 }
 
 fn fail(code: u8, message: impl Display) -> ExitCode {

@@ -21,7 +21,7 @@ use arrayvec::ArrayVec;
 use parking_lot::Mutex;
 
 use crate::{
-    admission::Place,
+    admission::{Admitted, Place, Visitor},
     kept::Kept,
     protocol::{Close, CloseCode, Token},
     resume::Ticket,
@@ -72,7 +72,17 @@ pub(crate) struct Arrival {
     pub(crate) writer: Writer,
     /// How many of the session's messages its client has got.
     pub(crate) received: u64,
-    /// Its place, should it begin another session. `None` where that must be found then.
+    /// Who has come.
+    pub(crate) visitor: Visitor,
+    /// What it needs to begin another session; `None` if there is no room for one.
+    pub(crate) admitted: Option<Admitted>,
+}
+
+/// What a session goes on with.
+pub(crate) struct Attached {
+    pub(crate) reader: Reader,
+    pub(crate) visitor: Visitor,
+    /// A place that is to take the place of the session's own.
     pub(crate) place: Option<Place>,
 }
 
@@ -92,6 +102,16 @@ pub(crate) enum FlushError {
     Lost,
     /// The session is called away from its connection.
     Called(Call),
+}
+
+/// What an outbox has taken so far, and still holds.
+pub(crate) struct Waiting {
+    /// How many messages there have been so far.
+    pub(crate) messages: u64,
+    /// What it costs to keep what waits to be sent.
+    pub(crate) bytes: usize,
+    /// Whether there is no connection to send it on.
+    pub(crate) is_away: bool,
 }
 
 /// What is left of an outbox.
@@ -353,6 +373,17 @@ impl Sender {
         self.0.give_up(&mut self.0.queue.lock(), close);
     }
 
+    /// How many messages the session has been sent, how many bytes wait for it, and whether it is
+    /// without a connection.
+    pub(crate) fn look(&self) -> Waiting {
+        let queue = self.0.queue.lock();
+        Waiting {
+            messages: queue.messages,
+            bytes: queue.cost,
+            is_away: matches!(queue.state, State::Detached),
+        }
+    }
+
     /// Whether the session can go on with a connection whose client has got so many messages.
     pub(crate) fn is_resumable(&self, received: u64) -> bool {
         self.0.queue.lock().resumable_from(received).is_some()
@@ -514,12 +545,12 @@ impl Outbox {
     }
 
     /// Goes on with the connection that is there: sends `first`, then what the client has not got,
-    /// and a ping. Returns the reader.
+    /// and a ping. Returns the rest of it.
     ///
     /// # Errors
     ///
     /// The arrival, if that is not kept any longer, or the session is to end.
-    pub(crate) fn attach(&self, first: Frame) -> Result<Reader, Box<Arrival>> {
+    pub(crate) fn attach(&self, first: Frame) -> Result<Attached, Box<Arrival>> {
         let mut writer = self.0.writer.lock();
         let mut queue = self.0.queue.lock();
         let queue = &mut *queue;
@@ -536,8 +567,13 @@ impl Outbox {
         queue.cost = queue.frames.iter().map(Frame::cost).sum();
         queue.state = State::Open;
         self.0.unsettle();
+        let arrival = *arrival;
         *writer = Some(arrival.writer);
-        Ok(arrival.reader)
+        Ok(Attached {
+            reader: arrival.reader,
+            visitor: arrival.visitor,
+            place: arrival.admitted.map(|admitted| admitted.place),
+        })
     }
 
     /// The writer, if there is one, what still waits, and who has come to go on with the session.
@@ -588,7 +624,10 @@ pub(crate) mod tests {
     /// An outbox whose socket takes `space` bytes until they are read from the stream.
     pub(crate) fn outbox_to(limit: usize, space: usize) -> (Sender, Outbox, DuplexStream) {
         let (near, far) = duplex(space);
-        let (sender, outbox) = outbox(limit, Writer::new(Either::Right(Box::new(near))));
+        let (sender, outbox) = outbox(
+            limit,
+            Writer::new(Either::Right(Box::new(near)), Arc::default()),
+        );
         (sender, outbox, far)
     }
 
@@ -600,7 +639,7 @@ pub(crate) mod tests {
         let connect = socket.connect(listener.local_addr().unwrap());
         let (far, near) = tokio::join!(connect, listener.accept());
         let (_, near) = near.unwrap().0.into_split();
-        let (sender, outbox) = outbox(limit, Writer::new(Either::Left(near)));
+        let (sender, outbox) = outbox(limit, Writer::new(Either::Left(near), Arc::default()));
         (sender, outbox, far.unwrap())
     }
 
@@ -779,7 +818,10 @@ pub(crate) mod tests {
         let (near, mut far) = duplex(100);
         let (sender, outbox) = outbox(
             1000,
-            Writer::new(Either::Right(Box::new(BufWriter::new(near)))),
+            Writer::new(
+                Either::Right(Box::new(BufWriter::new(near))),
+                Arc::default(),
+            ),
         );
         assert_eq!(push(&sender, 90), Ok(()));
         assert_eq!(flush(&outbox), Poll::Ready(Ok(())));

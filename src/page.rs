@@ -46,6 +46,9 @@ const PAGE_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
 ];
 
+/// Where the page for operators is among the files.
+const ADMIN_FOLDER: &str = "admin/";
+
 #[derive(RustEmbed)]
 #[folder = "static"]
 #[exclude = "*.png"]
@@ -57,29 +60,47 @@ struct File {
     response: Response,
 }
 
-/// The files of `folder`, or the built-in ones, by the path that is left.
-pub(crate) fn files(folder: Option<PathBuf>) -> BoxedFilter<(Response,)> {
+/// Where files are from.
+#[derive(Clone)]
+pub(crate) enum Source {
+    /// The built-in page.
+    Page,
+    /// The built-in page for operators.
+    AdminPage,
+    Folder(PathBuf),
+}
+
+/// The files of a source, by the path that is left.
+pub(crate) fn files(source: Source) -> BoxedFilter<(Response,)> {
     warp::get()
         .or(warp::head())
         .unify()
         .and(warp::path::tail())
         .and(warp::header::headers_cloned())
         .and_then(move |path: Tail, request: HeaderMap| {
-            let folder = folder.clone();
+            let source = source.clone();
             async move {
                 let mut path = percent_decode_str(path.as_str()).decode_utf8_lossy();
                 if path.is_empty() || path.ends_with('/') {
                     path += "index.html";
                 }
-                let file = match &folder {
-                    Some(folder) => open(folder, &path).await,
-                    None => embedded(&path),
+                let file = match &source {
+                    Source::Folder(folder) => open(folder, &path).await,
+                    // It shares the look of the other.
+                    Source::AdminPage => {
+                        embedded(&format!("{ADMIN_FOLDER}{path}")).or_else(|| embedded(&path))
+                    }
+                    Source::Page if path.starts_with(ADMIN_FOLDER) => None,
+                    Source::Page => embedded(&path),
                 };
                 let file = file.ok_or_else(reject::not_found)?;
                 let mut response = respond(&path, file, &request);
                 let headers = response.headers_mut();
-                if folder.is_none() {
-                    headers.extend(PAGE_HEADERS);
+                match source {
+                    Source::Page => headers.extend(PAGE_HEADERS),
+                    // Its modules are nobody else's.
+                    Source::AdminPage => headers.extend(PAGE_HEADERS.into_iter().take(2)),
+                    Source::Folder(_) => {}
                 }
                 headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
                 Ok::<_, Rejection>(response)

@@ -19,7 +19,7 @@ use serde::{
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::websocket::Frame;
+use crate::{ice::IceServer, websocket::Frame};
 
 /// The subprotocol a client gets if it offers it.
 pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";
@@ -122,6 +122,12 @@ impl RoomName {
             return Err("a room name has no control characters");
         }
         Ok(RoomName(name.into()))
+    }
+}
+
+impl RoomName {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -366,7 +372,7 @@ pub(crate) struct Problem {
 
 /// The stable names of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "&'static str")]
 pub(crate) enum ErrorCode {
     /// Not JSON, not an object, or a field that is missing, doubled, unknown or of the wrong type.
     BadMessage,
@@ -376,8 +382,26 @@ pub(crate) enum ErrorCode {
     EmptyRoom,
     /// The server does not know this request.
     UnknownRequest,
+    /// Over the session's message rate.
+    RateLimited,
+    /// The session's token does not allow this, or is none that is good.
+    NotAllowed,
     /// The session that was asked for could not be resumed.
     ResumeFailed,
+}
+
+impl From<ErrorCode> for &'static str {
+    fn from(code: ErrorCode) -> &'static str {
+        match code {
+            ErrorCode::BadMessage => "bad_message",
+            ErrorCode::UnknownReceiver => "unknown_receiver",
+            ErrorCode::EmptyRoom => "empty_room",
+            ErrorCode::UnknownRequest => "unknown_request",
+            ErrorCode::RateLimited => "rate_limited",
+            ErrorCode::NotAllowed => "not_allowed",
+            ErrorCode::ResumeFailed => "resume_failed",
+        }
+    }
 }
 
 impl Problem {
@@ -402,6 +426,21 @@ impl Problem {
             message:
                 "the session could not be resumed: this is a new one, and hello tells who is here"
                     .into(),
+        }
+    }
+
+    /// `limit` is the option that sets the limit.
+    pub(crate) fn rate_limited(limit: &str) -> Problem {
+        Problem {
+            code: ErrorCode::RateLimited,
+            message: format!("over --{limit}: this was not delivered, send less or you are closed"),
+        }
+    }
+
+    pub(crate) fn not_allowed(message: &str) -> Problem {
+        Problem {
+            code: ErrorCode::NotAllowed,
+            message: message.into(),
         }
     }
 
@@ -459,8 +498,8 @@ fn frame(kind: &str, sender: Party, receiver: Party, data: impl Serialize) -> Fr
 }
 
 /// To the others of a room: `id` has come.
-pub(crate) fn joined(id: SessionId) -> Frame {
-    frame("new", Party::Session(id), Party::All, ())
+pub(crate) fn joined(id: SessionId, public: Option<&RawValue>) -> Frame {
+    frame("new", Party::Session(id), Party::All, public)
 }
 
 /// To the others of a room: `id` has gone.
@@ -481,6 +520,12 @@ pub(crate) fn relayed(
         receiver,
         message.data,
     )
+}
+
+/// A message of the application's backend, which speaks as the server, to `receiver`, or to all.
+pub(crate) fn announced(message: &Message<'_>, receiver: Option<SessionId>) -> Frame {
+    let receiver = receiver.map_or(Party::All, Party::Session);
+    frame(&message.kind, Party::Server, receiver, message.data)
 }
 
 /// The receipt for the message marked `reference`: it stands in the outboxes of so many
@@ -550,9 +595,8 @@ fn answer(kind: &str, to: SessionId, data: impl Serialize) -> Frame {
 pub(crate) struct Hello<'a> {
     pub(crate) room: &'a RoomName,
     /// The others in the room, longest-joined first.
-    pub(crate) peers: &'a [Peer],
-    /// No ICE servers are handed out yet.
-    pub(crate) ice_servers: [(); 0],
+    pub(crate) peers: &'a [Peer<'a>],
+    pub(crate) ice_servers: &'a [IceServer],
     /// How the session is taken up again, if it has asked for that.
     pub(crate) resume: Option<Resume>,
     pub(crate) limits: Limits,
@@ -585,10 +629,10 @@ impl HelloRequest {
 
 /// Another session of the room.
 #[derive(Serialize)]
-pub(crate) struct Peer {
+pub(crate) struct Peer<'a> {
     pub(crate) id: SessionId,
     /// The `data` of its `new`.
-    pub(crate) data: (),
+    pub(crate) data: Option<&'a RawValue>,
 }
 
 /// What a client must keep to.

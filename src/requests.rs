@@ -1,14 +1,12 @@
 //! What is addressed to the server: one enum, one match, one function each.
 
-use crate::{
-    Shared,
-    outbox::Outbox,
-    protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
-    rooms::Membership,
-};
+use serde_json::value::RawValue;
 
-/// The requests, in the words of the error for one that is unknown.
-const KNOWN: &str = "hello and ping";
+use crate::{
+    protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
+    session::Session,
+    tokens::{Denied, now},
+};
 
 /// What a client may ask the server.
 enum Request {
@@ -16,6 +14,8 @@ enum Request {
     Hello,
     /// Are you there?
     Ping,
+    /// Here is a fresher token.
+    Token,
 }
 
 impl Request {
@@ -23,45 +23,53 @@ impl Request {
         match kind {
             "hello" => Some(Request::Hello),
             "ping" => Some(Request::Ping),
+            "token" => Some(Request::Token),
             _ => None,
         }
     }
 }
 
 /// Answers a message to the server, into the outbox of the session that sent it.
-pub(crate) fn answer(
-    message: &Message<'_>,
-    membership: &Membership,
-    outbox: &Outbox,
-    shared: &Shared,
-) -> Result<(), Problem> {
-    let request = Request::of_type(&message.kind)
-        .ok_or_else(|| Problem::unknown_request(&message.kind, KNOWN))?;
-    match request {
-        Request::Hello => {
-            let request = HelloRequest::parse(message.data);
-            hello(&request, membership, outbox, shared);
+pub(crate) fn answer(session: &mut Session, message: &Message<'_>) -> Result<(), Problem> {
+    let takes_tokens = session.shared.admission.tokens().is_some();
+    match Request::of_type(&message.kind) {
+        Some(Request::Hello) => hello(session, &HelloRequest::parse(message.data)),
+        Some(Request::Ping) => ping(session, message.data),
+        Some(Request::Token) if takes_tokens => token(session, message.data)?,
+        Some(Request::Token) | None => {
+            let known = match takes_tokens {
+                true => "hello, ping and token",
+                false => "hello and ping",
+            };
+            return Err(Problem::unknown_request(&message.kind, known));
         }
-        Request::Ping => outbox.push(protocol::pong(membership.id(), message.data)),
     }
     Ok(())
 }
 
-fn hello(request: &HelloRequest, membership: &Membership, outbox: &Outbox, shared: &Shared) {
+fn hello(session: &Session, request: &HelloRequest) {
+    let Session {
+        shared,
+        membership,
+        outbox,
+        ..
+    } = session;
     let config = &shared.config;
     let resumable = request.resume && config.resume_seconds > 0;
     let known = outbox.token().filter(|_| resumable);
     let ticket = (resumable && known.is_none()).then(|| {
-        shared
-            .resumes
-            .register(membership.room().clone(), outbox.sender())
+        let user = session.user().map(str::to_owned);
+        let room = membership.room().clone();
+        shared.resumes.register(room, user, outbox.sender())
     });
     let token = known.or(ticket.as_ref().map(|ticket| ticket.token()));
+    let id = membership.id().to_string();
+    let ice_servers = shared.ice.for_session(session.user().unwrap_or(&id), now());
     membership.with_roster(|peers| {
         let hello = Hello {
             room: membership.room(),
             peers,
-            ice_servers: [],
+            ice_servers: &ice_servers,
             resume: token.map(|token| Resume {
                 token,
                 seconds: config.resume_seconds,
@@ -76,4 +84,27 @@ fn hello(request: &HelloRequest, membership: &Membership, outbox: &Outbox, share
             None => outbox.push(hello),
         }
     });
+}
+
+fn ping(session: &Session, data: Option<&RawValue>) {
+    let pong = protocol::pong(session.membership.id(), data);
+    session.outbox.push(pong);
+}
+
+/// Takes a token of the same user in place of the last one.
+fn token(session: &mut Session, data: Option<&RawValue>) -> Result<(), Problem> {
+    let token: Option<String> = data.and_then(|data| serde_json::from_str(data.get()).ok());
+    let token = token.ok_or_else(|| Problem::not_allowed("data must be the token, a string"))?;
+    let shared = session.shared.clone();
+    let tokens = shared.admission.tokens().expect("it has been asked for");
+    let grant = tokens
+        .check(&token, session.membership.room())
+        .map_err(|denied| match denied {
+            Denied::Invalid(message) | Denied::Forbidden(message) => Problem::not_allowed(message),
+        })?;
+    if grant.user.as_deref() != session.user() {
+        return Err(Problem::not_allowed("the token is another user's"));
+    }
+    session.renew(grant);
+    Ok(())
 }

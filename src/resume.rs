@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -15,6 +15,7 @@ use crate::{
     outbox::Sender,
     protocol::{RoomName, Token},
     rooms::release_spare,
+    routes::Query,
 };
 
 /// What a client wants that comes with `?resume=`.
@@ -30,27 +31,13 @@ pub(crate) struct Request {
 pub(crate) struct Resumes {
     sessions: Mutex<HashMap<Token, Resumable>>,
     away: AtomicUsize,
-    resumed: AtomicU64,
-    failed: AtomicU64,
-    expired: AtomicU64,
 }
 
 struct Resumable {
     room: RoomName,
+    /// Whose it is, if that is known.
+    user: Option<String>,
     sender: Sender,
-}
-
-/// How many sessions have lost their connection, and what became of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResumeCounts {
-    /// How many are without a connection now.
-    pub away: usize,
-    /// How often one has been taken up again so far.
-    pub resumed: u64,
-    /// How many requests to take up a session have failed so far.
-    pub failed: u64,
-    /// How many sessions have ended so far because nobody took them up in time.
-    pub expired: u64,
 }
 
 /// A session's place among those that may be resumed; dropping it gives it back.
@@ -63,41 +50,46 @@ pub(crate) struct Ticket {
 pub(crate) struct Away(Arc<Resumes>);
 
 impl Request {
-    /// What the query of a URL asks for, `None` if not to resume. The first `resume` and the first
-    /// `received` count.
-    pub(crate) fn from_query(query: &str) -> Option<Request> {
-        let value = |name| {
-            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-            pairs.find(|pair| pair.0 == name).map(|pair| pair.1)
-        };
+    /// What the query of a URL asks for, `None` if not to resume.
+    pub(crate) fn from_query(query: &Query) -> Option<Request> {
         Some(Request {
-            token: Token::parse(value("resume")?),
-            received: value("received").and_then(|count| count.parse().ok()),
+            token: Token::parse(query.get("resume")?),
+            received: query.get("received").and_then(|count| count.parse().ok()),
         })
     }
 }
 
 impl Resumes {
-    /// Lets the session behind `sender`, which is in this room, be found from now on.
-    pub(crate) fn register(self: &Arc<Resumes>, room: RoomName, sender: Sender) -> Ticket {
+    /// Lets the session behind `sender`, which is in this room and this user's, be found from now on.
+    pub(crate) fn register(
+        self: &Arc<Resumes>,
+        room: RoomName,
+        user: Option<String>,
+        sender: Sender,
+    ) -> Ticket {
         let token = Token::random();
-        self.sessions
-            .lock()
-            .insert(token, Resumable { room, sender });
+        let resumable = Resumable { room, user, sender };
+        self.sessions.lock().insert(token, resumable);
         Ticket {
             resumes: self.clone(),
             token,
         }
     }
 
-    /// The session that a client wants to take up in this room, and how many of its messages the
-    /// client has got; `None` if that cannot be.
-    pub(crate) fn find(&self, request: &Request, room: &RoomName) -> Option<(Sender, u64)> {
+    /// The session that a client of this user wants to take up in this room, and how many of its
+    /// messages the client has got; `None` if that cannot be.
+    pub(crate) fn find(
+        &self,
+        request: &Request,
+        room: &RoomName,
+        user: Option<&str>,
+    ) -> Option<(Sender, u64)> {
         let received = request.received?;
         let sender = {
             let sessions = self.sessions.lock();
             let session = sessions.get(request.token.as_ref()?)?;
-            (session.room == *room).then(|| session.sender.clone())?
+            let is_its = session.room == *room && session.user.as_deref() == user;
+            is_its.then(|| session.sender.clone())?
         };
         sender.is_resumable(received).then_some((sender, received))
     }
@@ -108,28 +100,9 @@ impl Resumes {
         Away(self.clone())
     }
 
-    /// A session has been taken up again.
-    pub(crate) fn count_resumed(&self) {
-        self.resumed.fetch_add(1, Relaxed);
-    }
-
-    /// A session could not be taken up again.
-    pub(crate) fn count_failed(&self) {
-        self.failed.fetch_add(1, Relaxed);
-    }
-
-    /// Nobody took up a session in time.
-    pub(crate) fn count_expired(&self) {
-        self.expired.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn counts(&self) -> ResumeCounts {
-        ResumeCounts {
-            away: self.away.load(Relaxed),
-            resumed: self.resumed.load(Relaxed),
-            failed: self.failed.load(Relaxed),
-            expired: self.expired.load(Relaxed),
-        }
+    /// How many sessions are without a connection.
+    pub(crate) fn count_away(&self) -> usize {
+        self.away.load(Relaxed)
     }
 }
 
@@ -157,14 +130,18 @@ impl Drop for Away {
 mod tests {
     use super::*;
 
+    fn request(query: &str) -> Option<Request> {
+        Request::from_query(&Query::new(query))
+    }
+
     #[test]
     fn a_query_asks_to_resume_or_not() {
-        assert!(Request::from_query("").is_none());
-        assert!(Request::from_query("received=3&resumed=x").is_none());
+        assert!(request("").is_none());
+        assert!(request("received=3&resumed=x").is_none());
         let token = "AAAAAAAAAAAAAAAAAAAAAA";
-        let request = Request::from_query(&format!("a=b&resume={token}&received=3")).unwrap();
-        assert!(request.token == Token::parse(token) && request.token.is_some());
-        assert_eq!(request.received, Some(3));
+        let asked = request(&format!("a=b&resume={token}&received=3")).unwrap();
+        assert!(asked.token == Token::parse(token) && asked.token.is_some());
+        assert_eq!(asked.received, Some(3));
         for query in [
             "resume=".to_owned(),
             "resume=short".to_owned(),
@@ -172,18 +149,11 @@ mod tests {
             format!("resume={token}=="),
             "resume=%41AAAAAAAAAAAAAAAAAAAAA".to_owned(),
         ] {
-            assert!(
-                Request::from_query(&query).unwrap().token.is_none(),
-                "{query}"
-            );
+            assert!(request(&query).unwrap().token.is_none(), "{query}");
         }
         for count in ["", "-1", "1.5", "18446744073709551616", "many"] {
             let query = format!("resume={token}&received={count}");
-            assert_eq!(
-                Request::from_query(&query).unwrap().received,
-                None,
-                "{query}"
-            );
+            assert_eq!(request(&query).unwrap().received, None, "{query}");
         }
     }
 }

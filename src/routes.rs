@@ -1,6 +1,9 @@
 //! Every URL on one screen.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header::ALLOW};
@@ -14,7 +17,8 @@ use warp::{
 };
 
 use crate::{
-    Anteroom, page,
+    Anteroom,
+    page::{self, Source},
     protocol::{RoomName, SUBPROTOCOL},
     refusal::Refusal,
     resume, session, websocket,
@@ -26,7 +30,8 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
     let health = warp::path!("health")
         .and(get)
         .map(|| "ok\n".into_response());
-    let page = page::files(anteroom.shared().config.static_dir.clone());
+    let folder = anteroom.shared().config.static_dir.clone();
+    let page = page::files(folder.map_or(Source::Page, Source::Folder));
     room(anteroom)
         .or(health)
         .unify()
@@ -45,10 +50,14 @@ pub(crate) fn room(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .and(warp::method())
         .and(warp::header::headers_cloned())
         .and(query())
+        .and(peer())
         .and(warp::ext::optional::<OnUpgrade>())
-        .map(move |name, method, headers, query: String, connection| {
-            join(&anteroom, name, &method, &headers, &query, connection)
-                .unwrap_or_else(Refusal::into_response)
+        .map(move |name, method, headers, query, peer, connection| {
+            let response = join(&anteroom, name, &method, &headers, &query, peer, connection)
+                .unwrap_or_else(Refusal::into_response);
+            let status = response.status().as_u16();
+            anteroom.shared().metrics.count_upgrade(status);
+            response
         })
         .boxed()
 }
@@ -65,9 +74,40 @@ fn room_name() -> impl Filter<Extract = (Result<RoomName, &'static str>,), Error
         })
 }
 
-/// What stands behind the question mark, if there is one.
-fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Clone {
-    warp::query::raw().or_else(async |_| Ok((String::new(),)))
+/// What stands behind the question mark of a URL.
+pub(crate) struct Query(String);
+
+impl Query {
+    pub(crate) fn new(query: impl Into<String>) -> Query {
+        Query(query.into())
+    }
+
+    /// The first value of this name, as it is written.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        let mut pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|pair| pair.0 == name).map(|pair| pair.1)
+    }
+}
+
+fn query() -> impl Filter<Extract = (Query,), Error = Infallible> + Clone {
+    warp::query::raw()
+        .map(Query)
+        .or_else(async |_| Ok((Query::new(""),)))
+}
+
+/// The other end of a connection of our listener.
+#[derive(Clone, Copy)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
+
+/// The address that a request comes from, be it to our listener or to warp's server.
+fn peer() -> impl Filter<Extract = (Option<IpAddr>,), Error = Infallible> + Clone {
+    warp::ext::optional::<PeerAddress>()
+        .and(warp::addr::remote())
+        .map(|ours: Option<PeerAddress>, warps: Option<SocketAddr>| {
+            ours.map(|peer| peer.0)
+                .or(warps)
+                .map(|address| address.ip())
+        })
 }
 
 fn join(
@@ -75,23 +115,28 @@ fn join(
     room: Result<RoomName, &'static str>,
     method: &Method,
     headers: &HeaderMap,
-    query: &str,
+    query: &Query,
+    peer: Option<IpAddr>,
     connection: Option<OnUpgrade>,
 ) -> Result<Response, Refusal> {
     let room = room.map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
     let shared = anteroom.shared();
-    shared.admission.check_origin(headers)?;
+    let visitor = shared
+        .admission
+        .identify(&room, peer, headers, query.get("token"))?;
     let resume = resume::Request::from_query(query);
-    let resumable = resume
-        .as_ref()
-        .is_some_and(|request| shared.resumes.find(request, &room).is_some());
-    // A session that is resumed has its place already.
-    let place = match resumable && !shared.stopping.is_cancelled() {
-        true => None,
-        false => Some(shared.admission.admit()?),
+    let resumable = resume.as_ref().is_some_and(|request| {
+        let session = shared.resumes.find(request, &room, visitor.user());
+        session.is_some() && !shared.stopping.is_cancelled()
+    });
+    // A session that is resumed has all it needs already.
+    let admitted = match shared.admission.admit(&room, visitor.address) {
+        Err(refusal) if !resumable => return Err(refusal),
+        admitted => admitted.ok(),
     };
-    session::start(shared.clone(), room, upgrade.connection, resume, place);
+    let connection = upgrade.connection;
+    session::start(shared.clone(), room, connection, visitor, resume, admitted);
     Ok(upgrade.response.map(|empty: Bytes| empty.into()))
 }
 

@@ -5,7 +5,7 @@ use std::{
     fmt::{self, Display},
     future::poll_fn,
     ops::ControlFlow,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,14 +16,17 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     Shared,
-    admission::Place,
+    admission::{Admitted, Limit, Place, Visitor},
+    expiry::Expiry,
     heartbeat::Beat,
-    outbox::{Arrival, Call, FlushError, Outbox, Unflushed, outbox},
+    outbox::{Arrival, Attached, Call, FlushError, Outbox, Unflushed, outbox},
     protocol::{
         self, BACK_SOON, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId,
     },
+    rates::{Excess, Rates},
     requests, resume,
-    rooms::Membership,
+    rooms::{Guest, Membership},
+    tokens::Grant,
     websocket::{self, Event, Frame, Reader, Stop, Violation, Writer},
 };
 
@@ -32,14 +35,14 @@ use crate::{
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Starts a session on `connection` once it is upgraded, or has the one that the client wants to
-/// `resume` go on with it. A session keeps its `place` to the end; one that is resumed has a place
-/// already.
+/// `resume` go on with it.
 pub(crate) fn start(
     shared: Arc<Shared>,
     room: RoomName,
     connection: OnUpgrade,
+    visitor: Visitor,
     resume: Option<resume::Request>,
-    place: Option<Place>,
+    admitted: Option<Admitted>,
 ) {
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
@@ -47,17 +50,21 @@ pub(crate) fn start(
         let Some(Ok(upgraded)) = in_time(&shared, handshake, connection).await else {
             return;
         };
-        let (reader, writer) = websocket::split(upgraded, shared.config.max_message_bytes);
+        let max_message_bytes = shared.config.max_message_bytes;
+        let (reader, writer) =
+            websocket::split(upgraded, max_message_bytes, &shared.metrics.traffic);
         let mut arrival = Box::new(Arrival {
             reader,
             writer,
             received: 0,
-            place,
+            visitor,
+            admitted,
         });
         let Some(request) = resume else {
-            return Session::begin(shared, room, arrival, None);
+            return Session::begin(shared, arrival, None);
         };
-        if let Some((sender, received)) = shared.resumes.find(&request, &room) {
+        let user = arrival.visitor.user();
+        if let Some((sender, received)) = shared.resumes.find(&request, &room, user) {
             arrival.received = received;
             match sender.hand_over(arrival) {
                 Ok(None) => return,
@@ -69,7 +76,7 @@ pub(crate) fn start(
                 Err(returned) => arrival = returned,
             }
         }
-        Session::begin_anew(shared, room, arrival);
+        Session::begin_anew(shared, arrival);
     });
 }
 
@@ -84,14 +91,23 @@ async fn in_time<T>(shared: &Shared, limit: Duration, work: impl Future<Output =
 }
 
 /// A session that is in its room.
-struct Session {
-    shared: Arc<Shared>,
-    membership: Membership,
+pub(crate) struct Session {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) membership: Membership,
+    pub(crate) outbox: Outbox,
     beat: Beat,
-    outbox: Outbox,
-    /// How many of the client's messages have been taken in.
-    taken_in: u64,
     place: Place,
+    /// There where a token has been asked for.
+    permit: Option<Box<Permit>>,
+    /// There where it may not say as much as it likes.
+    rates: Option<Box<Rates>>,
+}
+
+/// What a session is allowed by its token.
+struct Permit {
+    user: Option<String>,
+    may_send: bool,
+    expiry: Expiry,
 }
 
 /// Why a session is to end, or to stay away.
@@ -112,28 +128,24 @@ enum End {
 
 impl Session {
     /// Begins a session in place of one that could not be resumed.
-    fn begin_anew(shared: Arc<Shared>, room: RoomName, arrival: Box<Arrival>) {
-        shared.resumes.count_failed();
+    fn begin_anew(shared: Arc<Shared>, arrival: Box<Arrival>) {
+        shared.metrics.count_resume("failed");
         let problem = Problem::resume_failed();
-        Session::begin(shared, room, arrival, Some(&problem));
+        Session::begin(shared, arrival, Some(&problem));
     }
 
     /// Joins the room and lives on in a task of its own. If there was a problem, that is the first
     /// thing the client gets to know.
-    fn begin(
-        shared: Arc<Shared>,
-        room: RoomName,
-        arrival: Box<Arrival>,
-        problem: Option<&Problem>,
-    ) {
+    fn begin(shared: Arc<Shared>, arrival: Box<Arrival>, problem: Option<&Problem>) {
         let Arrival {
             reader,
             writer,
-            place,
+            visitor,
+            admitted,
             ..
         } = *arrival;
         let tasks = shared.tasks.clone();
-        let Some(place) = place.or_else(|| shared.admission.admit().ok()) else {
+        let Some(Admitted { seat, place }) = admitted else {
             let close = match shared.stopping.is_cancelled() {
                 true => Close::restart(0),
                 false => Close::new(CloseCode::TryAgainLater, "the server is full"),
@@ -145,14 +157,26 @@ impl Session {
         let id = SessionId::random();
         let (sender, outbox) = outbox(shared.config.outbox_bytes, writer);
         if let Some(problem) = problem {
+            shared.metrics.count_error(problem.code);
             outbox.push(protocol::error(id, problem, None));
         }
+        let Visitor { address, mut grant } = visitor;
+        let public = grant.as_mut().and_then(|grant| grant.public.take());
+        shared.metrics.joins.inc();
         let session = Session {
-            membership: shared.rooms.join(room, id, sender.clone()),
+            membership: seat.join(id, sender.clone(), Guest::new(public, address)),
             beat: shared.heartbeat.register(id, sender.clone()),
+            permit: grant.map(|grant| {
+                let expiry = shared.expiries.register(grant.expires, id, sender.clone());
+                Box::new(Permit {
+                    user: grant.user,
+                    may_send: grant.may_send,
+                    expiry,
+                })
+            }),
+            rates: Rates::new(&shared.config),
             shared,
             outbox,
-            taken_in: 0,
             place,
         };
         if session.shared.stopping.is_cancelled() {
@@ -224,6 +248,7 @@ impl Session {
     /// Why the session is to end.
     async fn stay_away(&mut self, end: End, reader: &mut Option<Reader>) -> Result<(), End> {
         debug!("{} is away: {end}", self.id());
+        self.count_slow(&end);
         let mut writer = self.outbox.detach();
         // All of it is kept for the next connection.
         writer.clear();
@@ -241,40 +266,53 @@ impl Session {
                 Err(_) => return Err(End::Expired),
             }
             // What the last connection owed, this one does not.
-            self.beat.pong();
-            let resumed = protocol::resumed(self.id(), self.taken_in);
+            let _ = self.beat.pong();
+            let taken_in = self.membership.guest().taken_in.load(Relaxed);
+            let resumed = protocol::resumed(self.id(), taken_in);
             match self.outbox.attach(resumed) {
-                Ok(next) => {
+                Ok(attached) => {
                     debug!("{} is back", self.id());
-                    self.shared.resumes.count_resumed();
-                    *reader = Some(next);
+                    self.shared.metrics.count_resume("resumed");
+                    *reader = Some(self.go_on(attached));
                     return Ok(());
                 }
                 // In the meantime too much has been missed.
-                Err(arrival) => {
-                    let room = self.membership.room().clone();
-                    Session::begin_anew(self.shared.clone(), room, arrival);
-                }
+                Err(arrival) => Session::begin_anew(self.shared.clone(), arrival),
             }
         }
     }
 
+    /// Goes on with another connection, which may come from elsewhere and with another token; returns
+    /// its reader.
+    fn go_on(&mut self, attached: Attached) -> Reader {
+        let Attached {
+            reader,
+            visitor,
+            place,
+        } = attached;
+        *self.membership.guest().address.lock() = visitor.address;
+        if let Some(place) = place {
+            self.place = place;
+        }
+        if let Some(grant) = visitor.grant {
+            self.renew(grant);
+        }
+        reader
+    }
+
     /// Leaves the room, and says goodbye to who is there. Who has come too late to go on with the
-    /// session gets another, and its place if that is free.
+    /// session gets another.
     async fn leave(self, end: End, reader: Option<Reader>) {
         debug!("{} left {}: {end}", self.id(), self.membership.room());
-        let room = self.membership.room().clone();
-        drop((self.membership, self.beat));
+        self.count_slow(&end);
+        self.shared.metrics.count_leave(end.cause());
+        drop((self.membership, self.beat, self.permit));
         if let End::Expired = end {
-            self.shared.resumes.count_expired();
+            self.shared.metrics.count_resume("expired");
         }
         let rest = self.outbox.into_rest();
-        let mut place = Some(self.place);
-        if let Some(mut arrival) = rest.arrival {
-            if reader.is_none() {
-                arrival.place = arrival.place.or(place.take());
-            }
-            Session::begin_anew(self.shared.clone(), room, arrival);
+        if let Some(arrival) = rest.arrival {
+            Session::begin_anew(self.shared.clone(), arrival);
         }
         if let (Some(reader), Some(writer)) = (reader, rest.writer) {
             let goodbye = Goodbye {
@@ -285,7 +323,28 @@ impl Session {
             };
             goodbye.say(reader).await;
         }
-        drop(place);
+        drop(self.place);
+    }
+
+    /// Goes on with what another token of the same user allows.
+    pub(crate) fn renew(&mut self, grant: Grant) {
+        if let Some(permit) = &mut self.permit {
+            permit.may_send = grant.may_send;
+            permit.expiry.renew(grant.expires);
+        }
+    }
+
+    /// Whose session it is, if that is known.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.permit.as_ref()?.user.as_deref()
+    }
+
+    fn count_slow(&self, end: &End) {
+        if let End::Closed(close) | End::Detached(close) = end
+            && close.code == CloseCode::TryAgainLater
+        {
+            self.shared.metrics.slow_readers.inc();
+        }
     }
 
     /// The session's id.
@@ -298,11 +357,34 @@ impl Session {
         if let Some(call) = self.outbox.called() {
             return ControlFlow::Break(call.into());
         }
+        let size = match event {
+            Event::Text(text) => text.len(),
+            Event::Ping(payload) | Event::Pong(payload) => payload.len(),
+            Event::Binary(_) | Event::Close(_) => 0,
+        };
+        let limit = match self
+            .rates
+            .as_ref()
+            .map_or(Ok(()), |rates| rates.check(size))
+        {
+            Ok(()) => None,
+            Err(Excess::Refused(limit)) => Some(limit),
+            Err(Excess::Ignored(limit)) => {
+                let reason = format!("over --{} for too long", limit.option());
+                let close = Close::new(CloseCode::PolicyViolation, reason);
+                return ControlFlow::Break(End::Closed(close));
+            }
+        };
         match event {
-            Event::Text(text) => self.on_message(text, unflushed),
+            Event::Text(text) => self.on_message(text, limit, unflushed),
+            Event::Ping(_) | Event::Pong(_) if let Some(limit) = limit => {
+                self.shared.metrics.count_limit(limit);
+            }
             Event::Ping(payload) => self.outbox.push(Frame::pong(payload)),
             Event::Pong(payload) => {
-                self.beat.pong();
+                if let Some(time) = self.beat.pong() {
+                    self.shared.metrics.observe_round_trip(time);
+                }
                 self.outbox.pong(payload);
             }
             Event::Binary(_) => {
@@ -335,46 +417,74 @@ impl Session {
         })
     }
 
-    /// Routes one message, and answers what must be answered.
-    fn on_message(&mut self, text: &str, unflushed: &mut Unflushed) {
-        self.taken_in += 1;
+    /// Routes one message, unless it is over a `limit`, and answers what must be answered.
+    fn on_message(&mut self, text: &str, limit: Option<Limit>, unflushed: &mut Unflushed) {
+        self.membership.take_in();
+        self.shared.metrics.traffic.messages_received.inc();
         let (result, reference) = match protocol::parse(text) {
-            Ok(message) => (self.route(&message, unflushed), message.reference),
+            Ok(message) => {
+                let result = match limit {
+                    None => self.route(&message, unflushed),
+                    Some(limit) => Err(self.refuse(limit)),
+                };
+                (result, message.reference)
+            }
             Err(invalid) => (Err(invalid.problem), invalid.reference),
         };
         let id = self.id();
         let answer = match (result, reference) {
             (Ok(receivers), Some(reference)) => protocol::ack(id, reference, receivers),
             (Ok(_), None) => return,
-            (Err(problem), reference) => protocol::error(id, &problem, reference),
+            (Err(problem), reference) => {
+                self.shared.metrics.count_error(problem.code);
+                protocol::error(id, &problem, reference)
+            }
         };
         self.outbox.push(answer);
     }
 
+    fn refuse(&self, limit: Limit) -> Problem {
+        self.shared.metrics.count_limit(limit);
+        Problem::rate_limited(limit.option())
+    }
+
     /// Delivers a message; returns to how many.
-    fn route(&self, message: &Message<'_>, unflushed: &mut Unflushed) -> Result<usize, Problem> {
+    fn route(
+        &mut self,
+        message: &Message<'_>,
+        unflushed: &mut Unflushed,
+    ) -> Result<usize, Problem> {
+        if let Receiver::Server = message.receiver {
+            requests::answer(self, message)?;
+            return Ok(1);
+        }
+        if self.permit.as_ref().is_some_and(|permit| !permit.may_send) {
+            return Err(Problem::not_allowed("your token lets you listen only"));
+        }
         let membership = &self.membership;
-        match &message.receiver {
+        let receivers = match &message.receiver {
             Receiver::Session(id) => {
                 let frame = protocol::relayed(message, membership.id(), Some(*id));
                 match membership.send(*id, frame, unflushed) {
-                    true => Ok(1),
-                    false => Err(Problem::unknown_receiver(id)),
+                    true => 1,
+                    false => return Err(Problem::unknown_receiver(id)),
                 }
             }
-            Receiver::All => {
+            Receiver::Unknown(name) => return Err(Problem::unknown_receiver(name)),
+            Receiver::All | Receiver::Server => {
                 let frame = protocol::relayed(message, membership.id(), None);
                 match membership.broadcast(&frame, unflushed) {
-                    0 => Err(Problem::empty_room()),
-                    receivers => Ok(receivers),
+                    0 => return Err(Problem::empty_room()),
+                    receivers => receivers,
                 }
             }
-            Receiver::Server => {
-                requests::answer(message, membership, &self.outbox, &self.shared)?;
-                Ok(1)
-            }
-            Receiver::Unknown(name) => Err(Problem::unknown_receiver(name)),
-        }
+        };
+        self.shared
+            .metrics
+            .traffic
+            .deliveries
+            .inc_by(receivers as u64);
+        Ok(receivers)
     }
 }
 
@@ -409,8 +519,12 @@ impl Goodbye {
                 Some(Frame::close(code.map(|code| (code, "")))),
                 GOODBYE_LIMIT,
             ),
-            End::Detached(close) => (Some(close.frame()), GOODBYE_LIMIT),
+            End::Detached(close) => {
+                self.shared.metrics.count_close(close.code);
+                (Some(close.frame()), GOODBYE_LIMIT)
+            }
             End::Closed(close) => {
+                self.shared.metrics.count_close(close.code);
                 let limit = match close.code {
                     CloseCode::ServiceRestart => self.shared.config.drain(),
                     _ => GOODBYE_LIMIT,
@@ -439,6 +553,19 @@ impl End {
         match self {
             End::Lost | End::Eof | End::Left(Some(BACK_SOON)) | End::Detached(_) => true,
             End::Left(_) | End::Closed(_) | End::Expired => false,
+        }
+    }
+}
+
+impl End {
+    /// In a word.
+    fn cause(&self) -> &'static str {
+        match self {
+            End::Lost => "lost",
+            End::Eof => "eof",
+            End::Left(_) => "left",
+            End::Detached(_) | End::Closed(_) => "closed",
+            End::Expired => "expired",
         }
     }
 }

@@ -174,7 +174,7 @@ fn every_answer_is_as_the_protocol_prints_it() {
     };
     let to = id();
     ends(
-        joined(to),
+        joined(to, None),
         &format!(r#"{{"type":"new","sender":"{to}","receiver":"all","data":null}}"#),
     );
     ends(

@@ -7,6 +7,7 @@ use std::{
     io, mem,
     ops::ControlFlow,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -20,6 +21,8 @@ use tokio::{
     },
 };
 use tokio_util::either::Either;
+
+use crate::traffic::Traffic;
 
 use super::{Event, Frame, Violation, decode::Decoder};
 
@@ -59,6 +62,7 @@ pub(crate) struct Reader {
     /// What the peer has sent right behind its handshake.
     early: Box<[u8]>,
     decoder: Decoder,
+    traffic: Arc<Traffic>,
 }
 
 /// The sending half of a connection, with the frames it is writing.
@@ -68,10 +72,15 @@ pub(crate) struct Writer {
     frames: VecDeque<Frame>,
     /// How many bytes of the first frame are written.
     written: usize,
+    traffic: Arc<Traffic>,
 }
 
 /// The two halves of an upgraded connection, which accepts messages of at most `max_message_bytes`.
-pub(crate) fn split(upgraded: Upgraded, max_message_bytes: usize) -> (Reader, Writer) {
+pub(crate) fn split(
+    upgraded: Upgraded,
+    max_message_bytes: usize,
+    traffic: &Arc<Traffic>,
+) -> (Reader, Writer) {
     let (reader, writer, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
         Ok(parts) => {
             let (reader, writer) = parts.io.into_inner().into_split();
@@ -89,8 +98,9 @@ pub(crate) fn split(upgraded: Upgraded, max_message_bytes: usize) -> (Reader, Wr
         stream: reader,
         early: early.into(),
         decoder: Decoder::new(max_message_bytes),
+        traffic: traffic.clone(),
     };
-    (reader, Writer::new(writer))
+    (reader, Writer::new(writer, traffic.clone()))
 }
 
 impl Reader {
@@ -107,6 +117,7 @@ impl Reader {
     ) -> Poll<Result<bool, Stop<B>>> {
         if !self.early.is_empty() {
             let mut early = mem::take(&mut self.early);
+            self.traffic.received_bytes.inc_by(early.len() as u64);
             self.feed(&mut early, on_event)?;
             return Poll::Ready(Ok(true));
         }
@@ -116,6 +127,7 @@ impl Reader {
                 Ok(count) => count,
                 Err(_) => return Poll::Ready(Err(Stop::Lost)),
             };
+            self.traffic.received_bytes.inc_by(count as u64);
             self.feed(&mut buffer[..count], on_event)?;
             Poll::Ready(Ok(count == READ_BYTES))
         })
@@ -164,11 +176,13 @@ impl Writer {
     /// Writes to a plain socket or another stream.
     pub(crate) fn new(
         stream: Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>,
+        traffic: Arc<Traffic>,
     ) -> Writer {
         Writer {
             stream,
             frames: VecDeque::new(),
             written: 0,
+            traffic,
         }
     }
 
@@ -202,15 +216,18 @@ impl Writer {
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        self.traffic.sent_bytes.inc_by(written as u64);
         written += self.written;
-        let mut cost = 0;
+        let (mut cost, mut messages) = (0, 0);
         while let Some(frame) = self.frames.front()
             && frame.len() <= written
         {
             written -= frame.len();
             cost += frame.cost();
+            messages += u64::from(frame.is_message());
             self.frames.pop_front();
         }
+        self.traffic.messages_sent.inc_by(messages);
         self.written = written;
         Poll::Ready(Ok(cost))
     }

@@ -4,14 +4,16 @@
 #![allow(clippy::unwrap_used)]
 
 // The very files of the server, which shows them to nobody.
-#[allow(dead_code, unused_imports)]
 #[path = "../../src/refusal.rs"]
 mod refusal;
+#[allow(dead_code)]
+#[path = "../../src/traffic.rs"]
+mod traffic;
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/websocket/mod.rs"]
 mod websocket;
 
-use std::{collections::VecDeque, future::poll_fn, net::SocketAddr, ops::ControlFlow};
+use std::{collections::VecDeque, future::poll_fn, net::SocketAddr, ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use clap::Parser;
@@ -68,7 +70,7 @@ fn accept(
 }
 
 async fn serve(upgraded: Upgraded) {
-    let (mut reader, mut writer) = websocket::split(upgraded, LIMIT);
+    let (mut reader, mut writer) = websocket::split(upgraded, LIMIT, &Arc::default());
     let goodbye = match echo(&mut reader, &mut writer).await {
         Stop::Eof | Stop::Lost => None,
         Stop::Break(code) => Some(Frame::close(code.map(|code| (code, "")))),

@@ -40,7 +40,7 @@ fn options_that_make_no_sense_are_one_clear_line_and_exit_code_2() {
             "invalid value '127.0.0.1' for '--listen",
         ),
         (&["--no-such"], &[], "unexpected argument '--no-such' found"),
-        (&["extra"], &[], "unexpected argument 'extra' found"),
+        (&["extra"], &[], "unrecognized subcommand 'extra'"),
         (
             &["--ping-seconds", "0"],
             &[],
@@ -101,6 +101,8 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
         "\nAdmission:\n",
         "\nLimits:\n",
         "\nLiveness:\n",
+        "\nWebRTC:\n",
+        "\nAdministration:\n",
         "\nStopping:\n",
     ] {
         assert!(help.contains(group), "{group}");
@@ -125,6 +127,40 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
             "what the open-file limit allows",
         ),
         ("--resume-seconds <SECONDS>", "RESUME_SECONDS", "30"),
+        ("--tls-cert <FILE>", "TLS_CERT", ""),
+        ("--tls-key <FILE>", "TLS_KEY", ""),
+        ("--trust-proxy <ADDRESS>", "TRUST_PROXY", ""),
+        (
+            "--token-key-file <FILE>",
+            "TOKEN_KEY_FILE",
+            "no token is needed",
+        ),
+        ("--token-issuer <NAME>", "TOKEN_ISSUER", ""),
+        ("--token-audience <NAME>", "TOKEN_AUDIENCE", ""),
+        (
+            "--max-room-sessions <COUNT>",
+            "MAX_ROOM_SESSIONS",
+            "no limit",
+        ),
+        ("--max-rooms <COUNT>", "MAX_ROOMS", "no limit"),
+        (
+            "--max-address-sessions <COUNT>",
+            "MAX_ADDRESS_SESSIONS",
+            "no limit",
+        ),
+        ("--joins-per-second <COUNT>", "JOINS_PER_SECOND", "no limit"),
+        (
+            "--messages-per-second <COUNT>",
+            "MESSAGES_PER_SECOND",
+            "no limit",
+        ),
+        ("--bytes-per-second <BYTES>", "BYTES_PER_SECOND", "no limit"),
+        ("--ice-server <URL>", "ICE_SERVER", ""),
+        ("--turn-url <URL>", "TURN_URL", ""),
+        ("--turn-secret-file <FILE>", "TURN_SECRET_FILE", ""),
+        ("--turn-seconds <SECONDS>", "TURN_SECONDS", "3600"),
+        ("--admin <ADDRESS:PORT>", "ADMIN", "nowhere"),
+        ("--admin-token-file <FILE>", "ADMIN_TOKEN_FILE", ""),
         ("--drain-seconds <SECONDS>", "DRAIN_SECONDS", "5"),
     ];
     let own_options = help.matches("[env: ANTEROOM_").count();

@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use anteroom::ResumeCounts;
 use futures_util::{SinkExt, StreamExt, future::join_all};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
@@ -211,11 +210,20 @@ async fn return_to(server: &TestServer, room: &str, token: &str, received: impl 
     Client::connect(server.address, &path).await
 }
 
+/// How many sessions were resumed, how many requests for that failed, and how many sessions expired.
+fn outcomes(server: &TestServer) -> [u64; 3] {
+    ["resumed", "failed", "expired"]
+        .map(|outcome| server.count(&format!("anteroom_resumes_total{{outcome=\"{outcome}\"}}")))
+}
+
 /// Cuts a connection, and waits until the server knows.
 async fn lose(server: &TestServer, client: Client) {
-    let away = server.anteroom.resumes().away;
+    let away = server.count("anteroom_sessions_away");
     drop(client.into_raw());
-    eventually("the loss", || server.anteroom.resumes().away == away + 1).await;
+    eventually("the loss", || {
+        server.count("anteroom_sessions_away") == away + 1
+    })
+    .await;
 }
 
 impl Client {
@@ -314,13 +322,8 @@ async fn who_is_away_is_still_there_and_misses_nothing() {
     alice.expect_new(&carol.id).await;
     alice.expect_quiet().await;
     bob.expect_quiet().await;
-    let counts = ResumeCounts {
-        away: 0,
-        resumed: 1,
-        failed: 0,
-        expired: 0,
-    };
-    assert_eq!(server.anteroom.resumes(), counts);
+    assert_eq!(outcomes(&server), [1, 0, 0]);
+    assert_eq!(server.count("anteroom_sessions_away"), 0);
     alice.leave().await;
     bob.expect_left(&id).await;
 }
@@ -517,7 +520,7 @@ async fn who_is_too_slow_is_only_away() {
     let text = "x".repeat(10_000);
     let mut sent = 0;
     // She does not read: it fills the network between, and then her outbox.
-    while server.anteroom.resumes().away == 0 {
+    while server.count("anteroom_sessions_away") == 0 {
         let note = json!({"type": "note", "receiver": id, "data": text, "ref": sent});
         bob.send(note).await;
         assert_eq!(bob.next().await["data"]["receivers"], 1);
@@ -584,7 +587,7 @@ async fn who_does_not_pong_is_away() {
     let mut silent = alice.into_raw();
     let reason = "no pong within 4 s";
     assert_eq!(silent.read_close().await, (1001, reason.into()));
-    eventually("the loss", || server.anteroom.resumes().away == 1).await;
+    eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
     let mut bob = Client::join(&server, "tea").await;
     bob.note(&id, 7).await;
     let mut alice = return_to(&server, "tea", &token, 2).await;
@@ -606,13 +609,8 @@ async fn who_does_not_come_back_has_left_once() {
     let new = late.expect_resume_failed().await;
     watcher.expect_new(&new).await;
     watcher.expect_quiet().await;
-    let counts = ResumeCounts {
-        away: 0,
-        resumed: 0,
-        failed: 1,
-        expired: 1,
-    };
-    assert_eq!(server.anteroom.resumes(), counts);
+    assert_eq!(outcomes(&server), [0, 1, 1]);
+    assert_eq!(server.count("anteroom_sessions_away"), 0);
     assert_eq!(server.anteroom.sessions(), 2);
 }
 
@@ -658,8 +656,7 @@ async fn the_last_moment_is_either_in_time_or_too_late() {
             outcomes[1] += 1;
         }
     }
-    let counts = server.anteroom.resumes();
-    assert_eq!([counts.resumed, counts.failed], outcomes);
+    assert_eq!(self::outcomes(&server)[..2], outcomes);
 }
 
 #[tokio::test]
@@ -718,7 +715,7 @@ async fn a_resume_may_be_cut_anywhere() {
     bob.expect_new(&alice.id).await;
     for byte in 0..700 {
         proxy.fail(Failure::Reset);
-        eventually("the loss", || server.anteroom.resumes().away == 1).await;
+        eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
         for number in 0..3 {
             bob.note(&alice.id, number).await;
         }
@@ -826,11 +823,11 @@ async fn weather(storm: &Storm) -> usize {
     let all: Vec<usize> = (0..storm.messages).collect();
     assert_eq!(got_a, all, "seed {}", storm.seed);
     assert_eq!(got_b, all, "seed {}", storm.seed);
-    let counts = server.anteroom.resumes();
-    assert_eq!((counts.failed, counts.expired), (0, 0));
+    let [was_resumed, failed, expired] = outcomes(&server);
+    assert_eq!((failed, expired), (0, 0));
     // Some of what was resumed was lost again before the client got to know.
     let resumed = alice.resumed + bob.resumed;
-    assert!(counts.resumed >= resumed as u64);
+    assert!(was_resumed >= resumed as u64);
     watcher.expect_quiet().await;
     resumed
 }

@@ -75,6 +75,14 @@ impl TestServer {
         }
     }
 
+    /// What the metrics say of one series; 0 if it is not there yet.
+    pub fn count(&self, series: &str) -> u64 {
+        let metrics = self.anteroom.metrics();
+        let lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+        let mut values = lines.filter(|(name, _)| *name == series);
+        values.next().map_or(0, |(_, value)| value.parse().unwrap())
+    }
+
     /// Asks the server to stop.
     pub fn stop(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();

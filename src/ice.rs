@@ -1,0 +1,212 @@
+//! The ICE servers that sessions are told of (RFC 8445), some with credentials made for the session
+//! that end by themselves: the TURN REST scheme (draft-uberti-behave-turn-rest-00), which coturn
+//! calls `use-auth-secret`.
+
+use std::{io, str::FromStr};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hmac::{Hmac, KeyInit, Mac};
+use serde::Serialize;
+use sha1::Sha1;
+
+use crate::{
+    Config,
+    reload::{Reloadable, invalid, read_file},
+};
+
+/// The schemes of RFC 7064 and RFC 7065.
+const SCHEMES: [&str; 4] = ["stun", "stuns", "turn", "turns"];
+
+/// The ICE servers there are.
+pub(crate) struct IceServers {
+    servers: Vec<IceServer>,
+    turn: Option<Turn>,
+}
+
+/// TURN servers that share a secret with us.
+struct Turn {
+    urls: Vec<String>,
+    secret: Reloadable<Vec<u8>>,
+    /// How long credentials are good.
+    seconds: u64,
+}
+
+/// The URL of an ICE server, with the name and password of a TURN server that has fixed ones:
+/// `turn:name:password@example.org`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IceUrl {
+    url: String,
+    /// Name and password.
+    credentials: Option<(String, String)>,
+}
+
+/// An RTCIceServer (W3C WebRTC, section 4.2.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct IceServer {
+    urls: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credential: Option<String>,
+}
+
+impl IceServers {
+    /// Those of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// A file of the secret that cannot be read, or is empty; the message names it.
+    pub(crate) fn new(config: &Config) -> io::Result<IceServers> {
+        let servers = config.ice_server.iter().map(|server| {
+            let (username, credential) = server.credentials.clone().unzip();
+            IceServer {
+                urls: vec![server.url.clone()],
+                username,
+                credential,
+            }
+        });
+        let turn = config.turn_secret_file.clone().map(|path| {
+            // What coturn has been given is as long as it is.
+            let secret = Reloadable::new(move || {
+                let secret = read_file(&path)?.trim_ascii_end().to_vec();
+                match secret.is_empty() {
+                    true => Err(invalid(format!("{} is empty", path.display()))),
+                    false => Ok(secret),
+                }
+            })?;
+            io::Result::Ok(Turn {
+                urls: config.turn_url.iter().map(|url| url.url.clone()).collect(),
+                secret,
+                seconds: config.turn_seconds,
+            })
+        });
+        Ok(IceServers {
+            servers: servers.collect(),
+            turn: turn.transpose()?,
+        })
+    }
+
+    /// Reads the secret again, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As of [`new`](IceServers::new); the old one stays then.
+    pub(crate) fn reload(&self) -> Option<io::Result<()>> {
+        self.turn.as_ref().map(|turn| turn.secret.reload())
+    }
+
+    /// What the session called `name` is told at `now`, in seconds since 1970.
+    pub(crate) fn for_session(&self, name: &str, now: u64) -> Vec<IceServer> {
+        let turn = self.turn.iter().map(|turn| turn.server(name, now));
+        self.servers.iter().cloned().chain(turn).collect()
+    }
+}
+
+impl Turn {
+    fn server(&self, name: &str, now: u64) -> IceServer {
+        let username = format!("{}:{name}", now + self.seconds);
+        let mut mac = Hmac::<Sha1>::new_from_slice(&self.secret.get())
+            .expect("a key of HMAC may have any length");
+        mac.update(username.as_bytes());
+        IceServer {
+            urls: self.urls.clone(),
+            credential: Some(STANDARD.encode(mac.finalize().into_bytes())),
+            username: Some(username),
+        }
+    }
+}
+
+impl IceUrl {
+    /// Whether it is one of a TURN server.
+    pub(crate) fn is_turn(&self) -> bool {
+        self.url.starts_with("turn")
+    }
+
+    /// Whether it has a name and a password.
+    pub(crate) fn has_credentials(&self) -> bool {
+        self.credentials.is_some()
+    }
+}
+
+impl FromStr for IceUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<IceUrl, &'static str> {
+        const ERROR: &str = "not the URL of an ICE server, such as stun:stun.example.org:3478 or \
+                             turn:turn.example.org?transport=udp";
+        let (scheme, rest) = text.split_once(':').ok_or(ERROR)?;
+        if !SCHEMES.contains(&scheme) {
+            return Err(ERROR);
+        }
+        // A password may have an @ in it, a host may not.
+        let (credentials, address) = match rest.rsplit_once('@') {
+            Some((credentials, address)) => {
+                let (name, password) = credentials.split_once(':').ok_or(ERROR)?;
+                if name.is_empty() || password.is_empty() || !scheme.starts_with("turn") {
+                    return Err(ERROR);
+                }
+                (Some((name.into(), password.into())), address)
+            }
+            None => (None, rest),
+        };
+        let (authority, query) = match address.split_once('?') {
+            Some((authority, query)) => (authority, Some(query)),
+            None => (address, None),
+        };
+        let parsed: http::uri::Authority = authority.parse().map_err(|_| ERROR)?;
+        let has_port = authority
+            .rsplit(']')
+            .next()
+            .is_some_and(|end| end.contains(':'));
+        let is_known = match query {
+            None => true,
+            Some("transport=udp" | "transport=tcp") => scheme.starts_with("turn"),
+            Some(_) => false,
+        };
+        if parsed.host().is_empty() || has_port != parsed.port_u16().is_some() || !is_known {
+            return Err(ERROR);
+        }
+        Ok(IceUrl {
+            url: format!("{scheme}:{address}"),
+            credentials,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_those_of_the_rfcs() {
+        for text in [
+            "stun:stun.example.org",
+            "stuns:stun.example.org:5349",
+            "turn:192.0.2.1:3478?transport=udp",
+            "turns:[2001:db8::1]:443?transport=tcp",
+        ] {
+            let url: IceUrl = text.parse().unwrap();
+            assert_eq!((&*url.url, url.credentials), (text, None));
+        }
+        let url: IceUrl = "turn:alice:p@ss:word@turn.example.org".parse().unwrap();
+        assert_eq!(url.url, "turn:turn.example.org");
+        assert_eq!(url.credentials, Some(("alice".into(), "p@ss:word".into())));
+        for text in [
+            "",
+            "stun",
+            "stun:",
+            "http://example.org",
+            "stun://example.org",
+            "stun:example.org:99999",
+            "stun:example.org:",
+            "stun:example.org?transport=udp",
+            "stun:alice:secret@example.org",
+            "turn:alice@example.org",
+            "turn::secret@example.org",
+            "turn:example.org?transport=sctp",
+            "turn:example org",
+        ] {
+            assert!(text.parse::<IceUrl>().is_err(), "{text}");
+        }
+    }
+}
