@@ -93,7 +93,8 @@ pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
 impl Service {
     async fn start(self, stream: TcpStream, peer: SocketAddr) {
         match self.tls.clone() {
-            Some(tls) => self.serve_tls(&tls, stream, peer).await,
+            // In a box, for it is large, and most connections have no need of it.
+            Some(tls) => Box::pin(self.serve_tls(&tls, stream, peer)).await,
             None => self.serve(stream, peer).await,
         }
     }

@@ -1,14 +1,17 @@
 //! Who may come in; sessions, headers, time, open files.
 
-use std::process::Stdio;
+use std::{num::NonZeroU32, process::Stdio};
 
+use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::TcpStream,
     process::Command,
 };
 
-use crate::support::{Client, Program, Raw, TestServer, eventually, handshake, within_deadline};
+use crate::support::{
+    Client, Program, Raw, TestServer, eventually, handshake, handshake_with, within_deadline,
+};
 
 #[tokio::test]
 async fn only_pages_of_allowed_origins_come_in() {
@@ -36,8 +39,7 @@ async fn only_pages_of_allowed_origins_come_in() {
         ),
     ] {
         let mut raw = Raw::connect(&server).await;
-        raw.write(handshake("/room/tea").replace("Host:", &format!("{origin}Host:")))
-            .await;
+        raw.write(handshake_with("/room/tea", origin)).await;
         let head = raw.read_head().await;
         assert!(
             head.starts_with(&format!("HTTP/1.1 {status} ")),
@@ -76,6 +78,263 @@ async fn over_the_session_limit_the_upgrade_gets_503_until_a_place_is_free() {
         }
     })
     .await;
+}
+
+/// Joins as soon as there is room again: what a session had is given back at its very end.
+async fn join_in_the_end(server: &TestServer, path: &str, headers: &str) -> Raw {
+    within_deadline("a place for the next", async {
+        loop {
+            if let Ok(raw) = Raw::ask(server, path, headers).await {
+                return raw;
+            }
+        }
+    })
+    .await
+}
+
+fn limit_hit(server: &TestServer, limit: &str) -> u64 {
+    server.count(&format!("anteroom_limits_hit_total{{limit=\"{limit}\"}}"))
+}
+
+#[tokio::test]
+async fn a_room_takes_so_many_sessions_and_no_more() {
+    let server = TestServer::with(|config| config.max_room_sessions = NonZeroU32::new(2)).await;
+    let first = Client::join(&server, "tea").await;
+    let _second = Client::join(&server, "tea").await;
+    let refused = Raw::ask(&server, "/room/tea", "").await.err().unwrap();
+    assert_eq!(
+        (refused.status, &*refused.body),
+        (503, "the room is full: try again later")
+    );
+    assert!(
+        refused.head.contains("\r\nretry-after: 5\r\n"),
+        "{}",
+        refused.head
+    );
+    assert_eq!(limit_hit(&server, "max-room-sessions"), 1);
+    // Others have room.
+    let _third = Client::join(&server, "coffee").await;
+    first.leave().await;
+    join_in_the_end(&server, "/room/tea", "").await;
+}
+
+#[tokio::test]
+async fn there_are_so_many_rooms_and_no_more() {
+    let server = TestServer::with(|config| config.max_rooms = NonZeroU32::new(2)).await;
+    let first = Client::join(&server, "tea").await;
+    let _second = Client::join(&server, "coffee").await;
+    let refused = Raw::ask(&server, "/room/milk", "").await.err().unwrap();
+    assert_eq!(refused.status, 503);
+    assert!(
+        refused.body.starts_with("there are too many rooms"),
+        "{}",
+        refused.body
+    );
+    assert!(
+        refused.head.contains("\r\nretry-after: 5\r\n"),
+        "{}",
+        refused.head
+    );
+    assert_eq!(limit_hit(&server, "max-rooms"), 1);
+    // Rooms that exist have room.
+    let _third = Client::join(&server, "coffee").await;
+    first.leave().await;
+    join_in_the_end(&server, "/room/milk", "").await;
+    assert_eq!(server.anteroom.rooms(), 2);
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_sessions_and_no_more() {
+    let server = TestServer::with(|config| {
+        config.max_address_sessions = NonZeroU32::new(2);
+        config.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
+    })
+    .await;
+    let from = |address: &str| format!("X-Forwarded-For: {address}\r\n");
+    let (here, near, far) = ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1");
+    let first = Raw::ask(&server, "/room/tea", &from(here)).await.unwrap();
+    let _second = Raw::ask(&server, "/room/coffee", &from(near))
+        .await
+        .unwrap();
+    for address in [here, near, "2001:db8::3"] {
+        let refused = Raw::ask(&server, "/room/tea", &from(address)).await;
+        let refused = refused.err().unwrap();
+        assert_eq!(refused.status, 429);
+        assert_eq!(
+            refused.body,
+            "too many sessions from your address: leave one first"
+        );
+        assert!(
+            refused.head.contains("\r\nretry-after: 5\r\n"),
+            "{}",
+            refused.head
+        );
+    }
+    assert_eq!(limit_hit(&server, "max-address-sessions"), 3);
+    // Others have room, and nobody can pretend to be another.
+    let _third = Raw::ask(&server, "/room/tea", &from(far)).await.unwrap();
+    for forged in [
+        format!("{far}, {here}"),
+        format!("{here}\r\nX-Forwarded-For: {near}"),
+    ] {
+        assert!(
+            Raw::ask(&server, "/room/tea", &from(&forged))
+                .await
+                .is_err(),
+            "{forged}"
+        );
+    }
+    drop(first);
+    join_in_the_end(&server, "/room/tea", &from(here)).await;
+}
+
+#[tokio::test]
+async fn nobody_is_believed_about_an_address_who_is_no_trusted_proxy() {
+    let server = TestServer::with(|config| {
+        config.max_address_sessions = NonZeroU32::new(1);
+        config.trust_proxy = vec!["192.0.2.0/24".parse().unwrap()];
+    })
+    .await;
+    let _first = Raw::ask(&server, "/room/tea", "").await.unwrap();
+    for smuggled in [
+        "X-Forwarded-For: 203.0.113.9\r\n",
+        "x-forwarded-for: 203.0.113.9\r\nX-FORWARDED-FOR: 192.0.2.1\r\n",
+        "Forwarded: for=203.0.113.9\r\n",
+        "X-Real-IP: 203.0.113.9\r\n",
+        "X_Forwarded_For: 203.0.113.9\r\n",
+    ] {
+        let refused = Raw::ask(&server, "/room/tea", smuggled).await;
+        assert_eq!(refused.err().unwrap().status, 429, "{smuggled}");
+    }
+}
+
+#[tokio::test]
+async fn who_comes_too_often_waits_and_nobody_else() {
+    let server = TestServer::with(|config| {
+        config.joins_per_second = NonZeroU32::new(5);
+        config.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
+    })
+    .await;
+    let from = |address: &str| format!("X-Forwarded-For: {address}\r\n");
+    let mut bystander = Client::join(&server, "tea").await;
+    let (mut joined, mut refusals) = (0, 0);
+    for _ in 0..1000 {
+        match Raw::ask(&server, "/room/flood", &from("203.0.113.9")).await {
+            Ok(_) => joined += 1,
+            Err(refused) => {
+                assert_eq!(refused.status, 429);
+                assert!(
+                    refused.head.contains("\r\nretry-after: 1\r\n"),
+                    "{}",
+                    refused.head
+                );
+                refusals += 1;
+            }
+        }
+        if refusals == 50 {
+            break;
+        }
+    }
+    // The burst is ten; while the flood went on, some more were due.
+    assert!(joined >= 10 && refusals == 50, "{joined} joined");
+    assert_eq!(limit_hit(&server, "joins-per-second"), 50);
+    assert!(
+        Raw::ask(&server, "/room/tea", &from("203.0.113.8"))
+            .await
+            .is_ok()
+    );
+    bystander.expect_new_of_anybody().await;
+    join_in_the_end(&server, "/room/flood", &from("203.0.113.9")).await;
+}
+
+#[tokio::test]
+async fn who_says_too_much_is_refused_and_then_closed_and_others_notice_nothing() {
+    let server = TestServer::with(|config| {
+        config.messages_per_second = NonZeroU32::new(10);
+    })
+    .await;
+    let mut bystander = Client::join(&server, "tea").await;
+    let mut flooder = Client::join(&server, "tea").await;
+    bystander.expect_new(&flooder.id).await;
+    // One message has been `hello`; nineteen more may come at once.
+    let mut refused = 0;
+    for number in 0..1000 {
+        let message = json!({"type": "flood", "receiver": bystander.id, "ref": number});
+        flooder.try_send(message).await;
+    }
+    let code = loop {
+        match flooder.next_or_close().await {
+            Ok(answer) if answer["type"] == "ack" => {
+                assert_eq!(bystander.next().await["type"], "flood");
+            }
+            Ok(answer) => {
+                assert_eq!(answer["data"]["code"], "rate_limited", "{answer}");
+                assert!(answer["data"]["ref"].is_u64(), "{answer}");
+                refused += 1;
+            }
+            Err(code) => break code,
+        }
+    };
+    assert_eq!(code, 1008);
+    assert!((64..80).contains(&refused), "{refused}");
+    bystander.expect_left(&flooder.id).await;
+    bystander.expect_quiet().await;
+    assert_eq!(
+        server.count("anteroom_errors_total{code=\"rate_limited\"}"),
+        refused
+    );
+    assert_eq!(server.count("anteroom_closes_total{code=\"1008\"}"), 1);
+}
+
+#[tokio::test]
+async fn who_waits_a_little_may_go_on() {
+    let server = TestServer::with(|config| {
+        config.bytes_per_second = NonZeroU32::new(100_000);
+    })
+    .await;
+    let mut client = Client::join(&server, "tea").await;
+    let large =
+        json!({"type": "ping", "receiver": "server", "data": "x".repeat(60_000), "ref": "r"});
+    let mut refused = 0;
+    for _ in 0..4 {
+        client.send(large.clone()).await;
+        let answer = client.next().await;
+        if answer["type"] == "error" {
+            assert_eq!(answer["data"]["code"], "rate_limited");
+            assert_eq!(answer["data"]["ref"], "r");
+            refused += 1;
+        } else {
+            assert_eq!(client.next().await["type"], "ack");
+        }
+    }
+    assert_eq!(refused, 1);
+    // What was refused takes nothing, so in a while it passes.
+    within_deadline("more to be allowed", async {
+        loop {
+            client.send(large.clone()).await;
+            if client.next().await["type"] == "pong" {
+                break;
+            }
+            let mut pause = tokio::time::interval(std::time::Duration::from_millis(500));
+            pause.tick().await;
+            pause.tick().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pings_count_like_messages() {
+    let server = TestServer::with(|config| {
+        config.messages_per_second = NonZeroU32::new(10);
+    })
+    .await;
+    let mut raw = Raw::join(&server, "tea").await;
+    for _ in 0..200 {
+        let _ = raw.try_write(crate::support::frame(0x89, b"")).await;
+    }
+    assert_eq!(raw.read_close().await.0, 1008);
+    assert!(limit_hit(&server, "messages-per-second") >= 64);
 }
 
 #[tokio::test]

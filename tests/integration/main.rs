@@ -13,7 +13,11 @@
 //! | `backpressure` | who does not read |
 //! | `heartbeat` | who does not answer |
 //! | `resuming` | sessions that outlive their connections |
+//! | `tokens` | who is let in by what, and what that allows |
+//! | `tls` | certificates, and how they are changed |
+//! | `ice` | the ICE servers that sessions are told of |
 //! | `limits` | sessions, headers, time, open files |
+//! | `admin` | operators, backends, metrics |
 //! | `shutdown` | stopping, inside and as a program |
 //! | `http` | everything that is not a WebSocket |
 //! | `program` | options, first line, exit codes |
@@ -24,6 +28,7 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+mod admin;
 mod backpressure;
 #[path = "../browser/mod.rs"]
 mod browser;
@@ -32,6 +37,7 @@ mod embedding;
 mod frames;
 mod heartbeat;
 mod http;
+mod ice;
 mod joining;
 mod limits;
 mod messages;
@@ -43,3 +49,5 @@ mod resuming;
 mod routing;
 mod shutdown;
 mod support;
+mod tls;
+mod tokens;

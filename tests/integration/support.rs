@@ -1,15 +1,20 @@
 //! The server under test, a client made of another WebSocket implementation, and a raw connection
 //! for what no client would do.
 
-use std::{net::SocketAddr, process::Stdio, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anteroom::{Anteroom, Config, Server};
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
-    process::{Child, Command},
+    process::{Child, ChildStdout, Command},
     sync::oneshot,
     task::JoinHandle,
     time::timeout,
@@ -44,6 +49,8 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// A server on a port of its own, in this process.
 pub struct TestServer {
     pub address: SocketAddr,
+    /// Where operators are answered.
+    pub admin: Option<SocketAddr>,
     pub anteroom: Anteroom,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<()>,
@@ -64,11 +71,13 @@ impl TestServer {
         change(&mut config);
         let server = Server::bind(config).unwrap();
         let address = server.local_addr().unwrap();
+        let admin = server.admin_addr().unwrap();
         let anteroom = server.anteroom().clone();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(server.serve(stopped.map(drop)));
         TestServer {
             address,
+            admin,
             anteroom,
             stop: Some(stop),
             served,
@@ -96,10 +105,40 @@ impl TestServer {
     }
 }
 
+/// A file of a test's own, removed at its end.
+pub struct File(PathBuf);
+
+impl File {
+    /// `name` is to be of this test alone.
+    pub fn new(name: &str, contents: impl AsRef<[u8]>) -> File {
+        let name = format!("anteroom-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, contents).unwrap();
+        File(path)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.clone()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// So many seconds from now, in seconds since 1970.
+pub fn in_seconds(seconds: i64) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    now.as_secs() as i64 + seconds
+}
+
 /// The server as a program of its own.
 pub struct Program {
     pub child: Child,
     pub address: SocketAddr,
+    lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Program {
@@ -125,12 +164,20 @@ impl Program {
             .await
             .unwrap()
             .unwrap();
-        let address = line
-            .strip_prefix("anteroom listening on http://")
+        let address = line.split_once("://").unwrap().1.parse().unwrap();
+        Program {
+            child,
+            address,
+            lines,
+        }
+    }
+
+    /// The next line of its output.
+    pub async fn next_line(&mut self) -> String {
+        within_deadline("another line", self.lines.next_line())
+            .await
             .unwrap()
-            .parse()
-            .unwrap();
-        Program { child, address }
+            .unwrap()
     }
 
     pub async fn signal(&self, name: &str) {
@@ -152,9 +199,9 @@ impl Program {
 }
 
 /// A session, driven through tungstenite.
-pub struct Client {
+pub struct Client<S = TcpStream> {
     pub id: String,
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<S>,
 }
 
 impl Client {
@@ -166,16 +213,7 @@ impl Client {
     /// Joins `room`; returns also the ids of who was there.
     pub async fn join_and_look(server: &TestServer, room: &str) -> (Client, Vec<String>) {
         let mut client = Client::connect(server.address, &format!("/room/{room}")).await;
-        client
-            .send(json!({"type": "hello", "receiver": "server"}))
-            .await;
-        // Between the joining and the answer others may come.
-        let hello = loop {
-            let message = client.next().await;
-            if message["type"] == "hello" {
-                break message;
-            }
-        };
+        let hello = client.hello().await;
         client.id = hello["receiver"].as_str().unwrap().into();
         let peers = hello["data"]["peers"].as_array().unwrap().iter();
         let peers = peers
@@ -197,9 +235,36 @@ impl Client {
         )
         .await
         .unwrap();
+        Client::over(socket)
+    }
+
+    /// The connection underneath, to do something improper with.
+    pub fn into_raw(self) -> Raw {
+        Raw {
+            stream: self.socket.into_inner(),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// A session on an upgraded connection; its id is not known yet.
+    pub fn over(socket: WebSocketStream<S>) -> Client<S> {
         Client {
             id: String::new(),
             socket,
+        }
+    }
+
+    /// Asks the server for everything.
+    pub async fn hello(&mut self) -> Value {
+        self.send(json!({"type": "hello", "receiver": "server"}))
+            .await;
+        // Between the joining and the answer others may come.
+        loop {
+            let message = self.next().await;
+            if message["type"] == "hello" {
+                return message;
+            }
         }
     }
 
@@ -251,6 +316,11 @@ impl Client {
     pub async fn expect_new(&mut self, id: &str) {
         let new = format!(r#"{{"type":"new","sender":"{id}","receiver":"all","data":null}}"#);
         self.expect_text(&new).await;
+    }
+
+    /// The next message must be a `new`.
+    pub async fn expect_new_of_anybody(&mut self) {
+        assert_eq!(self.next().await["type"], "new");
     }
 
     /// The next message must be the `close` of this session.
@@ -319,13 +389,6 @@ impl Client {
         })
         .await;
     }
-
-    /// The connection underneath, to do something improper with.
-    pub fn into_raw(self) -> Raw {
-        Raw {
-            stream: self.socket.into_inner(),
-        }
-    }
 }
 
 /// A connection of which every byte is ours.
@@ -346,6 +409,20 @@ pub fn handshake(path: &str) -> String {
         "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
+}
+
+/// The same with more headers, each with its end of line.
+pub fn handshake_with(path: &str, headers: &str) -> String {
+    handshake(path).replace("Host:", &format!("{headers}Host:"))
+}
+
+/// The answer to a request that was turned away.
+#[derive(Debug)]
+pub struct Refused {
+    pub status: u16,
+    /// In lower case.
+    pub head: String,
+    pub body: String,
 }
 
 /// A masked frame: `first` is FIN, reserved bits and opcode.
@@ -394,10 +471,39 @@ impl Raw {
         raw
     }
 
+    /// Asks for a session.
+    pub async fn ask(server: &TestServer, path: &str, headers: &str) -> Result<Raw, Refused> {
+        let mut raw = Raw::connect(server).await;
+        raw.write(handshake_with(path, headers)).await;
+        let head = raw.read_head().await.to_ascii_lowercase();
+        let status = head[9..12].parse().unwrap();
+        if status == 101 {
+            return Ok(raw);
+        }
+        let (_, length) = head.split_once("content-length: ").unwrap();
+        let length = length.lines().next().unwrap().parse().unwrap();
+        let mut body = vec![0; length];
+        within_deadline("the body", raw.stream.read_exact(&mut body))
+            .await
+            .unwrap();
+        let body = String::from_utf8(body).unwrap();
+        assert!(
+            body.ends_with('\n') && body.lines().count() == 1,
+            "{body:?}"
+        );
+        let body = body.trim_end().to_owned();
+        Err(Refused { status, head, body })
+    }
+
     pub async fn write(&mut self, bytes: impl AsRef<[u8]>) {
         within_deadline("writing", self.stream.write_all(bytes.as_ref()))
             .await
             .unwrap();
+    }
+
+    /// Writes to a connection that may be closed already.
+    pub async fn try_write(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        within_deadline("writing", self.stream.write_all(bytes.as_ref())).await
     }
 
     /// Reads an HTTP response up to the end of its headers.

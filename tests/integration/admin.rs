@@ -1,0 +1,568 @@
+//! The admin listener: who is answered, what operators see and do, and what backends say.
+
+use anteroom::{Config, Server};
+use serde_json::{Value, json};
+use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
+
+use crate::support::{Client, File, Program, Raw, TestServer, eventually, within_deadline};
+
+const SECRET: &str = "the operators' secret, which is long enough";
+
+/// An answer of the admin listener.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    /// In lower case.
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// The code of an error.
+    fn code(&self) -> (u16, String) {
+        let error = self.json();
+        assert!(!error["message"].as_str().unwrap().is_empty());
+        (self.status, error["code"].as_str().unwrap().into())
+    }
+}
+
+/// A request with `more` headers, each with its end of line.
+async fn ask(server: &TestServer, method: &str, path: &str, more: &str, body: &str) -> Answer {
+    let address = server.admin.unwrap();
+    let host = if more.contains("Host:") {
+        String::new()
+    } else {
+        format!("Host: {address}\r\n")
+    };
+    let length = match method {
+        "POST" => format!("Content-Length: {}\r\n", body.len()),
+        _ => String::new(),
+    };
+    let mut raw = Raw {
+        stream: TcpStream::connect(address).await.unwrap(),
+    };
+    raw.write(format!(
+        "{method} {path} HTTP/1.1\r\nConnection: close\r\n{host}{more}{length}\r\n{body}"
+    ))
+    .await;
+    let head = raw.read_head().await.to_ascii_lowercase();
+    let body = String::from_utf8(raw.read_to_end().await).unwrap();
+    Answer {
+        status: head[9..12].parse().unwrap(),
+        head,
+        body,
+    }
+}
+
+async fn get(server: &TestServer, path: &str) -> Answer {
+    ask(server, "GET", path, "", "").await
+}
+
+async fn server() -> TestServer {
+    TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await
+}
+
+#[tokio::test]
+async fn operators_see_rooms_and_sessions() {
+    let server = server().await;
+    assert_eq!(get(&server, "/rooms").await.json(), json!({"rooms": []}));
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    let _carol = Client::join(&server, "b%20%C3%A4").await;
+    alice.expect_new(&bob.id).await;
+    bob.send(json!({"type": "x", "receiver": "all", "ref": 1}))
+        .await;
+    assert_eq!(bob.next().await["type"], "ack");
+    assert_eq!(alice.next().await["type"], "x");
+    let rooms = get(&server, "/rooms").await;
+    assert!(
+        rooms.head.contains("content-type: application/json"),
+        "{}",
+        rooms.head
+    );
+    assert!(
+        rooms.head.contains("cache-control: no-store"),
+        "{}",
+        rooms.head
+    );
+    let expected =
+        json!({"rooms": [{"room": "b ä", "sessions": 1}, {"room": "tea", "sessions": 2}]});
+    assert_eq!(rooms.json(), expected);
+
+    let room = get(&server, "/rooms/tea").await.json();
+    assert_eq!(room["room"], "tea");
+    let sessions = room["sessions"].as_array().unwrap();
+    let seen: Vec<_> = sessions
+        .iter()
+        .map(|session| {
+            let since = session["since"].as_str().unwrap();
+            assert!(
+                since.starts_with("20") && since.ends_with('Z') && since.len() == 24,
+                "{since}"
+            );
+            let mut rest = session.clone();
+            rest.as_object_mut().unwrap().remove("since");
+            rest
+        })
+        .collect();
+    let session = |id: &str, received, sent| {
+        json!({
+            "id": id, "data": null, "address": "127.0.0.1", "messagesReceived": received,
+            "messagesSent": sent, "waitingBytes": 0, "away": false,
+        })
+    };
+    // `hello`, `new` and `x`; `hello` and `ack`.
+    assert_eq!(seen, [session(&alice.id, 1, 3), session(&bob.id, 2, 2)]);
+    let encoded = get(&server, "/rooms/b%20%C3%A4").await.json();
+    assert_eq!(encoded["sessions"].as_array().unwrap().len(), 1);
+
+    for (path, error) in [
+        ("/rooms/nowhere", (404, "unknown_room")),
+        ("/rooms/%FF", (400, "bad_room")),
+        ("/nothing", (404, "not_found")),
+        ("/rooms/tea/sessions", (404, "not_found")),
+    ] {
+        let answer = get(&server, path).await;
+        assert_eq!(answer.code(), (error.0, error.1.into()), "{path}");
+    }
+    let posted = ask(&server, "POST", "/rooms", "", "").await;
+    assert_eq!(posted.code(), (405, "bad_method".into()));
+}
+
+#[tokio::test]
+async fn who_is_away_is_seen_to_be() {
+    let server = server().await;
+    let mut alice = Client::connect(server.address, "/room/tea").await;
+    alice
+        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+        .await;
+    alice.next().await;
+    drop(alice.into_raw());
+    eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+    let room = get(&server, "/rooms/tea").await.json();
+    assert_eq!(room["sessions"][0]["away"], true);
+}
+
+#[tokio::test]
+async fn operators_close_sessions() {
+    let server = server().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.expect_new(&bob.id).await;
+    let path = |room: &str, id: &str| format!("/rooms/{room}/sessions/{id}");
+    for (path, code) in [
+        (path("coffee", &bob.id), "unknown_room"),
+        (path("tea", "nobody"), "unknown_session"),
+        (path("tea", &bob.id.to_uppercase()), "unknown_session"),
+    ] {
+        let answer = ask(&server, "DELETE", &path, "", "").await;
+        assert_eq!(answer.code(), (404, code.into()), "{path}");
+    }
+    let closed = ask(&server, "DELETE", &path("tea", &bob.id), "", "").await;
+    assert_eq!((closed.status, &*closed.body), (204, ""));
+    assert_eq!(
+        bob.expect_close().await,
+        (1008, "closed by an operator".into())
+    );
+    alice.expect_left(&bob.id).await;
+    let again = ask(&server, "DELETE", &path("tea", &bob.id), "", "").await;
+    assert_eq!(again.code(), (404, "unknown_session".into()));
+    alice.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn a_backend_speaks_as_the_server_to_one_or_to_all() {
+    let server = server().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    let mut carol = Client::join(&server, "coffee").await;
+    alice.expect_new(&bob.id).await;
+    let post = async |room: &str, body: String| {
+        let path = format!("/rooms/{room}/messages");
+        ask(&server, "POST", &path, "", &body).await
+    };
+    let to_all = r#"{"type":"notice","receiver":"all","data":{"b":1.0,"a": 2}}"#;
+    let answer = post("tea", to_all.into()).await;
+    assert_eq!(
+        (answer.status, answer.json()),
+        (200, json!({"receivers": 2}))
+    );
+    let heard = r#"{"type":"notice","sender":"server","receiver":"all","data":{"b":1.0,"a": 2}}"#;
+    alice.expect_text(heard).await;
+    bob.expect_text(heard).await;
+    let to_bob = json!({"type": "notice", "sender": "me", "receiver": bob.id, "data": 7});
+    assert_eq!(
+        post("tea", to_bob.to_string()).await.json(),
+        json!({"receivers": 1})
+    );
+    let heard = format!(
+        r#"{{"type":"notice","sender":"server","receiver":"{}","data":7}}"#,
+        bob.id
+    );
+    bob.expect_text(&heard).await;
+
+    let to = |kind: &str, receiver: &str| json!({"type": kind, "receiver": receiver}).to_string();
+    for (room, body, error) in [
+        ("coffee", to("notice", &bob.id), (404, "unknown_receiver")),
+        ("milk", to("notice", "all"), (404, "unknown_room")),
+        ("tea", to("notice", "server"), (400, "bad_message")),
+        ("tea", to("notice", "nobody"), (400, "bad_message")),
+        ("tea", to("new", "all"), (400, "bad_message")),
+        ("tea", to("resumed", &bob.id), (400, "bad_message")),
+        ("tea", String::new(), (400, "bad_message")),
+        ("tea", "[]".into(), (400, "bad_message")),
+        ("tea", r#"{"type":"x"}"#.into(), (400, "bad_message")),
+        ("tea", "x".repeat(70_000), (413, "bad_message")),
+    ] {
+        let answer = post(room, body.clone()).await;
+        assert_eq!(answer.code(), (error.0, error.1.into()), "{body}");
+    }
+    let unmeasured = "Transfer-Encoding: chunked\r\n";
+    let path = "/rooms/tea/messages";
+    let answer = ask(&server, "PUT", path, unmeasured, "0\r\n\r\n").await;
+    assert_eq!(answer.code(), (405, "bad_method".into()));
+    for client in [&mut alice, &mut bob, &mut carol] {
+        client.expect_quiet().await;
+    }
+    assert_eq!(server.count("anteroom_deliveries_total"), 3);
+}
+
+#[tokio::test]
+async fn where_a_secret_is_set_nobody_is_answered_without_it() {
+    let file = File::new("operators", format!("{SECRET}\n"));
+    let server = TestServer::with(|config| {
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.admin_token_file = Some(file.path());
+    })
+    .await;
+    let alice = Client::join(&server, "tea").await;
+    let delete = format!("/rooms/tea/sessions/{}", alice.id);
+    let requests = [
+        ("GET", "/metrics"),
+        ("GET", "/rooms"),
+        ("GET", "/rooms/tea"),
+        ("DELETE", &delete),
+        ("POST", "/rooms/tea/messages"),
+        ("POST", "/drain"),
+    ];
+    for (method, path) in requests {
+        for given in [
+            "",
+            "Basic YTpi",
+            "Bearer",
+            "Bearer x",
+            &format!("Bearer {SECRET}x"),
+            SECRET,
+        ] {
+            let header = match given {
+                "" => String::new(),
+                given => format!("Authorization: {given}\r\n"),
+            };
+            let answer = ask(&server, method, path, &header, "{}").await;
+            assert_eq!(
+                answer.code(),
+                (401, "unauthorized".into()),
+                "{method} {path} {given}"
+            );
+            assert!(
+                answer.head.contains("\r\nwww-authenticate: bearer\r\n"),
+                "{}",
+                answer.head
+            );
+        }
+    }
+    assert!(server.anteroom.is_ready());
+    // What says nothing of anyone is there for load balancers and browsers.
+    for path in ["/health", "/ready", "/"] {
+        assert_eq!(get(&server, path).await.status, 200, "{path}");
+    }
+    let header = format!("Authorization: Bearer {SECRET}\r\n");
+    assert_eq!(ask(&server, "GET", "/rooms", &header, "").await.status, 200);
+    // With the secret, any name of this machine will do.
+    let header = format!("Host: rooms.example.org\r\n{header}");
+    assert_eq!(ask(&server, "GET", "/rooms", &header, "").await.status, 200);
+
+    let exposed = Config {
+        admin: Some(([0, 0, 0, 0], 0).into()),
+        ..Config::default()
+    };
+    let error = Server::bind(exposed).err().unwrap().to_string();
+    assert!(error.ends_with("it needs --admin-token-file"), "{error}");
+}
+
+#[tokio::test]
+async fn pages_of_others_are_kept_out() {
+    let server = server().await;
+    let address = server.admin.unwrap();
+    let alice = Client::join(&server, "tea").await;
+    let delete = format!("/rooms/tea/sessions/{}", alice.id);
+    let own = format!("Origin: http://{address}\r\n");
+    for (headers, allowed) in [
+        (String::new(), true),
+        (own, true),
+        (format!("Host: localhost:{}\r\n", address.port()), true),
+        ("Host: [::1]:9090\r\n".into(), true),
+        ("Origin: https://evil.example\r\n".into(), false),
+        ("Origin: null\r\n".into(), false),
+        (format!("Origin: http://{address}.evil.example\r\n"), false),
+        (
+            format!("Origin: http://localhost:{}\r\n", address.port()),
+            false,
+        ),
+        // A name that leads to this machine, as in DNS rebinding.
+        ("Host: evil.example\r\n".into(), false),
+        (
+            "Host: evil.example\r\nOrigin: http://evil.example\r\n".into(),
+            false,
+        ),
+        ("Host: 127.0.0.1.evil.example\r\n".into(), false),
+    ] {
+        let answer = ask(&server, "GET", "/rooms", &headers, "").await;
+        assert_eq!(answer.status, if allowed { 200 } else { 403 }, "{headers}");
+        if !allowed {
+            for (method, path) in [
+                ("DELETE", &*delete),
+                ("POST", "/drain"),
+                ("GET", "/metrics"),
+            ] {
+                let answer = ask(&server, method, path, &headers, "").await;
+                assert_eq!(
+                    answer.code(),
+                    (403, "forbidden".into()),
+                    "{method} {headers}"
+                );
+            }
+        }
+    }
+    assert!(server.anteroom.is_ready());
+    assert_eq!(server.anteroom.sessions(), 1);
+}
+
+#[tokio::test]
+async fn who_drains_keeps_who_is_here_and_takes_no_others() {
+    let server = server().await;
+    assert_eq!(
+        (
+            get(&server, "/ready").await.status,
+            get(&server, "/health").await.status
+        ),
+        (200, 200)
+    );
+    let mut alice = Client::connect(server.address, "/room/tea").await;
+    alice
+        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+        .await;
+    let token = alice.next().await["data"]["resume"]["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let drained = ask(&server, "POST", "/drain", "", "").await;
+    assert_eq!(
+        (drained.status, drained.json()),
+        (200, json!({"sessions": 1}))
+    );
+    let ready = get(&server, "/ready").await;
+    assert_eq!((ready.status, &*ready.body), (503, "draining\n"));
+    assert_eq!(get(&server, "/health").await.status, 200);
+    let refused = Raw::ask(&server, "/room/tea", "").await.err().unwrap();
+    assert_eq!(refused.status, 503);
+    assert!(
+        refused.head.contains("\r\nretry-after: 5\r\n"),
+        "{}",
+        refused.head
+    );
+    // Who loses the connection now still loses nothing.
+    alice
+        .send(json!({"type": "ping", "receiver": "server", "data": 1}))
+        .await;
+    drop(alice.into_raw());
+    eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+    let path = format!("/room/tea?resume={token}&received=1");
+    let mut alice = Client::connect(server.address, &path).await;
+    assert_eq!(alice.next().await["data"], json!({"received": 2}));
+    assert_eq!(alice.next().await["data"], 1);
+    alice.leave().await;
+    eventually("the end", || server.anteroom.sessions() == 0).await;
+}
+
+#[tokio::test]
+async fn operators_are_answered_until_the_last_session_has_gone() {
+    let mut server = TestServer::with(|config| {
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.drain_seconds = 20;
+    })
+    .await;
+    let mut alice = Client::join(&server, "tea").await;
+    // A scraper keeps its connection.
+    let idle = TcpStream::connect(server.admin.unwrap()).await.unwrap();
+    server.stop();
+    assert_eq!(alice.expect_close().await.0, 1012);
+    let ready = get(&server, "/ready").await;
+    assert_eq!((ready.status, &*ready.body), (503, "draining\n"));
+    assert!(
+        get(&server, "/metrics")
+            .await
+            .body
+            .contains("anteroom_closes_total{code=\"1012\"} 1")
+    );
+    drop(alice.into_raw());
+    server.stopped().await;
+    drop(idle);
+}
+
+#[tokio::test]
+async fn the_page_is_there_and_the_other_listener_does_not_have_it() {
+    let server = server().await;
+    for (path, part) in [
+        ("/", "<title>anteroom: rooms and sessions</title>"),
+        ("/admin.js", "showSessions"),
+        ("/admin.css", "#totals"),
+        ("/dom.js", "export"),
+    ] {
+        let page = get(&server, path).await;
+        assert!(page.status == 200 && page.body.contains(part), "{path}");
+        assert!(
+            page.head
+                .contains("content-security-policy: default-src 'none'"),
+            "{path}"
+        );
+        assert!(!page.head.contains("access-control-allow-origin"), "{path}");
+    }
+    for path in [
+        "/rooms",
+        "/metrics",
+        "/ready",
+        "/admin.js",
+        "/admin/admin.js",
+        "/drain",
+    ] {
+        let mut raw = Raw::connect(&server).await;
+        raw.write(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
+            .await;
+        assert!(raw.read_head().await.starts_with("HTTP/1.1 404 "), "{path}");
+    }
+}
+
+/// Every sample of the metrics, by its series.
+fn samples(metrics: &str) -> impl Iterator<Item = (&str, f64)> {
+    let lines = metrics.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        (series, value.parse().unwrap())
+    })
+}
+
+#[tokio::test]
+async fn what_happens_is_counted_exactly() {
+    let server = TestServer::with(|config| {
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.ping_seconds = 1;
+        config.max_room_sessions = std::num::NonZeroU32::new(2);
+    })
+    .await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.expect_new(&bob.id).await;
+    for _ in 0..10 {
+        bob.send(json!({"type": "x", "receiver": "all", "ref": 1}))
+            .await;
+        assert_eq!(bob.next().await["type"], "ack");
+        assert_eq!(alice.next().await["type"], "x");
+    }
+    bob.send_text("nonsense").await;
+    bob.expect_error("bad_message").await;
+    assert!(Raw::ask(&server, "/room/tea", "").await.is_err());
+    bob.send_frame(tokio_tungstenite::tungstenite::Message::binary(vec![0]))
+        .await;
+    assert_eq!(bob.expect_close().await.0, 1003);
+    alice.expect_left(&bob.id).await;
+    within_deadline("a pong", async {
+        while server.count("anteroom_ping_round_trip_seconds_count") == 0 {
+            // Reading answers pings.
+            alice.expect_quiet().await;
+        }
+    })
+    .await;
+    let metrics = get(&server, "/metrics").await;
+    let content_type =
+        "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
+    assert!(metrics.head.contains(content_type), "{}", metrics.head);
+    assert!(metrics.body.ends_with("# EOF\n"));
+    let value = |wanted: &str| {
+        let mut found = samples(&metrics.body).filter(|(series, _)| *series == wanted);
+        found
+            .next()
+            .unwrap_or_else(|| panic!("no {wanted} in {}", metrics.body))
+            .1 as u64
+    };
+    assert_eq!(value("anteroom_sessions"), 1);
+    assert_eq!(value("anteroom_rooms"), 1);
+    assert_eq!(value("anteroom_joins_total"), 2);
+    assert_eq!(value("anteroom_leaves_total{cause=\"closed\"}"), 1);
+    assert_eq!(value("anteroom_upgrades_total{status=\"101\"}"), 2);
+    assert_eq!(value("anteroom_upgrades_total{status=\"503\"}"), 1);
+    assert_eq!(
+        value("anteroom_limits_hit_total{limit=\"max-room-sessions\"}"),
+        1
+    );
+    assert_eq!(value("anteroom_deliveries_total"), 10);
+    assert_eq!(value("anteroom_errors_total{code=\"bad_message\"}"), 1);
+    assert_eq!(value("anteroom_closes_total{code=\"1003\"}"), 1);
+    assert_eq!(value("anteroom_slow_readers_total"), 0);
+    assert_eq!(value("anteroom_outbox_bytes"), 0);
+    let build = format!(
+        "anteroom_build_info{{version=\"{}\"}}",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!(value(&build), 1);
+    // Two hellos, ten messages, one that was none, and the questions behind them.
+    let (received, sent) = (
+        value("anteroom_messages_received_total"),
+        value("anteroom_messages_sent_total"),
+    );
+    let questions = received - 13;
+    // `new`, `close`, two hellos, ten receipts, ten messages, an error.
+    assert_eq!(sent, 25 + questions);
+    assert!(value("anteroom_received_bytes_total") > 14 * received);
+    assert!(value("anteroom_sent_bytes_total") > 14 * sent);
+}
+
+#[tokio::test]
+async fn the_program_says_where_operators_are_answered() {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
+    command
+        .args([
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--drain-seconds",
+            "0",
+        ])
+        .stderr(std::process::Stdio::null());
+    let mut program = Program::run(command).await;
+    let line = program.next_line().await;
+    let address = line
+        .strip_prefix("operators are answered on http://")
+        .unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut raw = Raw {
+        stream: TcpStream::connect(address).await.unwrap(),
+    };
+    let asking: JoinHandle<String> = tokio::spawn(async move {
+        raw.write("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await;
+        let head = raw.read_head().await;
+        // The connection stays open, and does not hold up the end.
+        let _ = stopped.await;
+        head
+    });
+    program.signal("TERM").await;
+    assert_eq!(program.exit_code().await, Some(0));
+    stop.send(()).unwrap();
+    let _ = asking.await.unwrap();
+}

@@ -1,0 +1,95 @@
+//! The ICE servers that `hello` tells of.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::json;
+use sha1::Sha1;
+
+use crate::support::{Client, File, TestServer};
+
+#[tokio::test]
+async fn hello_tells_of_the_servers_of_the_configuration() {
+    let server = TestServer::with(|config| {
+        config.ice_server = [
+            "stun:stun.example.org",
+            "turn:alice:secret@turn.example.org:3478?transport=udp",
+        ]
+        .map(|url| url.parse().unwrap())
+        .into();
+    })
+    .await;
+    let mut client = Client::join(&server, "tea").await;
+    let hello = client.hello().await;
+    let servers = json!([
+        {"urls": ["stun:stun.example.org"]},
+        {
+            "urls": ["turn:turn.example.org:3478?transport=udp"],
+            "username": "alice",
+            "credential": "secret",
+        },
+    ]);
+    assert_eq!(hello["data"]["iceServers"], servers);
+}
+
+#[tokio::test]
+async fn each_session_gets_turn_credentials_of_its_own_that_end() {
+    let secret = File::new("turn", "a secret shared with coturn\n");
+    let server = TestServer::with(|config| {
+        config.turn_url = ["turn:turn.example.org", "turns:turn.example.org"]
+            .map(|url| url.parse().unwrap())
+            .into();
+        config.turn_secret_file = Some(secret.path());
+        config.turn_seconds = 600;
+    })
+    .await;
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let mut client = Client::join(&server, "tea").await;
+        let servers = client.hello().await["data"]["iceServers"].clone();
+        let turn = &servers[0];
+        let urls = json!(["turn:turn.example.org", "turns:turn.example.org"]);
+        assert_eq!(
+            (servers.as_array().unwrap().len(), &turn["urls"]),
+            (1, &urls)
+        );
+        let username = turn["username"].as_str().unwrap();
+        let (until, name) = username.split_once(':').unwrap();
+        let left = until.parse::<i64>().unwrap() - crate::support::in_seconds(0);
+        assert!((590..=600).contains(&left), "{left}");
+        assert_eq!(name, client.id);
+        let mut mac = Hmac::<Sha1>::new_from_slice(b"a secret shared with coturn").unwrap();
+        mac.update(username.as_bytes());
+        let credential = BASE64.encode(mac.finalize().into_bytes());
+        assert_eq!(turn["credential"], credential);
+        names.push(username.to_owned());
+    }
+    assert_ne!(names[0], names[1]);
+}
+
+#[test]
+fn urls_that_browsers_would_not_take_are_refused_at_the_start() {
+    let check = |ice: &[&str], turn: &[&str]| {
+        let urls = |texts: &[&str]| texts.iter().map(|url| url.parse().unwrap()).collect();
+        anteroom::Config {
+            ice_server: urls(ice),
+            turn_url: urls(turn),
+            turn_secret_file: (!turn.is_empty()).then(|| "secret".into()),
+            ..anteroom::Config::default()
+        }
+        .check()
+        .err()
+    };
+    assert_eq!(check(&["stun:a.example"], &["turn:b.example"]), None);
+    let error = check(&["turn:a.example"], &[]).unwrap();
+    assert!(
+        error.starts_with("browsers want a name and a password for a TURN server"),
+        "{error}"
+    );
+    for url in ["stun:b.example", "turn:name:password@b.example"] {
+        let error = check(&[], &[url]).unwrap();
+        assert_eq!(
+            error,
+            "--turn-url must be a turn: or turns: URL without name and password"
+        );
+    }
+}

@@ -1,0 +1,651 @@
+//! Tokens: who they let in, what they are told when not, what they allow, and when that ends.
+
+use anteroom::TokenRequest;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use clap::Parser;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use rcgen::{
+    KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Client, File, Program, Raw, Refused, TestServer, in_seconds, within_deadline,
+};
+
+const SECRET: &str = "a secret of this test that has more than 32 bytes";
+
+/// Claims that are good for ten minutes, changed by others.
+fn claims(others: Value) -> Value {
+    let mut claims = json!({"exp": in_seconds(600)});
+    for (name, value) in others.as_object().unwrap() {
+        match value {
+            Value::Null => _ = claims.as_object_mut().unwrap().remove(name),
+            value => claims[name] = value.clone(),
+        }
+    }
+    claims
+}
+
+fn sign(others: Value) -> String {
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    encode(&Header::new(Algorithm::HS256), &claims(others), &key).unwrap()
+}
+
+/// A server that takes tokens signed with [`SECRET`].
+async fn server(name: &str) -> (TestServer, File) {
+    let file = File::new(name, format!("{SECRET}\n"));
+    let path = file.path();
+    let server = TestServer::with(|config| config.token_key_file = Some(path)).await;
+    (server, file)
+}
+
+async fn refusal(server: &TestServer, path: &str, headers: &str) -> Refused {
+    match Raw::ask(server, path, headers).await {
+        Err(refused) => refused,
+        Ok(_) => panic!("{path} was let in"),
+    }
+}
+
+/// Joins with a token.
+async fn join(server: &TestServer, room: &str, token: &str) -> Client {
+    let mut client = Client::connect(server.address, &format!("/room/{room}?token={token}")).await;
+    let hello = client.hello().await;
+    client.id = hello["receiver"].as_str().unwrap().into();
+    client
+}
+
+#[tokio::test]
+async fn without_a_token_nobody_comes_in() {
+    let (server, _file) = server("missing").await;
+    let refused = refusal(&server, "/room/tea", "").await;
+    assert_eq!(refused.status, 401);
+    assert!(
+        refused.body.starts_with("a token is needed: "),
+        "{}",
+        refused.body
+    );
+    assert!(
+        refused.head.contains("\r\nwww-authenticate: bearer\r\n"),
+        "{}",
+        refused.head
+    );
+    for headers in ["Authorization: Basic YTpi\r\n", "Authorization: Bearer\r\n"] {
+        assert_eq!(refusal(&server, "/room/tea", headers).await.status, 401);
+    }
+    // What is no valid upgrade is told that first; everything else is there as ever.
+    let mut raw = Raw::connect(&server).await;
+    raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await;
+    assert!(raw.read_head().await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(server.count("anteroom_upgrades_total{status=\"401\"}"), 3);
+}
+
+#[tokio::test]
+async fn a_token_in_the_query_or_in_the_header_lets_in() {
+    let (server, _file) = server("places").await;
+    let token = sign(json!({}));
+    for (query, header) in [
+        (format!("?token={token}"), String::new()),
+        (format!("?a=b&token={token}&c"), String::new()),
+        (String::new(), format!("Authorization: Bearer {token}\r\n")),
+        (String::new(), format!("authorization: bearer  {token}\r\n")),
+    ] {
+        let path = format!("/room/tea{query}");
+        assert!(
+            Raw::ask(&server, &path, &header).await.is_ok(),
+            "{path} {header}"
+        );
+    }
+    let header = format!("Authorization: Bearer {token}\r\n");
+    let both = refusal(&server, &format!("/room/tea?token={token}"), &header).await;
+    assert_eq!(both.status, 400);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
+    let (server, _file) = server("wrong").await;
+    let alg = |alg: &str, claims: Value, signature: &str| {
+        let part = |json: Value| BASE64.encode(json.to_string());
+        let header = part(json!({"typ": "JWT", "alg": alg}));
+        format!("{header}.{}.{signature}", part(claims))
+    };
+    let another = EncodingKey::from_secret(b"another secret that has more than 32 bytes");
+    let forged = encode(&Header::default(), &claims(json!({})), &another).unwrap();
+    let critical = Header {
+        crit: Some(vec!["b64".into()]),
+        ..Header::new(Algorithm::HS256)
+    };
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    let critical = encode(&critical, &claims(json!({})), &key).unwrap();
+    let hs512 = encode(&Header::new(Algorithm::HS512), &claims(json!({})), &key).unwrap();
+    let good = sign(json!({"sub": "alice"}));
+    let (head, tail) = good.split_once('.').unwrap();
+    let other_claims = BASE64.encode(claims(json!({"sub": "bob"})).to_string());
+    let swapped = format!("{head}.{other_claims}.{}", tail.split_once('.').unwrap().1);
+
+    let invalid = "the token is not valid here";
+    let expired = "the token has expired";
+    let lacking = "the token lacks exp, or the iss or aud that is asked for";
+    for (token, status, message) in [
+        // Who has no signature of ours learns nothing more.
+        (String::new(), 401, invalid),
+        ("nonsense".into(), 401, invalid),
+        ("a.b.c".into(), 401, invalid),
+        ("..".into(), 401, invalid),
+        (format!("{good}x"), 401, invalid),
+        (format!("{good}."), 401, invalid),
+        (forged, 401, invalid),
+        (swapped, 401, invalid),
+        (critical, 401, invalid),
+        (hs512, 401, invalid),
+        (alg("none", claims(json!({})), ""), 401, invalid),
+        (alg("None", claims(json!({})), ""), 401, invalid),
+        (alg("HS256", claims(json!({})), ""), 401, invalid),
+        (
+            alg("HS256", claims(json!({"exp": in_seconds(-10)})), "x"),
+            401,
+            invalid,
+        ),
+        (sign(json!({"exp": "tomorrow"})), 401, invalid),
+        (sign(json!({"send": "no"})), 401, invalid),
+        (sign(json!({"room": 7})), 401, invalid),
+        (sign(json!({"sub": 7})), 401, invalid),
+        // Who has one is told.
+        (sign(json!({"exp": in_seconds(-1)})), 401, expired),
+        (sign(json!({"exp": in_seconds(-3600)})), 401, expired),
+        (sign(json!({"exp": 0.5})), 401, expired),
+        (sign(json!({"exp": -1})), 401, lacking),
+        (sign(json!({"exp": null})), 401, lacking),
+        (
+            sign(json!({"nbf": in_seconds(300)})),
+            401,
+            "the token is not valid yet",
+        ),
+        (
+            sign(json!({"aud": "elsewhere"})),
+            401,
+            "the token is for another audience",
+        ),
+        (
+            sign(json!({"room": "coffee"})),
+            403,
+            "the token does not admit to this room",
+        ),
+        (
+            sign(json!({"room": []})),
+            403,
+            "the token does not admit to this room",
+        ),
+        (
+            sign(json!({"sub": "x".repeat(257)})),
+            403,
+            "the token's sub is over 256 bytes",
+        ),
+        (
+            sign(json!({"info": "x".repeat(1023)})),
+            403,
+            "the token's info is over 1024 bytes",
+        ),
+    ] {
+        let refused = refusal(&server, &format!("/room/tea?token={token}"), "").await;
+        assert_eq!(
+            (refused.status, &*refused.body),
+            (status, message),
+            "{token}"
+        );
+    }
+    // One that is far too long is turned away with the whole request.
+    let mut raw = Raw::connect(&server).await;
+    let long = "A".repeat(100_000);
+    let _ = raw
+        .try_write(crate::support::handshake(&format!(
+            "/room/tea?token={long}"
+        )))
+        .await;
+    let answer = String::from_utf8(raw.read_to_end().await).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    let mut alice = join(&server, "tea", &good).await;
+    alice.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn issuer_and_audience_must_be_the_ones_asked_for() {
+    let file = File::new("issuer", SECRET);
+    let server = TestServer::with(|config| {
+        config.token_key_file = Some(file.path());
+        config.token_issuer = Some("https://example.org".into());
+        config.token_audience = Some("rooms".into());
+    })
+    .await;
+    let (iss, aud) = ("https://example.org", "rooms");
+    for (claims, status) in [
+        (json!({"iss": iss, "aud": aud}), 101),
+        (json!({"iss": iss, "aud": ["other", aud]}), 101),
+        (json!({"iss": iss}), 401),
+        (json!({"aud": aud}), 401),
+        (json!({"iss": "https://example.com", "aud": aud}), 401),
+        (json!({"iss": iss, "aud": "other"}), 401),
+        (json!({"iss": iss, "aud": []}), 401),
+    ] {
+        let path = format!("/room/tea?token={}", sign(claims.clone()));
+        let given = Raw::ask(&server, &path, "").await;
+        assert_eq!(
+            given.err().map_or(101, |refused| refused.status),
+            status,
+            "{claims}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_token_admits_to_the_rooms_it_names() {
+    let (server, _file) = server("rooms").await;
+    for (room, path, admitted) in [
+        (json!("tea"), "/room/tea", true),
+        (json!("tea"), "/room/te%61", true),
+        (json!("tea"), "/room/teapot", false),
+        (json!("tea"), "/room", false),
+        (json!("lobby"), "/room", true),
+        (json!("te*"), "/room/tea", true),
+        (json!("te*"), "/room/coffee", false),
+        (json!("*"), "/room/anything", true),
+        (json!("t*a"), "/room/tea", false),
+        (json!(["coffee", "tea"]), "/room/tea", true),
+        (json!(["coffee", "team-*"]), "/room/team-7", true),
+        (json!(["coffee", "team-*"]), "/room/tea", false),
+        (Value::Null, "/room/tea", true),
+    ] {
+        let path = format!("{path}?token={}", sign(json!({"room": room})));
+        let given = Raw::ask(&server, &path, "").await;
+        assert_eq!(given.is_ok(), admitted, "{room} {path}");
+    }
+}
+
+#[tokio::test]
+async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
+    let pairs = [
+        (
+            Algorithm::RS256,
+            KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap(),
+        ),
+        (
+            Algorithm::ES256,
+            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(),
+        ),
+        (
+            Algorithm::EdDSA,
+            KeyPair::generate_for(&PKCS_ED25519).unwrap(),
+        ),
+    ];
+    let signing = |algorithm, pem: &str| match algorithm {
+        Algorithm::RS256 => EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap(),
+        Algorithm::ES256 => EncodingKey::from_ec_pem(pem.as_bytes()).unwrap(),
+        _ => EncodingKey::from_ed_pem(pem.as_bytes()).unwrap(),
+    };
+    for (algorithm, pair) in &pairs {
+        let public = pair.public_key_pem();
+        let file = File::new(&format!("{algorithm:?}.pem"), &public);
+        let path = file.path();
+        let server = TestServer::with(|config| config.token_key_file = Some(path)).await;
+        for (other, signer) in &pairs {
+            let key = signing(*other, &signer.serialize_pem());
+            let token = encode(&Header::new(*other), &claims(json!({})), &key).unwrap();
+            let given = Raw::ask(&server, &format!("/room?token={token}"), "").await;
+            assert_eq!(
+                given.is_ok(),
+                other == algorithm,
+                "{other:?} for {algorithm:?}"
+            );
+        }
+        // The public key is no secret: it must not be taken for one.
+        for text in [public.as_str(), public.trim_end()] {
+            let key = EncodingKey::from_secret(text.as_bytes());
+            let token = encode(&Header::default(), &claims(json!({})), &key).unwrap();
+            let refused = refusal(&server, &format!("/room?token={token}"), "").await;
+            assert_eq!(
+                (refused.status, &*refused.body),
+                (401, "the token is not valid here")
+            );
+        }
+        // And what the server has must not let anybody sign.
+        let request =
+            TokenRequest::parse_from_words(&["--token-key-file", file.path().to_str().unwrap()]);
+        let error = request.sign().unwrap_err().to_string();
+        assert!(
+            error.contains("no private key") || error.contains("cannot sign"),
+            "{error}"
+        );
+    }
+}
+
+/// The options of `anteroom token`.
+trait ParseFromWords {
+    fn parse_from_words(words: &[&str]) -> Self;
+}
+
+impl ParseFromWords for TokenRequest {
+    fn parse_from_words(words: &[&str]) -> TokenRequest {
+        #[derive(Parser)]
+        struct Options {
+            #[command(flatten)]
+            request: TokenRequest,
+        }
+        Options::parse_from(["token"].iter().chain(words)).request
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_chosen_from_a_set_by_its_name() {
+    let pairs = [
+        KeyPair::generate_for(&PKCS_ED25519).unwrap(),
+        KeyPair::generate_for(&PKCS_ED25519).unwrap(),
+    ];
+    let jwk = |id: &str, pair: &KeyPair| {
+        let x = BASE64.encode(pair.public_key_raw());
+        json!({"kty": "OKP", "crv": "Ed25519", "kid": id, "alg": "EdDSA", "use": "sig", "x": x})
+    };
+    let mut for_encryption = jwk("third", &pairs[0]);
+    for_encryption["use"] = "enc".into();
+    let set = json!({"keys": [
+        jwk("first", &pairs[0]),
+        jwk("second", &pairs[1]),
+        for_encryption,
+        {"kty": "oct", "kid": "secret", "k": BASE64.encode(SECRET)},
+        {"kty": "EC", "crv": "P-521", "kid": "unknown", "x": "AA", "y": "AA"},
+        {"kty": "AKP", "kid": "future"},
+    ]});
+    let file = File::new("set.json", set.to_string());
+    let path = file.path();
+    let server = TestServer::with(|config| config.token_key_file = Some(path)).await;
+    let signed = |id: Option<&str>, pair: &KeyPair| {
+        let key = EncodingKey::from_ed_pem(pair.serialize_pem().as_bytes()).unwrap();
+        let header = Header {
+            kid: id.map(str::to_owned),
+            ..Header::new(Algorithm::EdDSA)
+        };
+        encode(&header, &claims(json!({})), &key).unwrap()
+    };
+    for (id, pair, admitted) in [
+        (Some("first"), &pairs[0], true),
+        (Some("second"), &pairs[1], true),
+        (Some("first"), &pairs[1], false),
+        (Some("third"), &pairs[0], false),
+        (Some("fourth"), &pairs[0], false),
+        (Some(""), &pairs[0], false),
+        (None, &pairs[0], false),
+    ] {
+        let path = format!("/room?token={}", signed(id, pair));
+        assert_eq!(
+            Raw::ask(&server, &path, "").await.is_ok(),
+            admitted,
+            "{id:?}"
+        );
+    }
+    // A secret in a set, which others can read, signs nothing.
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    let header = Header {
+        kid: Some("secret".into()),
+        ..Header::default()
+    };
+    let token = encode(&header, &claims(json!({})), &key).unwrap();
+    assert_eq!(
+        refusal(&server, &format!("/room?token={token}"), "")
+            .await
+            .status,
+        401
+    );
+
+    // Keys are changed without a restart, and a bad file leaves them as they were.
+    std::fs::write(
+        file.path(),
+        json!({"keys": [jwk("fourth", &pairs[0])]}).to_string(),
+    )
+    .unwrap();
+    server.anteroom.reload();
+    let fourth = format!("/room?token={}", signed(Some("fourth"), &pairs[0]));
+    assert!(Raw::ask(&server, &fourth, "").await.is_ok());
+    let first = format!("/room?token={}", signed(Some("first"), &pairs[0]));
+    assert_eq!(refusal(&server, &first, "").await.status, 401);
+    std::fs::write(file.path(), "{").unwrap();
+    server.anteroom.reload();
+    assert!(Raw::ask(&server, &fourth, "").await.is_ok());
+}
+
+#[tokio::test]
+async fn files_that_hold_no_key_are_refused_at_the_start() {
+    let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+    let ed = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    for (name, contents, message) in [
+        ("short", "secret".into(), "has 6 bytes: take at least 32"),
+        ("empty", String::new(), "has 0 bytes: take at least 32"),
+        (
+            "p384",
+            p384.public_key_pem(),
+            "is no public key for RS256, ES256 (P-256) or EdDSA",
+        ),
+        (
+            "private",
+            ed.serialize_pem(),
+            "the private key stays with who issues the tokens",
+        ),
+        (
+            "set",
+            r#"{"keys": []}"#.into(),
+            "has no key for RS256, ES256 or EdDSA signatures",
+        ),
+        ("json", "{nonsense".into(), "is no JSON Web Key Set: "),
+    ] {
+        let file = File::new(name, contents);
+        let config = anteroom::Config {
+            token_key_file: Some(file.path()),
+            ..anteroom::Config::default()
+        };
+        let error = anteroom::Anteroom::new(config).err().unwrap().to_string();
+        assert!(error.contains(message), "{name}: {error}");
+        assert!(
+            error.contains(file.path().to_str().unwrap()),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn others_are_told_who_has_come() {
+    let (server, _file) = server("public").await;
+    let info = json!({"name": "Alice", "colour": "green"});
+    let mut carol = join(&server, "tea", &sign(json!({}))).await;
+    let alice = join(&server, "tea", &sign(json!({"sub": "alice", "info": info}))).await;
+    let new = carol.next().await;
+    assert_eq!(new["data"], json!({"user": "alice", "info": info}));
+    let bob = join(&server, "tea", &sign(json!({"sub": "bob"}))).await;
+    assert_eq!(carol.next().await["data"], json!({"user": "bob"}));
+    let hello = carol.hello().await;
+    let peers = json!([
+        {"id": alice.id, "data": {"user": "alice", "info": info}},
+        {"id": bob.id, "data": {"user": "bob"}},
+    ]);
+    assert_eq!(hello["data"]["peers"], peers);
+    let mut dave = join(&server, "tea", &sign(json!({}))).await;
+    assert_eq!(carol.next().await["data"], Value::Null);
+    let peers = dave.hello().await["data"]["peers"].clone();
+    assert_eq!(peers[0], json!({"id": carol.id, "data": null}));
+}
+
+#[tokio::test]
+async fn who_may_only_listen_can_ask_the_server_and_write_to_nobody() {
+    let (server, _file) = server("listen").await;
+    let mut alice = join(&server, "tea", &sign(json!({}))).await;
+    let mut listener = join(&server, "tea", &sign(json!({"send": false}))).await;
+    alice.expect_new_of_anybody().await;
+    for receiver in ["all", &alice.id, &listener.id.clone()] {
+        listener
+            .send(json!({"type": "x", "receiver": receiver, "ref": 7}))
+            .await;
+        let error = listener.expect_error("not_allowed").await;
+        assert_eq!(
+            error,
+            json!({"code": "not_allowed", "message": "your token lets you listen only", "ref": 7})
+        );
+    }
+    alice.expect_quiet().await;
+    alice.send(json!({"type": "x", "receiver": "all"})).await;
+    assert_eq!(listener.next().await["type"], "x");
+    listener.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn at_its_end_a_token_ends_the_session_unless_a_fresher_one_has_come() {
+    let (server, _file) = server("end").await;
+    let watch = sign(json!({}));
+    let mut watcher = join(&server, "tea", &watch).await;
+    let soon = sign(json!({"sub": "alice", "exp": in_seconds(4)}));
+    let mut alice = join(&server, "tea", &soon).await;
+    let mut late = join(&server, "tea", &soon).await;
+    for _ in 0..2 {
+        watcher.expect_new_of_anybody().await;
+    }
+    alice.expect_new_of_anybody().await;
+    let token =
+        |data: Value| json!({"type": "token", "receiver": "server", "data": data, "ref": 1});
+    // What is no better is refused, and changes nothing.
+    for (data, message) in [
+        (json!(null), "data must be the token, a string"),
+        (json!({"token": soon}), "data must be the token, a string"),
+        (json!("nonsense"), "the token is not valid here"),
+        (
+            json!(sign(json!({"sub": "alice", "exp": in_seconds(-1)}))),
+            "the token has expired",
+        ),
+        (
+            json!(sign(json!({"sub": "bob"}))),
+            "the token is another user's",
+        ),
+        (json!(sign(json!({}))), "the token is another user's"),
+        (
+            json!(sign(json!({"sub": "alice", "room": "coffee"}))),
+            "the token does not admit to this room",
+        ),
+    ] {
+        alice.send(token(data)).await;
+        let error = alice.expect_error("not_allowed").await;
+        assert_eq!(
+            (&error["message"], &error["ref"]),
+            (&json!(message), &json!(1))
+        );
+    }
+    alice
+        .send(token(json!(sign(json!({"sub": "alice", "send": false})))))
+        .await;
+    assert_eq!(alice.next().await["type"], "ack");
+
+    assert_eq!(
+        late.expect_close().await,
+        (1008, "the token has expired".into())
+    );
+    watcher.expect_left(&late.id).await;
+    // The other goes on, with what its new token allows.
+    alice.expect_left(&late.id).await;
+    alice.send(json!({"type": "x", "receiver": "all"})).await;
+    alice.expect_error("not_allowed").await;
+    watcher.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn where_no_token_is_asked_for_none_is_looked_at() {
+    let server = TestServer::start().await;
+    let mut client = Client::connect(server.address, "/room/tea?token=nonsense").await;
+    client
+        .send(json!({"type": "token", "receiver": "server", "data": "x"}))
+        .await;
+    assert_eq!(client.next().await["data"]["code"], "unknown_request");
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_by_its_own_user_only_and_ends_with_the_last_token() {
+    let (server, _file) = server("resume").await;
+    let soon = sign(json!({"sub": "alice", "exp": in_seconds(5)}));
+    let mut alice = Client::connect(server.address, &format!("/room/tea?token={soon}")).await;
+    alice
+        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+        .await;
+    let resume = alice.next().await["data"]["resume"]["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let path = |token: &str| format!("/room/tea?resume={resume}&received=1&token={token}");
+
+    // Neither without a token nor as somebody else.
+    let refused = refusal(
+        &server,
+        &format!("/room/tea?resume={resume}&received=1"),
+        "",
+    )
+    .await;
+    assert_eq!(refused.status, 401);
+    let mut bob = Client::connect(server.address, &path(&sign(json!({"sub": "bob"})))).await;
+    assert_eq!(bob.next().await["data"]["code"], "resume_failed");
+    bob.leave().await;
+
+    let until = in_seconds(8);
+    let fresher = sign(json!({"sub": "alice", "exp": until}));
+    drop(alice.into_raw());
+    let mut alice = Client::connect(server.address, &path(&fresher)).await;
+    assert_eq!(alice.next().await["type"], "resumed");
+    while alice.next_or_close().await.is_ok() {}
+    assert!(in_seconds(0) >= until, "it ended before its last token");
+}
+
+#[tokio::test]
+async fn the_program_makes_tokens_and_no_log_has_them() {
+    let file = File::new("program", SECRET);
+    let path = file.path();
+    let path = path.to_str().unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_anteroom"))
+        .args([
+            "token", "--user", "alice", "--room", "lobby", "--hours", "1",
+        ])
+        .args(["--info", r#"{"colour":"green"}"#])
+        .env("ANTEROOM_TOKEN_KEY_FILE", path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let token = String::from_utf8(output.stdout)
+        .unwrap()
+        .trim_end()
+        .to_owned();
+
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--token-key-file", path])
+        .env("RUST_LOG", "trace")
+        .stderr(std::process::Stdio::piped());
+    let mut program = Program::run(command).await;
+    let mut stderr = program.child.stderr.take().unwrap();
+    let mut log = String::new();
+    let reading = tokio::io::AsyncReadExt::read_to_string(&mut stderr, &mut log);
+    let mut resume = String::new();
+    let driving = async {
+        let mut alice = Client::connect(program.address, &format!("/room?token={token}")).await;
+        alice
+            .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+            .await;
+        let hello = alice.next().await;
+        resume = hello["data"]["resume"]["token"].as_str().unwrap().into();
+        let again = format!("/room?token={token}&resume={resume}&received=1");
+        drop(alice.into_raw());
+        let mut alice = Client::connect(program.address, &again).await;
+        assert_eq!(alice.next().await["type"], "resumed");
+        let fresher = json!({"type": "token", "receiver": "server", "data": token, "ref": 1});
+        alice.send(fresher).await;
+        assert_eq!(alice.next().await["type"], "ack");
+        program.signal("TERM").await;
+    };
+    let (read, ()) = within_deadline("the log", async { tokio::join!(reading, driving) }).await;
+    read.unwrap();
+    assert_eq!(program.exit_code().await, Some(0));
+    assert!(log.contains("stopping"), "{log}");
+    for secret in [token.as_str(), &token[token.len() - 20..], &resume, SECRET] {
+        assert!(!log.contains(secret), "the log has {secret}: {log}");
+    }
+}
