@@ -23,6 +23,7 @@
 //! | `program` | options, first line, exit codes |
 //! | `embedding` | the filters in someone else's warp application |
 //! | `crowds` | storms, many rooms, and random comings and goings against a reference model |
+//! | `operating` | coturn, nginx and Prometheus beside it (started by `tests/run`) |
 //! | `../browser` | the page and the client module in a real Chromium (started by `tests/run`) |
 //! | `readme` | the README's walk-through with a real websocat (started by `tests/run`) |
 
@@ -41,6 +42,7 @@ mod ice;
 mod joining;
 mod limits;
 mod messages;
+mod operating;
 mod program;
 mod proxy;
 mod readme;

@@ -50,7 +50,7 @@ impl Authority {
     }
 
     /// A client that trusts nobody else.
-    fn connector(&self, versions: &[&'static SupportedProtocolVersion]) -> TlsConnector {
+    pub fn connector(&self, versions: &[&'static SupportedProtocolVersion]) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_slice(self.pem().as_bytes()).unwrap())
@@ -88,7 +88,13 @@ async fn connect(
     connector: &TlsConnector,
     address: std::net::SocketAddr,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
+    shake_hands(connector, TcpStream::connect(address).await?).await
+}
+
+pub async fn shake_hands(
+    connector: &TlsConnector,
+    stream: TcpStream,
+) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").unwrap();
     within_deadline("the TLS handshake", connector.connect(name, stream)).await
 }

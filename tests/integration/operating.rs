@@ -1,0 +1,373 @@
+//! What operators put beside it: coturn, nginx and Prometheus. `tests/run` installs them.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::Value;
+use sha1::Sha1;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    process::{Child, Command},
+    time::interval,
+};
+use tokio_rustls::{
+    client::TlsStream,
+    rustls::version::{TLS12, TLS13},
+};
+use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
+
+use crate::{
+    support::{Client, File, Raw, TestServer, in_seconds, within_deadline},
+    tls::{self, Authority},
+};
+
+const README: &str = include_str!("../../README.md");
+
+/// A port that is free for TCP and, most likely, for UDP.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Starts a program that is ended with the test, and waits until it accepts connections.
+async fn start(command: &mut Command, port: u16) -> Child {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}; see tests/run"));
+    let mut turn = interval(Duration::from_millis(20));
+    within_deadline("the program's start", async {
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            turn.tick().await;
+        }
+    })
+    .await;
+    child
+}
+
+async fn run(command: &mut Command) -> Output {
+    within_deadline("the program's end", command.kill_on_drop(true).output())
+        .await
+        .unwrap_or_else(|error| panic!("{command:?}: {error}; see tests/run"))
+}
+
+#[tokio::test]
+#[ignore = "needs coturn: tests/run starts this test"]
+async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
+    const SECRET: &str = "a secret that coturn has, too";
+    let (turn, port) = (File::new("coturn", SECRET), free_port());
+    let pid = File::new("coturn.pid", "");
+    let log = File::new("coturn.log", "");
+    let _coturn = start(
+        Command::new("turnserver")
+            .args([
+                "-n",
+                "--listening-ip=127.0.0.1",
+                "--relay-ip=127.0.0.1",
+                "--no-tls",
+                "--no-dtls",
+            ])
+            .args([
+                "--no-cli",
+                "--allow-loopback-peers",
+                "--realm=anteroom.test",
+            ])
+            .args([
+                "--use-auth-secret",
+                &format!("--static-auth-secret={SECRET}"),
+            ])
+            .arg(format!("--listening-port={port}"))
+            .arg(format!("--pidfile={}", pid.path().display()))
+            .arg(format!("--log-file={}", log.path().display())),
+        port,
+    )
+    .await;
+    let server = TestServer::with(|config| {
+        config.turn_url = vec![format!("turn:127.0.0.1:{port}").parse().unwrap()];
+        config.turn_secret_file = Some(turn.path());
+    })
+    .await;
+    let mut client = Client::join(&server, "tea").await;
+    let hello = client.hello().await;
+    let given = &hello["data"]["iceServers"][0];
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let (username, credential) = (text(&given["username"]), text(&given["credential"]));
+
+    let sign = |username: &str| {
+        let mut mac = Hmac::<Sha1>::new_from_slice(SECRET.as_bytes()).unwrap();
+        mac.update(username.as_bytes());
+        BASE64.encode(mac.finalize().into_bytes())
+    };
+    assert_eq!(credential, sign(&username));
+    let longer = format!("{}:{}", in_seconds(7 * 3600), client.id);
+    let expired = format!("{}:{}", in_seconds(-10), client.id);
+    for (username, credential, relayed) in [
+        (&username, &credential, true),
+        (
+            &username,
+            &credential.replace(char::is_alphanumeric, "A"),
+            false,
+        ),
+        (&longer, &credential, false),
+        (&expired, &sign(&expired), false),
+    ] {
+        // Two clients that send each other messages through the relay.
+        let output = run(Command::new("turnutils_uclient").args([
+            "-y",
+            "-c",
+            "-n",
+            "2",
+            "-u",
+            username,
+            "-w",
+            credential,
+            "-p",
+            &port.to_string(),
+            "127.0.0.1",
+        ]))
+        .await;
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.success(), relayed, "{username}: {said}");
+        if relayed {
+            assert!(said.contains("Total lost packets 0"), "{said}");
+        }
+    }
+}
+
+/// The part of the README that is a configuration for nginx, changed for a test.
+fn nginx_configuration(changes: &[(&str, String)]) -> String {
+    let (_, after) = README.split_once("```nginx\n").unwrap();
+    let mut block = after.split_once("```").unwrap().0.to_owned();
+    for (part, replacement) in changes {
+        assert!(
+            block.contains(part),
+            "{part} is not in the README's example"
+        );
+        block = block.replace(part, replacement);
+    }
+    block
+}
+
+/// nginx in front of a server, by the README's example.
+struct Nginx {
+    _child: Child,
+    _files: [File; 3],
+    folder: PathBuf,
+    address: SocketAddr,
+    authority: Authority,
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Nginx {
+    async fn start(name: &str, backend: SocketAddr) -> Nginx {
+        let port = free_port();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let authority = Authority::new();
+        let (cert, key) = authority.issue("rooms.test");
+        let cert = File::new(&format!("{name}.cert"), cert);
+        let key = File::new(&format!("{name}.key"), key);
+        let folder = std::env::temp_dir().join(format!("anteroom-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let server = nginx_configuration(&[
+            ("listen 443 ssl", format!("listen {address} ssl")),
+            ("rooms.example.org", "localhost".into()),
+            ("/etc/ssl/rooms.pem", cert.path().display().to_string()),
+            ("/etc/ssl/rooms.key", key.path().display().to_string()),
+            ("127.0.0.1:8080", backend.to_string()),
+        ]);
+        let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {}/{kind};\n", folder.display()))
+            .concat();
+        let configuration = format!(
+            "daemon off; master_process off; pid {folder}/pid; error_log {folder}/log;\n\
+             events {{}}\nhttp {{ access_log off;\n{paths}{server}}}\n",
+            folder = folder.display()
+        );
+        let configuration = File::new(&format!("{name}.conf"), configuration);
+        let child = start(
+            Command::new("nginx").arg("-c").arg(configuration.path()),
+            port,
+        )
+        .await;
+        Nginx {
+            _child: child,
+            _files: [cert, key, configuration],
+            folder,
+            address,
+            authority,
+        }
+    }
+}
+
+impl Nginx {
+    /// Joins a room through it from the address 127.0.0.2, with what a client may write about that
+    /// itself; otherwise the status with which it is refused.
+    async fn join(&self, room: &str, claim: &str) -> Result<Client<TlsStream<TcpStream>>, u16> {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let stream = socket.connect(self.address).await.unwrap();
+        let connector = self.authority.connector(&[&TLS12, &TLS13]);
+        let stream = tls::shake_hands(&connector, stream).await;
+        let url = format!("wss://localhost/room/{room}");
+        let mut request = url.into_client_request().unwrap();
+        if !claim.is_empty() {
+            let value = claim.parse().unwrap();
+            request.headers_mut().insert("X-Forwarded-For", value);
+        }
+        let upgrade = tokio_tungstenite::client_async(request, stream.unwrap());
+        match within_deadline("the upgrade", upgrade).await {
+            Ok((socket, _)) => {
+                let mut client = Client::over(socket);
+                client.id = client.hello().await["receiver"].as_str().unwrap().into();
+                Ok(client)
+            }
+            Err(tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nginx: tests/run starts this test"]
+async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
+    let server = TestServer::with(|config| {
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
+        config.max_address_sessions = std::num::NonZeroU32::new(1);
+    })
+    .await;
+    let nginx = Nginx::start("forward", server.address).await;
+    let mut alice = nginx.join("tea", "").await.unwrap();
+    let mut raw = Raw {
+        stream: TcpStream::connect(server.admin.unwrap()).await.unwrap(),
+    };
+    raw.write("GET /rooms/tea HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await;
+    raw.read_head().await;
+    let room: Value = serde_json::from_slice(&raw.read_to_end().await).unwrap();
+    assert_eq!(room["sessions"][0]["address"], "127.0.0.2");
+    // What a client writes itself stands to the left of what nginx adds.
+    for claim in [
+        "203.0.113.9",
+        "127.0.0.1",
+        "203.0.113.9, 127.0.0.1",
+        "nonsense",
+    ] {
+        assert_eq!(nginx.join("tea", claim).await.err(), Some(429), "{claim}");
+    }
+    alice.expect_quiet().await;
+    alice.leave().await;
+    within_deadline("a place for the next", async {
+        while nginx.join("tea", "203.0.113.9").await.is_err() {}
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs nginx, and takes eighty seconds: tests/run starts this test"]
+async fn behind_nginx_an_idle_session_outlives_the_read_timeout() {
+    let server = TestServer::start().await;
+    let nginx = Nginx::start("idle", server.address).await;
+    let mut alice = nginx.join("tea", "").await.unwrap();
+    // nginx gives up a backend that is silent for 60 seconds; a ping comes every 20.
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(65) {
+        let frame = alice.next_frame().await.unwrap();
+        assert!(frame.is_ping(), "{frame:?}");
+    }
+    alice.expect_quiet().await;
+    alice.leave().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Prometheus: tests/run starts this test"]
+async fn prometheus_takes_the_metrics_and_promtool_finds_nothing_wrong_with_them() {
+    let server = TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await;
+    let mut client = Client::join(&server, "tea").await;
+    client.send_text("nonsense").await;
+    client.expect_error("bad_message").await;
+
+    // The linter knows the older format only, in which counters are named by their samples.
+    let metrics = server.anteroom.metrics();
+    let counters: Vec<&str> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let older = metrics
+        .lines()
+        .filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF")
+        .map(|line| {
+            let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            if words[0] == "#" && counters.contains(&&*words[2]) {
+                words[2] += "_total";
+            }
+            if words[0] == "#" && words[2] == "anteroom_build" {
+                words[2] += "_info";
+            }
+            words.join(" ").replace(" info", " gauge") + "\n"
+        });
+    let older = File::new("metrics", older.collect::<String>());
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::fs::File::open(older.path()).unwrap())
+        .kill_on_drop(true)
+        .output();
+    let checked = within_deadline("promtool", promtool)
+        .await
+        .expect("see tests/run");
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(checked.status.success() && said.is_empty(), "{said}");
+
+    // Prometheus itself reads them as OpenMetrics.
+    let port = free_port();
+    let folder = std::env::temp_dir().join(format!("anteroom-prometheus-{}", std::process::id()));
+    let (_, example) = README.split_once("```yaml\n").unwrap();
+    let example = example.split_once("```").unwrap().0;
+    assert!(example.contains("127.0.0.1:9090"));
+    let example = example.replace("127.0.0.1:9090", &server.admin.unwrap().to_string());
+    let global = "global: { scrape_interval: 1s }\n";
+    let configuration = File::new("prometheus.yml", format!("{global}{example}"));
+    let mut prometheus = start(
+        Command::new("prometheus")
+            .arg(format!("--config.file={}", configuration.path().display()))
+            .arg(format!("--storage.tsdb.path={}", folder.display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}")),
+        port,
+    )
+    .await;
+    let url = format!("http://127.0.0.1:{port}");
+    let ask = async |query: &str| {
+        let output = run(Command::new("promtool").args(["query", "instant", &url, query])).await;
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut turn = interval(Duration::from_millis(100));
+    within_deadline("a scrape", async {
+        while !ask("anteroom_sessions").await.contains(" => 1 ") {
+            turn.tick().await;
+        }
+    })
+    .await;
+    assert!(ask("up").await.contains(" => 1 "));
+    assert!(
+        ask("anteroom_errors_total{code=\"bad_message\"}")
+            .await
+            .contains(" => 1 ")
+    );
+    assert!(ask("anteroom_build_info").await.contains("version="));
+    prometheus.kill().await.unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+}
