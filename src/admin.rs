@@ -1,6 +1,6 @@
 //! What operators, and the application's own backend, are answered: every URL of the second listener.
 
-use std::{convert::Infallible, net::IpAddr, sync::atomic::Ordering::Relaxed};
+use std::{borrow::Cow, convert::Infallible, net::IpAddr, sync::atomic::Ordering::Relaxed};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use warp::{
     Filter, Rejection,
     filters::BoxedFilter,
-    reject::{self, MethodNotAllowed, PayloadTooLarge, Reject},
+    reject::{self, LengthRequired, MethodNotAllowed, PayloadTooLarge, Reject},
     reply::{Reply, Response},
 };
 
@@ -59,13 +59,15 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .and(warp::path::end())
         .and(get)
         .and(with.clone())
-        .map(sessions);
+        .map(sessions)
+        .map(answer);
     let close = warp::path("rooms")
         .and(room())
         .and(warp::path!("sessions" / String))
         .and(warp::delete())
         .and(with.clone())
-        .map(close);
+        .map(close)
+        .map(answer);
     let speak = warp::path("rooms")
         .and(room())
         .and(warp::path!("messages"))
@@ -73,7 +75,8 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .and(warp::body::content_length_limit(longest))
         .and(warp::body::bytes())
         .and(with.clone())
-        .map(speak);
+        .map(speak)
+        .map(answer);
     let drain = warp::path!("drain").and(warp::post()).and(with).map(drain);
 
     let for_operators = metrics
@@ -125,7 +128,7 @@ fn rooms(anteroom: Anteroom) -> Response {
     json(&serde_json::json!({ "rooms": rooms.collect::<Vec<_>>() }))
 }
 
-fn sessions(room: Result<RoomName, &'static str>, anteroom: Anteroom) -> Response {
+fn sessions(room: Result<RoomName, &'static str>, anteroom: Anteroom) -> Result<Response, Wrong> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Session {
@@ -140,11 +143,7 @@ fn sessions(room: Result<RoomName, &'static str>, anteroom: Anteroom) -> Respons
         waiting_bytes: usize,
         away: bool,
     }
-    let found = find(room, |room| anteroom.shared().rooms.look_into(room));
-    let (room, glimpses) = match found {
-        Ok(found) => found,
-        Err(refusal) => return refusal,
-    };
+    let (room, glimpses) = find(room, |room| anteroom.shared().rooms.look_into(room))?;
     let sessions = glimpses.into_iter().map(|glimpse| {
         let waiting = glimpse.sender.look();
         let since = Timestamp::try_from(glimpse.guest.since).unwrap_or_default();
@@ -165,65 +164,56 @@ fn sessions(room: Result<RoomName, &'static str>, anteroom: Anteroom) -> Respons
         sessions: Vec<Session>,
     }
     let sessions = sessions.collect();
-    json(&Answer { room, sessions })
+    Ok(json(&Answer { room, sessions }))
 }
 
-fn close(room: Result<RoomName, &'static str>, id: String, anteroom: Anteroom) -> Response {
+fn close(
+    room: Result<RoomName, &'static str>,
+    id: String,
+    anteroom: Anteroom,
+) -> Result<Response, Wrong> {
     let rooms = &anteroom.shared().rooms;
-    let found = find(room, |room| rooms.look_into(room));
-    let (room, glimpses) = match found {
-        Ok(found) => found,
-        Err(refusal) => return refusal,
-    };
-    let Some(session) = glimpses.iter().find(|glimpse| glimpse.id.to_string() == id) else {
-        return problem(
-            StatusCode::NOT_FOUND,
-            "unknown_session",
-            "no such session in this room",
-        );
-    };
+    let (room, glimpses) = find(room, |room| rooms.look_into(room))?;
+    let session = glimpses.iter().find(|glimpse| glimpse.id.to_string() == id);
+    let session = session.ok_or(UNKNOWN_SESSION)?;
     info!("{id} in {room} is closed by an operator");
     let close = Close::new(CloseCode::PolicyViolation, "closed by an operator");
     session.sender.close(close);
-    StatusCode::NO_CONTENT.into_response()
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-fn speak(room: Result<RoomName, &'static str>, body: Bytes, anteroom: Anteroom) -> Response {
-    let bad = |message: &str| problem(StatusCode::BAD_REQUEST, "bad_message", message);
-    let Ok(text) = str::from_utf8(&body) else {
-        return bad("a message is UTF-8");
+fn speak(
+    room: Result<RoomName, &'static str>,
+    body: Bytes,
+    anteroom: Anteroom,
+) -> Result<Response, Wrong> {
+    let bad = |message| Wrong {
+        status: StatusCode::BAD_REQUEST,
+        code: "bad_message",
+        message,
     };
-    let message = match protocol::parse(text) {
-        Ok(message) => message,
-        Err(invalid) => return bad(&invalid.problem.message),
-    };
+    let text = str::from_utf8(&body).map_err(|_| bad("a message is UTF-8".into()))?;
+    let message = protocol::parse(text).map_err(|invalid| bad(invalid.problem.message.into()))?;
     if OWN_TYPES.contains(&&*message.kind) {
-        return bad("this type is one of the server's own: take another");
+        return Err(bad(
+            "this type is one of the server's own: take another".into()
+        ));
     }
     let receiver = match message.receiver {
         Receiver::All => None,
         Receiver::Session(id) => Some(id),
         Receiver::Server | Receiver::Unknown(_) => {
-            return bad(r#"receiver must be "all" or a session id"#);
+            return Err(bad(r#"receiver must be "all" or a session id"#.into()));
         }
     };
     let frame = protocol::announced(&message, receiver);
-    let found = find(room, |room| {
-        anteroom.shared().rooms.announce(room, receiver, &frame)
-    });
-    match found {
-        Err(refusal) => refusal,
-        Ok((_, 0)) => problem(
-            StatusCode::NOT_FOUND,
-            "unknown_receiver",
-            "no such session in this room",
-        ),
-        Ok((_, receivers)) => {
-            let traffic = &anteroom.shared().metrics.traffic;
-            traffic.deliveries.inc_by(receivers as u64);
-            json(&serde_json::json!({ "receivers": receivers }))
-        }
+    let shared = anteroom.shared();
+    let (_, receivers) = find(room, |room| shared.rooms.announce(room, receiver, &frame))?;
+    if receivers == 0 {
+        return Err(UNKNOWN_SESSION);
     }
+    shared.metrics.traffic.deliveries.inc_by(receivers as u64);
+    Ok(json(&serde_json::json!({ "receivers": receivers })))
 }
 
 fn drain(anteroom: Anteroom) -> Response {
@@ -232,20 +222,54 @@ fn drain(anteroom: Anteroom) -> Response {
     json(&serde_json::json!({ "sessions": anteroom.sessions() }))
 }
 
-/// What there is of a room, or the refusal that says that there is none.
+/// What there is of a room.
 fn find<T>(
     room: Result<RoomName, &'static str>,
     look: impl FnOnce(&RoomName) -> Option<T>,
-) -> Result<(RoomName, T), Response> {
-    let room = room.map_err(|message| problem(StatusCode::BAD_REQUEST, "bad_room", message))?;
-    match look(&room) {
-        Some(found) => Ok((room, found)),
-        None => Err(problem(
-            StatusCode::NOT_FOUND,
-            "unknown_room",
-            "no such room",
-        )),
+) -> Result<(RoomName, T), Wrong> {
+    let room = room.map_err(|message| Wrong {
+        status: StatusCode::BAD_REQUEST,
+        code: "bad_room",
+        message: message.into(),
+    })?;
+    let found = look(&room).ok_or(Wrong {
+        status: StatusCode::NOT_FOUND,
+        code: "unknown_room",
+        message: "no such room".into(),
+    })?;
+    Ok((room, found))
+}
+
+/// What is wrong with a request.
+struct Wrong {
+    status: StatusCode,
+    /// Stable.
+    code: &'static str,
+    /// For people.
+    message: Cow<'static, str>,
+}
+
+const UNKNOWN_SESSION: Wrong = Wrong {
+    status: StatusCode::NOT_FOUND,
+    code: "unknown_receiver",
+    message: Cow::Borrowed("no such session in this room"),
+};
+
+impl Reply for Wrong {
+    fn into_response(self) -> Response {
+        let Wrong {
+            status,
+            code,
+            message,
+        } = self;
+        let mut response = json(&serde_json::json!({ "code": code, "message": message }));
+        *response.status_mut() = status;
+        response
     }
+}
+
+fn answer(result: Result<Response, Wrong>) -> Response {
+    result.unwrap_or_else(Wrong::into_response)
 }
 
 /// Why somebody is no operator.
@@ -303,37 +327,58 @@ fn is_operator(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized>
 
 /// Says why no route took the request.
 async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
-    let refusal = if let Some(unauthorized) = rejection.find::<Unauthorized>() {
+    let (status, code, message) = if let Some(unauthorized) = rejection.find() {
         match unauthorized {
-            Unauthorized::Token => {
-                let message =
-                    "give the secret of --admin-token-file: Authorization: Bearer <secret>";
-                let mut refusal = problem(StatusCode::UNAUTHORIZED, "unauthorized", message);
-                let challenge = HeaderValue::from_static("Bearer");
-                refusal.headers_mut().insert(WWW_AUTHENTICATE, challenge);
-                refusal
-            }
-            Unauthorized::Page => {
-                let message = "this is not for pages of other origins, nor for names of this machine \
-                               other than localhost: set --admin-token-file to use others";
-                problem(StatusCode::FORBIDDEN, "forbidden", message)
-            }
+            Unauthorized::Token => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "give the secret of --admin-token-file: Authorization: Bearer <secret>",
+            ),
+            Unauthorized::Page => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "this is not for pages of other origins, nor for names of this machine other than \
+                 localhost: set --admin-token-file to use others",
+            ),
         }
     } else if rejection.find::<PayloadTooLarge>().is_some() {
-        let message = "the message is over --max-message-bytes";
-        problem(StatusCode::PAYLOAD_TOO_LARGE, "bad_message", message)
-    } else if rejection.find::<reject::LengthRequired>().is_some() {
-        let message = "the message must come with its Content-Length";
-        problem(StatusCode::LENGTH_REQUIRED, "bad_message", message)
+        (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "bad_message",
+            "the message is over --max-message-bytes",
+        )
+    } else if rejection.find::<LengthRequired>().is_some() {
+        (
+            StatusCode::LENGTH_REQUIRED,
+            "bad_message",
+            "the message must come with its Content-Length",
+        )
     } else if rejection.find::<MethodNotAllowed>().is_some() {
-        let message = "another method is needed here";
-        problem(StatusCode::METHOD_NOT_ALLOWED, "bad_method", message)
+        (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "bad_method",
+            "another method is needed here",
+        )
     } else {
-        let message = "nothing here: there are /metrics, /health, /ready, /rooms, /rooms/{room}, \
-                       /rooms/{room}/sessions/{id}, /rooms/{room}/messages, /drain, and the page at /";
-        problem(StatusCode::NOT_FOUND, "not_found", message)
+        (
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "nothing here: there are /metrics, /health, /ready, /rooms, /rooms/{room}, \
+             /rooms/{room}/sessions/{id}, /rooms/{room}/messages, /drain, and the page at /",
+        )
     };
-    Ok(refusal)
+    let message = message.into();
+    let mut response = Wrong {
+        status,
+        code,
+        message,
+    }
+    .into_response();
+    if status == StatusCode::UNAUTHORIZED {
+        let challenge = HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
+    Ok(response)
 }
 
 fn line(status: StatusCode, message: &'static str) -> Response {
@@ -344,11 +389,5 @@ fn json(answer: &impl Serialize) -> Response {
     let mut response = warp::reply::json(answer).into_response();
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-fn problem(status: StatusCode, code: &str, message: &str) -> Response {
-    let mut response = json(&serde_json::json!({ "code": code, "message": message }));
-    *response.status_mut() = status;
     response
 }

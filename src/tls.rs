@@ -1,6 +1,10 @@
 //! TLS 1.2 and 1.3 (RFC 5246, RFC 8446), with a certificate that can be changed while the server runs.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio::net::TcpStream;
 use tokio_rustls::{
@@ -71,13 +75,13 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-impl std::fmt::Debug for Certificate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Certificate")
     }
 }
 
-fn read(cert: &PathBuf, key: &PathBuf) -> io::Result<CertifiedKey> {
+fn read(cert: &Path, key: &Path) -> io::Result<CertifiedKey> {
     let (cert_file, key_file) = (cert.display(), key.display());
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&read_file(cert)?)
         .collect::<Result<_, _>>()

@@ -1,13 +1,10 @@
 // The client of an anteroom server: `join` enters a room, `Mesh` connects everybody in it directly.
 // A plain ES module without dependencies, for browsers and for whatever else has WebSocket.
 
-/** The first wait before connecting again, in milliseconds; each further one is twice as long. */
-const FIRST_DELAY = 500;
-/** The longest wait before connecting again, in milliseconds; only the server may ask for more. */
-const LONGEST_DELAY = 30_000;
-/** The longest wait that the server may ask for, in milliseconds. */
-const LONGEST_ASKED = 3_600_000;
-/** A connection that lasted this long was a good one: the waits begin anew, in milliseconds. */
+/** The waits before connecting again, in ms: the first, from which on each is twice as long, the
+ * longest, and the longest that the server may ask for. */
+const [FIRST_DELAY, LONGEST_DELAY, LONGEST_ASKED] = [500, 30_000, 3_600_000];
+/** After a connection that lasted so long, in ms, the waits begin anew. */
 const SETTLED = 10_000;
 /** How much may wait to be sent, or to be handed out, in bytes. */
 const QUEUE_BYTES = 1 << 20;
@@ -35,8 +32,7 @@ const QUEUE_BYTES = 1 << 20;
 /** What the server says of a message that it has delivered: to how many.
  * @typedef {{ receivers: number }} Receipt */
 
-/**
- * The events of a `Room`, by type, with what is in their `detail`. `peerjoin` is told of everyone,
+/** The events of a `Room`, by type, with what is in their `detail`. `peerjoin` is told of everyone,
  * be it at the opening or later; `peerleave` when a session goes, is missed after a reconnection,
  * or when the room is closed. `error` is what belongs to no promise.
  * @typedef {object} RoomEvents
@@ -45,44 +41,38 @@ const QUEUE_BYTES = 1 << 20;
  * @property {Peer} peerleave
  * @property {Message} message
  * @property {RoomError} error
- * @property {OnTheWire} wire
- */
+ * @property {OnTheWire} wire */
 
-/**
- * Where rooms are, and how patient one is. `url` is the server's address, with `http` or `ws`; it can
- * be left out where the server itself has served this module, not where it was copied or bundled. After `silence` ms without a word the server
- * is asked for one; after `timeout` ms without an answer the connection is given up.
- * @typedef {{ url?: string | URL, silence?: number, timeout?: number }} JoinOptions
- */
+/** Where rooms are, and how patient one is. `url` is the server's address, with `http` or `ws`; it can
+ * be left out where the server has served this module, not where it was copied or bundled. `token`
+ * is the JSON Web Token that admits, or a function that is asked for one before each connection.
+ * After `silence` ms without a word the server is asked for one; after `timeout` ms without an
+ * answer the connection is given up.
+ * @typedef {{ url?: string | URL, token?: string | (() => string), silence?: number,
+ *   timeout?: number }} JoinOptions */
 
-/**
- * An EventTarget that knows its events.
+/** An EventTarget that knows its events.
  * @template Events
  * @typedef {Omit<EventTarget, "addEventListener" | "removeEventListener"> & {
  *   addEventListener<Type extends keyof Events>(type: Type, listener: Listener<Events[Type]>,
  *     options?: boolean | AddEventListenerOptions): void,
  *   removeEventListener<Type extends keyof Events>(type: Type, listener: Listener<Events[Type]>,
  *     options?: boolean | EventListenerOptions): void,
- * }} TypedTarget
- */
+ * }} TypedTarget */
 
-/**
- * @template Detail
+/** @template Detail
  * @typedef {((event: CustomEvent<Detail>) => void)
- *   | { handleEvent(event: CustomEvent<Detail>): void } | null} Listener
- */
+ *   | { handleEvent(event: CustomEvent<Detail>): void } | null} Listener */
 
 /** The first line is what the server says, the second what this module says for itself;
  * `connection_lost` is said of what was sent, and nobody knows whether it arrived.
  * @typedef {"bad_message" | "unknown_receiver" | "empty_room" | "unknown_request" | "rate_limited"
- *   | "closed" | "connection_lost" | "message_too_large" | "not_open" | "queue_full"} ErrorCode */
+ *   | "not_allowed" | "closed" | "connection_lost" | "message_too_large" | "not_open" | "queue_full"} ErrorCode */
 
 /** Why something was not done. */
 export class RoomError extends Error {
-  /**
-   * @param {ErrorCode} code
-   * @param {string} message
-   */
+  /** @param {ErrorCode} code
+   * @param {string} message */
   constructor(code, message) {
     super(message);
     this.name = "RoomError";
@@ -91,13 +81,11 @@ export class RoomError extends Error {
   }
 }
 
-/**
- * Enters a room. The room connects, and connects again whenever that is needed, until `leave()`.
+/** Enters a room. The room connects, and connects again whenever that is needed, until `leave()`.
  * @param {string} room its name, 1 to 128 bytes of UTF-8 without control characters
  * @param {JoinOptions} [options]
  * @returns {Room}
- * @throws {TypeError} if the name or the address cannot be
- */
+ * @throws {TypeError} if the name or the address cannot be */
 export function join(room, options) {
   return new Room(room, options);
 }
@@ -107,6 +95,7 @@ const RoomTarget = /** @type {new () => TypedTarget<RoomEvents>} */ (EventTarget
 /** A room, as one session in it sees it. Made by `join`. */
 export class Room extends RoomTarget {
   #url;
+  #admission;
   #silence;
   #timeout;
   /** @type {WebSocket | null} The connection that counts; events of others are stale. */
@@ -144,13 +133,12 @@ export class Room extends RoomTarget {
   #timer;
   #listening = new AbortController();
 
-  /**
-   * @param {string} name
-   * @param {JoinOptions} [options]
-   */
-  constructor(name, { url, silence = 25_000, timeout = 10_000 } = {}) {
+  /** @param {string} name
+   * @param {JoinOptions} [options] */
+  constructor(name, { url, token, silence = 25_000, timeout = 10_000 } = {}) {
     super();
     this.#url = address(name, url ?? new URL(".", import.meta.url));
+    this.#admission = typeof token === "function" ? token : () => token;
     this.#silence = silence;
     this.#timeout = timeout;
     this.#connect();
@@ -181,8 +169,7 @@ export class Room extends RoomTarget {
     return this.#state;
   }
 
-  /**
-   * Sends a message; while there is no connection, it waits for one. Nobody needs to look at the
+  /** Sends a message; while there is no connection, it waits for one. Nobody needs to look at the
    * promise: where it is ignored, so is its rejection. The server's own answers are not messages:
    * `send("server", "ping")` is kept when the answer is there.
    * @param {string} receiver a session's id, `"all"` or `"server"`
@@ -190,8 +177,7 @@ export class Room extends RoomTarget {
    * @param {unknown} [data] whatever JSON can say
    * @param {{ signal?: AbortSignal }} [options] aborted, the message is not sent if it still waits
    * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if JSON cannot say
-   *   `data`, or with the signal's reason when it is the turn of a message that was taken back
-   */
+   *   `data`, or with the signal's reason when it is the turn of a message that was taken back */
   send(receiver, type, data, { signal } = {}) {
     const receipt = new Promise((resolve, reject) => {
       const ref = ++this.#lastRef;
@@ -211,22 +197,18 @@ export class Room extends RoomTarget {
     return receipt;
   }
 
-  /**
-   * Sends a message to everyone else in the room. Rejects with `empty_room` where there is nobody.
+  /** Sends a message to everyone else in the room. Rejects with `empty_room` where there is nobody.
    * @param {string} type
    * @param {unknown} [data]
-   * @returns {Promise<Receipt>}
-   */
+   * @returns {Promise<Receipt>} */
   broadcast(type, data) {
     return this.send("all", type, data);
   }
 
-  /**
-   * Sends a text exactly as it is, for debugging. The answer is seen with the event `wire`.
+  /** Sends a text exactly as it is, for debugging. The answer is seen with the event `wire`.
    * @param {string} text
    * @throws {RoomError} if the room is not open, the text longer than the server takes, or too much
-   *   waits already
-   */
+   *   waits already */
   sendRaw(text) {
     if (this.#state !== "open") throw new RoomError("not_open", "there is no connection just now");
     const bytes = byteLength(text);
@@ -244,7 +226,9 @@ export class Room extends RoomTarget {
 
   #connect() {
     const url = new URL(this.#url);
-    if (this.#token) url.search = `resume=${this.#token}&received=${this.#received}`;
+    const token = this.#admission();
+    if (token) url.searchParams.set("token", token);
+    if (this.#token) url.search += `&resume=${this.#token}&received=${this.#received}`;
     const socket = new WebSocket(url, "anteroom.v1");
     this.#socket = socket;
     socket.addEventListener("open", () => {
@@ -434,10 +418,8 @@ export class Room extends RoomTarget {
     if (this.#state === "open") this.#wait(this.#silence, () => this.#ping());
   }
 
-  /**
-   * @param {Message} message
-   * @param {number} bytes
-   */
+  /** @param {Message} message
+   * @param {number} bytes */
   #take(message, bytes) {
     const { type, sender, receiver } = message;
     if (typeof type !== "string" || typeof sender !== "string") throw new TypeError("no message");
@@ -475,12 +457,10 @@ export class Room extends RoomTarget {
     else this.#emit("message", message);
   }
 
-  /**
-   * The roster is here: what differs from what was known has come or gone.
+  /** The roster is here: what differs from what was known has come or gone.
    * @param {string} id
    * @param {{ peers: { id: string, data: unknown }[], iceServers: RTCIceServer[],
-   *   resume: { token: string } | null, limits: { messageBytes: number } }} data
-   */
+   *   resume: { token: string } | null, limits: { messageBytes: number } }} data */
   #greeted(id, { peers, iceServers, resume, limits }) {
     const early = this.#early;
     this.#early = null;
@@ -529,21 +509,17 @@ export class Room extends RoomTarget {
     return receipt;
   }
 
-  /**
-   * @template {keyof RoomEvents} Type
+  /** @template {keyof RoomEvents} Type
    * @param {Type} type
-   * @param {RoomEvents[Type]} detail
-   */
+   * @param {RoomEvents[Type]} detail */
   #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 }
 
-/**
- * The address of a room's WebSocket.
+/** The address of a room's WebSocket.
  * @param {string} name
- * @param {string | URL} server
- */
+ * @param {string | URL} server */
 function address(name, server) {
   const bytes = byteLength(name);
   if (bytes < 1 || bytes > 128) {
@@ -570,8 +546,7 @@ function byteLength(text) {
   return new TextEncoder().encode(text).length;
 }
 
-/**
- * The events of a `Mesh`, by type, with what is in their `detail`.
+/** The events of a `Mesh`, by type, with what is in their `detail`.
  * @typedef {object} MeshEvents
  * @property {{ peer: MeshPeer }} connect there is a connection to somebody, though not yet open
  * @property {{ peer: MeshPeer }} disconnect it is torn down, with its channels: somebody has left,
@@ -580,8 +555,7 @@ function byteLength(text) {
  * @property {{ peer: MeshPeer, track: MediaStreamTrack, streams: readonly MediaStream[] }} track
  * @property {{ peer: MeshPeer, channel: RTCDataChannel }} datachannel there is a channel: the one
  *   labelled `mesh`, or one that somebody has made
- * @property {{ id: string, error: unknown }} error what a session sent, or did, made no sense
- */
+ * @property {{ id: string, error: unknown }} error what a session sent, or did, made no sense */
 
 /** Bits per second since the last question (or the beginning), milliseconds, `null` where they are
  * not known, and whether a TURN server is between.
@@ -595,15 +569,13 @@ const FIRST_OFFER = 5000;
 /** How many signals of one session may wait to be taken in. */
 const WAITING = 256;
 
-/**
- * A direct connection to everyone in a room, who have a mesh, too, or speak as simply: messages
+/** A direct connection to everyone in a room, who have a mesh, too, or speak as simply: messages
  * `offer` and `answer` with an RTCSessionDescription, `candidate` with an RTCIceCandidate. Whoever
- * was here first makes the first offer; from then on negotiation is "perfect" (WebRTC, W3C
- * Recommendation, section 10.7), and the smaller id is polite: where two offers meet, it yields.
+ * was here first makes the first offer; then negotiation is "perfect" (WebRTC, section 10.7), and
+ * the smaller id is polite: where two offers meet, it yields.
  *
  * The first offer has room for sound, a picture and data, so that one exchange is enough for who
- * cannot negotiate again. Its data channel, labelled `mesh`, is told of on both sides.
- */
+ * cannot negotiate again. Its data channel, labelled `mesh`, is told of on both sides. */
 export class Mesh extends MeshTarget {
   #room;
   #configuration;
@@ -616,13 +588,11 @@ export class Mesh extends MeshTarget {
   #negotiations = new Map();
   #listening = new AbortController();
 
-  /**
-   * @param {Room} room just joined: an offer that came before would be missed
+  /** @param {Room} room just joined: an offer that came before would be missed
    * @param {object} [options]
    * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
    * @param {number} [options.maxPeers] how many connections there may be; who comes when there are
-   *   so many stays without one
-   */
+   *   so many stays without one */
   constructor(room, { configuration = {}, maxPeers = 16 } = {}) {
     super();
     if (room.id !== null) {
@@ -646,23 +616,19 @@ export class Mesh extends MeshTarget {
     return this.#peers;
   }
 
-  /**
-   * Sends a track to everyone, now and later.
+  /** Sends a track to everyone, now and later.
    * @param {MediaStreamTrack} track
-   * @param {...MediaStream} streams what it belongs to on the other side
-   */
+   * @param {...MediaStream} streams what it belongs to on the other side */
   addTrack(track, ...streams) {
     if (this.#tracks.has(track)) throw new Error("this track is being sent already");
     this.#tracks.set(track, streams);
     for (const negotiation of this.#negotiations.values()) negotiation.addTrack(track, streams);
   }
 
-  /**
-   * Sends another track in the place of one, without a negotiation: the other side sees no change
+  /** Sends another track in the place of one, without a negotiation: the other side sees no change
    * but the picture.
    * @param {MediaStreamTrack} old
-   * @param {MediaStreamTrack} track of the same kind
-   */
+   * @param {MediaStreamTrack} track of the same kind */
   replaceTrack(old, track) {
     const streams = this.#tracks.get(old);
     if (this.#tracks.has(track)) throw new Error("this track is being sent already");
@@ -685,10 +651,8 @@ export class Mesh extends MeshTarget {
     for (const id of this.#peers.keys()) this.#disconnect(id);
   }
 
-  /**
-   * @param {string} id
-   * @param {boolean} offers whether to make the first offer
-   */
+  /** @param {string} id
+   * @param {boolean} offers whether to make the first offer */
   #connect(id, offers) {
     if (this.#peers.size >= this.#maxPeers) {
       const error = new Error(`no connection: there are ${this.#maxPeers} already`);
@@ -739,11 +703,9 @@ export class Mesh extends MeshTarget {
     }
   }
 
-  /**
-   * @template {keyof MeshEvents} Type
+  /** @template {keyof MeshEvents} Type
    * @param {Type} type
-   * @param {MeshEvents[Type]} detail
-   */
+   * @param {MeshEvents[Type]} detail */
   #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
@@ -753,10 +715,8 @@ export class Mesh extends MeshTarget {
 export class MeshPeer {
   #measured = { at: performance.now(), bytesIn: 0, bytesOut: 0 };
 
-  /**
-   * @param {string} id
-   * @param {RTCPeerConnection} pc
-   */
+  /** @param {string} id
+   * @param {RTCPeerConnection} pc */
   constructor(id, pc) {
     /** The other's session id. @readonly */
     this.id = id;
@@ -770,10 +730,8 @@ export class MeshPeer {
     return this.pc.connectionState;
   }
 
-  /**
-   * How good the connection is.
-   * @returns {Promise<Quality>}
-   */
+  /** How good the connection is.
+   * @returns {Promise<Quality>} */
   async quality() {
     const stats = [...(await this.pc.getStats()).values()];
     const transport = stats.find(({ type }) => type === "transport");
@@ -820,12 +778,10 @@ class Negotiation {
   /** Whether there was something to offer meanwhile. */
   #hasToOffer = false;
 
-  /**
-   * @param {Room} room
+  /** @param {Room} room
    * @param {MeshPeer} peer
    * @param {boolean} offers whether to make the first offer, or to wait for the other's
-   * @param {<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]) => void} emit
-   */
+   * @param {<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]) => void} emit */
   constructor(room, peer, offers, emit) {
     this.#room = room;
     this.#emit = emit;
@@ -854,10 +810,8 @@ class Negotiation {
     pc.addEventListener("datachannel", ({ channel }) => emit("datachannel", { peer, channel }));
   }
 
-  /**
-   * @param {MediaStreamTrack} track
-   * @param {MediaStream[]} streams
-   */
+  /** @param {MediaStreamTrack} track
+   * @param {MediaStream[]} streams */
   addTrack(track, streams) {
     const { pc } = this.peer;
     // What has carried a track may carry another: each one more would stay in the description
@@ -879,10 +833,8 @@ class Negotiation {
     }
   }
 
-  /**
-   * @param {MediaStreamTrack} old
-   * @param {MediaStreamTrack} track
-   */
+  /** @param {MediaStreamTrack} old
+   * @param {MediaStreamTrack} track */
   replaceTrack(old, track) {
     const transceiver = this.#transceivers.get(old);
     if (!transceiver) return;
@@ -971,10 +923,8 @@ class Negotiation {
     });
   }
 
-  /**
-   * @param {string} type
-   * @param {RTCSessionDescriptionInit | RTCIceCandidate | null} data
-   */
+  /** @param {string} type
+   * @param {RTCSessionDescriptionInit | RTCIceCandidate | null} data */
   #signal(type, data) {
     this.#try(() => this.#room.send(this.peer.id, type, data, { signal: this.#open.signal }));
   }

@@ -11,23 +11,19 @@ const CAMERA = { width: { ideal: 640 }, height: { ideal: 360 }, frameRate: { ide
 /** Width to height of a tile, at the least and at the most. */
 const [TALLEST, WIDEST] = [4 / 3, 16 / 9];
 
-/**
- * Starts the call's part of the page.
+/** Starts the call's part of the page.
  * @param {Room} room
  * @param {Mesh} mesh
- * @param {People} people
- */
+ * @param {People} people */
 export function startCall(room, mesh, people) {
   showTiles(room, mesh, people, sendMedia(room, mesh, people));
 }
 
-/**
- * The three buttons, and what they send: one stream, with one sound and one picture at most, the
+/** The three buttons, and what they send: one stream, with one sound and one picture at most, the
  * screen in the place of the camera.
  * @param {Room} room
  * @param {Mesh} mesh
- * @param {People} people
- */
+ * @param {People} people */
 function sendMedia(room, mesh, people) {
   const sent = new MediaStream();
   /** @type {Record<"microphone" | "camera" | "screen", MediaStreamTrack | null>} */
@@ -141,13 +137,11 @@ function explain(name, error) {
   }
 }
 
-/**
- * A tile for everyone, as large as there is room for.
+/** A tile for everyone, as large as there is room for.
  * @param {Room} room
  * @param {Mesh} mesh
  * @param {People} people
- * @param {MediaStream} sent
- */
+ * @param {MediaStream} sent */
 function showTiles(room, mesh, people, sent) {
   /** @type {Map<string, Record<"tile" | "face" | "label", HTMLElement> & { video: HTMLVideoElement }>} */
   const tiles = new Map();

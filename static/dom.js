@@ -5,13 +5,11 @@
  * @returns {any} */
 export const $ = (id) => document.getElementById(id);
 
-/**
- * Makes an element.
+/** Makes an element.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
  * @param {Record<string, any>} [properties] set on the element; `dataset` entry by entry
- * @param {...(Node | string)} children
- */
+ * @param {...(Node | string)} children */
 export function element(tag, { dataset = {}, ...properties } = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   Object.assign(made.dataset, dataset);
@@ -30,12 +28,10 @@ export function icon(name) {
   return svg;
 }
 
-/**
- * Puts an item at the end of a list of at most `limit`, and in view if the end was in view.
+/** Puts an item at the end of a list of at most `limit`, and in view if the end was in view.
  * @param {HTMLElement} list
  * @param {HTMLElement} item
- * @param {number} limit
- */
+ * @param {number} limit */
 export function append(list, item, limit) {
   const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
   list.append(item);
@@ -43,21 +39,17 @@ export function append(list, item, limit) {
   if (atEnd) list.scrollTop = list.scrollHeight;
 }
 
-/**
- * Listens to several types of events.
+/** Listens to several types of events.
  * @param {any} target
  * @param {string} types with spaces between
  * @param {(event: any) => void} listener
- * @param {AddEventListenerOptions} [options]
- */
+ * @param {AddEventListenerOptions} [options] */
 export function on(target, types, listener, options) {
   for (const type of types.split(" ")) target.addEventListener(type, listener, options);
 }
 
-/**
- * Does something soon, once for however many times it is asked for meanwhile.
- * @param {() => void} work
- */
+/** Does something soon, once for however many times it is asked for meanwhile.
+ * @param {() => void} work */
 export function soon(work) {
   let waits = false;
   return () => {

@@ -14,18 +14,16 @@ const AHEAD = 1024 * 1024;
 const LARGEST = 2 ** 30;
 /** How many files of one sender may be under way, or wait to be accepted. */
 const AT_ONCE = 8;
-/** How long the other side may say nothing, in milliseconds; people may think longer. */
+/** How long the other side may say nothing, in ms; people may think longer. */
 const [SILENCE, THOUGHT] = [60_000, 600_000];
-/** How long a saved file is kept for the browser to read, in milliseconds. */
+/** How long a saved file is kept for the browser to read, in ms. */
 const SAVING = 60_000;
 
-/**
- * Offers a file to somebody.
+/** Offers a file to somebody.
  * @param {Mesh} mesh
  * @param {MeshPeer} peer
  * @param {File} file
- * @returns {HTMLElement} shows how it goes
- */
+ * @returns {HTMLElement} shows how it goes */
 export function sendFile(mesh, peer, file) {
   const channel = peer.pc.createDataChannel("file");
   const line = new Line(file.name, file.size);
@@ -56,12 +54,10 @@ export function sendFile(mesh, peer, file) {
   return line.item;
 }
 
-/**
- * Writes a file into a channel, no faster than it is taken, until the channel closes.
+/** Writes a file into a channel, no faster than it is taken, until the channel closes.
  * @param {File} file
  * @param {RTCDataChannel} channel
- * @param {(sent: number) => void} progress
- */
+ * @param {(sent: number) => void} progress */
 async function pour(file, channel, progress) {
   channel.bufferedAmountLowThreshold = AHEAD / 2;
   for (let from = 0; from < file.size; from += AHEAD) {
@@ -78,11 +74,9 @@ async function pour(file, channel, progress) {
   }
 }
 
-/**
- * Takes the files that others offer, if the user wants them.
+/** Takes the files that others offer, if the user wants them.
  * @param {Mesh} mesh
- * @param {(id: string, item: HTMLElement) => void} show
- */
+ * @param {(id: string, item: HTMLElement) => void} show */
 export function receiveFiles(mesh, show) {
   /** @type {WeakMap<MeshPeer, number>} */
   const underWay = new WeakMap();
@@ -97,13 +91,11 @@ export function receiveFiles(mesh, show) {
   });
 }
 
-/**
- * @param {Mesh} mesh
+/** @param {Mesh} mesh
  * @param {MeshPeer} peer
  * @param {RTCDataChannel} channel
  * @param {(item: HTMLElement) => void} show
- * @param {() => void} over
- */
+ * @param {() => void} over */
 function receive(mesh, peer, channel, show, over) {
   channel.binaryType = "arraybuffer";
   /** @type {"header" | "offered" | "coming" | "whole"} */
@@ -168,10 +160,8 @@ function receive(mesh, peer, channel, show, over) {
   }, { signal: transfer.signal });
 }
 
-/**
- * The header that somebody has sent, if it is one.
- * @param {unknown} data
- */
+/** The header that somebody has sent, if it is one.
+ * @param {unknown} data */
 function headerOf(data) {
   try {
     const { name, size } = JSON.parse(String(data));
@@ -195,13 +185,11 @@ class Transfer {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #patience;
 
-  /**
-   * @param {Mesh} mesh
+  /** @param {Mesh} mesh
    * @param {MeshPeer} peer
    * @param {RTCDataChannel} channel
    * @param {number} patience
-   * @param {(why: string, well: boolean) => void} ended
-   */
+   * @param {(why: string, well: boolean) => void} ended */
   constructor(mesh, peer, channel, patience, ended) {
     this.#channel = channel;
     this.#ended = ended;
@@ -238,10 +226,8 @@ class Line {
   #bar;
   #buttons = element("span", { className: "buttons" });
 
-  /**
-   * @param {string} name
-   * @param {number} bytes
-   */
+  /** @param {string} name
+   * @param {number} bytes */
   constructor(name, bytes) {
     this.#bar = element("progress", { max: bytes || 1, value: 0, hidden: true, ariaLabel: name });
     const what = element("span", { className: "words" }, `${name} (${size(bytes)})`);
@@ -261,10 +247,8 @@ class Line {
     this.#bar.value = bytes;
   }
 
-  /**
-   * @param {string} name
-   * @param {() => void} clicked
-   */
+  /** @param {string} name
+   * @param {() => void} clicked */
   button(name, clicked) {
     this.#buttons.append(element("button", { type: "button", dataset: { name }, onclick: clicked }, name));
   }

@@ -14,12 +14,13 @@ const KINDS = ["Amber", "Calm", "Early", "Gentle", "Hazel", "Lucky", "Merry", "Q
 const ANIMALS = ["Badger", "Crane", "Falcon", "Heron", "Lynx", "Otter", "Robin", "Swift", "Wren"];
 
 let myName = rememberedName();
-const asked = new URLSearchParams(location.search).get("room");
+const query = new URLSearchParams(location.search);
+const asked = query.get("room");
 if (asked === null) {
   showEntrance("");
 } else {
   try {
-    enter(join(asked), asked);
+    enter(join(asked, { token: query.get("token") ?? "" }), asked);
   } catch (/** @type {any} */ error) {
     showEntrance(`Cannot enter: ${error.message}.`);
   }
@@ -35,10 +36,8 @@ function showEntrance(refused) {
   on($("enter"), "submit", () => rename($("your-name").value));
 }
 
-/**
- * @param {Room} room
- * @param {string} name
- */
+/** @param {Room} room
+ * @param {string} name */
 function enter(room, name) {
   const mesh = new Mesh(room);
   const people = new People(room, myName);
@@ -114,12 +113,14 @@ function words(change) {
 
 async function invite() {
   const label = $("invite").querySelector("span");
+  // A token is nobody else's.
+  const link = new URL(`?room=${encodeURIComponent(asked ?? "")}`, location.href).href;
   try {
-    await navigator.clipboard.writeText(location.href);
+    await navigator.clipboard.writeText(link);
     label.textContent = "Copied";
   } catch {
     // Without https there is no clipboard for a page.
-    prompt("The invite link:", location.href);
+    prompt("The invite link:", link);
   }
   setTimeout(() => (label.textContent = "Copy invite link"), 3000);
 }

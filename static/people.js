@@ -7,7 +7,7 @@ import { $, element, icon, on, short, soon } from "./dom.js";
 /** What somebody says of themselves, in a message of type `profile`.
  * @typedef {{ name: string, microphone: boolean, camera: boolean, screen: boolean }} Profile */
 
-/** How often the quality of the connections is looked at, in milliseconds. */
+/** How often the quality of the connections is looked at, in ms. */
 const EVERY = 2000;
 /** How long a name may be. */
 const NAME_LENGTH = 40;
@@ -20,10 +20,8 @@ export class People extends EventTarget {
   /** @type {Profile} */
   #mine = { name: "", microphone: false, camera: false, screen: false };
 
-  /**
-   * @param {Room} room
-   * @param {string} name one's own
-   */
+  /** @param {Room} room
+   * @param {string} name one's own */
   constructor(room, name) {
     super();
     this.#room = room;
@@ -75,10 +73,11 @@ export class People extends EventTarget {
     return id === (this.#room.id ?? "") ? this.#mine : (this.#profiles.get(id) ?? profile(null));
   }
 
-  /** The name of a session, or the beginning of its id.
+  /** The name of a session: what its token says, what it says itself, or the beginning of its id.
    * @param {string} id */
   name(id) {
-    return this.profile(id).name || short(id);
+    const { user } = /** @type {any} */ (this.#room.peers.get(id)?.data ?? {});
+    return user || this.profile(id).name || short(id);
   }
 
   /** The name of a session with its colour.
@@ -111,12 +110,10 @@ function profile(data) {
   };
 }
 
-/**
- * Shows who is here, and the state of each connection.
+/** Shows who is here, and the state of each connection.
  * @param {Room} room
  * @param {Mesh} mesh
- * @param {People} people
- */
+ * @param {People} people */
 export function showPeople(room, mesh, people) {
   /** @type {Map<string, Quality>} */
   const qualities = new Map();

@@ -9,12 +9,10 @@ import { receiveFiles, sendFile } from "./files.js";
 /** How many lines the conversation keeps. */
 const LINES = 500;
 
-/**
- * Starts the conversation's part of the page.
+/** Starts the conversation's part of the page.
  * @param {Room} room
  * @param {Mesh} mesh
- * @param {People} people
- */
+ * @param {People} people */
 export function startTalk(room, mesh, people) {
   /** @param {HTMLElement} item */
   const show = (item) => {
@@ -94,13 +92,11 @@ export function startTalk(room, mesh, people) {
   };
 }
 
-/**
- * A line of the conversation.
+/** A line of the conversation.
  * @param {People} people
  * @param {string} sender
  * @param {string} receiver
- * @param {string} text
- */
+ * @param {string} text */
 function said(people, sender, receiver, text) {
   const item = element("div", {}, people.who(sender));
   if (receiver !== "all") item.append(element("small", {}, " only to ", people.who(receiver)));

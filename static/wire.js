@@ -19,11 +19,9 @@ const EXAMPLES = {
   "a mistake": () => ({ type: "chat", to: "all", data: "the field is called receiver" }),
 };
 
-/**
- * Starts the panel.
+/** Starts the panel.
  * @param {Room} room
- * @param {People} people
- */
+ * @param {People} people */
 export function startWire(room, people) {
   room.addEventListener("wire", ({ detail: { direction, text } }) => {
     const item = line(direction, text, people);
@@ -78,12 +76,10 @@ export function startWire(room, people) {
   });
 }
 
-/**
- * A message, in one line until it is opened.
+/** A message, in one line until it is opened.
  * @param {string} direction
  * @param {string} text
- * @param {People} people
- */
+ * @param {People} people */
 function line(direction, text, people) {
   const message = parse(text);
   const name = (/** @type {unknown} */ id) => (typeof id === "string" ? people.name(id) : "");

@@ -13,13 +13,13 @@ const ROWS = 500;
  * @type {[string, string, (value: number, rate: number) => string][]} */
 const TOTALS = [
   ["Sessions", "anteroom_sessions", (value) => value.toLocaleString()],
-  ["… without a connection", "anteroom_sessions_away", (value) => value.toLocaleString()],
+  ["Away", "anteroom_sessions_away", (value) => value.toLocaleString()],
   ["Rooms", "anteroom_rooms", (value) => value.toLocaleString()],
   ["Messages in", "anteroom_messages_received_total", (_, rate) => `${written(rate)}/s`],
   ["Deliveries", "anteroom_deliveries_total", (_, rate) => `${written(rate)}/s`],
   ["Bytes in", "anteroom_received_bytes_total", (_, rate) => `${written(rate)}B/s`],
   ["Bytes out", "anteroom_sent_bytes_total", (_, rate) => `${written(rate)}B/s`],
-  ["Waiting to be sent", "anteroom_outbox_bytes", (value) => `${written(value)}B`],
+  ["Waiting", "anteroom_outbox_bytes", (value) => `${written(value)}B`],
 ];
 
 /** A number with a unit prefix.
@@ -136,7 +136,7 @@ async function showSessions() {
       element("td", {}, close));
   });
   replace($("sessions"), rows);
-  $("room").textContent = `Sessions in ${room}`;
+  $("whose").textContent = `Sessions in ${room}`;
   $("choose").textContent = sessions.length > ROWS ? `and ${sessions.length - ROWS} more` : "";
 }
 

@@ -59,9 +59,9 @@ pub struct Browser {
     pub folder: PathBuf,
 }
 
-/// The browser's own process, by its id while it runs, and its folder: ended and removed also
+/// The browser's own process, by its id while it runs, and its folders: ended and removed also
 /// where a test fails.
-struct Process(String, PathBuf);
+struct Process(String, [Option<PathBuf>; 2]);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -70,7 +70,9 @@ impl Drop for Process {
             kill.expect("kill is there");
         }
         // What a process that is just ending still writes may stay.
-        let _ = std::fs::remove_dir_all(&self.1);
+        for folder in self.1.iter().flatten() {
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
 }
 
@@ -100,7 +102,43 @@ impl WebDriverCompatibleCommand for Chrome {
 
 impl Browser {
     pub async fn start() -> Browser {
-        let mut driver = Command::new("chromedriver")
+        Browser::start_at_home(None).await
+    }
+
+    /// A browser that trusts the certificates of an authority, too, given as PEM.
+    pub async fn trusting(authority: &str) -> Browser {
+        let name = format!("anteroom-home-{}", std::process::id());
+        let home = std::env::temp_dir().join(name);
+        let database = home.join(".pki/nssdb");
+        std::fs::create_dir_all(&database).unwrap();
+        let file = home.join("authority.pem");
+        std::fs::write(&file, authority).unwrap();
+        let database = format!("sql:{}", database.display());
+        for arguments in [
+            &["-N", "--empty-password"][..],
+            &[
+                "-A",
+                "-n",
+                "tests",
+                "-t",
+                "C,,",
+                "-i",
+                file.to_str().unwrap(),
+            ],
+        ] {
+            let mut certutil = Command::new("certutil");
+            let status = certutil.args(["-d", &database]).args(arguments).status();
+            assert!(status.await.expect("certutil is installed").success());
+        }
+        Browser::start_at_home(Some(home)).await
+    }
+
+    async fn start_at_home(home: Option<PathBuf>) -> Browser {
+        let mut command = Command::new("chromedriver");
+        if let Some(home) = &home {
+            command.env("HOME", home);
+        }
+        let mut driver = command
             .arg("--port=0")
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -139,7 +177,7 @@ impl Browser {
         let process = client.capabilities().unwrap()["goog:processID"].to_string();
         Browser {
             client,
-            process: Process(process, folder.clone()),
+            process: Process(process, [Some(folder.clone()), home]),
             driver,
             folder,
         }
@@ -258,6 +296,12 @@ impl Tab<'_> {
     pub async fn press(&self, keys: &str) {
         let element = self.client().await.active_element().await.unwrap();
         element.send_keys(keys).await.unwrap();
+    }
+
+    /// Saves a picture of the tab.
+    pub async fn screenshot(&self, path: &str) {
+        let picture = self.client().await.screenshot().await.unwrap();
+        std::fs::write(path, picture).unwrap();
     }
 
     /// The text of an element, as it is seen.

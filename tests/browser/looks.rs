@@ -9,7 +9,7 @@ use super::{
 use crate::support::TestServer;
 
 /// What axe-core finds serious or worse.
-async fn serious(tab: &Tab<'_>, axe: &str) -> Vec<String> {
+pub async fn serious(tab: &Tab<'_>, axe: &str) -> Vec<String> {
     tab.run(&format!(
         "if (!globalThis.axe) {{ {axe}; globalThis.axe = axe; }}"
     ))

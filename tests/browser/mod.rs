@@ -10,6 +10,7 @@
 //! | `files` | a file from one browser to another |
 //! | `returning` | the server lost and found again |
 //! | `module` | the client module alone: promises, refusals, and the README's page |
+//! | `operating` | TLS, tokens and TURN, and the page for operators |
 //! | `looks` | accessibility, sizes, and what the browser forbids |
 
 mod calling;
@@ -17,5 +18,6 @@ mod driver;
 mod files;
 mod looks;
 mod module;
+mod operating;
 mod returning;
 mod talking;

@@ -30,7 +30,7 @@ async fn rename(tab: &Tab<'_>, name: &str) {
     tab.press("\n").await;
 }
 
-async fn until_heard(tab: &Tab<'_>, words: &str) {
+pub async fn until_heard(tab: &Tab<'_>, words: &str) {
     tab.until(&format!(
         "[...document.querySelectorAll('#said .words')].some((item) => item.textContent === {words:?})"
     ))

@@ -1,62 +1,15 @@
 //! The admin listener: who is answered, what operators see and do, and what backends say.
 
 use anteroom::{Config, Server};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
 
-use crate::support::{Client, File, Program, Raw, TestServer, eventually, within_deadline};
+use crate::support::{
+    Answer, Client, File, Program, Raw, TestServer, eventually, operator_with as ask,
+    within_deadline,
+};
 
 const SECRET: &str = "the operators' secret, which is long enough";
-
-/// An answer of the admin listener.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    /// In lower case.
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap()
-    }
-
-    /// The code of an error.
-    fn code(&self) -> (u16, String) {
-        let error = self.json();
-        assert!(!error["message"].as_str().unwrap().is_empty());
-        (self.status, error["code"].as_str().unwrap().into())
-    }
-}
-
-/// A request with `more` headers, each with its end of line.
-async fn ask(server: &TestServer, method: &str, path: &str, more: &str, body: &str) -> Answer {
-    let address = server.admin.unwrap();
-    let host = if more.contains("Host:") {
-        String::new()
-    } else {
-        format!("Host: {address}\r\n")
-    };
-    let length = match method {
-        "POST" => format!("Content-Length: {}\r\n", body.len()),
-        _ => String::new(),
-    };
-    let mut raw = Raw {
-        stream: TcpStream::connect(address).await.unwrap(),
-    };
-    raw.write(format!(
-        "{method} {path} HTTP/1.1\r\nConnection: close\r\n{host}{more}{length}\r\n{body}"
-    ))
-    .await;
-    let head = raw.read_head().await.to_ascii_lowercase();
-    let body = String::from_utf8(raw.read_to_end().await).unwrap();
-    Answer {
-        status: head[9..12].parse().unwrap(),
-        head,
-        body,
-    }
-}
 
 async fn get(server: &TestServer, path: &str) -> Answer {
     ask(server, "GET", path, "", "").await
@@ -156,8 +109,8 @@ async fn operators_close_sessions() {
     let path = |room: &str, id: &str| format!("/rooms/{room}/sessions/{id}");
     for (path, code) in [
         (path("coffee", &bob.id), "unknown_room"),
-        (path("tea", "nobody"), "unknown_session"),
-        (path("tea", &bob.id.to_uppercase()), "unknown_session"),
+        (path("tea", "nobody"), "unknown_receiver"),
+        (path("tea", &bob.id.to_uppercase()), "unknown_receiver"),
     ] {
         let answer = ask(&server, "DELETE", &path, "", "").await;
         assert_eq!(answer.code(), (404, code.into()), "{path}");
@@ -170,7 +123,7 @@ async fn operators_close_sessions() {
     );
     alice.expect_left(&bob.id).await;
     let again = ask(&server, "DELETE", &path("tea", &bob.id), "", "").await;
-    assert_eq!(again.code(), (404, "unknown_session".into()));
+    assert_eq!(again.code(), (404, "unknown_receiver".into()));
     alice.expect_quiet().await;
 }
 

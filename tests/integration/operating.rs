@@ -23,7 +23,7 @@ use tokio_rustls::{
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 
 use crate::{
-    support::{Client, File, Raw, TestServer, in_seconds, within_deadline},
+    support::{Client, File, TestServer, in_seconds, operator, within_deadline},
     tls::{self, Authority},
 };
 
@@ -60,40 +60,62 @@ async fn run(command: &mut Command) -> Output {
         .unwrap_or_else(|error| panic!("{command:?}: {error}; see tests/run"))
 }
 
+/// A TURN server.
+pub struct Coturn {
+    _child: Child,
+    _files: [File; 2],
+    pub secret: File,
+    port: u16,
+    pub url: String,
+}
+
+impl Coturn {
+    const SECRET: &str = "a secret that coturn has, too";
+
+    pub async fn start() -> Coturn {
+        let port = free_port();
+        let secret = File::new(&format!("coturn-{port}"), Coturn::SECRET);
+        let pid = File::new(&format!("coturn-{port}.pid"), "");
+        let log = File::new(&format!("coturn-{port}.log"), "");
+        let child = start(
+            Command::new("turnserver")
+                .args([
+                    "-n",
+                    "--listening-ip=127.0.0.1",
+                    "--relay-ip=127.0.0.1",
+                    "--no-tls",
+                ])
+                .args([
+                    "--no-dtls",
+                    "--no-cli",
+                    "--allow-loopback-peers",
+                    "--use-auth-secret",
+                ])
+                .arg("--realm=anteroom.test")
+                .arg(format!("--static-auth-secret={}", Coturn::SECRET))
+                .arg(format!("--listening-port={port}"))
+                .arg(format!("--pidfile={}", pid.path().display()))
+                .arg(format!("--log-file={}", log.path().display())),
+            port,
+        )
+        .await;
+        Coturn {
+            _child: child,
+            _files: [pid, log],
+            secret,
+            port,
+            url: format!("turn:127.0.0.1:{port}"),
+        }
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs coturn: tests/run starts this test"]
 async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
-    const SECRET: &str = "a secret that coturn has, too";
-    let (turn, port) = (File::new("coturn", SECRET), free_port());
-    let pid = File::new("coturn.pid", "");
-    let log = File::new("coturn.log", "");
-    let _coturn = start(
-        Command::new("turnserver")
-            .args([
-                "-n",
-                "--listening-ip=127.0.0.1",
-                "--relay-ip=127.0.0.1",
-                "--no-tls",
-                "--no-dtls",
-            ])
-            .args([
-                "--no-cli",
-                "--allow-loopback-peers",
-                "--realm=anteroom.test",
-            ])
-            .args([
-                "--use-auth-secret",
-                &format!("--static-auth-secret={SECRET}"),
-            ])
-            .arg(format!("--listening-port={port}"))
-            .arg(format!("--pidfile={}", pid.path().display()))
-            .arg(format!("--log-file={}", log.path().display())),
-        port,
-    )
-    .await;
+    let coturn = Coturn::start().await;
     let server = TestServer::with(|config| {
-        config.turn_url = vec![format!("turn:127.0.0.1:{port}").parse().unwrap()];
-        config.turn_secret_file = Some(turn.path());
+        config.turn_url = vec![coturn.url.parse().unwrap()];
+        config.turn_secret_file = Some(coturn.secret.path());
     })
     .await;
     let mut client = Client::join(&server, "tea").await;
@@ -103,7 +125,7 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
     let (username, credential) = (text(&given["username"]), text(&given["credential"]));
 
     let sign = |username: &str| {
-        let mut mac = Hmac::<Sha1>::new_from_slice(SECRET.as_bytes()).unwrap();
+        let mut mac = Hmac::<Sha1>::new_from_slice(Coturn::SECRET.as_bytes()).unwrap();
         mac.update(username.as_bytes());
         BASE64.encode(mac.finalize().into_bytes())
     };
@@ -131,7 +153,7 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
             "-w",
             credential,
             "-p",
-            &port.to_string(),
+            &coturn.port.to_string(),
             "127.0.0.1",
         ]))
         .await;
@@ -252,13 +274,7 @@ async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
     .await;
     let nginx = Nginx::start("forward", server.address).await;
     let mut alice = nginx.join("tea", "").await.unwrap();
-    let mut raw = Raw {
-        stream: TcpStream::connect(server.admin.unwrap()).await.unwrap(),
-    };
-    raw.write("GET /rooms/tea HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .await;
-    raw.read_head().await;
-    let room: Value = serde_json::from_slice(&raw.read_to_end().await).unwrap();
+    let room = operator(&server, "GET", "/rooms/tea", "").await.json();
     assert_eq!(room["sessions"][0]["address"], "127.0.0.2");
     // What a client writes itself stands to the left of what nginx adds.
     for claim in [

@@ -425,6 +425,65 @@ pub struct Refused {
     pub body: String,
 }
 
+/// An answer of the admin listener.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// In lower case.
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// The status and the code of an error.
+    pub fn code(&self) -> (u16, String) {
+        let error = self.json();
+        assert!(!error["message"].as_str().unwrap().is_empty());
+        (self.status, error["code"].as_str().unwrap().into())
+    }
+}
+
+/// Asks the admin listener.
+pub async fn operator(server: &TestServer, method: &str, path: &str, body: &str) -> Answer {
+    operator_with(server, method, path, "", body).await
+}
+
+/// The same with more headers, each with its end of line.
+pub async fn operator_with(
+    server: &TestServer,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> Answer {
+    let address = server.admin.unwrap();
+    let host = match headers.contains("Host:") {
+        true => String::new(),
+        false => format!("Host: {address}\r\n"),
+    };
+    let length = match method {
+        "POST" => format!("Content-Length: {}\r\n", body.len()),
+        _ => String::new(),
+    };
+    let mut raw = Raw {
+        stream: TcpStream::connect(address).await.unwrap(),
+    };
+    let first = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
+    raw.write(format!("{first}{host}{headers}{length}\r\n{body}"))
+        .await;
+    let head = raw.read_head().await.to_ascii_lowercase();
+    let body = String::from_utf8(raw.read_to_end().await).unwrap();
+    Answer {
+        status: head[9..12].parse().unwrap(),
+        head,
+        body,
+    }
+}
+
 /// A masked frame: `first` is FIN, reserved bits and opcode.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];

@@ -65,13 +65,13 @@ impl Authority {
 }
 
 /// A certificate and its key in files.
-struct Files {
-    cert: File,
-    key: File,
+pub struct Files {
+    pub cert: File,
+    pub key: File,
 }
 
 impl Files {
-    fn new(name: &str, (cert, key): (String, String)) -> Files {
+    pub fn new(name: &str, (cert, key): (String, String)) -> Files {
         Files {
             cert: File::new(&format!("{name}.cert.pem"), cert),
             key: File::new(&format!("{name}.key.pem"), key),
