@@ -27,8 +27,8 @@ const TOTALS = [
 const written = (value) =>
   value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 }).replace(/^([\d.]+)([KMBT]?)$/, "$1 $2");
 
-/** The room whose sessions are shown. */
-let chosen = "";
+/** The room whose sessions are shown; it stands in the address, too. */
+let chosen = decodeURIComponent(location.hash.slice(1));
 /** @type {{ time: number, values: Map<string, number> } | undefined} */
 let before;
 
@@ -102,6 +102,7 @@ function showRooms(all) {
     const open = element("button", { type: "button", dataset: { key: room } }, room);
     on(open, "click", () => {
       chosen = room;
+      history.replaceState(null, "", `#${encodeURIComponent(room)}`);
       for (const row of $("rooms").children) row.toggleAttribute("aria-current", false);
       open.closest("tr")?.setAttribute("aria-current", "true");
       showSessions();
