@@ -5,8 +5,8 @@ use std::{borrow::Cow, convert::Infallible, net::IpAddr, sync::atomic::Ordering:
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, StatusCode, Uri,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE},
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
+    header::{self, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE},
     uri::Authority,
 };
 use jiff::Timestamp;
@@ -33,6 +33,13 @@ const ENVELOPE_BYTES: u64 = 1024;
 
 /// The words of the server, which nobody else puts into its mouth.
 const OWN_TYPES: [&str; 7] = ["new", "close", "hello", "pong", "ack", "error", "resumed"];
+
+/// What proxies add.
+const FORWARDED: [HeaderName; 3] = [
+    HeaderName::from_static("x-forwarded-for"),
+    header::FORWARDED,
+    header::VIA,
+];
 
 /// All that the admin listener answers.
 pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
@@ -275,15 +282,20 @@ fn answer(result: Result<Response, Wrong>) -> Response {
 /// Why somebody is no operator.
 #[derive(Debug)]
 enum Unauthorized {
+    /// It has no secret, or another.
     Token,
+    /// It is of a web page from elsewhere.
     Page,
+    /// It has come through a proxy.
+    Proxy,
 }
 
 impl Reject for Unauthorized {}
 
 /// Lets operators pass: who has the secret, or, where none is set, who is on this machine. There,
 /// web pages from elsewhere are kept out, which a browser on this machine may show: by the origin
-/// that they come from, and by the name that they have given to this machine's address.
+/// that they come from, and by the name that they have given to this machine's address. So is what a
+/// proxy lets in, where it can be told.
 fn authorize(anteroom: &Anteroom) -> impl Filter<Extract = (), Error = Rejection> + Clone + use<> {
     let anteroom = anteroom.clone();
     warp::header::headers_cloned()
@@ -312,6 +324,7 @@ fn is_operator(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized>
             let given = bearer(headers).unwrap_or_default();
             verify_slices_are_equal(given.as_bytes(), &token.get()).map_err(|_| Unauthorized::Token)
         }
+        None if FORWARDED.iter().any(|name| headers.contains_key(name)) => Err(Unauthorized::Proxy),
         None => {
             let host = host
                 .as_ref()
@@ -339,6 +352,11 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
                 "forbidden",
                 "this is not for pages of other origins, nor for names of this machine other than \
                  localhost: set --admin-token-file to use others",
+            ),
+            Unauthorized::Proxy => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "behind a proxy --admin-token-file is needed",
             ),
         }
     } else if rejection.find::<PayloadTooLarge>().is_some() {

@@ -12,7 +12,7 @@ use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{AUTHORIZATION, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE},
 };
-use log::warn;
+use log::{info, warn};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
@@ -20,7 +20,7 @@ use crate::{
     Config, address,
     metrics::Metrics,
     protocol::RoomName,
-    rates::JoinRate,
+    rates::{JoinRate, Limit},
     refusal::Refusal,
     rooms::{Full, Rooms, Seat, release_spare},
     tokens::{Denied, Grant, Tokens},
@@ -28,6 +28,10 @@ use crate::{
 
 /// When to try again where all places are taken, in seconds.
 const RETRY_SECONDS: u64 = 5;
+
+/// How many connections an address may have besides those of its sessions, where these are limited:
+/// enough for what browsers open to load a page.
+const OTHER_CONNECTIONS: u32 = 32;
 
 /// How often to warn that places are taken.
 const WARN_EVERY: Duration = Duration::from_secs(60);
@@ -41,6 +45,7 @@ pub(crate) struct Admission {
     join_rate: Option<JoinRate>,
     places: Arc<Semaphore>,
     addresses: Arc<Addresses>,
+    connections: Arc<Addresses>,
     last_warning: Mutex<Option<Instant>>,
 }
 
@@ -72,33 +77,6 @@ pub(crate) struct Place {
     _address: Option<Box<AddressPlace>>,
 }
 
-/// What there may be only so much of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
-    Sessions,
-    Rooms,
-    RoomSessions,
-    AddressSessions,
-    JoinRate,
-    MessageRate,
-    ByteRate,
-}
-
-impl Limit {
-    /// The option that sets it.
-    pub(crate) fn option(self) -> &'static str {
-        match self {
-            Limit::Sessions => "max-sessions",
-            Limit::Rooms => "max-rooms",
-            Limit::RoomSessions => "max-room-sessions",
-            Limit::AddressSessions => "max-address-sessions",
-            Limit::JoinRate => "joins-per-second",
-            Limit::MessageRate => "messages-per-second",
-            Limit::ByteRate => "bytes-per-second",
-        }
-    }
-}
-
 impl Admission {
     /// # Errors
     ///
@@ -116,17 +94,49 @@ impl Admission {
             } = config.clone();
             Tokens::new(path, token_issuer, token_audience)
         });
+        let tokens = tokens.transpose()?;
+        if let Some(tokens) = &tokens {
+            info!("tokens must be signed with {:?}", tokens.algorithms());
+        }
         let places = config.session_limit().min(Semaphore::MAX_PERMITS);
         Ok(Admission {
             rooms,
             metrics,
-            tokens: tokens.transpose()?,
+            tokens,
             join_rate: config.joins_per_second.map(JoinRate::new),
             places: Arc::new(Semaphore::new(places)),
             addresses: Arc::default(),
+            connections: Arc::default(),
             last_warning: Mutex::default(),
             config: config.clone(),
         })
+    }
+
+    /// Takes a place for a connection that is no session, or not yet. Where the sessions of an address
+    /// are limited, so are these; but those of a trusted proxy are of many.
+    ///
+    /// # Errors
+    ///
+    /// The limit that is reached.
+    pub(crate) fn connect(&self, peer: IpAddr) -> Result<Option<AddressPlace>, Limit> {
+        let is_proxy = |peer| {
+            self.config
+                .trust_proxy
+                .iter()
+                .any(|net| net.contains(&peer))
+        };
+        match self.config.max_address_sessions {
+            Some(limit) if !is_proxy(peer.to_canonical()) => {
+                let limit = limit.get().saturating_add(OTHER_CONNECTIONS);
+                let network = address::network(peer.to_canonical());
+                let place = self.connections.take(network, limit);
+                place.map(Some).ok_or_else(|| {
+                    self.metrics.limits_hit(Limit::AddressSessions).inc();
+                    Limit::AddressSessions
+                })
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Finds out who wants to join a room: from the address of the connection, the headers, and the
@@ -148,7 +158,7 @@ impl Admission {
         let address = peer.map(|peer| address::client(peer, headers, trusted));
         if let (Some(rate), Some(address)) = (&self.join_rate, address) {
             rate.check(address).map_err(|seconds| {
-                self.metrics.count_limit(Limit::JoinRate);
+                self.metrics.limits_hit(Limit::JoinRate).inc();
                 let message = "too many requests for a session from your address: wait";
                 Refusal::new(StatusCode::TOO_MANY_REQUESTS, message)
                     .with(RETRY_AFTER, seconds.into())
@@ -170,7 +180,7 @@ impl Admission {
         if origins.is_empty() || header.is_some_and(allowed) {
             return Ok(());
         }
-        let message = "pages of this origin may not open a session here: see --allow-origin";
+        let message = "only pages of certain origins may open a session here: see --allow-origin";
         Err(Refusal::new(StatusCode::FORBIDDEN, message))
     }
 
@@ -199,7 +209,7 @@ impl Admission {
             (Some(limit), Some(address)) => {
                 let place = self.addresses.take(address::network(address), limit.get());
                 Some(Box::new(place.ok_or_else(|| {
-                    self.metrics.count_limit(Limit::AddressSessions);
+                    self.metrics.limits_hit(Limit::AddressSessions).inc();
                     let message = "too many sessions from your address: leave one first";
                     Refusal::new(StatusCode::TOO_MANY_REQUESTS, message)
                         .with(RETRY_AFTER, RETRY_SECONDS.into())
@@ -213,7 +223,7 @@ impl Admission {
                 unavailable("there are too many rooms: try again later, or join one that exists")
             }
             Full::Room => {
-                self.metrics.count_limit(Limit::RoomSessions);
+                self.metrics.limits_hit(Limit::RoomSessions).inc();
                 unavailable("the room is full: try again later")
             }
         })?;
@@ -226,7 +236,7 @@ impl Admission {
 
     /// Counts that a limit of the whole server is reached, and warns of it now and then.
     fn warn(&self, limit: Limit) {
-        self.metrics.count_limit(limit);
+        self.metrics.limits_hit(limit).inc();
         let mut last = self.last_warning.lock();
         if last.is_none_or(|last| last.elapsed() >= WARN_EVERY) {
             *last = Some(Instant::now());
@@ -296,12 +306,12 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// How many sessions each address has.
+/// How many of something each address has.
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, u32>>);
 
-/// A session's place among those of its address; dropping it gives it back.
-struct AddressPlace {
+/// A place among those of an address; dropping it gives it back.
+pub(crate) struct AddressPlace {
     addresses: Arc<Addresses>,
     address: IpAddr,
 }

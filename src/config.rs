@@ -52,7 +52,6 @@ pub struct Config {
         long,
         env = "ANTEROOM_TLS_CERT",
         value_name = "FILE",
-        requires = "tls_key",
         help_heading = "Serving"
     )]
     pub tls_cert: Option<PathBuf>,
@@ -62,7 +61,6 @@ pub struct Config {
         long,
         env = "ANTEROOM_TLS_KEY",
         value_name = "FILE",
-        requires = "tls_cert",
         help_heading = "Serving"
     )]
     pub tls_key: Option<PathBuf>,
@@ -80,7 +78,7 @@ pub struct Config {
     pub trust_proxy: Vec<IpNet>,
 
     /// Which web pages may open a session, by their origin, such as `https://example.org`; may be
-    /// given several times [default: all, and who is no web page]
+    /// given several times, or with commas between [default: all, and who is no web page]
     #[arg(
         long,
         env = "ANTEROOM_ALLOW_ORIGIN",
@@ -106,7 +104,6 @@ pub struct Config {
         long,
         env = "ANTEROOM_TOKEN_ISSUER",
         value_name = "NAME",
-        requires = "token_key_file",
         help_heading = "Admission"
     )]
     pub token_issuer: Option<String>,
@@ -116,7 +113,6 @@ pub struct Config {
         long,
         env = "ANTEROOM_TOKEN_AUDIENCE",
         value_name = "NAME",
-        requires = "token_key_file",
         help_heading = "Admission"
     )]
     pub token_audience: Option<String>,
@@ -159,6 +155,7 @@ pub struct Config {
         value_name = "COUNT",
         help_heading = "Limits"
     )]
+    #[arg(value_parser = positive)]
     pub max_room_sessions: Option<NonZeroU32>,
 
     /// How many rooms there may be; who would open another gets 503 [default: no limit]
@@ -168,6 +165,7 @@ pub struct Config {
         value_name = "COUNT",
         help_heading = "Limits"
     )]
+    #[arg(value_parser = positive)]
     pub max_rooms: Option<NonZeroU32>,
 
     /// How many sessions an address may have, or an IPv6 network of 64 bits; the next one gets 429
@@ -178,6 +176,7 @@ pub struct Config {
         value_name = "COUNT",
         help_heading = "Limits"
     )]
+    #[arg(value_parser = positive)]
     pub max_address_sessions: Option<NonZeroU32>,
 
     /// How often an address, or an IPv6 network of 64 bits, may ask for a session, with a burst of two
@@ -188,6 +187,7 @@ pub struct Config {
         value_name = "COUNT",
         help_heading = "Limits"
     )]
+    #[arg(value_parser = positive)]
     pub joins_per_second: Option<NonZeroU32>,
 
     /// How many messages and pings a session may send, with a burst of two seconds; more are refused
@@ -198,6 +198,7 @@ pub struct Config {
         value_name = "COUNT",
         help_heading = "Limits"
     )]
+    #[arg(value_parser = positive)]
     pub messages_per_second: Option<NonZeroU32>,
 
     /// How many bytes a session may send in messages and pings, likewise [default: no limit]
@@ -207,6 +208,7 @@ pub struct Config {
         value_name = "BYTES",
         help_heading = "Limits"
     )]
+    #[arg(value_parser = positive)]
     pub bytes_per_second: Option<NonZeroU32>,
 
     /// How long a request may take from its connection to the end of its headers, in seconds
@@ -278,7 +280,6 @@ pub struct Config {
         env = "ANTEROOM_TURN_URL",
         value_name = "URL",
         value_delimiter = ',',
-        requires = "turn_secret_file",
         help_heading = "WebRTC"
     )]
     pub turn_url: Vec<IceUrl>,
@@ -288,7 +289,6 @@ pub struct Config {
         long,
         env = "ANTEROOM_TURN_SECRET_FILE",
         value_name = "FILE",
-        requires = "turn_url",
         help_heading = "WebRTC"
     )]
     pub turn_secret_file: Option<PathBuf>,
@@ -320,7 +320,6 @@ pub struct Config {
         long,
         env = "ANTEROOM_ADMIN_TOKEN_FILE",
         value_name = "FILE",
-        requires = "admin",
         help_heading = "Administration"
     )]
     pub admin_token_file: Option<PathBuf>,
@@ -354,7 +353,7 @@ impl FromStr for Origin {
 
     fn from_str(text: &str) -> Result<Origin, &'static str> {
         const ERROR: &str = "not an origin, such as https://example.org or http://localhost:3000: \
-                             scheme and host without a path, or null";
+                             scheme and host, without a path or wildcards; or null";
         let origin = text.to_ascii_lowercase();
         if origin == "null" {
             return Ok(Origin(origin));
@@ -366,7 +365,7 @@ impl FromStr for Origin {
         if scheme.is_empty()
             || !scheme.bytes().all(is_scheme)
             || authority.host().is_empty()
-            || host.contains('@')
+            || host.contains(['@', '*'])
             || has_port != authority.port_u16().is_some()
         {
             return Err(ERROR);
@@ -512,14 +511,7 @@ impl Config {
 
     /// How many sessions there may be at once.
     pub(crate) fn session_limit(&self) -> usize {
-        self.max_sessions.unwrap_or_else(|| {
-            // Where the limit cannot be read there is none to keep.
-            let files = rlimit::Resource::NOFILE
-                .get_soft()
-                .unwrap_or(rlimit::INFINITY);
-            let sessions = files - SPARE_FILES.min(files / 4);
-            usize::try_from(sessions).unwrap_or(usize::MAX)
-        })
+        self.max_sessions.unwrap_or_else(sessions_by_files)
     }
 
     pub(crate) fn handshake(&self) -> Duration {
@@ -535,9 +527,24 @@ impl Config {
     }
 }
 
+/// For how many sessions the open files are enough.
+pub(crate) fn sessions_by_files() -> usize {
+    // Where the limit cannot be read there is none to keep.
+    let files = rlimit::Resource::NOFILE
+        .get_soft()
+        .unwrap_or(rlimit::INFINITY);
+    let sessions = files - SPARE_FILES.min(files / 4);
+    usize::try_from(sessions).unwrap_or(usize::MAX)
+}
+
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "not an IP address and a port, such as 0.0.0.0:8080 or [::]:8080".into())
+}
+
+fn positive(text: &str) -> Result<NonZeroU32, &'static str> {
+    text.parse()
+        .map_err(|_| "not a number from 1 to 4294967295; leave it out for no limit")
 }
 
 /// A network, or an address, which is one of itself.
@@ -592,6 +599,7 @@ mod tests {
             "https://example.org/a",
             "https://me@example.org",
             "https://a b",
+            "https://*.example.org",
             "://example.org",
             "https://example.org:",
             "https://example.org:x",

@@ -29,8 +29,8 @@ pub(crate) struct Heartbeat {
 #[derive(Default)]
 struct Slot {
     pulses: IntMap<SessionId, Pulse>,
-    /// When they were pinged last: at this tick, and by the clock.
-    pinged: Option<(u64, Instant)>,
+    /// When they were pinged last.
+    pinged: Option<Instant>,
 }
 
 struct Pulse {
@@ -85,7 +85,7 @@ impl Heartbeat {
         let ping = Frame::ping(b"");
         let mut unflushed = Unflushed::default();
         let mut slot = self.slot_at(now).lock();
-        slot.pinged = Some((now, Instant::now()));
+        slot.pinged = Some(Instant::now());
         for pulse in slot.pulses.values_mut() {
             if pulse.sender.ping(&ping, &mut unflushed) {
                 pulse.pinged.get_or_insert(now);
@@ -103,13 +103,12 @@ impl Heartbeat {
 }
 
 impl Beat {
-    /// The session has answered, or has another connection now. Returns how long the answer took,
-    /// if there has been one ping before it since the last answer.
+    /// The session has answered, or has another connection now. Returns how long ago it was pinged,
+    /// if that was not answered yet.
     pub(crate) fn pong(&self) -> Option<Duration> {
         let mut slot = self.heartbeat.slot(self.id).lock();
-        let first = slot.pulses.get_mut(&self.id)?.pinged.take()?;
-        let (last, time) = slot.pinged?;
-        (first == last).then(|| time.elapsed())
+        slot.pulses.get_mut(&self.id)?.pinged.take()?;
+        slot.pinged.map(|time| time.elapsed())
     }
 }
 

@@ -4,13 +4,12 @@
 
 use std::{io, str::FromStr};
 
+use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use hmac::{Hmac, KeyInit, Mac};
-use serde::Serialize;
-use sha1::Sha1;
 
 use crate::{
     Config,
+    protocol::IceServer,
     reload::{Reloadable, invalid, read_file},
 };
 
@@ -38,16 +37,6 @@ pub struct IceUrl {
     url: String,
     /// Name and password.
     credentials: Option<(String, String)>,
-}
-
-/// An RTCIceServer (W3C WebRTC, section 4.2.4).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct IceServer {
-    urls: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    username: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    credential: Option<String>,
 }
 
 impl IceServers {
@@ -105,12 +94,11 @@ impl IceServers {
 impl Turn {
     fn server(&self, name: &str, now: u64) -> IceServer {
         let username = format!("{}:{name}", now + self.seconds);
-        let mut mac = Hmac::<Sha1>::new_from_slice(&self.secret.get())
-            .expect("a key of HMAC may have any length");
-        mac.update(username.as_bytes());
+        let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &self.secret.get());
+        let credential = hmac::sign(&key, username.as_bytes());
         IceServer {
             urls: self.urls.clone(),
-            credential: Some(STANDARD.encode(mac.finalize().into_bytes())),
+            credential: Some(STANDARD.encode(credential)),
             username: Some(username),
         }
     }

@@ -62,17 +62,25 @@ impl Kept {
         Frame::ping(self.count().to_string().as_bytes())
     }
 
-    /// Takes in the payload of a pong. One that answers none of these pings says nothing.
-    pub(crate) fn pong(&mut self, payload: &[u8]) {
+    /// Takes in the payload of a pong; returns whether it says something new. One that answers none of
+    /// these pings says nothing.
+    pub(crate) fn pong(&mut self, payload: &[u8]) -> bool {
         let number = str::from_utf8(payload)
             .ok()
             .and_then(|text| text.parse().ok());
-        if let Some(count) = number
-            && (self.acknowledged..=self.count()).contains(&count)
-        {
-            self.drop_until(self.acknowledged);
-            self.acknowledged = count;
-        }
+        let Some(count) = number.filter(|count| (self.acknowledged..=self.count()).contains(count))
+        else {
+            return false;
+        };
+        let is_new = count > self.acknowledged;
+        self.drop_until(self.acknowledged);
+        self.acknowledged = count;
+        is_new
+    }
+
+    /// What it costs to keep what is kept.
+    pub(crate) fn cost(&self) -> usize {
+        self.cost
     }
 
     /// Whether all is here that must be sent to a client that has got so many messages.

@@ -17,18 +17,22 @@
 //! | module | what is in it |
 //! | --- | --- |
 //! | `config` | every option |
-//! | `listener` | the accept loop, with its limits |
+//! | `listener`, `tls` | the accept loop, with its limits |
 //! | `routes`, `page`, `refusal` | every URL; the files behind `/`; how a request is turned away |
 //! | `admission` | who may join |
+//! | `address`, `tokens`, `rates` | where a request is from; what a token grants; how much is too much |
 //! | `websocket` | the handshake, the frames, the socket |
 //! | `session` | one session's life |
-//! | `requests` | what is addressed to the server |
+//! | `requests`, `ice` | what is addressed to the server; the ICE servers it tells of |
 //! | `rooms` | who is where |
 //! | `outbox` | what waits for a session |
 //! | `kept` | what may have to be sent again |
 //! | `resume` | the sessions that may be resumed |
-//! | `heartbeat` | who is pinged, who is given up |
+//! | `heartbeat`, `expiry` | who is pinged, who is given up; whose token ends |
 //! | `protocol` | the wire format |
+//! | `admin` | every URL for operators |
+//! | `metrics`, `traffic` | everything that is counted |
+//! | `reload` | what is read from files, and read again |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -70,6 +74,7 @@ use warp::{filters::BoxedFilter, reply::Response};
 
 use crate::{
     admission::Admission,
+    config::sessions_by_files,
     expiry::Expiries,
     heartbeat::Heartbeat,
     ice::IceServers,
@@ -180,10 +185,15 @@ impl Server {
             anteroom,
         } = self;
         let shared = anteroom.shared().clone();
-        info!("serving up to {} sessions", shared.config.session_limit());
+        let (limit, possible) = (shared.config.session_limit(), sessions_by_files());
+        info!("serving up to {limit} sessions");
+        if limit > possible {
+            warn!("the open-file limit is enough for {possible} sessions only");
+        }
         let service = Service {
             routes: anteroom.routes(),
             tls,
+            is_public: true,
             tasks: shared.tasks.clone(),
             stopping: shared.stopping.clone(),
             shared: shared.clone(),
@@ -191,6 +201,7 @@ impl Server {
         let admin_service = Service {
             routes: admin::all(&anteroom),
             tls: None,
+            is_public: false,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             shared,

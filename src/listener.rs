@@ -23,7 +23,7 @@ use warp::{
     reply::{Reply, Response},
 };
 
-use crate::{Shared, refusal::Refusal, routes::PeerAddress, tls::Tls};
+use crate::{Shared, admission::AddressPlace, refusal::Refusal, routes::PeerAddress, tls::Tls};
 
 /// How many connections the kernel holds until they are accepted: a storm of them waits instead of
 /// being retried.
@@ -59,6 +59,8 @@ pub(crate) struct Service {
     pub(crate) shared: Arc<Shared>,
     pub(crate) routes: BoxedFilter<(Response,)>,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// Whether anybody may connect, so that no address shall have too many connections.
+    pub(crate) is_public: bool,
     /// The connections' tasks.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when they shall end.
@@ -86,12 +88,23 @@ pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
         };
         // Messages are small and meant to arrive now.
         let _ = stream.set_nodelay(true);
-        service.tasks.spawn(service.clone().start(stream, peer));
+        let place = match service.is_public {
+            true => service.shared.admission.connect(peer.ip()),
+            false => Ok(None),
+        };
+        match place {
+            Ok(place) => {
+                _ = service
+                    .tasks
+                    .spawn(service.clone().start(stream, peer, place))
+            }
+            Err(limit) => debug!("{peer} has too many connections: see --{}", limit.option()),
+        }
     }
 }
 
 impl Service {
-    async fn start(self, stream: TcpStream, peer: SocketAddr) {
+    async fn start(self, stream: TcpStream, peer: SocketAddr, _place: Option<AddressPlace>) {
         match self.tls.clone() {
             // In a box, for it is large, and most connections have no need of it.
             Some(tls) => Box::pin(self.serve_tls(&tls, stream, peer)).await,

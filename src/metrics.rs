@@ -10,8 +10,8 @@ use prometheus_client::{
 };
 
 use crate::{
-    admission::Limit,
     protocol::{CloseCode, ErrorCode},
+    rates::Limit,
     traffic::Traffic,
 };
 
@@ -69,6 +69,7 @@ impl Metrics {
             gauges: Gauges::default(),
         };
         metrics.register();
+        metrics.begin();
         metrics
     }
 
@@ -112,7 +113,7 @@ impl Metrics {
         registry.register("messages_received", help, messages_received.clone());
         let help = "Bytes that have come in WebSocket frames";
         registry.register_with_unit("received", help, Unit::Bytes, received_bytes.clone());
-        let help = "Messages of clients put into outboxes, once for each receiver";
+        let help = "Messages of clients and backends put into outboxes, once for each receiver";
         registry.register("deliveries", help, deliveries.clone());
         let help = "Messages that are written to connections";
         registry.register("messages_sent", help, messages_sent.clone());
@@ -132,28 +133,50 @@ impl Metrics {
         registry.register_with_unit("ping_round_trip", help, Unit::Seconds, round_trips);
     }
 
-    pub(crate) fn count_leave(&self, cause: &'static str) {
-        count(&self.leaves, "cause", cause.into());
+    /// Shows everything that has not happened yet as zero: what grows must have a beginning.
+    fn begin(&self) {
+        for cause in ["left", "lost", "eof", "closed", "expired"] {
+            self.leaves(cause);
+        }
+        for status in [101, 400, 401, 403, 405, 426, 429, 503] {
+            self.upgrades(status);
+        }
+        for outcome in ["resumed", "failed", "expired"] {
+            self.resumes(outcome);
+        }
+        for code in ErrorCode::ALL {
+            self.errors(code);
+        }
+        for code in CloseCode::ALL {
+            self.closes(code);
+        }
+        for limit in Limit::ALL {
+            self.limits_hit(limit);
+        }
     }
 
-    pub(crate) fn count_error(&self, code: ErrorCode) {
-        count(&self.errors, "code", <&str>::from(code).into());
+    pub(crate) fn leaves(&self, cause: &'static str) -> Counter {
+        one(&self.leaves, "cause", cause.into())
     }
 
-    pub(crate) fn count_close(&self, code: CloseCode) {
-        count(&self.closes, "code", (code as u16).to_string().into());
+    pub(crate) fn errors(&self, code: ErrorCode) -> Counter {
+        one(&self.errors, "code", <&str>::from(code).into())
     }
 
-    pub(crate) fn count_limit(&self, limit: Limit) {
-        count(&self.limits, "limit", limit.option().into());
+    pub(crate) fn closes(&self, code: CloseCode) -> Counter {
+        one(&self.closes, "code", (code as u16).to_string().into())
     }
 
-    pub(crate) fn count_resume(&self, outcome: &'static str) {
-        count(&self.resumes, "outcome", outcome.into());
+    pub(crate) fn limits_hit(&self, limit: Limit) -> Counter {
+        one(&self.limits, "limit", limit.option().into())
     }
 
-    pub(crate) fn count_upgrade(&self, status: u16) {
-        count(&self.upgrades, "status", status.to_string().into());
+    pub(crate) fn resumes(&self, outcome: &'static str) -> Counter {
+        one(&self.resumes, "outcome", outcome.into())
+    }
+
+    pub(crate) fn upgrades(&self, status: u16) -> Counter {
+        one(&self.upgrades, "status", status.to_string().into())
     }
 
     pub(crate) fn observe_round_trip(&self, time: Duration) {
@@ -173,6 +196,6 @@ impl Metrics {
     }
 }
 
-fn count(counters: &Counters, label: &'static str, value: Cow<'static, str>) {
-    counters.get_or_create(&[(label, value)]).inc();
+fn one(counters: &Counters, label: &'static str, value: Cow<'static, str>) -> Counter {
+    counters.get_or_create_owned(&[(label, value)])
 }

@@ -21,9 +21,9 @@ use arrayvec::ArrayVec;
 use parking_lot::Mutex;
 
 use crate::{
-    admission::{Admitted, Place, Visitor},
+    admission::{Admitted, Visitor},
     kept::Kept,
-    protocol::{Close, CloseCode, Token},
+    protocol::{Close, CloseCode, RoomName, Token},
     resume::Ticket,
     websocket::{Frame, Reader, Writer},
 };
@@ -74,7 +74,8 @@ pub(crate) struct Arrival {
     pub(crate) received: u64,
     /// Who has come.
     pub(crate) visitor: Visitor,
-    /// What it needs to begin another session; `None` if there is no room for one.
+    pub(crate) room: RoomName,
+    /// What it needs to begin another session. `None` where that must be found then.
     pub(crate) admitted: Option<Admitted>,
 }
 
@@ -82,8 +83,6 @@ pub(crate) struct Arrival {
 pub(crate) struct Attached {
     pub(crate) reader: Reader,
     pub(crate) visitor: Visitor,
-    /// A place that is to take the place of the session's own.
-    pub(crate) place: Option<Place>,
 }
 
 /// Why a frame was not taken.
@@ -108,7 +107,7 @@ pub(crate) enum FlushError {
 pub(crate) struct Waiting {
     /// How many messages there have been so far.
     pub(crate) messages: u64,
-    /// What it costs to keep what waits to be sent.
+    /// What it costs to keep what waits to be sent, or what is kept for who is away.
     pub(crate) bytes: usize,
     /// Whether there is no connection to send it on.
     pub(crate) is_away: bool,
@@ -377,10 +376,12 @@ impl Sender {
     /// without a connection.
     pub(crate) fn look(&self) -> Waiting {
         let queue = self.0.queue.lock();
+        let is_away = matches!(queue.state, State::Detached);
+        let kept = queue.resumable.as_ref().filter(|_| is_away);
         Waiting {
             messages: queue.messages,
-            bytes: queue.cost,
-            is_away: matches!(queue.state, State::Detached),
+            bytes: kept.map_or(queue.cost, |resumable| resumable.kept.cost()),
+            is_away,
         }
     }
 
@@ -508,11 +509,13 @@ impl Outbox {
         self.0.session.get_or_init(|| cx.waker().clone());
     }
 
-    /// Takes in the payload of a pong.
-    pub(crate) fn pong(&self, payload: &[u8]) {
-        if let Some(resumable) = &mut self.0.queue.lock().resumable {
-            resumable.kept.pong(payload);
-        }
+    /// Takes in the payload of a pong; returns whether it says something new of what the client has
+    /// got.
+    pub(crate) fn pong(&self, payload: &[u8]) -> bool {
+        let resumable = &mut self.0.queue.lock().resumable;
+        resumable
+            .as_mut()
+            .is_some_and(|resumable| resumable.kept.pong(payload))
     }
 
     /// Goes on without a socket: what is sent is only kept. Returns the writer of the last one, whose
@@ -572,7 +575,6 @@ impl Outbox {
         Ok(Attached {
             reader: arrival.reader,
             visitor: arrival.visitor,
-            place: arrival.admitted.map(|admitted| admitted.place),
         })
     }
 

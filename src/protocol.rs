@@ -19,7 +19,7 @@ use serde::{
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{ice::IceServer, websocket::Frame};
+use crate::websocket::Frame;
 
 /// The subprotocol a client gets if it offers it.
 pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";
@@ -96,6 +96,10 @@ impl Serialize for SessionId {
 pub(crate) struct RoomName(Arc<str>);
 
 impl RoomName {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The room of who names none.
     pub(crate) fn default_room() -> RoomName {
         RoomName(DEFAULT_ROOM.into())
@@ -122,12 +126,6 @@ impl RoomName {
             return Err("a room name has no control characters");
         }
         Ok(RoomName(name.into()))
-    }
-}
-
-impl RoomName {
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
     }
 }
 
@@ -390,6 +388,18 @@ pub(crate) enum ErrorCode {
     ResumeFailed,
 }
 
+impl ErrorCode {
+    pub(crate) const ALL: [ErrorCode; 7] = [
+        ErrorCode::BadMessage,
+        ErrorCode::UnknownReceiver,
+        ErrorCode::EmptyRoom,
+        ErrorCode::UnknownRequest,
+        ErrorCode::RateLimited,
+        ErrorCode::NotAllowed,
+        ErrorCode::ResumeFailed,
+    ];
+}
+
 impl From<ErrorCode> for &'static str {
     fn from(code: ErrorCode) -> &'static str {
         match code {
@@ -602,6 +612,16 @@ pub(crate) struct Hello<'a> {
     pub(crate) limits: Limits,
 }
 
+/// An RTCIceServer (W3C WebRTC, section 4.2.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct IceServer {
+    pub(crate) urls: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) credential: Option<String>,
+}
+
 /// How a session is taken up again.
 #[derive(Serialize)]
 pub(crate) struct Resume {
@@ -671,6 +691,19 @@ pub(crate) enum CloseCode {
     ServiceRestart = 1012,
     /// What waited to be sent passed the limit.
     TryAgainLater = 1013,
+}
+
+impl CloseCode {
+    pub(crate) const ALL: [CloseCode; 8] = [
+        CloseCode::GoingAway,
+        CloseCode::ProtocolError,
+        CloseCode::UnsupportedData,
+        CloseCode::InvalidPayload,
+        CloseCode::PolicyViolation,
+        CloseCode::MessageTooBig,
+        CloseCode::ServiceRestart,
+        CloseCode::TryAgainLater,
+    ];
 }
 
 impl Close {

@@ -7,7 +7,7 @@ use governor::{
     clock::{Clock, DefaultClock},
 };
 
-use crate::{Config, address, admission::Limit};
+use crate::{Config, address};
 
 /// For how long a rate may be exceeded by a burst: what may come in that time may come at once.
 const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(2).expect("it is not zero");
@@ -15,6 +15,43 @@ const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(2).expect("it is not zero");
 /// How often a session may be refused something before it is closed; each refusal is forgotten after
 /// a while, and all of them after a minute.
 const PATIENCE: Quota = Quota::per_minute(NonZeroU32::new(64).expect("it is not zero"));
+
+/// What there may be only so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Sessions,
+    Rooms,
+    RoomSessions,
+    AddressSessions,
+    JoinRate,
+    MessageRate,
+    ByteRate,
+}
+
+impl Limit {
+    pub(crate) const ALL: [Limit; 7] = [
+        Limit::Sessions,
+        Limit::Rooms,
+        Limit::RoomSessions,
+        Limit::AddressSessions,
+        Limit::JoinRate,
+        Limit::MessageRate,
+        Limit::ByteRate,
+    ];
+
+    /// The option that sets it.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Limit::Sessions => "max-sessions",
+            Limit::Rooms => "max-rooms",
+            Limit::RoomSessions => "max-room-sessions",
+            Limit::AddressSessions => "max-address-sessions",
+            Limit::JoinRate => "joins-per-second",
+            Limit::MessageRate => "messages-per-second",
+            Limit::ByteRate => "bytes-per-second",
+        }
+    }
+}
 
 /// How much may come at once, where so much may come in a second.
 pub(crate) fn burst(per_second: NonZeroU32) -> NonZeroU32 {

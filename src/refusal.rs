@@ -23,6 +23,11 @@ impl Refusal {
         }
     }
 
+    /// What is wrong.
+    pub(crate) fn message(self) -> Cow<'static, str> {
+        self.message
+    }
+
     /// Adds a header.
     pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> Refusal {
         self.headers.push((name, value));

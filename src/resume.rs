@@ -15,7 +15,6 @@ use crate::{
     outbox::Sender,
     protocol::{RoomName, Token},
     rooms::release_spare,
-    routes::Query,
 };
 
 /// What a client wants that comes with `?resume=`.
@@ -50,12 +49,12 @@ pub(crate) struct Ticket {
 pub(crate) struct Away(Arc<Resumes>);
 
 impl Request {
-    /// What the query of a URL asks for, `None` if not to resume.
-    pub(crate) fn from_query(query: &Query) -> Option<Request> {
-        Some(Request {
-            token: Token::parse(query.get("resume")?),
-            received: query.get("received").and_then(|count| count.parse().ok()),
-        })
+    /// What stands in `?resume=` and `&received=`.
+    pub(crate) fn parse(token: &str, received: Option<&str>) -> Request {
+        Request {
+            token: Token::parse(token),
+            received: received.and_then(|count| count.parse().ok()),
+        }
     }
 }
 
@@ -130,30 +129,23 @@ impl Drop for Away {
 mod tests {
     use super::*;
 
-    fn request(query: &str) -> Option<Request> {
-        Request::from_query(&Query::new(query))
-    }
-
     #[test]
-    fn a_query_asks_to_resume_or_not() {
-        assert!(request("").is_none());
-        assert!(request("received=3&resumed=x").is_none());
-        let token = "AAAAAAAAAAAAAAAAAAAAAA";
-        let asked = request(&format!("a=b&resume={token}&received=3")).unwrap();
-        assert!(asked.token == Token::parse(token) && asked.token.is_some());
-        assert_eq!(asked.received, Some(3));
-        for query in [
-            "resume=".to_owned(),
-            "resume=short".to_owned(),
-            format!("resume={token}A"),
-            format!("resume={token}=="),
-            "resume=%41AAAAAAAAAAAAAAAAAAAAA".to_owned(),
+    fn what_is_no_token_or_no_count_is_nothing() {
+        let good = "AAAAAAAAAAAAAAAAAAAAAA";
+        let request = Request::parse(good, Some("3"));
+        assert!(request.token == Token::parse(good) && request.token.is_some());
+        assert_eq!(request.received, Some(3));
+        for token in [
+            "",
+            "short",
+            "AAAAAAAAAAAAAAAAAAAAAAA",
+            "AAAAAAAAAAAAAAAAAAAAAA==",
+            "%41AAAAAAAAAAAAAAAAAAAAA",
         ] {
-            assert!(request(&query).unwrap().token.is_none(), "{query}");
+            assert!(Request::parse(token, None).token.is_none(), "{token}");
         }
         for count in ["", "-1", "1.5", "18446744073709551616", "many"] {
-            let query = format!("resume={token}&received={count}");
-            assert_eq!(request(&query).unwrap().received, None, "{query}");
+            assert_eq!(Request::parse(good, Some(count)).received, None, "{count}");
         }
     }
 }

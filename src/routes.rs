@@ -56,7 +56,7 @@ pub(crate) fn room(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
             let response = join(&anteroom, name, &method, &headers, &query, peer, connection)
                 .unwrap_or_else(Refusal::into_response);
             let status = response.status().as_u16();
-            anteroom.shared().metrics.count_upgrade(status);
+            anteroom.shared().metrics.upgrades(status).inc();
             response
         })
         .boxed()
@@ -75,15 +75,11 @@ fn room_name() -> impl Filter<Extract = (Result<RoomName, &'static str>,), Error
 }
 
 /// What stands behind the question mark of a URL.
-pub(crate) struct Query(String);
+struct Query(String);
 
 impl Query {
-    pub(crate) fn new(query: impl Into<String>) -> Query {
-        Query(query.into())
-    }
-
     /// The first value of this name, as it is written.
-    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+    fn get(&self, name: &str) -> Option<&str> {
         let mut pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|pair| pair.0 == name).map(|pair| pair.1)
     }
@@ -92,7 +88,7 @@ impl Query {
 fn query() -> impl Filter<Extract = (Query,), Error = Infallible> + Clone {
     warp::query::raw()
         .map(Query)
-        .or_else(async |_| Ok((Query::new(""),)))
+        .or_else(async |_| Ok((Query(String::new()),)))
 }
 
 /// The other end of a connection of our listener.
@@ -125,15 +121,17 @@ fn join(
     let visitor = shared
         .admission
         .identify(&room, peer, headers, query.get("token"))?;
-    let resume = resume::Request::from_query(query);
+    let resume = query
+        .get("resume")
+        .map(|token| resume::Request::parse(token, query.get("received")));
     let resumable = resume.as_ref().is_some_and(|request| {
         let session = shared.resumes.find(request, &room, visitor.user());
         session.is_some() && !shared.stopping.is_cancelled()
     });
     // A session that is resumed has all it needs already.
-    let admitted = match shared.admission.admit(&room, visitor.address) {
-        Err(refusal) if !resumable => return Err(refusal),
-        admitted => admitted.ok(),
+    let admitted = match resumable {
+        true => None,
+        false => Some(shared.admission.admit(&room, visitor.address)?),
     };
     let connection = upgrade.connection;
     session::start(shared.clone(), room, connection, visitor, resume, admitted);

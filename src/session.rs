@@ -16,14 +16,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     Shared,
-    admission::{Admitted, Limit, Place, Visitor},
+    admission::{Admitted, Place, Visitor},
     expiry::Expiry,
     heartbeat::Beat,
     outbox::{Arrival, Attached, Call, FlushError, Outbox, Unflushed, outbox},
     protocol::{
         self, BACK_SOON, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId,
     },
-    rates::{Excess, Rates},
+    rates::{Excess, Limit, Rates},
     requests, resume,
     rooms::{Guest, Membership},
     tokens::Grant,
@@ -33,6 +33,10 @@ use crate::{
 /// How long a client has to take its Close frame and close its side. A restarting server grants its
 /// drain time instead.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a frame has at the least besides its payload, in bytes: two, and a mask (RFC 6455, section
+/// 5.2).
+const FRAME_BYTES: usize = 6;
 
 /// Starts a session on `connection` once it is upgraded, or has the one that the client wants to
 /// `resume` go on with it.
@@ -58,13 +62,14 @@ pub(crate) fn start(
             writer,
             received: 0,
             visitor,
+            room,
             admitted,
         });
         let Some(request) = resume else {
             return Session::begin(shared, arrival, None);
         };
         let user = arrival.visitor.user();
-        if let Some((sender, received)) = shared.resumes.find(&request, &room, user) {
+        if let Some((sender, received)) = shared.resumes.find(&request, &arrival.room, user) {
             arrival.received = received;
             match sender.hand_over(arrival) {
                 Ok(None) => return,
@@ -129,7 +134,7 @@ enum End {
 impl Session {
     /// Begins a session in place of one that could not be resumed.
     fn begin_anew(shared: Arc<Shared>, arrival: Box<Arrival>) {
-        shared.metrics.count_resume("failed");
+        shared.metrics.resumes("failed").inc();
         let problem = Problem::resume_failed();
         Session::begin(shared, arrival, Some(&problem));
     }
@@ -141,23 +146,31 @@ impl Session {
             reader,
             writer,
             visitor,
+            room,
             admitted,
             ..
         } = *arrival;
         let tasks = shared.tasks.clone();
-        let Some(Admitted { seat, place }) = admitted else {
-            let close = match shared.stopping.is_cancelled() {
-                true => Close::restart(0),
-                false => Close::new(CloseCode::TryAgainLater, "the server is full"),
-            };
-            let goodbye = Goodbye::new(shared, End::Closed(close), writer);
-            tasks.spawn(goodbye.say(reader));
-            return;
+        let admitted = match admitted {
+            Some(admitted) => Ok(admitted),
+            None => shared.admission.admit(&room, visitor.address),
+        };
+        let Admitted { seat, place } = match admitted {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                let close = match shared.stopping.is_cancelled() {
+                    true => Close::restart(0),
+                    false => Close::new(CloseCode::TryAgainLater, refusal.message()),
+                };
+                let goodbye = Goodbye::new(shared, End::Closed(close), writer);
+                tasks.spawn(goodbye.say(reader));
+                return;
+            }
         };
         let id = SessionId::random();
         let (sender, outbox) = outbox(shared.config.outbox_bytes, writer);
         if let Some(problem) = problem {
-            shared.metrics.count_error(problem.code);
+            shared.metrics.errors(problem.code).inc();
             outbox.push(protocol::error(id, problem, None));
         }
         let Visitor { address, mut grant } = visitor;
@@ -272,7 +285,7 @@ impl Session {
             match self.outbox.attach(resumed) {
                 Ok(attached) => {
                     debug!("{} is back", self.id());
-                    self.shared.metrics.count_resume("resumed");
+                    self.shared.metrics.resumes("resumed").inc();
                     *reader = Some(self.go_on(attached));
                     return Ok(());
                 }
@@ -285,15 +298,8 @@ impl Session {
     /// Goes on with another connection, which may come from elsewhere and with another token; returns
     /// its reader.
     fn go_on(&mut self, attached: Attached) -> Reader {
-        let Attached {
-            reader,
-            visitor,
-            place,
-        } = attached;
+        let Attached { reader, visitor } = attached;
         *self.membership.guest().address.lock() = visitor.address;
-        if let Some(place) = place {
-            self.place = place;
-        }
         if let Some(grant) = visitor.grant {
             self.renew(grant);
         }
@@ -305,10 +311,10 @@ impl Session {
     async fn leave(self, end: End, reader: Option<Reader>) {
         debug!("{} left {}: {end}", self.id(), self.membership.room());
         self.count_slow(&end);
-        self.shared.metrics.count_leave(end.cause());
+        self.shared.metrics.leaves(end.cause()).inc();
         drop((self.membership, self.beat, self.permit));
         if let End::Expired = end {
-            self.shared.metrics.count_resume("expired");
+            self.shared.metrics.resumes("expired").inc();
         }
         let rest = self.outbox.into_rest();
         if let Some(arrival) = rest.arrival {
@@ -358,15 +364,20 @@ impl Session {
             return ControlFlow::Break(call.into());
         }
         let size = match event {
+            // What is asked for costs nothing.
+            Event::Pong(payload) if self.is_answer(payload) => return ControlFlow::Continue(()),
             Event::Text(text) => text.len(),
             Event::Ping(payload) | Event::Pong(payload) => payload.len(),
-            Event::Binary(_) | Event::Close(_) => 0,
+            Event::Fragment => 0,
+            Event::Binary(_) => {
+                let reason = "a binary message: send JSON as text";
+                let close = Close::new(CloseCode::UnsupportedData, reason);
+                return ControlFlow::Break(End::Closed(close));
+            }
+            Event::Close(status) => return ControlFlow::Break(End::Left(status.map(|s| s.0))),
         };
-        let limit = match self
-            .rates
-            .as_ref()
-            .map_or(Ok(()), |rates| rates.check(size))
-        {
+        let rates = self.rates.as_ref();
+        let limit = match rates.map_or(Ok(()), |rates| rates.check(size + FRAME_BYTES)) {
             Ok(()) => None,
             Err(Excess::Refused(limit)) => Some(limit),
             Err(Excess::Ignored(limit)) => {
@@ -375,26 +386,24 @@ impl Session {
                 return ControlFlow::Break(End::Closed(close));
             }
         };
+        if let Some(limit) = limit {
+            self.shared.metrics.limits_hit(limit).inc();
+        }
         match event {
             Event::Text(text) => self.on_message(text, limit, unflushed),
-            Event::Ping(_) | Event::Pong(_) if let Some(limit) = limit => {
-                self.shared.metrics.count_limit(limit);
-            }
-            Event::Ping(payload) => self.outbox.push(Frame::pong(payload)),
-            Event::Pong(payload) => {
-                if let Some(time) = self.beat.pong() {
-                    self.shared.metrics.observe_round_trip(time);
-                }
-                self.outbox.pong(payload);
-            }
-            Event::Binary(_) => {
-                let reason = "a binary message: send JSON as text";
-                let close = Close::new(CloseCode::UnsupportedData, reason);
-                return ControlFlow::Break(End::Closed(close));
-            }
-            Event::Close(status) => return ControlFlow::Break(End::Left(status.map(|s| s.0))),
+            Event::Ping(payload) if limit.is_none() => self.outbox.push(Frame::pong(payload)),
+            _ => {}
         }
         ControlFlow::Continue(())
+    }
+
+    /// Takes in the payload of a pong; returns whether it has been asked for.
+    fn is_answer(&self, payload: &[u8]) -> bool {
+        let time = self.beat.pong();
+        if let Some(time) = time {
+            self.shared.metrics.observe_round_trip(time);
+        }
+        self.outbox.pong(payload) || time.is_some()
     }
 
     fn on_stop(&self, stop: Stop<End>) -> End {
@@ -425,27 +434,25 @@ impl Session {
             Ok(message) => {
                 let result = match limit {
                     None => self.route(&message, unflushed),
-                    Some(limit) => Err(self.refuse(limit)),
+                    Some(limit) => Err(Problem::rate_limited(limit.option())),
                 };
                 (result, message.reference)
             }
-            Err(invalid) => (Err(invalid.problem), invalid.reference),
+            Err(invalid) => {
+                let problem = limit.map(|limit| Problem::rate_limited(limit.option()));
+                (Err(problem.unwrap_or(invalid.problem)), invalid.reference)
+            }
         };
         let id = self.id();
         let answer = match (result, reference) {
             (Ok(receivers), Some(reference)) => protocol::ack(id, reference, receivers),
             (Ok(_), None) => return,
             (Err(problem), reference) => {
-                self.shared.metrics.count_error(problem.code);
+                self.shared.metrics.errors(problem.code).inc();
                 protocol::error(id, &problem, reference)
             }
         };
         self.outbox.push(answer);
-    }
-
-    fn refuse(&self, limit: Limit) -> Problem {
-        self.shared.metrics.count_limit(limit);
-        Problem::rate_limited(limit.option())
     }
 
     /// Delivers a message; returns to how many.
@@ -520,11 +527,11 @@ impl Goodbye {
                 GOODBYE_LIMIT,
             ),
             End::Detached(close) => {
-                self.shared.metrics.count_close(close.code);
+                self.shared.metrics.closes(close.code).inc();
                 (Some(close.frame()), GOODBYE_LIMIT)
             }
             End::Closed(close) => {
-                self.shared.metrics.count_close(close.code);
+                self.shared.metrics.closes(close.code).inc();
                 let limit = match close.code {
                     CloseCode::ServiceRestart => self.shared.config.drain(),
                     _ => GOODBYE_LIMIT,
@@ -548,16 +555,6 @@ impl Goodbye {
 }
 
 impl End {
-    /// Whether the connection is lost, but the session need not be.
-    fn is_loss(&self) -> bool {
-        match self {
-            End::Lost | End::Eof | End::Left(Some(BACK_SOON)) | End::Detached(_) => true,
-            End::Left(_) | End::Closed(_) | End::Expired => false,
-        }
-    }
-}
-
-impl End {
     /// In a word.
     fn cause(&self) -> &'static str {
         match self {
@@ -566,6 +563,14 @@ impl End {
             End::Left(_) => "left",
             End::Detached(_) | End::Closed(_) => "closed",
             End::Expired => "expired",
+        }
+    }
+
+    /// Whether the connection is lost, but the session need not be.
+    fn is_loss(&self) -> bool {
+        match self {
+            End::Lost | End::Eof | End::Left(Some(BACK_SOON)) | End::Detached(_) => true,
+            End::Left(_) | End::Closed(_) | End::Expired => false,
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        ServerConfig,
+        Error, ServerConfig,
         crypto::aws_lc_rs::default_provider,
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
         server::{ClientHello, ResolvesServerCert},
@@ -85,12 +85,18 @@ fn read(cert: &Path, key: &Path) -> io::Result<CertifiedKey> {
     let (cert_file, key_file) = (cert.display(), key.display());
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&read_file(cert)?)
         .collect::<Result<_, _>>()
-        .map_err(|error| invalid(format!("{cert_file} is no PEM: {error}")))?;
+        .map_err(|_| invalid(format!("{cert_file} is no PEM, or only a part of it")))?;
     if chain.is_empty() {
         return Err(invalid(format!("{cert_file} has no certificate")));
     }
     let key = PrivateKeyDer::from_pem_slice(&read_file(key)?)
-        .map_err(|error| invalid(format!("{key_file} has no private key: {error}")))?;
-    CertifiedKey::from_der(chain, key, &default_provider())
-        .map_err(|error| invalid(format!("cannot use {cert_file} with {key_file}: {error}")))
+        .map_err(|_| invalid(format!("{key_file} has no private key as PEM")))?;
+    CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
+        invalid(match error {
+            Error::InconsistentKeys(_) => {
+                format!("the key in {key_file} is not that of the certificate in {cert_file}")
+            }
+            error => format!("cannot use {cert_file} with {key_file}: {error}"),
+        })
+    })
 }

@@ -7,19 +7,23 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
     errors::{Error, ErrorKind},
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     protocol::RoomName,
     reload::{Reloadable, check_secret, invalid, read_file},
 };
+
+/// How PEM begins (RFC 7468, section 2).
+const PEM: &[u8] = b"-----BEGIN ";
 
 /// How far the clock of who issues tokens may be ahead of ours, in seconds.
 const CLOCK_SKEW: u64 = 30;
@@ -29,6 +33,9 @@ const MAX_USER: usize = 256;
 
 /// The longest `info`, in bytes.
 const MAX_INFO: usize = 1024;
+
+/// The longest time that the program's own tokens are good, in hours: a year.
+const MAX_HOURS: f64 = 8784.0;
 
 /// How many bytes the public key of ES256 has: an uncompressed point of P-256.
 const P256_POINT: usize = 65;
@@ -74,9 +81,16 @@ pub(crate) enum Denied {
 struct Claims {
     exp: Option<f64>,
     sub: Option<String>,
+    /// Neither this nor the next may be `null`: that could be meant to allow nothing.
+    #[serde(default, deserialize_with = "present")]
     room: Option<Patterns>,
     info: Option<Box<RawValue>>,
+    #[serde(default, deserialize_with = "present")]
     send: Option<bool>,
+}
+
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(json: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(json).map(Some)
 }
 
 /// The names of rooms, each as a whole or, with a `*` at its end, its beginning.
@@ -103,6 +117,11 @@ impl Tokens {
             issuer,
             audience,
         })
+    }
+
+    /// What the keys are for.
+    pub(crate) fn algorithms(&self) -> Vec<Algorithm> {
+        self.keys.get().iter().map(|key| key.algorithm).collect()
     }
 
     /// Reads the keys again.
@@ -169,7 +188,7 @@ impl Tokens {
             (None, [key]) => key,
             (Some(id), keys) => keys
                 .iter()
-                .find(|key| key.id.as_ref() == Some(&id))
+                .find(|key| key.id.as_ref() == Some(&id) && key.algorithm == header.alg)
                 .ok_or(ErrorKind::InvalidToken)?,
             (None, _) => return Err(ErrorKind::InvalidToken.into()),
         };
@@ -240,15 +259,45 @@ fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
             ))
         })?
     } else {
-        let secret = check_secret(bytes, path)?;
+        let secret = hs256_secret(bytes, path)?;
         (Algorithm::HS256, DecodingKey::from_secret(&secret))
     };
     let id = None;
     Ok(vec![Key { id, algorithm, key }])
 }
 
+/// Whether PEM stands in it, be there something else, too: that is no secret, whatever it is.
 fn is_pem(bytes: &[u8]) -> bool {
-    bytes.trim_ascii_start().starts_with(b"-----BEGIN ")
+    bytes.windows(PEM.len()).any(|window| window == PEM)
+}
+
+/// The secret of HS256 in a file. A public key must never be taken for one, however it is written:
+/// everybody could sign with it.
+fn hs256_secret(bytes: Vec<u8>, path: &Path) -> io::Result<Vec<u8>> {
+    let secret = check_secret(bytes, path)?;
+    let is_text = secret.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    let is_key = STANDARD.decode(&secret).is_ok_and(|bytes| is_der(&bytes))
+        || secret.starts_with(b"ssh-")
+        || secret.starts_with(b"[");
+    if is_text && !is_key {
+        return Ok(secret);
+    }
+    Err(invalid(format!(
+        "{} is neither a secret, which is a line of ASCII, nor a public key as PEM, nor a JSON Web \
+         Key Set",
+        path.display()
+    )))
+}
+
+/// Whether it is one SEQUENCE of DER (X.690, section 8.1), as keys are.
+fn is_der(bytes: &[u8]) -> bool {
+    let (length, start) = match *bytes {
+        [0x30, length @ 0..=0x7F, ..] => (length.into(), 2),
+        [0x30, 0x81, length, ..] => (length.into(), 3),
+        [0x30, 0x82, high, low, ..] => (usize::from(u16::from_be_bytes([high, low])), 4),
+        _ => return false,
+    };
+    bytes.len() == start + length
 }
 
 fn of_pem(pem: &[u8]) -> Option<(Algorithm, DecodingKey)> {
@@ -343,19 +392,8 @@ impl TokenRequest {
     ///
     /// A key file that cannot be read, or holds nothing to sign with; the message names it.
     pub fn sign(&self) -> io::Result<String> {
-        let path = &self.token_key_file;
-        let bytes = read_file(path)?;
-        let (algorithm, key) = if is_pem(&bytes) {
-            signing_key(&bytes).ok_or_else(|| {
-                invalid(format!(
-                    "{} is no private key for RS256, ES256 or EdDSA",
-                    path.display()
-                ))
-            })?
-        } else {
-            let secret = check_secret(bytes, path)?;
-            (Algorithm::HS256, EncodingKey::from_secret(&secret))
-        };
+        self.check().map_err(invalid)?;
+        let (algorithm, key) = signing_key(&self.token_key_file)?;
         let mut claims = json!({ "exp": now() + (self.hours * 3600.0) as u64 });
         let optional = [
             ("sub", self.user.clone().map(Value::from)),
@@ -373,13 +411,50 @@ impl TokenRequest {
                 claims[name] = value;
             }
         }
-        encode(&Header::new(algorithm), &claims, &key)
-            .map_err(|error| invalid(format!("cannot sign with {}: {error}", path.display())))
+        encode(&Header::new(algorithm), &claims, &key).map_err(|_| {
+            let file = self.token_key_file.display();
+            invalid(format!("the key in {file} cannot sign"))
+        })
+    }
+
+    /// Checks that a server will take what it asks for.
+    fn check(&self) -> Result<(), String> {
+        let length = |user: &String| user.len() > MAX_USER;
+        if self.user.as_ref().is_some_and(length) {
+            return Err(format!("--user may have {MAX_USER} bytes"));
+        }
+        let length = |info: &Value| info.to_string().len() > MAX_INFO;
+        if self.info.as_ref().is_some_and(length) {
+            return Err(format!("--info may have {MAX_INFO} bytes"));
+        }
+        if self.room.iter().any(String::is_empty) {
+            return Err("--room must name a room; leave it out for all".into());
+        }
+        if !(self.hours > 0.0 && self.hours <= MAX_HOURS) {
+            let given = self.hours;
+            return Err(format!(
+                "--hours must be above 0 and up to {MAX_HOURS}, not {given}"
+            ));
+        }
+        Ok(())
     }
 }
 
-fn signing_key(pem: &[u8]) -> Option<(Algorithm, EncodingKey)> {
-    None.or_else(|| Some((Algorithm::RS256, EncodingKey::from_rsa_pem(pem).ok()?)))
-        .or_else(|| Some((Algorithm::ES256, EncodingKey::from_ec_pem(pem).ok()?)))
-        .or_else(|| Some((Algorithm::EdDSA, EncodingKey::from_ed_pem(pem).ok()?)))
+/// The key in a file that signs: a secret, or a private key as PEM.
+fn signing_key(path: &Path) -> io::Result<(Algorithm, EncodingKey)> {
+    let bytes = read_file(path)?;
+    if !is_pem(&bytes) {
+        let secret = hs256_secret(bytes, path)?;
+        return Ok((Algorithm::HS256, EncodingKey::from_secret(&secret)));
+    }
+    None.or_else(|| Some((Algorithm::RS256, EncodingKey::from_rsa_pem(&bytes).ok()?)))
+        .or_else(|| Some((Algorithm::ES256, EncodingKey::from_ec_pem(&bytes).ok()?)))
+        .or_else(|| Some((Algorithm::EdDSA, EncodingKey::from_ed_pem(&bytes).ok()?)))
+        .ok_or_else(|| {
+            invalid(format!(
+                "{} is no private key for RS256, ES256 or EdDSA in PKCS #8 (openssl pkcs8 -topk8 \
+                 -nodes makes one of others)",
+                path.display()
+            ))
+        })
 }

@@ -21,7 +21,7 @@ const QUEUE_BYTES = 1 << 20;
  * @typedef {"connecting" | "open" | "reconnecting" | "closed"} RoomState */
 
 /** The new state: with `open`, whether the session was resumed or is a new one; with the last two the
- * Close frame's code and reason (RFC 6455, section 7.1.5), and the milliseconds until the next attempt.
+ * Close frame's code and reason (RFC 6455, section 7.1.5), and the ms until the next attempt.
  * @typedef {{ state: "connecting" } | { state: "open", resumed: boolean }
  *   | { state: "reconnecting", code: number, reason: string, delay: number }
  *   | { state: "closed", code: number, reason: string }} StateChange */
@@ -29,7 +29,7 @@ const QUEUE_BYTES = 1 << 20;
 /** A message as it travels, for debugging.
  * @typedef {{ direction: "in" | "out", text: string }} OnTheWire */
 
-/** What the server says of a message that it has delivered: to how many.
+/** What the server says of a delivered message: to how many.
  * @typedef {{ receivers: number }} Receipt */
 
 /** The events of a `Room`, by type, with what is in their `detail`. `peerjoin` is told of everyone,
@@ -45,7 +45,8 @@ const QUEUE_BYTES = 1 << 20;
 
 /** Where rooms are, and how patient one is. `url` is the server's address, with `http` or `ws`; it can
  * be left out where the server has served this module, not where it was copied or bundled. `token`
- * is the JSON Web Token that admits, or a function that is asked for one before each connection.
+ * is the JSON Web Token that admits, or a function that is asked for one before each connection,
+ * also when the last has ended.
  * After `silence` ms without a word the server is asked for one; after `timeout` ms without an
  * answer the connection is given up.
  * @typedef {{ url?: string | URL, token?: string | (() => string), silence?: number,
@@ -138,7 +139,7 @@ export class Room extends RoomTarget {
   constructor(name, { url, token, silence = 25_000, timeout = 10_000 } = {}) {
     super();
     this.#url = address(name, url ?? new URL(".", import.meta.url));
-    this.#admission = typeof token === "function" ? token : () => token;
+    this.#admission = token;
     this.#silence = silence;
     this.#timeout = timeout;
     this.#connect();
@@ -226,7 +227,7 @@ export class Room extends RoomTarget {
 
   #connect() {
     const url = new URL(this.#url);
-    const token = this.#admission();
+    const token = typeof this.#admission === "function" ? this.#admission() : this.#admission;
     if (token) url.searchParams.set("token", token);
     if (this.#token) url.search += `&resume=${this.#token}&received=${this.#received}`;
     const socket = new WebSocket(url, "anteroom.v1");
@@ -312,7 +313,8 @@ export class Room extends RoomTarget {
    * @param {string} reason */
   #lost(code, reason) {
     // An attempt that was given up may arrive late, and take the session over.
-    if (code === 1008 && !reason.startsWith("resumed")) return this.#end(code, reason);
+    const again = typeof this.#admission === "function" ? /^resumed|^the token/ : /^resumed/;
+    if (code === 1008 && !again.test(reason)) return this.#end(code, reason);
     this.#socket = null;
     this.#flushes = false;
     if (!this.#token) this.#forget(0);
@@ -625,8 +627,7 @@ export class Mesh extends MeshTarget {
     for (const negotiation of this.#negotiations.values()) negotiation.addTrack(track, streams);
   }
 
-  /** Sends another track in the place of one, without a negotiation: the other side sees no change
-   * but the picture.
+  /** Sends another track in the place of one, without a negotiation.
    * @param {MediaStreamTrack} old
    * @param {MediaStreamTrack} track of the same kind */
   replaceTrack(old, track) {

@@ -18,6 +18,8 @@ pub(crate) enum Event<'a> {
     Text(&'a str),
     /// A whole binary message.
     Binary(&'a [u8]),
+    /// A part of a message that is to come as a whole: there may be any number of them.
+    Fragment,
     /// To be answered with a pong that carries the same payload (section 5.5.2).
     Ping(&'a [u8]),
     /// The answer to a ping.
@@ -127,6 +129,9 @@ impl Decoder {
                 }
                 if last {
                     return message_event(text, &self.message).map(Some);
+                }
+                if whole {
+                    return Ok(Some(Event::Fragment));
                 }
             }
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 // The very files of the server, which shows them to nobody.
+#[allow(dead_code)]
 #[path = "../../src/refusal.rs"]
 mod refusal;
 #[allow(dead_code)]
@@ -96,7 +97,7 @@ async fn echo(reader: &mut Reader, writer: &mut Writer) -> Stop<Option<u16>> {
                 }
                 Event::Binary(bytes) => Frame::binary(bytes),
                 Event::Ping(payload) => Frame::pong(payload),
-                Event::Pong(_) => return ControlFlow::Continue(()),
+                Event::Pong(_) | Event::Fragment => return ControlFlow::Continue(()),
                 Event::Close(status) => return ControlFlow::Break(status.map(|status| status.0)),
             });
             ControlFlow::Continue(())

@@ -93,11 +93,23 @@ async fn who_is_away_is_seen_to_be() {
     alice
         .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
         .await;
-    alice.next().await;
+    let id = alice.next().await["receiver"].as_str().unwrap().to_owned();
     drop(alice.into_raw());
     eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+    let before = server.count("anteroom_outbox_bytes");
+    let mut bob = Client::join(&server, "tea").await;
+    let data = "x".repeat(1000);
+    bob.send(json!({"type": "x", "receiver": id, "data": data, "ref": 1}))
+        .await;
+    assert_eq!(bob.next().await["type"], "ack");
     let room = get(&server, "/rooms/tea").await.json();
     assert_eq!(room["sessions"][0]["away"], true);
+    // With what is kept for it.
+    assert!(
+        room["sessions"][0]["waitingBytes"].as_u64().unwrap() > 1000,
+        "{room}"
+    );
+    assert!(server.count("anteroom_outbox_bytes") > before + 1000);
 }
 
 #[tokio::test]
@@ -174,10 +186,13 @@ async fn a_backend_speaks_as_the_server_to_one_or_to_all() {
         let answer = post(room, body.clone()).await;
         assert_eq!(answer.code(), (error.0, error.1.into()), "{body}");
     }
-    let unmeasured = "Transfer-Encoding: chunked\r\n";
-    let path = "/rooms/tea/messages";
-    let answer = ask(&server, "PUT", path, unmeasured, "0\r\n\r\n").await;
-    assert_eq!(answer.code(), (405, "bad_method".into()));
+    let mut raw = Raw {
+        stream: TcpStream::connect(server.admin.unwrap()).await.unwrap(),
+    };
+    let unmeasured = "POST /rooms/tea/messages HTTP/1.1\r\nHost: localhost\r\n\
+                      Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    raw.write(unmeasured).await;
+    assert!(raw.read_head().await.starts_with("HTTP/1.1 411 "));
     for client in [&mut alice, &mut bob, &mut carol] {
         client.expect_quiet().await;
     }
@@ -273,6 +288,10 @@ async fn pages_of_others_are_kept_out() {
             false,
         ),
         ("Host: 127.0.0.1.evil.example\r\n".into(), false),
+        // A proxy that lets others in.
+        ("X-Forwarded-For: 203.0.113.9\r\n".into(), false),
+        ("Forwarded: for=203.0.113.9\r\n".into(), false),
+        ("Via: 1.1 proxy\r\n".into(), false),
     ] {
         let answer = ask(&server, "GET", "/rooms", &headers, "").await;
         assert_eq!(answer.status, if allowed { 200 } else { 403 }, "{headers}");
@@ -472,6 +491,12 @@ async fn what_happens_is_counted_exactly() {
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(value(&build), 1);
+    // What has not happened is there, too.
+    assert_eq!(value("anteroom_resumes_total{outcome=\"expired\"}"), 0);
+    assert_eq!(
+        value("anteroom_limits_hit_total{limit=\"bytes-per-second\"}"),
+        0
+    );
     // Two hellos, ten messages, one that was none, and the questions behind them.
     let (received, sent) = (
         value("anteroom_messages_received_total"),

@@ -1,9 +1,8 @@
 //! The ICE servers that `hello` tells of.
 
+use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
-use sha1::Sha1;
 
 use crate::support::{Client, File, TestServer};
 
@@ -57,9 +56,11 @@ async fn each_session_gets_turn_credentials_of_its_own_that_end() {
         let left = until.parse::<i64>().unwrap() - crate::support::in_seconds(0);
         assert!((590..=600).contains(&left), "{left}");
         assert_eq!(name, client.id);
-        let mut mac = Hmac::<Sha1>::new_from_slice(b"a secret shared with coturn").unwrap();
-        mac.update(username.as_bytes());
-        let credential = BASE64.encode(mac.finalize().into_bytes());
+        let key = hmac::Key::new(
+            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+            b"a secret shared with coturn",
+        );
+        let credential = BASE64.encode(hmac::sign(&key, username.as_bytes()));
         assert_eq!(turn["credential"], credential);
         names.push(username.to_owned());
     }

@@ -7,10 +7,9 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
-use sha1::Sha1;
 use tokio::{
     net::{TcpSocket, TcpStream},
     process::{Child, Command},
@@ -125,9 +124,11 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
     let (username, credential) = (text(&given["username"]), text(&given["credential"]));
 
     let sign = |username: &str| {
-        let mut mac = Hmac::<Sha1>::new_from_slice(Coturn::SECRET.as_bytes()).unwrap();
-        mac.update(username.as_bytes());
-        BASE64.encode(mac.finalize().into_bytes())
+        let key = hmac::Key::new(
+            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+            Coturn::SECRET.as_bytes(),
+        );
+        BASE64.encode(hmac::sign(&key, username.as_bytes()))
     };
     assert_eq!(credential, sign(&username));
     let longer = format!("{}:{}", in_seconds(7 * 3600), client.id);
@@ -233,9 +234,7 @@ impl Nginx {
             authority,
         }
     }
-}
 
-impl Nginx {
     /// Joins a room through it from the address 127.0.0.2, with what a client may write about that
     /// itself; otherwise the status with which it is refused.
     async fn join(&self, room: &str, claim: &str) -> Result<Client<TlsStream<TcpStream>>, u16> {

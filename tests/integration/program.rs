@@ -5,6 +5,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use crate::{support::Program, tls::Authority};
+
 const README: &str = include_str!("../../README.md");
 
 fn run(options: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -187,6 +189,46 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn every_server_that_the_readme_starts_does_start() {
+    let folder = std::env::temp_dir().join(format!("anteroom-readme-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (cert, key) = Authority::new().issue("rooms.test");
+    let secret = "a secret of this test that has more than 32 bytes\n";
+    for (name, contents) in [
+        ("rooms.pem", &*cert),
+        ("rooms.key", &key),
+        ("token.key", secret),
+        ("turn.key", secret),
+    ] {
+        std::fs::write(folder.join(name), contents).unwrap();
+    }
+    let chapter = README.split_once("\n## Operating it\n").unwrap().1;
+    let commands = chapter.replace("\\\n", "");
+    let servers = commands
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ anteroom "));
+    let mut count = 0;
+    for options in servers {
+        let options = options
+            .trim_end_matches(" &")
+            .replace("0.0.0.0:443", "127.0.0.1:0")
+            .replace("127.0.0.1:9090", "127.0.0.1:0");
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
+        command
+            .args(options.split_whitespace())
+            .env("ANTEROOM_LISTEN", "127.0.0.1:0")
+            .current_dir(&folder)
+            .stderr(Stdio::null());
+        let mut program = Program::run(command).await;
+        program.signal("TERM").await;
+        assert_eq!(program.exit_code().await, Some(0), "{options}");
+        count += 1;
+    }
+    assert_eq!(count, 5);
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

@@ -282,7 +282,11 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
     let files = Files::new("start", authority.issue("one.test"));
     let other = Files::new("other", authority.issue("one.test"));
     for (cert, key, message) in [
-        (files.cert.path(), other.key.path(), "cannot use "),
+        (
+            files.cert.path(),
+            other.key.path(),
+            "is not that of the certificate in ",
+        ),
         (files.key.path(), files.key.path(), "has no certificate"),
         (files.cert.path(), files.cert.path(), "has no private key"),
         (

@@ -1,11 +1,15 @@
 //! Tokens: who they let in, what they are told when not, what they allow, and when that ends.
 
 use anteroom::TokenRequest;
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD as BASE64_STANDARD, URL_SAFE_NO_PAD as BASE64},
+};
 use clap::Parser;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
+    PublicKeyData,
 };
 use serde_json::{Value, json};
 
@@ -25,6 +29,14 @@ fn claims(others: Value) -> Value {
         }
     }
     claims
+}
+
+/// A token whose claims end in exactly this.
+fn signed_as_is(end: &str) -> String {
+    let claims = format!(r#"{{"exp":{}{end}}}"#, in_seconds(600));
+    let claims: Box<serde_json::value::RawValue> = serde_json::from_str(&claims).unwrap();
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
 }
 
 fn sign(others: Value) -> String {
@@ -150,6 +162,8 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
         (sign(json!({"exp": "tomorrow"})), 401, invalid),
         (sign(json!({"send": "no"})), 401, invalid),
         (sign(json!({"room": 7})), 401, invalid),
+        (signed_as_is(r#","room":null"#), 401, invalid),
+        (signed_as_is(r#","send":null"#), 401, invalid),
         (sign(json!({"sub": 7})), 401, invalid),
         // Who has one is told.
         (sign(json!({"exp": in_seconds(-1)})), 401, expired),
@@ -313,7 +327,7 @@ async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
             TokenRequest::parse_from_words(&["--token-key-file", file.path().to_str().unwrap()]);
         let error = request.sign().unwrap_err().to_string();
         assert!(
-            error.contains("no private key") || error.contains("cannot sign"),
+            error.contains("is no private key") || error.contains("cannot sign"),
             "{error}"
         );
     }
@@ -416,6 +430,7 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
 async fn files_that_hold_no_key_are_refused_at_the_start() {
     let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
     let ed = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let der = ed.subject_public_key_info();
     for (name, contents, message) in [
         ("short", "secret".into(), "has 6 bytes: take at least 32"),
         ("empty", String::new(), "has 0 bytes: take at least 32"),
@@ -428,6 +443,32 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
             "private",
             ed.serialize_pem(),
             "the private key stays with who issues the tokens",
+        ),
+        (
+            "text",
+            format!("Public-Key:\n{}", p384.public_key_pem()),
+            "is no public key for RS256, ES256 (P-256) or EdDSA",
+        ),
+        (
+            "der",
+            format!("{}\n", BASE64_STANDARD.encode(&der)),
+            "is neither a secret",
+        ),
+        (
+            "lines",
+            format!("{SECRET}\n{SECRET}\n"),
+            "is neither a secret",
+        ),
+        ("bom", format!("\u{feff}{SECRET}"), "is neither a secret"),
+        (
+            "ssh",
+            format!("ssh-ed25519 {}", "A".repeat(60)),
+            "is neither a secret",
+        ),
+        (
+            "array",
+            format!("[{}]", "1,".repeat(30)),
+            "is neither a secret",
         ),
         (
             "set",
@@ -499,7 +540,7 @@ async fn at_its_end_a_token_ends_the_session_unless_a_fresher_one_has_come() {
     let (server, _file) = server("end").await;
     let watch = sign(json!({}));
     let mut watcher = join(&server, "tea", &watch).await;
-    let soon = sign(json!({"sub": "alice", "exp": in_seconds(4)}));
+    let soon = sign(json!({"sub": "alice", "exp": in_seconds(10)}));
     let mut alice = join(&server, "tea", &soon).await;
     let mut late = join(&server, "tea", &soon).await;
     for _ in 0..2 {
@@ -592,8 +633,39 @@ async fn a_session_is_resumed_by_its_own_user_only_and_ends_with_the_last_token(
     drop(alice.into_raw());
     let mut alice = Client::connect(server.address, &path(&fresher)).await;
     assert_eq!(alice.next().await["type"], "resumed");
-    while alice.next_or_close().await.is_ok() {}
+    let code = loop {
+        if let Err(code) = alice.next_or_close().await {
+            break code;
+        }
+    };
+    assert_eq!(code, 1008);
     assert!(in_seconds(0) >= until, "it ended before its last token");
+}
+
+#[test]
+fn no_token_is_made_that_a_server_would_not_take() {
+    let file = File::new("request", SECRET);
+    let path = file.path();
+    let path = path.to_str().unwrap();
+    let sign = |more: &[&str]| {
+        let words = [&["--token-key-file", path], more].concat();
+        TokenRequest::parse_from_words(&words).sign()
+    };
+    assert!(sign(&["--hours", "8784"]).is_ok());
+    let long = "x".repeat(257);
+    let info = format!("\"{}\"", "x".repeat(1023));
+    for words in [
+        ["--hours", "0"],
+        ["--hours", "nan"],
+        ["--hours", "inf"],
+        ["--hours", "1e30"],
+        ["--user", &long],
+        ["--info", &info],
+        ["--room", ""],
+    ] {
+        let error = sign(&words).unwrap_err().to_string();
+        assert!(error.starts_with(words[0]), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ fn ours(pieces: Vec<Vec<u8>>) -> Vec<Outcome> {
         loop {
             let outcome = match decoder.decode(&mut input) {
                 Ok(None) => break,
+                Ok(Some(Event::Fragment)) => continue,
                 Ok(Some(Event::Text(text))) => Outcome::Text(text.into()),
                 Ok(Some(Event::Binary(bytes))) => Outcome::Binary(bytes.into()),
                 Ok(Some(Event::Ping(payload))) => Outcome::Ping(payload.into()),
