@@ -227,9 +227,9 @@ export class Room extends RoomTarget {
 
   #connect() {
     const url = new URL(this.#url);
+    if (this.#token) url.search = `resume=${this.#token}&received=${this.#received}`;
     const token = typeof this.#admission === "function" ? this.#admission() : this.#admission;
-    if (token) url.searchParams.set("token", token);
-    if (this.#token) url.search += `&resume=${this.#token}&received=${this.#received}`;
+    if (token) url.searchParams.append("token", token);
     const socket = new WebSocket(url, "anteroom.v1");
     this.#socket = socket;
     socket.addEventListener("open", () => {

@@ -266,8 +266,9 @@ impl Tab<'_> {
 
     /// Waits until an expression is true, or a promise of what is.
     pub async fn until(&self, condition: &str) {
+        // Chromium may collect a promise that nobody but the driver waits for.
         let script = format!(
-            "return new Promise(async (resolve) => {{
+            "return globalThis.waiting = new Promise(async (resolve) => {{
                 while (!(await ({condition}))) await new Promise((next) => setTimeout(next, 20));
                 resolve();
             }});"
