@@ -190,8 +190,9 @@ pub struct Config {
     #[arg(value_parser = positive)]
     pub joins_per_second: Option<NonZeroU32>,
 
-    /// How many messages and pings a session may send, with a burst of two seconds; more are refused
-    /// (`rate_limited`), and who goes on is closed (1008) [default: no limit]
+    /// How many messages a session may send, pings and parts of messages among them, with a burst of
+    /// two seconds; more are refused (`rate_limited`), and who goes on is closed (1008) [default: no
+    /// limit]
     #[arg(
         long,
         env = "ANTEROOM_MESSAGES_PER_SECOND",
@@ -201,7 +202,7 @@ pub struct Config {
     #[arg(value_parser = positive)]
     pub messages_per_second: Option<NonZeroU32>,
 
-    /// How many bytes a session may send in messages and pings, likewise [default: no limit]
+    /// How many bytes a session may send in them, likewise [default: no limit]
     #[arg(
         long,
         env = "ANTEROOM_BYTES_PER_SECOND",

@@ -317,6 +317,8 @@ impl Session {
             self.shared.metrics.resumes("expired").inc();
         }
         let rest = self.outbox.into_rest();
+        // A connection takes its place to the end.
+        let place = reader.is_some().then_some(self.place);
         if let Some(arrival) = rest.arrival {
             Session::begin_anew(self.shared.clone(), arrival);
         }
@@ -329,7 +331,7 @@ impl Session {
             };
             goodbye.say(reader).await;
         }
-        drop(self.place);
+        drop(place);
     }
 
     /// Goes on with what another token of the same user allows.

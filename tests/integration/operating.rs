@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
+use anteroom::Config;
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     net::{TcpSocket, TcpStream},
     process::{Child, Command},
@@ -22,7 +23,7 @@ use tokio_rustls::{
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 
 use crate::{
-    support::{Client, File, TestServer, in_seconds, operator, within_deadline},
+    support::{Client, File, TestServer, eventually, in_seconds, operator, within_deadline},
     tls::{self, Authority},
 };
 
@@ -166,18 +167,20 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
     }
 }
 
-/// The part of the README that is a configuration for nginx, changed for a test.
-fn nginx_configuration(changes: &[(&str, String)]) -> String {
-    let (_, after) = README.split_once("```nginx\n").unwrap();
-    let mut block = after.split_once("```").unwrap().0.to_owned();
+/// The parts of the README that are a configuration for nginx: a server, and a second one to lead
+/// newcomers to.
+fn nginx_configurations() -> [&'static str; 2] {
+    let mut blocks = README.split("```nginx\n").skip(1);
+    [(); 2].map(|()| blocks.next().unwrap().split_once("```").unwrap().0)
+}
+
+/// Changes a text for a test.
+fn change(mut text: String, changes: &[(&str, String)]) -> String {
     for (part, replacement) in changes {
-        assert!(
-            block.contains(part),
-            "{part} is not in the README's example"
-        );
-        block = block.replace(part, replacement);
+        assert!(text.contains(part), "{part} is not in the README's example");
+        text = text.replace(part, replacement);
     }
-    block
+    text
 }
 
 /// nginx in front of a server, by the README's example.
@@ -196,7 +199,8 @@ impl Drop for Nginx {
 }
 
 impl Nginx {
-    async fn start(name: &str, backend: SocketAddr) -> Nginx {
+    /// In front of one server, or of one and then another.
+    async fn start(name: &str, backends: &[SocketAddr]) -> Nginx {
         let port = free_port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let authority = Authority::new();
@@ -205,13 +209,29 @@ impl Nginx {
         let key = File::new(&format!("{name}.key"), key);
         let folder = std::env::temp_dir().join(format!("anteroom-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let server = nginx_configuration(&[
-            ("listen 443 ssl", format!("listen {address} ssl")),
-            ("rooms.example.org", "localhost".into()),
-            ("/etc/ssl/rooms.pem", cert.path().display().to_string()),
-            ("/etc/ssl/rooms.key", key.path().display().to_string()),
-            ("127.0.0.1:8080", backend.to_string()),
-        ]);
+        let [server, upstream] = nginx_configurations();
+        let server = change(
+            server.into(),
+            &[
+                ("listen 443 ssl", format!("listen {address} ssl")),
+                ("rooms.example.org", "localhost".into()),
+                ("/etc/ssl/rooms.pem", cert.path().display().to_string()),
+                ("/etc/ssl/rooms.key", key.path().display().to_string()),
+            ],
+        );
+        let one = "proxy_pass http://127.0.0.1:8080;";
+        let server = match backends {
+            [only] => change(server, &[(one, format!("proxy_pass http://{only};"))]),
+            backends => {
+                let (upstream, location) = upstream.split_once("\n\n").unwrap();
+                let ports = [
+                    ("127.0.0.1:8080", backends[0]),
+                    ("127.0.0.1:8081", backends[1]),
+                ];
+                let ports = ports.map(|(port, backend)| (port, backend.to_string()));
+                change(upstream.into(), &ports) + &change(server, &[(one, location.into())])
+            }
+        };
         let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|kind| format!("{kind}_temp_path {}/{kind};\n", folder.display()))
             .concat();
@@ -235,9 +255,16 @@ impl Nginx {
         }
     }
 
-    /// Joins a room through it from the address 127.0.0.2, with what a client may write about that
-    /// itself; otherwise the status with which it is refused.
+    /// Joins a room through it; the session knows its id.
     async fn join(&self, room: &str, claim: &str) -> Result<Client<TlsStream<TcpStream>>, u16> {
+        let mut client = self.connect(room, claim).await?;
+        client.id = client.hello().await["receiver"].as_str().unwrap().into();
+        Ok(client)
+    }
+
+    /// Asks for a room through it from the address 127.0.0.2, with what a client may write about that
+    /// itself; otherwise the status with which it is refused.
+    async fn connect(&self, room: &str, claim: &str) -> Result<Client<TlsStream<TcpStream>>, u16> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
         let stream = socket.connect(self.address).await.unwrap();
@@ -251,11 +278,7 @@ impl Nginx {
         }
         let upgrade = tokio_tungstenite::client_async(request, stream.unwrap());
         match within_deadline("the upgrade", upgrade).await {
-            Ok((socket, _)) => {
-                let mut client = Client::over(socket);
-                client.id = client.hello().await["receiver"].as_str().unwrap().into();
-                Ok(client)
-            }
+            Ok((socket, _)) => Ok(Client::over(socket)),
             Err(tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
             Err(error) => panic!("{error}"),
         }
@@ -271,7 +294,7 @@ async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
         config.max_address_sessions = std::num::NonZeroU32::new(1);
     })
     .await;
-    let nginx = Nginx::start("forward", server.address).await;
+    let nginx = Nginx::start("forward", &[server.address]).await;
     let mut alice = nginx.join("tea", "").await.unwrap();
     let room = operator(&server, "GET", "/rooms/tea", "").await.json();
     assert_eq!(room["sessions"][0]["address"], "127.0.0.2");
@@ -293,10 +316,59 @@ async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
 }
 
 #[tokio::test]
+#[ignore = "needs nginx: tests/run starts this test"]
+async fn behind_nginx_a_restart_loses_nothing() {
+    let admin = |config: &mut Config| config.admin = Some(([127, 0, 0, 1], 0).into());
+    let mut old = TestServer::with(admin).await;
+    let new = TestServer::with(admin).await;
+    let nginx = Nginx::start("restart", &[old.address, new.address]).await;
+    let mut alice = nginx.join("tea", "").await.unwrap();
+    alice
+        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+        .await;
+    let token = alice.next().await["data"]["resume"]["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let mut bob = nginx.join("tea", "").await.unwrap();
+    alice.expect_new(&bob.id).await;
+
+    operator(&old, "POST", "/drain", "").await;
+    // Newcomers are led to the other server; who is here hears nothing of that.
+    let carol = nginx.join("tea", "").await.unwrap();
+    assert_eq!((old.anteroom.sessions(), new.anteroom.sessions()), (2, 1));
+    // Who loses the connection meanwhile comes back to where the session is, and has missed nothing.
+    let id = alice.id.clone();
+    drop(alice);
+    eventually("the loss", || old.count("anteroom_sessions_away") == 1).await;
+    for number in 0..100 {
+        let message = json!({"type": "x", "receiver": id, "data": number, "ref": number});
+        bob.send(message).await;
+        assert_eq!(bob.next().await["type"], "ack");
+    }
+    // Its messages were two hellos' answers and a `new`.
+    let resume = format!("tea?resume={token}&received=3");
+    let mut alice = nginx.connect(&resume, "").await.unwrap();
+    assert_eq!(alice.next().await["type"], "resumed");
+    for number in 0..100 {
+        assert_eq!(alice.next().await["data"], number);
+    }
+    // When they have left, so can the server.
+    alice.leave().await;
+    bob.leave().await;
+    eventually("the end", || old.anteroom.sessions() == 0).await;
+    old.stop();
+    old.stopped().await;
+    let mut dave = nginx.join("tea", "").await.unwrap();
+    let peers = dave.hello().await["data"]["peers"].clone();
+    assert_eq!(peers, json!([{"id": carol.id, "data": null}]));
+}
+
+#[tokio::test]
 #[ignore = "needs nginx, and takes eighty seconds: tests/run starts this test"]
 async fn behind_nginx_an_idle_session_outlives_the_read_timeout() {
     let server = TestServer::start().await;
-    let nginx = Nginx::start("idle", server.address).await;
+    let nginx = Nginx::start("idle", &[server.address]).await;
     let mut alice = nginx.join("tea", "").await.unwrap();
     // nginx gives up a backend that is silent for 60 seconds; a ping comes every 20.
     let begun = std::time::Instant::now();
