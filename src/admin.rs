@@ -181,7 +181,8 @@ fn close(
 ) -> Result<Response, Wrong> {
     let rooms = &anteroom.shared().rooms;
     let (room, glimpses) = find(room, |room| rooms.look_into(room))?;
-    let session = glimpses.iter().find(|glimpse| glimpse.id.to_string() == id);
+    let id = SessionId::parse(&id).ok_or(UNKNOWN_SESSION)?;
+    let session = glimpses.iter().find(|glimpse| glimpse.id == id);
     let session = session.ok_or(UNKNOWN_SESSION)?;
     info!("{id} in {room} is closed by an operator");
     let close = Close::new(CloseCode::PolicyViolation, "closed by an operator");

@@ -201,7 +201,7 @@ impl Admission {
                 unavailable("the server is about to stop: try again later, it may be another")
             }
             TryAcquireError::NoPermits => {
-                self.warn(Limit::Sessions);
+                self.count_and_warn(Limit::Sessions);
                 unavailable("the server is full: try again later")
             }
         })?;
@@ -219,7 +219,7 @@ impl Admission {
         };
         let seat = self.rooms.reserve(room).map_err(|full| match full {
             Full::Rooms => {
-                self.warn(Limit::Rooms);
+                self.count_and_warn(Limit::Rooms);
                 unavailable("there are too many rooms: try again later, or join one that exists")
             }
             Full::Room => {
@@ -235,7 +235,7 @@ impl Admission {
     }
 
     /// Counts that a limit of the whole server is reached, and warns of it now and then.
-    fn warn(&self, limit: Limit) {
+    fn count_and_warn(&self, limit: Limit) {
         self.metrics.limits_hit(limit).inc();
         let mut last = self.last_warning.lock();
         if last.is_none_or(|last| last.elapsed() >= WARN_EVERY) {

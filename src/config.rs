@@ -13,7 +13,7 @@ use clap::Args;
 use http::{HeaderValue, uri::Authority};
 use ipnet::IpNet;
 
-use crate::{ice::IceUrl, rates};
+use crate::{ice::IceUrl, rates, session::FRAME_BYTES};
 
 /// How many of the open files are kept back from the sessions by default: for the listener, for
 /// requests that are no sessions, and to say 503 to who comes when all places are taken. Where few
@@ -294,7 +294,7 @@ pub struct Config {
     )]
     pub turn_secret_file: Option<PathBuf>,
 
-    /// How long these credentials are good, in seconds
+    /// How long these credentials are good, in seconds; calls do not outlast them
     #[arg(
         long,
         env = "ANTEROOM_TURN_SECONDS",
@@ -410,7 +410,7 @@ impl Default for Config {
             ice_server: Vec::new(),
             turn_url: Vec::new(),
             turn_secret_file: None,
-            turn_seconds: 3600,
+            turn_seconds: 86_400,
             admin: None,
             admin_token_file: None,
             drain_seconds: 5,
@@ -456,8 +456,9 @@ impl Config {
             ));
         }
         let burst = self.bytes_per_second.map(rates::burst);
-        if burst.is_some_and(|burst| (burst.get() as usize) < self.max_message_bytes) {
-            let least = self.max_message_bytes.div_ceil(2);
+        let longest = self.max_message_bytes + FRAME_BYTES;
+        if burst.is_some_and(|burst| (burst.get() as usize) < longest) {
+            let least = longest.div_ceil(2);
             return Err(format!(
                 "--bytes-per-second must let one message of --max-message-bytes pass: at least {least}"
             ));
@@ -500,7 +501,7 @@ impl Config {
         }
         match (self.admin, &self.admin_token_file) {
             (None, Some(_)) => return Err("--admin-token-file needs --admin".into()),
-            (Some(admin), None) if !admin.ip().is_loopback() => {
+            (Some(admin), None) if self.is_admin_exposed() => {
                 return Err(format!(
                     "--admin {admin} can be reached from elsewhere: it needs --admin-token-file"
                 ));
@@ -508,6 +509,11 @@ impl Config {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether operators are answered also where others can connect.
+    pub(crate) fn is_admin_exposed(&self) -> bool {
+        self.admin.is_some_and(|admin| !admin.ip().is_loopback())
     }
 
     /// How many sessions there may be at once.

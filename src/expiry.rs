@@ -48,6 +48,11 @@ impl Expiries {
 }
 
 impl Expiry {
+    /// The time.
+    pub(crate) fn time(&self) -> u64 {
+        self.key.0
+    }
+
     /// Moves it to another time.
     pub(crate) fn renew(&mut self, time: u64) {
         let mut expiries = self.expiries.0.lock();

@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::{
     Config,
-    protocol::IceServer,
+    protocol::{IceServer, SessionId},
     reload::{Reloadable, invalid, read_file},
 };
 
@@ -84,16 +84,16 @@ impl IceServers {
         self.turn.as_ref().map(|turn| turn.secret.reload())
     }
 
-    /// What the session called `name` is told at `now`, in seconds since 1970.
-    pub(crate) fn for_session(&self, name: &str, now: u64) -> Vec<IceServer> {
-        let turn = self.turn.iter().map(|turn| turn.server(name, now));
+    /// What the session is told at `now`, in seconds since 1970.
+    pub(crate) fn for_session(&self, id: SessionId, now: u64) -> Vec<IceServer> {
+        let turn = self.turn.iter().map(|turn| turn.server(id, now));
         self.servers.iter().cloned().chain(turn).collect()
     }
 }
 
 impl Turn {
-    fn server(&self, name: &str, now: u64) -> IceServer {
-        let username = format!("{}:{name}", now + self.seconds);
+    fn server(&self, id: SessionId, now: u64) -> IceServer {
+        let username = format!("{}:{id}", now + self.seconds);
         let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &self.secret.get());
         let credential = hmac::sign(&key, username.as_bytes());
         IceServer {

@@ -92,6 +92,9 @@ pub use crate::{
     tokens::TokenRequest,
 };
 
+/// How long a request of an operator may take when all else has ended.
+const OPERATORS_GRACE: Duration = Duration::from_secs(1);
+
 /// A server that is bound to its address, and not yet serving.
 pub struct Server {
     listener: TcpListener,
@@ -196,14 +199,16 @@ impl Server {
             is_public: true,
             tasks: shared.tasks.clone(),
             stopping: shared.stopping.clone(),
+            grace: shared.config.drain(),
             shared: shared.clone(),
         };
         let admin_service = Service {
             routes: admin::all(&anteroom),
             tls: None,
-            is_public: false,
+            is_public: shared.config.is_admin_exposed(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
+            grace: OPERATORS_GRACE,
             shared,
         };
         let operators = async {

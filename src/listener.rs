@@ -65,6 +65,8 @@ pub(crate) struct Service {
     pub(crate) tasks: TaskTracker,
     /// Cancelled when they shall end.
     pub(crate) stopping: CancellationToken,
+    /// How long they may take for that.
+    pub(crate) grace: Duration,
 }
 
 /// Accepts connections for ever, and serves each in a task of its own.
@@ -149,7 +151,7 @@ impl Service {
             served = timeout(HTTP_LIFETIME, connection.as_mut()) => served,
             () = self.stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                timeout(config.drain(), connection).await
+                timeout(self.grace, connection).await
             }
         };
         match served {

@@ -108,12 +108,6 @@ async fn run(config: Config) -> io::Result<()> {
         }
     };
     let server = Server::bind(config)?;
-    let scheme = if server.has_tls() { "https" } else { "http" };
-    let address = server.local_addr()?;
-    print(&format!("anteroom listening on {scheme}://{address}"));
-    if let Some(address) = server.admin_addr()? {
-        print(&format!("operators are answered on http://{address}"));
-    }
     if let Some(reload) = server.reloader() {
         let mut hangup = signal(SignalKind::hangup())?;
         tokio::spawn(async move {
@@ -121,6 +115,12 @@ async fn run(config: Config) -> io::Result<()> {
                 reload();
             }
         });
+    }
+    let scheme = if server.has_tls() { "https" } else { "http" };
+    let address = server.local_addr()?;
+    print(&format!("anteroom listening on {scheme}://{address}"));
+    if let Some(address) = server.admin_addr()? {
+        print(&format!("operators are answered on http://{address}"));
     }
 
     let (stop, stopping) = oneshot::channel();

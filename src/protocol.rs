@@ -50,7 +50,7 @@ impl SessionId {
     }
 
     /// The id that is written so and not otherwise: 36 characters, lower case.
-    fn parse(text: &str) -> Option<SessionId> {
+    pub(crate) fn parse(text: &str) -> Option<SessionId> {
         let canonical = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
         Uuid::try_parse(text)
             .ok()
@@ -444,6 +444,13 @@ impl Problem {
         Problem {
             code: ErrorCode::RateLimited,
             message: format!("over --{limit}: this was not delivered, send less or you are closed"),
+        }
+    }
+
+    pub(crate) fn bad_message(message: &str) -> Problem {
+        Problem {
+            code: ErrorCode::BadMessage,
+            message: message.into(),
         }
     }
 

@@ -63,8 +63,7 @@ fn hello(session: &Session, request: &HelloRequest) {
         shared.resumes.register(room, user, outbox.sender())
     });
     let token = known.or(ticket.as_ref().map(|ticket| ticket.token()));
-    let id = membership.id().to_string();
-    let ice_servers = shared.ice.for_session(session.user().unwrap_or(&id), now());
+    let ice_servers = shared.ice.for_session(membership.id(), now());
     membership.with_roster(|peers| {
         let hello = Hello {
             room: membership.room(),
@@ -94,7 +93,7 @@ fn ping(session: &Session, data: Option<&RawValue>) {
 /// Takes a token of the same user in place of the last one.
 fn token(session: &mut Session, data: Option<&RawValue>) -> Result<(), Problem> {
     let token: Option<String> = data.and_then(|data| serde_json::from_str(data.get()).ok());
-    let token = token.ok_or_else(|| Problem::not_allowed("data must be the token, a string"))?;
+    let token = token.ok_or_else(|| Problem::bad_message("data must be the token, a string"))?;
     let shared = session.shared.clone();
     let tokens = shared.admission.tokens().expect("it has been asked for");
     let grant = tokens

@@ -36,7 +36,7 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a frame has at the least besides its payload, in bytes: two, and a mask (RFC 6455, section
 /// 5.2).
-const FRAME_BYTES: usize = 6;
+pub(crate) const FRAME_BYTES: usize = 6;
 
 /// Starts a session on `connection` once it is upgraded, or has the one that the client wants to
 /// `resume` go on with it.
@@ -300,7 +300,11 @@ impl Session {
     fn go_on(&mut self, attached: Attached) -> Reader {
         let Attached { reader, visitor } = attached;
         *self.membership.guest().address.lock() = visitor.address;
-        if let Some(grant) = visitor.grant {
+        // It may come with the token that it has had at first, and be allowed more already.
+        let expires = self.permit.as_ref().map(|permit| permit.expiry.time());
+        if let Some(grant) = visitor.grant
+            && Some(grant.expires) > expires
+        {
             self.renew(grant);
         }
         reader

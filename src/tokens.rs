@@ -7,7 +7,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
 use clap::Args;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
@@ -157,7 +160,7 @@ impl Tokens {
         if expires <= now() {
             return Err(Denied::Invalid("the token has expired"));
         }
-        if !claims.room.is_none_or(|patterns| patterns.match_(room)) {
+        if !claims.room.is_none_or(|patterns| patterns.admit(room)) {
             return Err(Denied::Forbidden("the token does not admit to this room"));
         }
         if claims.sub.as_ref().is_some_and(|sub| sub.len() > MAX_USER) {
@@ -210,7 +213,7 @@ impl Tokens {
 }
 
 impl Patterns {
-    fn match_(&self, room: &RoomName) -> bool {
+    fn admit(&self, room: &RoomName) -> bool {
         let matches = |pattern: &String| match pattern.strip_suffix('*') {
             Some(prefix) => room.as_str().starts_with(prefix),
             None => room.as_str() == pattern,
@@ -274,19 +277,29 @@ fn is_pem(bytes: &[u8]) -> bool {
 /// The secret of HS256 in a file. A public key must never be taken for one, however it is written:
 /// everybody could sign with it.
 fn hs256_secret(bytes: Vec<u8>, path: &Path) -> io::Result<Vec<u8>> {
-    let secret = check_secret(bytes, path)?;
-    let is_text = secret.iter().all(|byte| matches!(byte, b' '..=b'~'));
-    let is_key = STANDARD.decode(&secret).is_ok_and(|bytes| is_der(&bytes))
-        || secret.starts_with(b"ssh-")
-        || secret.starts_with(b"[");
-    if is_text && !is_key {
+    let secret = check_secret(bytes.trim_ascii_start().to_vec(), path)?;
+    // Keys of OpenSSH have spaces, others have lines; JSON is none of a set, for that has been seen to.
+    let is_word = secret.iter().all(u8::is_ascii_graphic) && !secret.starts_with(b"[");
+    if is_word && !decodings(&secret).iter().any(|bytes| is_der(bytes)) {
         return Ok(secret);
     }
     Err(invalid(format!(
-        "{} is neither a secret, which is a line of ASCII, nor a public key as PEM, nor a JSON Web \
+        "{} is neither a secret, which is a word of ASCII, nor a public key as PEM, nor a JSON Web \
          Key Set",
         path.display()
     )))
+}
+
+/// What a word may stand for in base64, of either alphabet, padded or not, and in hexadecimal
+/// (RFC 4648).
+fn decodings(word: &[u8]) -> Vec<Vec<u8>> {
+    let bare = word.iter().rposition(|byte| *byte != b'=');
+    let bare = &word[..bare.map_or(0, |last| last + 1)];
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|digit| digit as u8);
+    let byte = |pair: &[u8; 2]| Some(digit(&pair[0])? << 4 | digit(&pair[1])?);
+    let hexadecimal: Option<Vec<u8>> = word.as_chunks().0.iter().map(byte).collect();
+    let base64 = [STANDARD_NO_PAD, URL_SAFE_NO_PAD].map(|base64| base64.decode(bare).ok());
+    base64.into_iter().chain([hexadecimal]).flatten().collect()
 }
 
 /// Whether it is one SEQUENCE of DER (X.690, section 8.1), as keys are.

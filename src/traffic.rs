@@ -15,7 +15,7 @@ pub(crate) struct Traffic {
     pub(crate) messages_received: Counter<u64, Sharded>,
     /// Bytes that have come on upgraded connections.
     pub(crate) received_bytes: Counter<u64, Sharded>,
-    /// Clients' messages put into outboxes, once for each receiver.
+    /// Messages of clients and backends put into outboxes, once for each receiver.
     pub(crate) deliveries: Counter<u64, Sharded>,
     /// Messages that are written.
     pub(crate) messages_sent: Counter<u64, Sharded>,

@@ -100,6 +100,17 @@ impl WebDriverCompatibleCommand for Chrome {
     }
 }
 
+/// The port that chromedriver listens on; `None` if it ends before.
+async fn its_port(driver: &mut Child) -> Option<u16> {
+    let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if let Some((_, port)) = line.split_once("successfully on port ") {
+            return Some(port.trim_end_matches('.').parse().unwrap());
+        }
+    }
+    None
+}
+
 impl Browser {
     pub async fn start() -> Browser {
         Browser::start_at_home(None).await
@@ -138,18 +149,16 @@ impl Browser {
         if let Some(home) = &home {
             command.env("HOME", home);
         }
-        let mut driver = command
+        command
             .arg("--port=0")
             .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("chromedriver is installed");
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let port: u16 = within_deadline("chromedriver's start", async {
+            .kill_on_drop(true);
+        // It ends at once where another has just taken the port that it had chosen.
+        let (driver, port) = within_deadline("chromedriver's start", async {
             loop {
-                let line = lines.next_line().await.unwrap().unwrap();
-                if let Some((_, port)) = line.split_once("successfully on port ") {
-                    break port.trim_end_matches('.').parse().unwrap();
+                let mut driver = command.spawn().expect("chromedriver is installed");
+                if let Some(port) = its_port(&mut driver).await {
+                    break (driver, port);
                 }
             }
         })

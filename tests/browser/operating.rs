@@ -36,7 +36,7 @@ async fn people_with_tokens_meet_over_wss() {
     let files = Files::new("browser", authority.issue("rooms.test"));
     let secret = File::new(
         "browser.secret",
-        "a secret of this test that has more than 32 bytes",
+        "a-secret-of-this-test-that-has-more-than-32-bytes",
     );
     let server = TestServer::with(|config| {
         config.tls_cert = Some(files.cert.path());

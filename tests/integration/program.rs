@@ -160,7 +160,7 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
         ("--ice-server <URL>", "ICE_SERVER", ""),
         ("--turn-url <URL>", "TURN_URL", ""),
         ("--turn-secret-file <FILE>", "TURN_SECRET_FILE", ""),
-        ("--turn-seconds <SECONDS>", "TURN_SECONDS", "3600"),
+        ("--turn-seconds <SECONDS>", "TURN_SECONDS", "86400"),
         ("--admin <ADDRESS:PORT>", "ADMIN", "nowhere"),
         ("--admin-token-file <FILE>", "ADMIN_TOKEN_FILE", ""),
         ("--drain-seconds <SECONDS>", "DRAIN_SECONDS", "5"),
@@ -196,7 +196,7 @@ async fn every_server_that_the_readme_starts_does_start() {
     let folder = std::env::temp_dir().join(format!("anteroom-readme-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let (cert, key) = Authority::new().issue("rooms.test");
-    let secret = "a secret of this test that has more than 32 bytes\n";
+    let secret = "a-secret-of-this-test-that-has-more-than-32-bytes\n";
     for (name, contents) in [
         ("rooms.pem", &*cert),
         ("rooms.key", &key),
