@@ -5,8 +5,8 @@ use std::{borrow::Cow, convert::Infallible, net::IpAddr, sync::atomic::Ordering:
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
-    header::{self, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE},
+    HeaderMap, HeaderValue, StatusCode, Uri,
+    header::{CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE},
     uri::Authority,
 };
 use jiff::Timestamp;
@@ -34,12 +34,8 @@ const ENVELOPE_BYTES: u64 = 1024;
 /// The words of the server, which nobody else puts into its mouth.
 const OWN_TYPES: [&str; 7] = ["new", "close", "hello", "pong", "ack", "error", "resumed"];
 
-/// What proxies add.
-const FORWARDED: [HeaderName; 3] = [
-    HeaderName::from_static("x-forwarded-for"),
-    header::FORWARDED,
-    header::VIA,
-];
+/// Headers that proxies add, besides those that begin with `x-forwarded-`.
+const OF_PROXIES: [&str; 4] = ["forwarded", "via", "x-real-ip", "cf-connecting-ip"];
 
 /// All that the admin listener answers.
 pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
@@ -307,17 +303,24 @@ fn authorize(anteroom: &Anteroom) -> impl Filter<Extract = (), Error = Rejection
         .untuple_one()
 }
 
+fn is_of_proxies(header: &str) -> bool {
+    header.starts_with("x-forwarded-") || OF_PROXIES.contains(&header)
+}
+
 fn is_operator(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized> {
+    // What is given twice is nobody's.
+    let is_doubled = |name| headers.get_all(name).iter().nth(1).is_some();
     let host: Option<Authority> = headers
         .get(HOST)
-        .and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        .and_then(|host| Authority::try_from(host.as_bytes()).ok())
+        .filter(|host| !host.as_str().contains('@') && !is_doubled(HOST));
     let is_own_page = headers.get(ORIGIN).is_none_or(|origin| {
         let origin = Uri::try_from(origin.as_bytes()).ok();
         origin.is_some_and(|origin| {
             origin.authority().is_some() && origin.authority() == host.as_ref()
         })
     });
-    if !is_own_page {
+    if !is_own_page || is_doubled(ORIGIN) {
         return Err(Unauthorized::Page);
     }
     match &shared.admin_token {
@@ -325,7 +328,7 @@ fn is_operator(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized>
             let given = bearer(headers).unwrap_or_default();
             verify_slices_are_equal(given.as_bytes(), &token.get()).map_err(|_| Unauthorized::Token)
         }
-        None if FORWARDED.iter().any(|name| headers.contains_key(name)) => Err(Unauthorized::Proxy),
+        None if headers.keys().any(|name| is_of_proxies(name.as_str())) => Err(Unauthorized::Proxy),
         None => {
             let host = host
                 .as_ref()

@@ -118,15 +118,15 @@ impl Admission {
     /// # Errors
     ///
     /// The limit that is reached.
-    pub(crate) fn connect(&self, peer: IpAddr) -> Result<Option<AddressPlace>, Limit> {
+    pub(crate) fn connect(&self, peer: Option<IpAddr>) -> Result<Option<AddressPlace>, Limit> {
         let is_proxy = |peer| {
             self.config
                 .trust_proxy
                 .iter()
                 .any(|net| net.contains(&peer))
         };
-        match self.config.max_address_sessions {
-            Some(limit) if !is_proxy(peer.to_canonical()) => {
+        match (self.config.max_address_sessions, peer) {
+            (Some(limit), Some(peer)) if !is_proxy(peer.to_canonical()) => {
                 let limit = limit.get().saturating_add(OTHER_CONNECTIONS);
                 let network = address::network(peer.to_canonical());
                 let place = self.connections.take(network, limit);

@@ -91,7 +91,7 @@ pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
         // Messages are small and meant to arrive now.
         let _ = stream.set_nodelay(true);
         let place = match service.is_public {
-            true => service.shared.admission.connect(peer.ip()),
+            true => service.shared.admission.connect(Some(peer.ip())),
             false => Ok(None),
         };
         match place {

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fmt::{self, Display},
     future::poll_fn,
+    net::IpAddr,
     ops::ControlFlow,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -16,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     Shared,
-    admission::{Admitted, Place, Visitor},
+    admission::{AddressPlace, Admitted, Place, Visitor},
     expiry::Expiry,
     heartbeat::Beat,
     outbox::{Arrival, Attached, Call, FlushError, Outbox, Unflushed, outbox},
@@ -75,7 +76,8 @@ pub(crate) fn start(
                 Ok(None) => return,
                 Ok(Some(earlier)) => {
                     let end = End::Detached(Close::taken_over());
-                    let goodbye = Goodbye::new(shared, end, earlier.writer);
+                    let address = earlier.visitor.address;
+                    let goodbye = Goodbye::new(shared, end, earlier.writer, address);
                     return goodbye.say(earlier.reader).await;
                 }
                 Err(returned) => arrival = returned,
@@ -162,7 +164,8 @@ impl Session {
                     true => Close::restart(0),
                     false => Close::new(CloseCode::TryAgainLater, refusal.message()),
                 };
-                let goodbye = Goodbye::new(shared, End::Closed(close), writer);
+                let end = End::Closed(close);
+                let goodbye = Goodbye::new(shared, end, writer, visitor.address);
                 tasks.spawn(goodbye.say(reader));
                 return;
             }
@@ -266,7 +269,8 @@ impl Session {
         // All of it is kept for the next connection.
         writer.clear();
         if let Some(reader) = reader.take() {
-            let goodbye = Goodbye::new(self.shared.clone(), end, writer);
+            let address = *self.membership.guest().address.lock();
+            let goodbye = Goodbye::new(self.shared.clone(), end, writer, address);
             self.shared.tasks.spawn(goodbye.say(reader));
         }
 
@@ -332,6 +336,7 @@ impl Session {
                 end,
                 writer,
                 waiting: rest.frames,
+                place: Ok(None),
             };
             goodbye.say(reader).await;
         }
@@ -508,12 +513,15 @@ struct Goodbye {
     writer: Writer,
     /// What still waits to be written.
     waiting: VecDeque<Frame>,
+    /// The place of the connection, if it may have one.
+    place: Result<Option<AddressPlace>, Limit>,
 }
 
 impl Goodbye {
-    /// A goodbye without anything before it.
-    fn new(shared: Arc<Shared>, end: End, writer: Writer) -> Goodbye {
+    /// A goodbye without anything before it, on a connection from `address` that is no session's.
+    fn new(shared: Arc<Shared>, end: End, writer: Writer, address: Option<IpAddr>) -> Goodbye {
         Goodbye {
+            place: shared.admission.connect(address),
             shared,
             end,
             writer,
@@ -523,8 +531,11 @@ impl Goodbye {
 
     /// Says it behind all that waits; but who was too slow gets it alone, behind the frame it is in
     /// the middle of. Then waits until the client closes its side, and cuts it off if it does not
-    /// in time.
+    /// in time, or has too many connections.
     async fn say(mut self, mut reader: Reader) {
+        let Ok(_place) = self.place else {
+            return reader.abort();
+        };
         let (frame, limit) = match &self.end {
             End::Lost | End::Expired => return,
             End::Eof => (None, GOODBYE_LIMIT),

@@ -37,7 +37,9 @@ const MAX_USER: usize = 256;
 /// The longest `info`, in bytes.
 const MAX_INFO: usize = 1024;
 
-/// The longest time that the program's own tokens are good, in hours: a year.
+/// The shortest and the longest time that the program's own tokens are good, in hours: some seconds
+/// and a year.
+const MIN_HOURS: f64 = 0.001;
 const MAX_HOURS: f64 = 8784.0;
 
 /// How many bytes the public key of ES256 has: an uncompressed point of P-256.
@@ -278,16 +280,28 @@ fn is_pem(bytes: &[u8]) -> bool {
 /// everybody could sign with it.
 fn hs256_secret(bytes: Vec<u8>, path: &Path) -> io::Result<Vec<u8>> {
     let secret = check_secret(bytes.trim_ascii_start().to_vec(), path)?;
-    // Keys of OpenSSH have spaces, others have lines; JSON is none of a set, for that has been seen to.
-    let is_word = secret.iter().all(u8::is_ascii_graphic) && !secret.starts_with(b"[");
-    if is_word && !decodings(&secret).iter().any(|bytes| is_der(bytes)) {
+    // Keys have spaces, lines, quotes or escapes, wherever they have been copied from; otherwise they
+    // are in base64 or in hexadecimal.
+    let is_word = secret
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() && !br#""'\%[]{}"#.contains(byte));
+    if is_word && !is_key(&secret) && !decodings(&secret).iter().any(|bytes| is_key(bytes)) {
         return Ok(secret);
     }
     Err(invalid(format!(
-        "{} is neither a secret, which is a word of ASCII, nor a public key as PEM, nor a JSON Web \
-         Key Set",
+        "{} is neither a secret, which is one word such as that of `openssl rand -hex 32`, nor a \
+         public key as PEM, nor a JSON Web Key Set",
         path.display()
     )))
+}
+
+/// Whether it may be a key: PEM, JSON, DER, what openssl prints, or the format of OpenSSH (RFC 4253,
+/// section 6.6), which begins with the length of a name.
+fn is_key(bytes: &[u8]) -> bool {
+    let has = |word: &[u8]| bytes.windows(word.len()).any(|window| window == word);
+    let start = bytes.trim_ascii_start();
+    let is_json = start.starts_with(b"{") || start.starts_with(b"[");
+    is_der(bytes) || is_json || bytes.starts_with(&[0; 3]) || has(b"BEGIN") || has(b"Modulus=")
 }
 
 /// What a word may stand for in base64, of either alphabet, padded or not, and in hexadecimal
@@ -443,10 +457,10 @@ impl TokenRequest {
         if self.room.iter().any(String::is_empty) {
             return Err("--room must name a room; leave it out for all".into());
         }
-        if !(self.hours > 0.0 && self.hours <= MAX_HOURS) {
+        if !(MIN_HOURS..=MAX_HOURS).contains(&self.hours) {
             let given = self.hours;
             return Err(format!(
-                "--hours must be above 0 and up to {MAX_HOURS}, not {given}"
+                "--hours must be {MIN_HOURS} to {MAX_HOURS}, not {given}"
             ));
         }
         Ok(())

@@ -292,6 +292,14 @@ async fn pages_of_others_are_kept_out() {
         ("X-Forwarded-For: 203.0.113.9\r\n".into(), false),
         ("Forwarded: for=203.0.113.9\r\n".into(), false),
         ("Via: 1.1 proxy\r\n".into(), false),
+        ("X-Real-IP: 203.0.113.9\r\n".into(), false),
+        ("X-Forwarded-Proto: https\r\n".into(), false),
+        ("Host: localhost\r\nHost: evil.example\r\n".into(), false),
+        ("Host: evil@localhost\r\n".into(), false),
+        (
+            format!("Origin: http://{address}\r\nOrigin: http://evil.example\r\n"),
+            false,
+        ),
     ] {
         let answer = ask(&server, "GET", "/rooms", &headers, "").await;
         assert_eq!(answer.status, if allowed { 200 } else { 403 }, "{headers}");

@@ -229,6 +229,34 @@ async fn an_address_holds_so_many_connections_and_no_more() {
 }
 
 #[tokio::test]
+async fn who_resumes_all_the_time_holds_no_more_connections_than_others() {
+    let server = TestServer::with(|config| {
+        config.max_address_sessions = NonZeroU32::new(1);
+    })
+    .await;
+    let mut session = Client::connect(server.address, "/room/tea").await;
+    session
+        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+        .await;
+    let token = session.next().await["data"]["resume"]["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let path = format!("/room/tea?resume={token}&received=1");
+    // Each takes the session over from the one before, which does not close.
+    let mut taken_over = vec![session.into_raw()];
+    for _ in 0..100 {
+        if let Ok(raw) = Raw::try_ask(&server, &path).await {
+            taken_over.push(raw);
+        }
+    }
+    // All but some have been cut off at once, which does not wait for them.
+    let hits = limit_hit(&server, "max-address-sessions");
+    assert!(hits > 30, "{hits} of {}", taken_over.len());
+    assert_eq!(server.anteroom.sessions(), 1);
+}
+
+#[tokio::test]
 async fn nobody_is_believed_about_an_address_who_is_no_trusted_proxy() {
     let server = TestServer::with(|config| {
         config.max_address_sessions = NonZeroU32::new(1);

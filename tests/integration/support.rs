@@ -560,6 +560,18 @@ impl Raw {
             .unwrap();
     }
 
+    /// Asks for a session of a server that may close the connection in place of an answer.
+    pub async fn try_ask(server: &TestServer, path: &str) -> std::io::Result<Raw> {
+        let mut raw = Raw::connect(server).await;
+        raw.try_write(handshake(path)).await?;
+        let mut status = [0; 12];
+        within_deadline("the status", raw.stream.read_exact(&mut status)).await?;
+        match &status[9..] {
+            b"101" => Ok(raw),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Writes to a connection that may be closed already.
     pub async fn try_write(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         within_deadline("writing", self.stream.write_all(bytes.as_ref())).await

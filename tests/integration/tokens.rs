@@ -468,6 +468,26 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
         ),
         ("hex", hex, "is neither a secret"),
         (
+            "pem64",
+            BASE64_STANDARD.encode(ed.public_key_pem()),
+            "is neither a secret",
+        ),
+        (
+            "escaped",
+            ed.public_key_pem().replace(' ', "%20").replace('\n', "%0A"),
+            "is neither a secret",
+        ),
+        (
+            "quoted",
+            format!("\"{}\"", BASE64_STANDARD.encode(&der)),
+            "is neither a secret",
+        ),
+        (
+            "openssh",
+            BASE64_STANDARD.encode([&[0, 0, 0, 11][..], b"ssh-ed25519", &der].concat()),
+            "is neither a secret",
+        ),
+        (
             "url-safe",
             format!("  {}", BASE64.encode(&der)),
             "is neither a secret",
@@ -674,6 +694,7 @@ fn no_token_is_made_that_a_server_would_not_take() {
         ["--hours", "nan"],
         ["--hours", "inf"],
         ["--hours", "1e30"],
+        ["--hours", "1e-9"],
         ["--user", &long],
         ["--info", &info],
         ["--room", ""],
