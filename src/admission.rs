@@ -87,12 +87,8 @@ impl Admission {
         metrics: Arc<Metrics>,
     ) -> io::Result<Admission> {
         let tokens = config.token_key_file.clone().map(|path| {
-            let Config {
-                token_issuer,
-                token_audience,
-                ..
-            } = config.clone();
-            Tokens::new(path, token_issuer, token_audience)
+            let (issuer, audience) = (&config.token_issuer, &config.token_audience);
+            Tokens::new(path, issuer.clone(), audience.clone())
         });
         let tokens = tokens.transpose()?;
         if let Some(tokens) = &tokens {
@@ -119,16 +115,12 @@ impl Admission {
     ///
     /// The limit that is reached.
     pub(crate) fn connect(&self, peer: Option<IpAddr>) -> Result<Option<AddressPlace>, Limit> {
-        let is_proxy = |peer| {
-            self.config
-                .trust_proxy
-                .iter()
-                .any(|net| net.contains(&peer))
-        };
+        let peer = peer.map(|peer| peer.to_canonical());
+        let proxies = &self.config.trust_proxy;
         match (self.config.max_address_sessions, peer) {
-            (Some(limit), Some(peer)) if !is_proxy(peer.to_canonical()) => {
+            (Some(limit), Some(peer)) if !proxies.iter().any(|net| net.contains(&peer)) => {
                 let limit = limit.get().saturating_add(OTHER_CONNECTIONS);
-                let network = address::network(peer.to_canonical());
+                let network = address::network(peer);
                 let place = self.connections.take(network, limit);
                 place.map(Some).ok_or_else(|| {
                     self.metrics.limits_hit(Limit::AddressSessions).inc();
