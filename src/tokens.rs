@@ -1,6 +1,7 @@
 //! Tokens that admit to rooms: JSON Web Tokens (RFC 7519), checked and, for development, made.
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
     str,
@@ -17,7 +18,7 @@ use jsonwebtoken::{
     errors::{Error, ErrorKind},
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse},
 };
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
 
 use crate::{
@@ -299,9 +300,17 @@ fn hs256_secret(bytes: Vec<u8>, path: &Path) -> io::Result<Vec<u8>> {
 /// section 6.6), which begins with the length of a name.
 fn is_key(bytes: &[u8]) -> bool {
     let has = |word: &[u8]| bytes.windows(word.len()).any(|window| window == word);
-    let start = bytes.trim_ascii_start();
-    let is_json = start.starts_with(b"{") || start.starts_with(b"[");
+    let is_json = serde_json::from_slice::<Structure>(bytes).is_ok();
     is_der(bytes) || is_json || bytes.starts_with(&[0; 3]) || has(b"BEGIN") || has(b"Modulus=")
+}
+
+/// JSON that has parts: a number may well be random.
+#[derive(Deserialize)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its form counts")]
+enum Structure {
+    Object(HashMap<String, IgnoredAny>),
+    Array(Vec<IgnoredAny>),
 }
 
 /// What a word may stand for in base64, of either alphabet, padded or not, and in hexadecimal
@@ -316,7 +325,8 @@ fn decodings(word: &[u8]) -> Vec<Vec<u8>> {
     base64.into_iter().chain([hexadecimal]).flatten().collect()
 }
 
-/// Whether it is one SEQUENCE of DER (X.690, section 8.1), as keys are.
+/// Whether it is one SEQUENCE of DER (X.690, section 8.1) that begins with another, or with a number,
+/// as keys are.
 fn is_der(bytes: &[u8]) -> bool {
     let (length, start) = match *bytes {
         [0x30, length @ 0..=0x7F, ..] => (length.into(), 2),
@@ -324,7 +334,7 @@ fn is_der(bytes: &[u8]) -> bool {
         [0x30, 0x82, high, low, ..] => (usize::from(u16::from_be_bytes([high, low])), 4),
         _ => return false,
     };
-    bytes.len() == start + length
+    bytes.len() == start + length && matches!(bytes.get(start), Some(0x30 | 0x02))
 }
 
 fn of_pem(pem: &[u8]) -> Option<(Algorithm, DecodingKey)> {
@@ -484,4 +494,28 @@ fn signing_key(path: &Path) -> io::Result<(Algorithm, EncodingKey)> {
                 path.display()
             ))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_random_is_a_secret() {
+        for first in 0..=255 {
+            for second in [0, 7, 30, b'{', b'"', 255] {
+                let mut bytes = [7; 32];
+                bytes[..2].copy_from_slice(&[first, second]);
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                for word in [
+                    hex,
+                    STANDARD_NO_PAD.encode(bytes),
+                    URL_SAFE_NO_PAD.encode(bytes),
+                ] {
+                    let secret = hs256_secret(word.clone().into(), Path::new("file"));
+                    assert_eq!(secret.unwrap(), word.as_bytes());
+                }
+            }
+        }
+    }
 }
