@@ -48,7 +48,12 @@ fn sign(others: Value) -> String {
 async fn server(name: &str) -> (TestServer, File) {
     let file = File::new(name, format!("{SECRET}\n"));
     let path = file.path();
-    let server = TestServer::with(|config| config.token_key_file = Some(path)).await;
+    let server = TestServer::with(|config| {
+        config.token_key_file = Some(path);
+        // Who waits for the end of another's token answers no ping meanwhile.
+        config.pong_seconds = 60;
+    })
+    .await;
     (server, file)
 }
 
