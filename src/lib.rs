@@ -108,8 +108,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// An address that cannot be bound, a folder that cannot be read, or a value that makes no
-    /// sense ([`Config::check`]); the message says which.
+    /// An address that cannot be bound, a file or folder that cannot be read or used, or a value that
+    /// makes no sense ([`Config::check`]); the message says which.
     pub fn bind(config: Config) -> io::Result<Server> {
         let bind = |address| {
             listener::bind(address)
@@ -284,8 +284,8 @@ impl Anteroom {
     ///
     /// # Errors
     ///
-    /// A folder that cannot be read, or a value that makes no sense ([`Config::check`]); the
-    /// message says which.
+    /// A file or folder that cannot be read or used, or a value that makes no sense
+    /// ([`Config::check`]); the message says which.
     ///
     /// # Panics
     ///

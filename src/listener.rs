@@ -94,14 +94,15 @@ pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
             true => service.shared.admission.connect(Some(peer.ip())),
             false => Ok(None),
         };
-        match place {
-            Ok(place) => {
-                _ = service
-                    .tasks
-                    .spawn(service.clone().start(stream, peer, place))
+        let place = match place {
+            Ok(place) => place,
+            Err(limit) => {
+                debug!("{peer} has too many connections: see --{}", limit.option());
+                continue;
             }
-            Err(limit) => debug!("{peer} has too many connections: see --{}", limit.option()),
-        }
+        };
+        let connection = service.clone().start(stream, peer, place);
+        service.tasks.spawn(connection);
     }
 }
 
