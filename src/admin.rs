@@ -22,10 +22,12 @@ use warp::{
 use crate::{
     Anteroom, Shared,
     admission::bearer,
+    cluster::NodeId,
     metrics,
     page::{self, Source},
-    protocol::{self, Close, CloseCode, Receiver, RoomName, SessionId},
+    protocol::{self, Close, Receiver, RoomName, SessionId},
     refusal::Refusal,
+    rooms::{Glimpse, Seat, Way},
 };
 
 /// What the envelope adds to a message's own bytes, at the most.
@@ -44,8 +46,7 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         let anteroom = anteroom.clone();
         warp::any().map(move || anteroom.clone())
     };
-    let room =
-        || warp::path::param::<String>().map(|segment: String| RoomName::from_segment(&segment));
+    let room = || warp::path::param::<String>().and(with.clone()).then(visit);
     let longest = anteroom.shared().config.max_message_bytes as u64 + ENVELOPE_BYTES;
 
     let health = warp::path!("health")
@@ -104,9 +105,9 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
 }
 
 fn ready(anteroom: Anteroom) -> Response {
-    match anteroom.is_ready() {
-        true => line(StatusCode::OK, "ready"),
-        false => line(StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    match anteroom.why_not_ready() {
+        None => line(StatusCode::OK, "ready"),
+        Some(reason) => line(StatusCode::SERVICE_UNAVAILABLE, reason),
     }
 }
 
@@ -131,34 +132,75 @@ fn rooms(anteroom: Anteroom) -> Response {
     json(&serde_json::json!({ "rooms": rooms.collect::<Vec<_>>() }))
 }
 
-fn sessions(room: Result<RoomName, &'static str>, anteroom: Anteroom) -> Result<Response, Wrong> {
+/// A room that an operator asks about.
+struct Visited {
+    room: Result<RoomName, &'static str>,
+    /// Lets this node know who is there on others.
+    _seat: Option<Seat>,
+}
+
+/// Looks a room up, also on other nodes if there may be some.
+async fn visit(segment: String, anteroom: Anteroom) -> Visited {
+    let room = RoomName::from_segment(&segment);
+    let shared = anteroom.shared();
+    let (Ok(name), Some(cluster)) = (&room, &shared.cluster) else {
+        return Visited { room, _seat: None };
+    };
+    // Where there are too many rooms, this node still knows those that it has.
+    let seat = shared.rooms.reserve(name).ok();
+    if let Some(seat) = &seat {
+        seat.enter(cluster.down).await;
+    }
+    Visited { room, _seat: seat }
+}
+
+fn sessions(visited: Visited, anteroom: Anteroom) -> Result<Response, Wrong> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Session {
         id: SessionId,
         /// What its token says of it.
         data: Option<Box<serde_json::value::RawValue>>,
-        address: Option<IpAddr>,
         since: String,
+        #[serde(flatten)]
+        here: Option<Here>,
+        /// Where it is, if it is on another node, which knows more of it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        node: Option<NodeId>,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Here {
+        address: Option<IpAddr>,
         /// From its client, and to it.
         messages_received: u64,
         messages_sent: u64,
         waiting_bytes: usize,
         away: bool,
     }
-    let (room, glimpses) = find(room, |room| anteroom.shared().rooms.look_into(room))?;
-    let sessions = glimpses.into_iter().map(|glimpse| {
-        let waiting = glimpse.sender.look();
-        let since = Timestamp::try_from(glimpse.guest.since).unwrap_or_default();
+    let (room, glimpses) = find(visited, |room| anteroom.shared().rooms.look_into(room))?;
+    let sessions = glimpses.into_iter().map(|Glimpse { id, way, guest }| {
+        let since = Timestamp::try_from(guest.since).unwrap_or_default();
+        let (here, node) = match way {
+            Way::Here(sender) => {
+                let waiting = sender.look();
+                let here = Here {
+                    address: *guest.address.lock(),
+                    messages_received: guest.taken_in.load(Relaxed),
+                    messages_sent: waiting.messages,
+                    waiting_bytes: waiting.bytes,
+                    away: waiting.is_away,
+                };
+                (Some(here), None)
+            }
+            Way::There(node) => (None, Some(node)),
+        };
         Session {
-            id: glimpse.id,
-            data: glimpse.guest.public.clone(),
-            address: *glimpse.guest.address.lock(),
+            id,
+            data: guest.public.clone(),
             since: format!("{since:.3}"),
-            messages_received: glimpse.guest.taken_in.load(Relaxed),
-            messages_sent: waiting.messages,
-            waiting_bytes: waiting.bytes,
-            away: waiting.is_away,
+            here,
+            node,
         }
     });
     #[derive(Serialize)]
@@ -170,27 +212,20 @@ fn sessions(room: Result<RoomName, &'static str>, anteroom: Anteroom) -> Result<
     Ok(json(&Answer { room, sessions }))
 }
 
-fn close(
-    room: Result<RoomName, &'static str>,
-    id: String,
-    anteroom: Anteroom,
-) -> Result<Response, Wrong> {
+fn close(visited: Visited, id: String, anteroom: Anteroom) -> Result<Response, Wrong> {
     let rooms = &anteroom.shared().rooms;
-    let (room, glimpses) = find(room, |room| rooms.look_into(room))?;
-    let id = SessionId::parse(&id).ok_or(UNKNOWN_SESSION)?;
-    let session = glimpses.iter().find(|glimpse| glimpse.id == id);
-    let session = session.ok_or(UNKNOWN_SESSION)?;
+    let id = SessionId::parse(&id);
+    let close = |id, room: &RoomName| rooms.close(room, id, Close::by_operator());
+    let (room, closed) = find(visited, |room| {
+        let exists = rooms.look_into(room).is_some();
+        exists.then(|| id.filter(|id| close(*id, room)))
+    })?;
+    let id = closed.ok_or(UNKNOWN_SESSION)?;
     info!("{id} in {room} is closed by an operator");
-    let close = Close::new(CloseCode::PolicyViolation, "closed by an operator");
-    session.sender.close(close);
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-fn speak(
-    room: Result<RoomName, &'static str>,
-    body: Bytes,
-    anteroom: Anteroom,
-) -> Result<Response, Wrong> {
+fn speak(visited: Visited, body: Bytes, anteroom: Anteroom) -> Result<Response, Wrong> {
     let bad = |message| Wrong {
         status: StatusCode::BAD_REQUEST,
         code: "bad_message",
@@ -212,7 +247,9 @@ fn speak(
     };
     let frame = protocol::announced(&message, receiver);
     let shared = anteroom.shared();
-    let (_, receivers) = find(room, |room| shared.rooms.announce(room, receiver, &frame))?;
+    let (_, receivers) = find(visited, |room| {
+        shared.rooms.announce(room, receiver, &frame)
+    })?;
     if receivers == 0 {
         return Err(UNKNOWN_SESSION);
     }
@@ -228,10 +265,10 @@ fn drain(anteroom: Anteroom) -> Response {
 
 /// What there is of a room.
 fn find<T>(
-    room: Result<RoomName, &'static str>,
+    visited: Visited,
     look: impl FnOnce(&RoomName) -> Option<T>,
 ) -> Result<(RoomName, T), Wrong> {
-    let room = room.map_err(|message| Wrong {
+    let room = visited.room.map_err(|message| Wrong {
         status: StatusCode::BAD_REQUEST,
         code: "bad_room",
         message: message.into(),

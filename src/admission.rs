@@ -259,7 +259,8 @@ impl Admission {
     }
 }
 
-fn unavailable(message: &'static str) -> Refusal {
+/// Try again later.
+pub(crate) fn unavailable(message: &'static str) -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).with(RETRY_AFTER, RETRY_SECONDS.into())
 }
 

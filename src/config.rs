@@ -13,7 +13,7 @@ use clap::Args;
 use http::{HeaderValue, uri::Authority};
 use ipnet::IpNet;
 
-use crate::{ice::IceUrl, rates, session::FRAME_BYTES};
+use crate::{cluster::NatsUrl, ice::IceUrl, rates, session::FRAME_BYTES};
 
 /// How many of the open files are kept back from the sessions by default: for the listener, for
 /// requests that are no sessions, and to say 503 to who comes when all places are taken. Where few
@@ -325,6 +325,56 @@ pub struct Config {
     )]
     pub admin_token_file: Option<PathBuf>,
 
+    /// The NATS server by which nodes make their rooms one, such as `nats://nats.example.org` or
+    /// `tls://user:password@nats.example.org:4222`; may be given several times, for the servers of one
+    /// NATS cluster [default: this node is alone]
+    #[arg(
+        long,
+        env = "ANTEROOM_CLUSTER",
+        value_name = "URL",
+        value_delimiter = ',',
+        help_heading = "Cluster"
+    )]
+    pub cluster: Vec<NatsUrl>,
+
+    /// The credentials for it: a `.creds` file
+    #[arg(
+        long,
+        env = "ANTEROOM_CLUSTER_CREDENTIALS_FILE",
+        value_name = "FILE",
+        help_heading = "Cluster"
+    )]
+    pub cluster_credentials_file: Option<PathBuf>,
+
+    /// Which authorities may have signed its certificate, PEM, besides those that this machine trusts
+    #[arg(
+        long,
+        env = "ANTEROOM_CLUSTER_CA_FILE",
+        value_name = "FILE",
+        help_heading = "Cluster"
+    )]
+    pub cluster_ca_file: Option<PathBuf>,
+
+    /// How the subjects begin that the nodes use: nodes with another prefix are another cluster
+    #[arg(
+        long,
+        env = "ANTEROOM_CLUSTER_PREFIX",
+        value_name = "SUBJECT",
+        help_heading = "Cluster"
+    )]
+    #[arg(default_value_t = Config::default().cluster_prefix)]
+    pub cluster_prefix: String,
+
+    /// How long a node may be silent, in seconds; then its sessions are told to have gone
+    #[arg(
+        long,
+        env = "ANTEROOM_CLUSTER_DOWN_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "Cluster"
+    )]
+    #[arg(default_value_t = Config::default().cluster_down_seconds)]
+    pub cluster_down_seconds: u64,
+
     /// How long a stopping server waits for its sessions, in seconds; they are told to come back
     /// spread over that time
     #[arg(
@@ -413,6 +463,11 @@ impl Default for Config {
             turn_seconds: 86_400,
             admin: None,
             admin_token_file: None,
+            cluster: Vec::new(),
+            cluster_credentials_file: None,
+            cluster_ca_file: None,
+            cluster_prefix: "anteroom".into(),
+            cluster_down_seconds: 3,
             drain_seconds: 5,
         }
     }
@@ -446,6 +501,11 @@ impl Config {
         within("--ping-seconds", self.ping_seconds, 1..=3600)?;
         within("--pong-seconds", self.pong_seconds, 1..=3600)?;
         within("--resume-seconds", self.resume_seconds, 0..=3600)?;
+        within(
+            "--cluster-down-seconds",
+            self.cluster_down_seconds,
+            2..=3600,
+        )?;
         within("--drain-seconds", self.drain_seconds, 0..=3600)?;
         within("--turn-seconds", self.turn_seconds, 60..=7 * 24 * 3600)?;
         let least = self.max_message_bytes + ENVELOPE_BYTES;
@@ -485,6 +545,25 @@ impl Config {
         let is_asked_for = self.token_key_file.is_some();
         if !is_asked_for && (self.token_issuer.is_some() || self.token_audience.is_some()) {
             return Err("--token-issuer and --token-audience need --token-key-file".into());
+        }
+        if self.cluster.is_empty() {
+            let files = [&self.cluster_credentials_file, &self.cluster_ca_file];
+            if files.iter().any(|file| file.is_some()) {
+                return Err(
+                    "--cluster-credentials-file and --cluster-ca-file need --cluster".into(),
+                );
+            }
+        }
+        let is_token = |token: &str| {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            !token.is_empty() && token.bytes().all(is_plain)
+        };
+        if !self.cluster_prefix.split('.').all(is_token) || self.cluster_prefix.len() > 128 {
+            return Err(
+                "--cluster-prefix must be letters, digits, - and _, with dots between, such as \
+                 chat.anteroom, and at most 128 of them"
+                    .into(),
+            );
         }
         let is_turn = |url: &IceUrl| url.is_turn() && !url.has_credentials();
         if !self.turn_url.iter().all(is_turn) {

@@ -25,6 +25,7 @@
 //! | `session` | one session's life |
 //! | `requests`, `ice` | what is addressed to the server; the ICE servers it tells of |
 //! | `rooms` | who is where |
+//! | `cluster` | the rooms of other nodes, over NATS |
 //! | `outbox` | what waits for a session |
 //! | `kept` | what may have to be sent again |
 //! | `resume` | the sessions that may be resumed |
@@ -39,6 +40,7 @@
 mod address;
 mod admin;
 mod admission;
+mod cluster;
 mod config;
 mod expiry;
 mod heartbeat;
@@ -74,6 +76,7 @@ use warp::{filters::BoxedFilter, reply::Response};
 
 use crate::{
     admission::Admission,
+    cluster::Cluster,
     config::sessions_by_files,
     expiry::Expiries,
     heartbeat::Heartbeat,
@@ -87,6 +90,7 @@ use crate::{
     tls::Tls,
 };
 pub use crate::{
+    cluster::NatsUrl,
     config::{Config, Origin},
     ice::IceUrl,
     tokens::TokenRequest,
@@ -268,6 +272,8 @@ struct Shared {
     expiries: Arc<Expiries>,
     resumes: Arc<Resumes>,
     ice: IceServers,
+    /// There if other nodes may be.
+    cluster: Option<Arc<Cluster>>,
     /// What operators must give, if they must.
     admin_token: Option<Reloadable<Vec<u8>>>,
     metrics: Arc<Metrics>,
@@ -302,8 +308,10 @@ impl Anteroom {
                 )
             })?;
         }
-        let rooms = Arc::new(Rooms::new(&config));
-        let metrics = Arc::new(Metrics::new());
+        let cluster = Cluster::new(&config).map(Arc::new);
+        let uplink = cluster.as_ref().map(|cluster| cluster.uplink.clone());
+        let rooms = Arc::new(Rooms::new(&config, uplink));
+        let metrics = Arc::new(Metrics::new(cluster.is_some()));
         let admin_token = config.admin_token_file.clone();
         let admin_token = admin_token.map(|path| Reloadable::new(move || read_secret(&path)));
         let shared = Arc::new(Shared {
@@ -313,6 +321,7 @@ impl Anteroom {
             expiries: Arc::default(),
             resumes: Arc::default(),
             ice: IceServers::new(&config)?,
+            cluster,
             admin_token: admin_token.transpose()?,
             metrics,
             tasks: TaskTracker::new(),
@@ -321,6 +330,11 @@ impl Anteroom {
             config,
         });
         shared.tasks.spawn(tick(shared.clone()));
+        if let Some(cluster) = &shared.cluster {
+            shared
+                .tasks
+                .spawn(cluster::run(cluster.clone(), shared.clone()));
+        }
         Ok(Anteroom(Arc::new(Owner(shared))))
     }
 
@@ -355,6 +369,10 @@ impl Anteroom {
             away: shared.resumes.count_away(),
             rooms: shared.rooms.len(),
             outbox_bytes: outboxes.iter().map(|sender| sender.look().bytes).sum(),
+            cluster_connected: shared
+                .cluster
+                .as_ref()
+                .map_or(0, |cluster| cluster.is_connected().into()),
         })
     }
 
@@ -379,9 +397,23 @@ impl Anteroom {
         self.shared().admission.close();
     }
 
-    /// Whether sessions can begin here.
+    /// Whether sessions can begin here, and reach those of other nodes.
     pub fn is_ready(&self) -> bool {
-        self.shared().admission.is_open()
+        self.why_not_ready().is_none()
+    }
+
+    fn why_not_ready(&self) -> Option<&'static str> {
+        let shared = self.shared();
+        let cluster = shared.cluster.as_ref();
+        if !shared.admission.is_open() {
+            Some("draining")
+        } else if cluster.is_some_and(|cluster| !cluster.is_connected()) {
+            Some("not connected to NATS")
+        } else if cluster.is_some_and(|cluster| !cluster.has_begun()) {
+            Some("waiting for other nodes")
+        } else {
+            None
+        }
     }
 
     /// Admits nobody any more, tells every session to come back later (close code 1012), waits for

@@ -40,6 +40,11 @@ pub(crate) struct Metrics {
     resumes: Counters,
     upgrades: Counters,
     round_trips: Histogram,
+    pub(crate) cluster_nodes: Gauge,
+    pub(crate) cluster_sent: Counter,
+    pub(crate) cluster_received: Counter,
+    pub(crate) cluster_refused: Counter,
+    pub(crate) cluster_dropped: Counter,
     gauges: Gauges<Gauge>,
 }
 
@@ -50,10 +55,13 @@ pub(crate) struct Gauges<T> {
     pub(crate) away: T,
     pub(crate) rooms: T,
     pub(crate) outbox_bytes: T,
+    /// Whether there is a connection to NATS.
+    pub(crate) cluster_connected: T,
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Metrics {
+    /// What concerns a cluster is left out of a server that is alone.
+    pub(crate) fn new(is_clustered: bool) -> Metrics {
         let mut metrics = Metrics {
             registry: Registry::with_prefix("anteroom"),
             traffic: Arc::default(),
@@ -66,9 +74,17 @@ impl Metrics {
             resumes: Counters::default(),
             upgrades: Counters::default(),
             round_trips: Histogram::new(ROUND_TRIPS),
+            cluster_nodes: Gauge::default(),
+            cluster_sent: Counter::default(),
+            cluster_received: Counter::default(),
+            cluster_refused: Counter::default(),
+            cluster_dropped: Counter::default(),
             gauges: Gauges::default(),
         };
         metrics.register();
+        if is_clustered {
+            metrics.register_cluster();
+        }
         metrics.begin();
         metrics
     }
@@ -84,6 +100,7 @@ impl Metrics {
             away,
             rooms,
             outbox_bytes,
+            cluster_connected: _,
         } = &self.gauges;
         let help = "Sessions, with those that are without a connection";
         registry.register("sessions", help, sessions.clone());
@@ -131,6 +148,31 @@ impl Metrics {
         let help = "From a ping to its pong";
         let round_trips = self.round_trips.clone();
         registry.register_with_unit("ping_round_trip", help, Unit::Seconds, round_trips);
+    }
+
+    fn register_cluster(&mut self) {
+        let registry = &mut self.registry;
+        let help = "Whether there is a connection to NATS: 1 or 0";
+        let connected = self.gauges.cluster_connected.clone();
+        registry.register("cluster_connected", help, connected);
+        let help = "Other nodes that are there";
+        registry.register("cluster_nodes", help, self.cluster_nodes.clone());
+        let help = "Messages given to NATS";
+        registry.register("cluster_messages_sent", help, self.cluster_sent.clone());
+        let help = "Messages of other nodes";
+        registry.register(
+            "cluster_messages_received",
+            help,
+            self.cluster_received.clone(),
+        );
+        let help = "What has come over NATS and was not understood";
+        registry.register(
+            "cluster_messages_refused",
+            help,
+            self.cluster_refused.clone(),
+        );
+        let help = "Times that messages of other nodes came faster than they were taken in, and some were lost";
+        registry.register("cluster_overflows", help, self.cluster_dropped.clone());
     }
 
     /// Shows everything that has not happened yet as zero: what grows must have a beginning.
@@ -190,6 +232,7 @@ impl Metrics {
         set(&self.gauges.away, now.away);
         set(&self.gauges.rooms, now.rooms);
         set(&self.gauges.outbox_bytes, now.outbox_bytes);
+        set(&self.gauges.cluster_connected, now.cluster_connected);
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes everything");
         text

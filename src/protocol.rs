@@ -14,7 +14,7 @@ use nohash_hasher::IsEnabled;
 use percent_encoding::percent_decode;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{MapAccess, Visitor},
+    de::{Error, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -91,8 +91,15 @@ impl Serialize for SessionId {
     }
 }
 
+impl<'de> Deserialize<'de> for SessionId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SessionId, D::Error> {
+        let Text(text) = Text::deserialize(deserializer)?;
+        SessionId::parse(&text).ok_or_else(|| D::Error::custom("not a session id"))
+    }
+}
+
 /// The name of a room: 1 to 128 bytes of UTF-8 without control characters.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RoomName(Arc<str>);
 
 impl RoomName {
@@ -118,7 +125,10 @@ impl RoomName {
             return Err("a % in a room name must be followed by two hexadecimal digits");
         }
         let bytes: Cow<'_, [u8]> = percent_decode(segment.as_bytes()).into();
-        let name = str::from_utf8(&bytes).map_err(|_| "a room name must be UTF-8")?;
+        RoomName::new(str::from_utf8(&bytes).map_err(|_| "a room name must be UTF-8")?)
+    }
+
+    fn new(name: &str) -> Result<RoomName, &'static str> {
         if name.is_empty() || name.len() > MAX_ROOM_NAME {
             return Err("a room name has 1 to 128 bytes");
         }
@@ -138,6 +148,13 @@ impl Display for RoomName {
 impl Serialize for RoomName {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for RoomName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RoomName, D::Error> {
+        let Text(name) = Text::deserialize(deserializer)?;
+        RoomName::new(&name).map_err(D::Error::custom)
     }
 }
 
@@ -725,6 +742,11 @@ impl Close {
     pub(crate) fn restart(delay_ms: u64) -> Close {
         let reason = format!("the server is going away: retry in {delay_ms} ms");
         Close::new(CloseCode::ServiceRestart, reason)
+    }
+
+    /// An operator has asked for it.
+    pub(crate) fn by_operator() -> Close {
+        Close::new(CloseCode::PolicyViolation, "closed by an operator")
     }
 
     /// The session goes on with another connection.

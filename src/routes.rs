@@ -17,7 +17,7 @@ use warp::{
 };
 
 use crate::{
-    Anteroom,
+    Anteroom, admission,
     page::{self, Source},
     protocol::{RoomName, SUBPROTOCOL},
     refusal::Refusal,
@@ -121,6 +121,15 @@ fn join(
     let visitor = shared
         .admission
         .identify(&room, peer, headers, query.get("token"))?;
+    if shared
+        .cluster
+        .as_ref()
+        .is_some_and(|cluster| !cluster.has_begun())
+    {
+        return Err(admission::unavailable(
+            "the server waits for its cluster: try again later",
+        ));
+    }
     let resume = query
         .get("resume")
         .map(|token| resume::Request::parse(token, query.get("received")));

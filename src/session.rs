@@ -26,7 +26,7 @@ use crate::{
     },
     rates::{Excess, Limit, Rates},
     requests, resume,
-    rooms::{Guest, Membership},
+    rooms::{Guest, Membership, Seat},
     tokens::Grant,
     websocket::{self, Event, Frame, Reader, Stop, Violation, Writer},
 };
@@ -110,6 +110,15 @@ pub(crate) struct Session {
     rates: Option<Box<Rates>>,
 }
 
+/// Who is about to join a room.
+struct Newcomer {
+    reader: Reader,
+    writer: Writer,
+    visitor: Visitor,
+    seat: Seat,
+    place: Place,
+}
+
 /// What a session is allowed by its token.
 struct Permit {
     user: Option<String>,
@@ -137,13 +146,12 @@ impl Session {
     /// Begins a session in place of one that could not be resumed.
     fn begin_anew(shared: Arc<Shared>, arrival: Box<Arrival>) {
         shared.metrics.resumes("failed").inc();
-        let problem = Problem::resume_failed();
-        Session::begin(shared, arrival, Some(&problem));
+        Session::begin(shared, arrival, Some(Problem::resume_failed()));
     }
 
     /// Joins the room and lives on in a task of its own. If there was a problem, that is the first
     /// thing the client gets to know.
-    fn begin(shared: Arc<Shared>, arrival: Box<Arrival>, problem: Option<&Problem>) {
+    fn begin(shared: Arc<Shared>, arrival: Box<Arrival>, problem: Option<Problem>) {
         let Arrival {
             reader,
             writer,
@@ -170,11 +178,45 @@ impl Session {
                 return;
             }
         };
+        let newcomer = Newcomer {
+            reader,
+            writer,
+            visitor,
+            seat,
+            place,
+        };
+        let Some(limit) = shared.cluster.as_ref().map(|cluster| cluster.down) else {
+            let (session, reader) = Session::join(shared, newcomer, problem);
+            tasks.spawn(session.live(reader));
+            return;
+        };
+        tasks.clone().spawn(async move {
+            // Who is there on other nodes was there before.
+            newcomer.seat.enter(limit).await;
+            let (session, reader) = Session::join(shared, newcomer, problem);
+            session.membership.settled(limit).await;
+            // Its waiting shall not be part of what it costs.
+            tasks.spawn(session.live(reader));
+        });
+    }
+
+    fn join(
+        shared: Arc<Shared>,
+        newcomer: Newcomer,
+        problem: Option<Problem>,
+    ) -> (Session, Reader) {
+        let Newcomer {
+            reader,
+            writer,
+            visitor,
+            seat,
+            place,
+        } = newcomer;
         let id = SessionId::random();
         let (sender, outbox) = outbox(shared.config.outbox_bytes, writer);
         if let Some(problem) = problem {
             shared.metrics.errors(problem.code).inc();
-            outbox.push(protocol::error(id, problem, None));
+            outbox.push(protocol::error(id, &problem, None));
         }
         let Visitor { address, mut grant } = visitor;
         let public = grant.as_mut().and_then(|grant| grant.public.take());
@@ -200,7 +242,7 @@ impl Session {
             sender.close(Close::restart(0));
         }
         debug!("{id} joined {}", session.membership.room());
-        tasks.spawn(session.live(reader));
+        (session, reader)
     }
 
     /// Lives until something ends it.

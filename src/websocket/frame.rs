@@ -117,6 +117,16 @@ impl Frame {
         &self.0
     }
 
+    /// What the frame carries.
+    pub(crate) fn payload(&self) -> &[u8] {
+        let header = match self.0[1] {
+            126 => 4,
+            127 => MAX_HEADER,
+            _ => 2,
+        };
+        &self.0[header..]
+    }
+
     /// Leaves room for the longest header, lets `write` append the payload, and puts the header
     /// right in front of it.
     fn encode(opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) -> Frame {

@@ -124,14 +124,14 @@ async function showSessions() {
   /** @type {{ sessions: any[] }} */
   const { sessions } = response.ok ? await response.json() : { sessions: [] };
   const rows = sessions.slice(0, ROWS).map((session) => {
-    const { id, data, address, since, messagesReceived, messagesSent, waitingBytes, away } = session;
+    const { id, data, node, address, since, messagesReceived, messagesSent, waitingBytes, away } = session;
     const close = element("button", { type: "button", dataset: { key: id } }, "Close");
     close.setAttribute("aria-label", `Close ${id}`);
     on(close, "click", () => ask(`${path}/sessions/${id}`, "DELETE").then(showSessions));
     const about = [data?.user, away ? "away" : null].filter(Boolean).join(", ");
     return element("tr", {},
       element("td", {}, id, element("small", {}, about)),
-      element("td", {}, address ?? "unknown"),
+      element("td", {}, node ? `node ${node}` : address ?? "unknown"),
       element("td", { title: since }, new Date(since).toLocaleTimeString()),
       number(messagesReceived), number(messagesSent), number(waitingBytes),
       element("td", {}, close));
@@ -142,7 +142,7 @@ async function showSessions() {
 }
 
 /** @param {number} value */
-const number = (value) => element("td", { className: "number" }, value.toLocaleString());
+const number = (value) => element("td", { className: "number" }, value?.toLocaleString() ?? "");
 
 /** Replaces the rows of a table; the button that has the focus keeps it.
  * @param {HTMLElement} body

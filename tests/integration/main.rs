@@ -23,6 +23,7 @@
 //! | `program` | options, first line, exit codes |
 //! | `embedding` | the filters in someone else's warp application |
 //! | `crowds` | storms, many rooms, and random comings and goings against a reference model |
+//! | `cluster` | several nodes over a real NATS server (started by `tests/run`) |
 //! | `operating` | coturn, nginx and Prometheus beside it (started by `tests/run`) |
 //! | `../browser` | the page and the client module in a real Chromium (started by `tests/run`) |
 //! | `readme` | the README's walk-through with a real websocat (started by `tests/run`) |
@@ -33,6 +34,7 @@ mod admin;
 mod backpressure;
 #[path = "../browser/mod.rs"]
 mod browser;
+mod cluster;
 mod crowds;
 mod embedding;
 mod frames;

@@ -30,13 +30,13 @@ use crate::{
 const README: &str = include_str!("../../README.md");
 
 /// A port that is free for TCP and, most likely, for UDP.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
 /// Starts a program that is ended with the test, and waits until it accepts connections.
-async fn start(command: &mut Command, port: u16) -> Child {
+pub async fn start(command: &mut Command, port: u16) -> Child {
     let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -3,9 +3,14 @@
 //! A room's lock is never held across a wait, and for little more than pushes; only a roster is also
 //! put together under it. Joining and leaving happen under it for writing, messages under it for
 //! reading: that is what makes `new` the first and `close` the last that anyone gets of a session.
+//!
+//! A session of another node stands in the same map; what is sent to it is said to its node. How the
+//! nodes agree is in `elsewhere`.
+
+mod elsewhere;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     hash::{BuildHasher, Hash},
     net::IpAddr,
     num::NonZeroU32,
@@ -20,10 +25,13 @@ use nohash_hasher::IntMap;
 use parking_lot::{Mutex, RwLock};
 use serde_json::value::RawValue;
 
+use self::elsewhere::Elsewhere;
+pub(crate) use self::elsewhere::Replies;
 use crate::{
     Config,
+    cluster::{Event, NodeId, ToNode, Uplink},
     outbox::{Sender, Unflushed},
-    protocol::{self, Peer, RoomName, SessionId},
+    protocol::{self, Close, Peer, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -34,13 +42,22 @@ const SPARE_PLACES: usize = 32;
 pub(crate) struct Rooms {
     max_rooms: usize,
     max_room_sessions: usize,
-    rooms: Mutex<HashMap<RoomName, Entry>>,
+    /// How other nodes are spoken to, if there may be any.
+    uplink: Option<Arc<Uplink>>,
+    index: Mutex<Index>,
+}
+
+#[derive(Default)]
+struct Index {
+    rooms: HashMap<RoomName, Entry>,
+    /// The other nodes.
+    nodes: BTreeSet<NodeId>,
 }
 
 struct Entry {
     room: Arc<Room>,
-    /// How many sessions are in the room, on their way in, or on their way out. With the last the
-    /// room goes.
+    /// How many sessions of this node are in the room, on their way in, or on their way out. With the
+    /// last the room goes.
     seats: usize,
 }
 
@@ -52,15 +69,24 @@ struct Room {
 #[derive(Default)]
 struct Members {
     senders: IntMap<SessionId, Member>,
-    /// How many have joined so far.
-    joined: u64,
+    /// The highest number of joining so far.
+    clock: u64,
+    /// There if there may be other nodes.
+    elsewhere: Option<Box<Elsewhere>>,
 }
 
 struct Member {
-    sender: Sender,
-    /// Its number in the order of joining.
+    way: Way,
+    /// Its number in the order of joining; of two that have the same, the smaller id was first.
     joined: u64,
     guest: Arc<Guest>,
+}
+
+/// How a session is reached.
+#[derive(Clone)]
+pub(crate) enum Way {
+    Here(Sender),
+    There(NodeId),
 }
 
 /// What is known of a session.
@@ -100,7 +126,7 @@ pub(crate) struct Membership {
 /// A session as an operator sees it.
 pub(crate) struct Glimpse {
     pub(crate) id: SessionId,
-    pub(crate) sender: Sender,
+    pub(crate) way: Way,
     pub(crate) guest: Arc<Guest>,
 }
 
@@ -114,17 +140,26 @@ impl Guest {
             taken_in: AtomicU64::new(0),
         }
     }
+
+    /// A session of another node.
+    fn elsewhere(public: Option<Box<RawValue>>, since: SystemTime) -> Guest {
+        Guest {
+            since,
+            ..Guest::new(public, None)
+        }
+    }
 }
 
 impl Rooms {
     /// As many rooms, and sessions in each, as the configuration allows.
-    pub(crate) fn new(config: &Config) -> Rooms {
+    pub(crate) fn new(config: &Config, uplink: Option<Arc<Uplink>>) -> Rooms {
         let limit =
             |limit: Option<NonZeroU32>| limit.map_or(usize::MAX, |limit| limit.get() as usize);
         Rooms {
             max_rooms: limit(config.max_rooms),
             max_room_sessions: limit(config.max_room_sessions),
-            rooms: Mutex::default(),
+            uplink,
+            index: Mutex::default(),
         }
     }
 
@@ -134,14 +169,19 @@ impl Rooms {
     ///
     /// What there is too much of already.
     pub(crate) fn reserve(self: &Arc<Rooms>, name: &RoomName) -> Result<Seat, Full> {
-        let mut rooms = self.rooms.lock();
+        let Index { rooms, nodes } = &mut *self.index.lock();
         if !rooms.contains_key(name) {
             if rooms.len() >= self.max_rooms {
                 return Err(Full::Rooms);
             }
+            let uplink = self.uplink.as_ref();
+            let elsewhere = uplink.map(|uplink| Box::new(Elsewhere::enter(name, uplink, nodes)));
             let room = Arc::new(Room {
                 name: name.clone(),
-                members: RwLock::default(),
+                members: RwLock::new(Members {
+                    elsewhere,
+                    ..Members::default()
+                }),
             });
             rooms.insert(name.clone(), Entry { room, seats: 0 });
         }
@@ -156,15 +196,11 @@ impl Rooms {
         })
     }
 
-    /// The senders of all sessions.
+    /// The senders of all sessions of this node.
     pub(crate) fn senders(&self) -> Vec<Sender> {
         let senders = |room: &Room| -> Vec<Sender> {
             let members = room.members.read();
-            members
-                .senders
-                .values()
-                .map(|member| member.sender.clone())
-                .collect()
+            members.here().map(|(_, sender)| sender.clone()).collect()
         };
         self.all()
             .iter()
@@ -172,26 +208,27 @@ impl Rooms {
             .collect()
     }
 
-    /// The name of each room, and how many sessions are in it.
+    /// The name of each room, and how many sessions of this node are in it.
     pub(crate) fn list(&self) -> Vec<(RoomName, usize)> {
         let name = |(room, seats): (Arc<Room>, usize)| (room.name.clone(), seats);
         self.all().into_iter().map(name).collect()
     }
 
     fn all(&self) -> Vec<(Arc<Room>, usize)> {
-        let rooms = self.rooms.lock();
-        rooms
+        let index = self.index.lock();
+        index
+            .rooms
             .values()
             .map(|entry| (entry.room.clone(), entry.seats))
             .collect()
     }
 
     fn find(&self, name: &RoomName) -> Option<Arc<Room>> {
-        Some(self.rooms.lock().get(name)?.room.clone())
+        Some(self.index.lock().rooms.get(name)?.room.clone())
     }
 
     /// Sends to one session of a room, or to all, what no session says; returns to how many, `None`
-    /// if there is no such room.
+    /// if nobody is there.
     pub(crate) fn announce(
         &self,
         name: &RoomName,
@@ -199,16 +236,19 @@ impl Rooms {
         frame: &Frame,
     ) -> Option<usize> {
         let room = self.find(name)?;
+        if room.members.read().senders.is_empty() {
+            return None;
+        }
         let mut unflushed = Unflushed::default();
         let receivers = match receiver {
-            Some(id) => usize::from(room.send(id, frame.clone(), &mut unflushed)),
-            None => room.broadcast(frame, None, &mut unflushed),
+            Some(id) => usize::from(room.send(None, id, frame.clone(), &mut unflushed)),
+            None => room.broadcast(None, frame, &mut unflushed),
         };
         unflushed.flush();
         Some(receivers)
     }
 
-    /// The sessions of a room, longest-joined first; `None` if there is no such room.
+    /// The sessions of a room, longest-joined first; `None` if nobody is there.
     pub(crate) fn look_into(&self, name: &RoomName) -> Option<Vec<Glimpse>> {
         let room = self.find(name)?;
         let members = room.members.read();
@@ -218,50 +258,102 @@ impl Rooms {
             .map(|(id, member)| {
                 let glimpse = Glimpse {
                     id: *id,
-                    sender: member.sender.clone(),
+                    way: member.way.clone(),
                     guest: member.guest.clone(),
                 };
                 (member.joined, glimpse)
             })
             .collect();
-        glimpses.sort_unstable_by_key(|(joined, _)| *joined);
-        Some(glimpses.into_iter().map(|(_, glimpse)| glimpse).collect())
+        glimpses.sort_unstable_by_key(|(joined, glimpse)| (*joined, glimpse.id));
+        let glimpses: Vec<Glimpse> = glimpses.into_iter().map(|(_, glimpse)| glimpse).collect();
+        (!glimpses.is_empty()).then_some(glimpses)
+    }
+
+    /// Closes a session, wherever it is; false if there is none.
+    pub(crate) fn close(&self, name: &RoomName, id: SessionId, close: Close) -> bool {
+        let Some(room) = self.find(name) else {
+            return false;
+        };
+        let members = room.members.read();
+        match members.senders.get(&id).map(|member| &member.way) {
+            Some(Way::Here(sender)) => {
+                sender.close(close);
+                true
+            }
+            Some(Way::There(node)) => members.elsewhere.as_ref().is_some_and(|elsewhere| {
+                let room = name.clone();
+                let expel = ToNode::Expel { room, id };
+                elsewhere.uplink.turn().to_node(*node, expel, &[]).is_ok()
+            }),
+            None => false,
+        }
     }
 
     /// How many rooms there are.
     pub(crate) fn len(&self) -> usize {
-        self.rooms.lock().len()
+        self.index.lock().rooms.len()
     }
 
-    /// How many sessions there are, in all rooms.
+    /// How many sessions of this node there are, in all rooms.
     pub(crate) fn sessions(&self) -> usize {
-        self.rooms.lock().values().map(|entry| entry.seats).sum()
+        let index = self.index.lock();
+        index.rooms.values().map(|entry| entry.seats).sum()
     }
 }
 
 impl Room {
     /// Sends to one session; false if there is none of that id that still takes messages.
-    fn send(&self, receiver: SessionId, frame: Frame, unflushed: &mut Unflushed) -> bool {
+    fn send(
+        &self,
+        sender: Option<SessionId>,
+        receiver: SessionId,
+        frame: Frame,
+        unflushed: &mut Unflushed,
+    ) -> bool {
         let members = self.members.read();
-        let member = members.senders.get(&receiver);
-        member.is_some_and(|member| member.sender.push(frame, unflushed).is_ok())
+        match members.senders.get(&receiver).map(|member| &member.way) {
+            Some(Way::Here(outbox)) => outbox.push(frame, unflushed).is_ok(),
+            Some(Way::There(node)) => {
+                let unicast = ToNode::Unicast {
+                    room: self.name.clone(),
+                    sender,
+                    receiver,
+                };
+                let elsewhere = members.elsewhere.as_ref();
+                elsewhere.is_some_and(|elsewhere| {
+                    let mut turn = elsewhere.uplink.turn();
+                    turn.to_node(*node, unicast, frame.payload()).is_ok()
+                })
+            }
+            None => false,
+        }
     }
 
-    /// Sends to every session but one; returns how many took it.
+    /// Sends to every session but the sender; returns how many took it.
     fn broadcast(
         &self,
+        sender: Option<SessionId>,
         frame: &Frame,
-        except: Option<SessionId>,
         unflushed: &mut Unflushed,
     ) -> usize {
         let members = self.members.read();
-        let others = members
-            .senders
-            .iter()
-            .filter(|(id, _)| Some(**id) != except);
-        others
-            .filter(|(_, member)| member.sender.push(frame.clone(), unflushed).is_ok())
-            .count()
+        let (mut here, mut there) = (0, 0);
+        for (id, member) in &members.senders {
+            match &member.way {
+                Way::Here(_) if Some(*id) == sender => {}
+                Way::Here(outbox) => {
+                    here += usize::from(outbox.push(frame.clone(), unflushed).is_ok())
+                }
+                Way::There(_) => there += 1,
+            }
+        }
+        match &members.elsewhere {
+            Some(elsewhere) if there > 0 => {
+                let said = elsewhere.say(&self.name, Event::Broadcast(sender), frame.payload());
+                here + said.map_or(0, |_| there)
+            }
+            _ => here,
+        }
     }
 }
 
@@ -270,15 +362,17 @@ impl Seat {
     pub(crate) fn join(self, id: SessionId, sender: Sender, guest: Guest) -> Membership {
         let new = protocol::joined(id, guest.public.as_deref());
         let guest = Arc::new(guest);
+        let mut unflushed = Unflushed::default();
         let mut members = self.room.members.write();
-        let unflushed = members.push_to_all(&new);
-        members.joined += 1;
+        members.push_to_all(&new, &mut unflushed);
+        members.clock += 1;
         let member = Member {
-            sender,
-            joined: members.joined,
+            way: Way::Here(sender),
+            joined: members.clock,
             guest: guest.clone(),
         };
         members.senders.insert(id, member);
+        members.tell_joined(&self.room.name, id);
         drop(members);
         drop(unflushed);
         Membership {
@@ -291,12 +385,13 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut rooms = self.rooms.rooms.lock();
+        let rooms = &mut self.rooms.index.lock().rooms;
         if let Some(entry) = rooms.get_mut(&self.room.name) {
             entry.seats -= 1;
             if entry.seats == 0 {
                 rooms.remove(&self.room.name);
-                release_spare(&mut rooms);
+                release_spare(rooms);
+                self.room.exit();
             }
         }
     }
@@ -333,12 +428,14 @@ impl Membership {
         frame: Frame,
         unflushed: &mut Unflushed,
     ) -> bool {
-        self.seat.room.send(receiver, frame, unflushed)
+        self.seat
+            .room
+            .send(Some(self.id), receiver, frame, unflushed)
     }
 
     /// Sends to every other session of the room; returns how many took it.
     pub(crate) fn broadcast(&self, frame: &Frame, unflushed: &mut Unflushed) -> usize {
-        self.seat.room.broadcast(frame, Some(self.id), unflushed)
+        self.seat.room.broadcast(Some(self.id), frame, unflushed)
     }
 
     /// Gives `tell` the others, longest-joined first. Nobody comes or goes meanwhile: what it puts
@@ -352,7 +449,7 @@ impl Membership {
                 (member.joined, Peer { id: *id, data })
             })
             .collect();
-        others.sort_unstable_by_key(|(joined, _)| *joined);
+        others.sort_unstable_by_key(|(joined, peer)| (*joined, peer.id));
         let peers: Vec<Peer<'_>> = others.into_iter().map(|(_, peer)| peer).collect();
         tell(&peers);
     }
@@ -361,23 +458,34 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let close = protocol::left(self.id);
-        let mut members = self.seat.room.members.write();
+        let mut unflushed = Unflushed::default();
+        let room = &self.seat.room;
+        let mut members = room.members.write();
         members.senders.remove(&self.id);
         release_spare(&mut members.senders);
-        let unflushed = members.push_to_all(&close);
+        members.push_to_all(&close, &mut unflushed);
+        members.tell_left(&room.name, self.id);
         drop(members);
         drop(unflushed);
     }
 }
 
 impl Members {
-    fn push_to_all(&self, frame: &Frame) -> Unflushed {
-        let mut unflushed = Unflushed::default();
-        for member in self.senders.values() {
+    /// The sessions of this node.
+    fn here(&self) -> impl Iterator<Item = (SessionId, &Sender)> {
+        self.senders
+            .iter()
+            .filter_map(|(id, member)| match &member.way {
+                Way::Here(sender) => Some((*id, sender)),
+                Way::There(_) => None,
+            })
+    }
+
+    fn push_to_all(&self, frame: &Frame, unflushed: &mut Unflushed) {
+        for (_, sender) in self.here() {
             // Who takes no more is leaving, and needs no news.
-            let _ = member.sender.push(frame.clone(), &mut unflushed);
+            let _ = sender.push(frame.clone(), unflushed);
         }
-        unflushed
     }
 }
 

@@ -1,0 +1,523 @@
+//! The rooms of other nodes, over NATS.
+//!
+//! Three kinds of subjects carry all: one that every node hears, one for each room, which the nodes hear
+//! that have somebody in it, and one for each node. What is said is in `wire`, what becomes of it in a
+//! room in `rooms::elsewhere`.
+
+mod nodes;
+mod uplink;
+mod wire;
+
+use std::{
+    collections::HashMap,
+    fmt::{self, Display},
+    future::poll_fn,
+    io, mem,
+    path::PathBuf,
+    pin::pin,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use async_nats::{
+    Client, ConnectOptions, Event as NatsEvent, Message, ServerAddr, Subscriber, connection::State,
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures_util::{
+    StreamExt,
+    stream::{AbortHandle, Abortable, SelectAll, abortable},
+};
+use log::{debug, info, warn};
+use tokio::{
+    sync::mpsc,
+    task::coop::unconstrained,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+
+use self::{
+    nodes::{Change, Nodes},
+    uplink::{Outgoing, To},
+    wire::{Heard, LINE_BYTES, Say, ToAll},
+};
+pub(crate) use self::{
+    uplink::{Chain, Cut, Uplink},
+    wire::{Digest, Event, MAX_ROOMS, Member, Members, NodeId, ToNode, ToRoom, parts},
+};
+use crate::{Config, Shared, outbox::Unflushed, protocol::RoomName, rooms::Replies};
+
+/// How often to look whether all is well.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How often a node says that it is there.
+const ALIVE: Duration = Duration::from_secs(1);
+
+/// How often nodes compare what they know of each other.
+const DIGEST: Duration = Duration::from_secs(10);
+
+/// How long an attempt to connect to NATS may take, and how long the last words.
+const NATS_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long to wait between attempts to connect.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How many messages may wait to be taken in, of a room or of a node.
+const INCOMING: usize = 16_384;
+
+/// The address of a NATS server.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NatsUrl(ServerAddr);
+
+impl FromStr for NatsUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<NatsUrl, &'static str> {
+        const ERROR: &str = "not the address of a NATS server, such as nats://localhost:4222, \
+             nats://user:password@nats.example.org or tls://nats.example.org";
+        let (scheme, authority) = text.split_once("://").ok_or(ERROR)?;
+        if !["nats", "tls"].contains(&scheme) || authority.contains(['/', '?', '#']) {
+            return Err(ERROR);
+        }
+        let server: ServerAddr = text.parse().map_err(|_| ERROR)?;
+        (!server.host().is_empty())
+            .then_some(NatsUrl(server))
+            .ok_or(ERROR)
+    }
+}
+
+/// Without the password.
+impl Display for NatsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.0.host(), self.0.port())
+    }
+}
+
+impl fmt::Debug for NatsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self, f)
+    }
+}
+
+/// This node's part in the cluster.
+pub(crate) struct Cluster {
+    pub(crate) uplink: Arc<Uplink>,
+    servers: Vec<NatsUrl>,
+    credentials: Option<PathBuf>,
+    ca: Option<PathBuf>,
+    prefix: String,
+    /// How long a node may be silent, and how long a session waits for the others' word.
+    pub(crate) down: Duration,
+    /// How long a payload may be.
+    payload_bytes: usize,
+    /// Whether the other nodes had the time to say that they are there.
+    has_begun: AtomicBool,
+    is_connected: AtomicBool,
+}
+
+impl Cluster {
+    /// `None` if this node is to be alone.
+    pub(crate) fn new(config: &Config) -> Option<Cluster> {
+        (!config.cluster.is_empty()).then(|| Cluster {
+            uplink: Arc::new(Uplink::new(NodeId::random())),
+            servers: config.cluster.clone(),
+            credentials: config.cluster_credentials_file.clone(),
+            ca: config.cluster_ca_file.clone(),
+            prefix: config.cluster_prefix.clone(),
+            down: Duration::from_secs(config.cluster_down_seconds),
+            payload_bytes: config.max_message_bytes + LINE_BYTES,
+            has_begun: AtomicBool::new(false),
+            is_connected: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether it has been connected for long enough to know the other nodes.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun.load(Relaxed)
+    }
+
+    /// Whether it is connected.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.is_connected.load(Relaxed)
+    }
+
+    fn subject(&self, to: &To) -> String {
+        let prefix = &self.prefix;
+        match to {
+            To::All => format!("{prefix}.all"),
+            // A name may have dots and wildcards.
+            To::Room(room) => format!("{prefix}.room.{}", URL_SAFE_NO_PAD.encode(room.as_str())),
+            To::Node(node) => format!("{prefix}.node.{node}"),
+        }
+    }
+
+    /// Waits for a NATS server.
+    async fn connect(&self, shared: &Shared) -> Client {
+        let mut last_error = String::new();
+        loop {
+            match self.try_connect(shared).await {
+                Ok(client) => return client,
+                Err(error) => {
+                    if last_error != error {
+                        warn!("waiting for NATS at {:?}: {error}", self.servers);
+                        last_error = error;
+                    }
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn try_connect(&self, shared: &Shared) -> Result<Client, String> {
+        let metrics = shared.metrics.clone();
+        let mut options = ConnectOptions::new()
+            .name(format!("anteroom {}", self.uplink.me))
+            .no_echo()
+            .subscription_capacity(INCOMING)
+            .connection_timeout(NATS_LIMIT)
+            .ping_interval(ALIVE)
+            .ignore_discovered_servers()
+            .reconnect_delay_callback(|attempt| match attempt {
+                0 | 1 => Duration::ZERO,
+                _ => RETRY,
+            })
+            .event_callback(move |event| {
+                match event {
+                    NatsEvent::SlowConsumer(_) => _ = metrics.cluster_dropped.inc(),
+                    event => debug!("NATS: {event}"),
+                }
+                async {}
+            });
+        if let Some(file) = &self.credentials {
+            let name = |error: io::Error| format!("cannot use {}: {error}", file.display());
+            options = options.credentials_file(file).await.map_err(name)?;
+        }
+        if let Some(file) = &self.ca {
+            options = options.add_root_certificates(file.clone());
+        }
+        let servers: Vec<ServerAddr> = self.servers.iter().map(|url| url.0.clone()).collect();
+        let connecting = timeout(2 * NATS_LIMIT, options.connect(servers)).await;
+        let client = connecting
+            .map_err(|_| "no answer".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let (has, needs) = (client.max_payload(), self.payload_bytes);
+        if has < needs {
+            return Err(format!(
+                "its max_payload is {has} bytes, and must be {needs} for messages of --max-message-bytes"
+            ));
+        }
+        Ok(client)
+    }
+
+    /// Says what is to be said, in its order.
+    async fn write(&self, shared: &Shared, client: &Client, subscribed: mpsc::Sender<Subscribed>) {
+        while let Some(waiting) = self.uplink.next().await {
+            for item in waiting {
+                match item {
+                    Outgoing::Say(to, message) => {
+                        shared.metrics.cluster_sent.inc();
+                        // It fails where the client is closed, or the message too long, which it is not.
+                        let _ = client.publish(self.subject(&to), message.into()).await;
+                    }
+                    Outgoing::Subscribe(room) => {
+                        let subject = self.subject(&To::Room(room.clone()));
+                        if let Ok(subscriber) = client.subscribe(subject).await {
+                            let _ = subscribed.send(Subscribed::To(room, subscriber)).await;
+                        }
+                    }
+                    Outgoing::Unsubscribe(room) => {
+                        let _ = subscribed.send(Subscribed::NoLonger(room)).await;
+                    }
+                }
+            }
+        }
+        let _ = client.flush().await;
+    }
+}
+
+/// What is heard from now on, or no longer.
+enum Subscribed {
+    To(RoomName, Subscriber),
+    NoLonger(RoomName),
+}
+
+/// Takes part in the cluster until the server stops and everybody has left.
+pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
+    let client = tokio::select! {
+        client = cluster.connect(&shared) => client,
+        () = shared.stopping.cancelled() => return,
+    };
+    info!("node {} is connected to NATS", cluster.uplink.me);
+    let subjects = [To::All, To::Node(cluster.uplink.me)].map(|to| cluster.subject(&to));
+    let mut incoming = Incoming::default();
+    for subject in subjects {
+        match client.subscribe(subject).await {
+            Ok(subscriber) => incoming.streams.push(abortable(subscriber).0),
+            // The client is closed, as it is never.
+            Err(error) => return warn!("cannot hear other nodes: {error}"),
+        }
+    }
+    let (subscribe, subscribed) = mpsc::channel(INCOMING);
+    let reader = Reader {
+        nodes: Nodes::new(cluster.uplink.me, cluster.down),
+        incoming,
+        subscribed,
+        client: &client,
+        cluster: &cluster,
+        shared: &shared,
+        lost_at: Instant::now(),
+    };
+    let mut write = pin!(cluster.write(&shared, &client, subscribe));
+    tokio::select! {
+        () = reader.read() => {}
+        () = &mut write => return,
+    }
+    let _ = cluster.uplink.turn().to_all(ToAll::Bye);
+    cluster.uplink.finish();
+    let _ = timeout(NATS_LIMIT, write).await;
+}
+
+/// What takes in everything that other nodes say.
+struct Reader<'a> {
+    nodes: Nodes,
+    incoming: Incoming,
+    subscribed: mpsc::Receiver<Subscribed>,
+    client: &'a Client,
+    cluster: &'a Cluster,
+    shared: &'a Shared,
+    /// When the connection was lost the last time.
+    lost_at: Instant,
+}
+
+impl Reader<'_> {
+    /// Reads until everybody has left.
+    async fn read(mut self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_tick = Instant::now();
+        let mut connected = Some(last_tick);
+        let (mut alive_at, mut digest_at) = (last_tick, last_tick + DIGEST);
+        self.begin();
+        loop {
+            tokio::select! {
+                biased;
+                // Rooms that are heard from now on, or no longer.
+                Some(subscribed) = self.subscribed.recv() => self.incoming.change(subscribed),
+                // What other nodes say.
+                messages = unconstrained(self.incoming.batch()) => self.hear(&messages),
+                _ = ticks.tick() => {
+                    let now = Instant::now();
+                    // Who stood still has not heard anybody.
+                    let stood_still = now - mem::replace(&mut last_tick, now) > ALIVE;
+                    self.check_connection(&mut connected, now);
+                    if !stood_still {
+                        let silent = self.nodes.tick(now);
+                        silent.into_iter().for_each(|change| self.follow(change));
+                    }
+                    if now >= alive_at {
+                        alive_at = now + ALIVE;
+                        self.alive();
+                        // By now everybody else has been heard.
+                        let has_begun = connected.is_some_and(|since| now - since >= ALIVE);
+                        self.cluster.has_begun.fetch_or(has_begun, Relaxed);
+                    }
+                    if now >= digest_at {
+                        digest_at = now + DIGEST;
+                        self.shared.rooms.digest();
+                    }
+                    if self.shared.stopping.is_cancelled() && self.shared.rooms.len() == 0
+                        || self.shared.stopped.is_cancelled()
+                    {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins to speak, and to hear of all rooms there are.
+    fn begin(&mut self) {
+        self.cluster.is_connected.store(true, Relaxed);
+        self.incoming.forget_rooms();
+        self.cluster.uplink.open();
+        self.shared.rooms.subscribe();
+    }
+
+    /// Sees to it that this node is cut off no longer than it knows of; `connected` is when it was
+    /// connected, if it is.
+    fn check_connection(&mut self, connected: &mut Option<Instant>, now: Instant) {
+        let is_connected = self.client.connection_state() == State::Connected;
+        match (is_connected, &connected) {
+            (true, None) => {
+                info!("connected to NATS again");
+                self.cluster.is_connected.store(true, Relaxed);
+                *connected = Some(now);
+            }
+            (false, Some(_)) => {
+                warn!("the connection to NATS is lost: sessions of other nodes cannot be reached");
+                self.cluster.is_connected.store(false, Relaxed);
+                *connected = None;
+                self.lost_at = now;
+            }
+            _ => {}
+        }
+        if !is_connected && now - self.lost_at > self.cluster.down {
+            self.cluster.uplink.close();
+        }
+        if !self.cluster.uplink.is_open() {
+            // The others have given this node up, or are about to.
+            let all = self.nodes.clear();
+            all.into_iter().for_each(|change| self.follow(change));
+            if is_connected {
+                self.begin();
+            }
+        }
+    }
+
+    fn hear(&mut self, messages: &[Message]) {
+        let mut heard: Vec<Heard<'_>> = messages
+            .iter()
+            .filter_map(|message| match wire::decode(&message.payload) {
+                Ok(heard) => Some(heard),
+                Err(error) => {
+                    self.shared.metrics.cluster_refused.inc();
+                    debug!("not understood on {}: {error}", message.subject);
+                    None
+                }
+            })
+            .collect();
+        self.shared
+            .metrics
+            .cluster_received
+            .inc_by(heard.len() as u64);
+        // They have come by several ways; this is the order in which they were said.
+        heard.sort_by_key(|heard| heard.number);
+        let mut replies = Replies::default();
+        let mut unflushed = Unflushed::default();
+        for heard in heard {
+            self.cluster.uplink.witness(heard.number);
+            if self.nodes.is_news(heard.node, heard.number) {
+                self.take_in(heard, &mut replies, &mut unflushed);
+            }
+        }
+        replies.say(&self.cluster.uplink);
+        unflushed.flush();
+    }
+
+    fn take_in(&mut self, heard: Heard<'_>, replies: &mut Replies, unflushed: &mut Unflushed) {
+        let Heard {
+            node,
+            number,
+            say,
+            text,
+        } = heard;
+        let rooms = &self.shared.rooms;
+        match say {
+            Say::All(ToAll::Alive { heard }) => {
+                let (change, is_new) = self.nodes.heard(Instant::now(), node, number, &heard);
+                if let Some(change) = change {
+                    self.follow(change);
+                }
+                if is_new {
+                    // It shall know that it is heard.
+                    self.alive();
+                }
+            }
+            Say::All(ToAll::Bye) => {
+                if let Some(change) = self.nodes.bye(node) {
+                    self.follow(change);
+                }
+            }
+            Say::All(ToAll::Enter { room }) => {
+                rooms.entered(node, number, room, replies, unflushed);
+            }
+            Say::Room(said) => rooms.event(node, number, said, text, replies, unflushed),
+            Say::Node(said) => rooms.said(node, said, text, replies, unflushed),
+        }
+    }
+
+    /// Does what follows from the coming or going of a node.
+    fn follow(&self, change: Change) {
+        match change {
+            Change::Up(node) => {
+                info!("node {node} is there");
+                self.shared.rooms.up(node);
+            }
+            Change::Down(node) => {
+                info!("node {node} is no longer there");
+                self.shared.rooms.down(node);
+            }
+        }
+        self.shared
+            .metrics
+            .cluster_nodes
+            .set(self.nodes.count_up() as i64);
+    }
+
+    /// Says that this node is there.
+    fn alive(&self) {
+        let heard = self.nodes.list();
+        // Where it is cut off, nobody shall hear it.
+        let _ = self.cluster.uplink.turn().to_all(ToAll::Alive { heard });
+    }
+}
+
+/// What comes from other nodes, by several ways.
+#[derive(Default)]
+struct Incoming {
+    streams: SelectAll<Abortable<Subscriber>>,
+    rooms: HashMap<RoomName, AbortHandle>,
+}
+
+impl Incoming {
+    fn change(&mut self, subscribed: Subscribed) {
+        let (room, earlier) = match subscribed {
+            Subscribed::To(room, subscriber) => {
+                let (stream, handle) = abortable(subscriber);
+                self.streams.push(stream);
+                (room.clone(), self.rooms.insert(room, handle))
+            }
+            Subscribed::NoLonger(room) => {
+                let earlier = self.rooms.remove(&room);
+                (room, earlier)
+            }
+        };
+        if let Some(earlier) = earlier {
+            debug!("no longer hearing the last of {room}");
+            earlier.abort();
+        }
+    }
+
+    fn forget_rooms(&mut self) {
+        self.rooms.drain().for_each(|(_, handle)| handle.abort());
+    }
+
+    /// Everything that is there, once there is something.
+    ///
+    /// A message comes later than all that the same node said before, but perhaps by another way: when
+    /// all ways have been found empty after it, nothing is missing before it. Its task must not be
+    /// made to yield in between.
+    async fn batch(&mut self) -> Vec<Message> {
+        let mut batch = Vec::new();
+        poll_fn(|cx| {
+            loop {
+                let before = batch.len();
+                while let Poll::Ready(Some(message)) = self.streams.poll_next_unpin(cx) {
+                    batch.push(message);
+                }
+                if batch.len() == before {
+                    break;
+                }
+            }
+            match batch.is_empty() {
+                true => Poll::Pending,
+                false => Poll::Ready(()),
+            }
+        })
+        .await;
+        batch
+    }
+}

@@ -1,0 +1,237 @@
+//! What waits to be said to other nodes, numbered in the order in which it will be. No I/O.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+
+use super::wire::{self, Event, NodeId, Say, ToAll, ToNode, ToRoom};
+use crate::protocol::RoomName;
+
+/// How much may wait, in bytes: what a busy node says in the seconds that NATS may take to come
+/// back.
+const LIMIT: usize = 64 << 20;
+
+/// How this node speaks to the others. Nobody waits for it: what it cannot take, it refuses.
+pub(crate) struct Uplink {
+    pub(super) me: NodeId,
+    queue: Mutex<Queue>,
+    filled: Notify,
+}
+
+struct Queue {
+    /// The number of the last message. Numbers are a logical clock (Lamport, 1978): what is said is
+    /// numbered higher than everything that was said or heard before.
+    number: u64,
+    waiting: VecDeque<Outgoing>,
+    /// How many bytes wait.
+    bytes: usize,
+    /// Whether somebody may be hearing.
+    open: bool,
+    finished: bool,
+}
+
+/// What is to be done at the connection, in this order.
+pub(super) enum Outgoing {
+    Say(To, Vec<u8>),
+    Subscribe(RoomName),
+    Unsubscribe(RoomName),
+}
+
+/// Who is to hear it.
+#[derive(Clone, Debug)]
+pub(super) enum To {
+    All,
+    Room(RoomName),
+    Node(NodeId),
+}
+
+/// The number of what this node has last said of a room.
+#[derive(Default)]
+pub(crate) struct Chain(AtomicU64);
+
+/// It was not said: nobody hears, or too much waits already.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Cut;
+
+/// Says several things with nothing of others between.
+pub(crate) struct Turn<'a> {
+    uplink: &'a Uplink,
+    queue: MutexGuard<'a, Queue>,
+}
+
+impl Chain {
+    /// The number of what was last said, 0 if nothing was.
+    pub(crate) fn last(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Uplink {
+    pub(super) fn new(me: NodeId) -> Uplink {
+        Uplink {
+            me,
+            queue: Mutex::new(Queue {
+                number: 0,
+                waiting: VecDeque::new(),
+                bytes: 0,
+                open: false,
+                finished: false,
+            }),
+            filled: Notify::new(),
+        }
+    }
+
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        Turn {
+            uplink: self,
+            queue: self.queue.lock(),
+        }
+    }
+
+    /// What is said from now on is numbered higher than this.
+    pub(super) fn witness(&self, number: u64) {
+        let mut queue = self.queue.lock();
+        queue.number = queue.number.max(number);
+    }
+
+    /// Takes what is said from now on.
+    pub(super) fn open(&self) {
+        self.queue.lock().open = true;
+    }
+
+    /// Forgets what has not been said yet, and takes no more.
+    pub(super) fn close(&self) {
+        self.queue.lock().close();
+    }
+
+    /// Whether it takes anything.
+    pub(super) fn is_open(&self) -> bool {
+        self.queue.lock().open
+    }
+
+    /// Nothing more will be said.
+    pub(super) fn finish(&self) {
+        self.queue.lock().finished = true;
+        self.filled.notify_one();
+    }
+
+    /// What waits, as soon as something does; `None` when all is said.
+    pub(super) async fn next(&self) -> Option<VecDeque<Outgoing>> {
+        loop {
+            let filled = self.filled.notified();
+            {
+                let mut queue = self.queue.lock();
+                if !queue.waiting.is_empty() {
+                    queue.bytes = 0;
+                    return Some(mem::take(&mut queue.waiting));
+                }
+                if queue.finished {
+                    return None;
+                }
+            }
+            filled.await;
+        }
+    }
+}
+
+impl Queue {
+    fn put(&mut self, item: Outgoing) -> Result<(), Cut> {
+        self.bytes += match &item {
+            Outgoing::Say(_, message) => message.len(),
+            Outgoing::Subscribe(room) | Outgoing::Unsubscribe(room) => room.as_str().len(),
+        };
+        self.bytes += size_of::<Outgoing>();
+        if self.bytes > LIMIT {
+            // In part it would be of no use.
+            self.close();
+        }
+        if !self.open {
+            return Err(Cut);
+        }
+        self.waiting.push_back(item);
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.open = false;
+        self.bytes = 0;
+        self.waiting = VecDeque::new();
+    }
+}
+
+impl Turn<'_> {
+    pub(crate) fn to_all(&mut self, what: ToAll) -> Result<u64, Cut> {
+        self.say(To::All, &Say::All(what), &[])
+    }
+
+    /// `text` is what a client or a backend wrote.
+    pub(crate) fn to_node(&mut self, node: NodeId, what: ToNode, text: &[u8]) -> Result<u64, Cut> {
+        self.say(To::Node(node), &Say::Node(what), text)
+    }
+
+    /// Says the next of what happens in a room; returns its number.
+    ///
+    /// # Errors
+    ///
+    /// [`Cut`], and who hears the next will miss this.
+    pub(crate) fn to_room(
+        &mut self,
+        room: &RoomName,
+        chain: &Chain,
+        what: Event,
+        text: &[u8],
+    ) -> Result<u64, Cut> {
+        let say = Say::Room(ToRoom {
+            room: room.clone(),
+            after: chain.last(),
+            what,
+        });
+        let result = self.say(To::Room(room.clone()), &say, text);
+        chain.0.store(self.queue.number, Relaxed);
+        result
+    }
+
+    /// Begins to hear what others say of a room, and to speak of it.
+    pub(crate) fn enter(&mut self, room: &RoomName, chain: &Chain) {
+        self.subscribe(room);
+        // Where nobody hears it, all is told as soon as somebody does.
+        let _ = self.to_all(ToAll::Enter { room: room.clone() });
+        chain.0.store(self.queue.number, Relaxed);
+    }
+
+    /// Begins to hear what others say of a room.
+    pub(crate) fn subscribe(&mut self, room: &RoomName) {
+        // Where it is cut off, that is done when it is no longer.
+        let _ = self.queue.put(Outgoing::Subscribe(room.clone()));
+    }
+
+    /// Ends what `enter` began.
+    pub(crate) fn exit(&mut self, room: &RoomName, chain: &Chain) {
+        let _ = self.to_room(room, chain, Event::Exit, &[]);
+        let _ = self.queue.put(Outgoing::Unsubscribe(room.clone()));
+    }
+
+    fn say(&mut self, to: To, say: &Say, text: &[u8]) -> Result<u64, Cut> {
+        self.queue.number += 1;
+        if !self.queue.open {
+            return Err(Cut);
+        }
+        let number = self.queue.number;
+        let message = wire::encode(self.uplink.me, number, say, text);
+        self.queue.put(Outgoing::Say(to, message))?;
+        Ok(number)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.queue.waiting.is_empty() {
+            self.uplink.filled.notify_one();
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! What nodes say to each other: versioned, bounded, checked. No I/O.
+//!
+//! A message is a line of JSON and, where it carries what a client or a backend wrote, that text
+//! behind the line. A node ignores what it does not know, be it a field or a whole message, so that
+//! nodes of different versions can stand beside each other during an upgrade: what must be understood
+//! by all is never changed, only added to.
+
+use std::{
+    fmt::{self, Display},
+    str::{self, FromStr},
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use serde_json::value::RawValue;
+
+use crate::protocol::{RoomName, SessionId};
+
+/// The version of this format.
+const VERSION: u32 = 1;
+
+/// The greatest number a message can have: the greatest that JSON is sure to keep (RFC 8259, section
+/// 6).
+const MAX_NUMBER: u64 = (1 << 53) - 1;
+
+/// How many rooms stand in one message at the most.
+pub(crate) const MAX_ROOMS: usize = 512;
+
+/// How many nodes stand in one message at the most, and how many there may be.
+pub(crate) const MAX_NODES: usize = 256;
+
+/// How many bytes of sessions stand in one message, unless a single one has more.
+const MEMBERS_BYTES: usize = 256 << 10;
+
+/// What the line has at the most besides the sessions, or the text: room names with every character
+/// escaped.
+pub(crate) const LINE_BYTES: usize = 4096;
+
+/// A run of a server: 64 random bits, 16 hexadecimal digits on the wire. Who is started again is
+/// another node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct NodeId(u64);
+
+impl NodeId {
+    pub(crate) fn random() -> NodeId {
+        let mut bits = [0; 8];
+        getrandom::fill(&mut bits).expect("the operating system has random bits");
+        NodeId(u64::from_be_bytes(bits))
+    }
+}
+
+impl Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self, f)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<NodeId, &'static str> {
+        let is_canonical = text.len() == 16 && !text.starts_with('+');
+        match u64::from_str_radix(text, 16) {
+            Ok(bits) if is_canonical => Ok(NodeId(bits)),
+            _ => Err("a node has 16 hexadecimal digits"),
+        }
+    }
+}
+
+impl Serialize for NodeId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// What is said to every node.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToAll {
+    /// I am here, and I hear these.
+    Alive { heard: Vec<NodeId> },
+    /// I am about to stop: do not wait for me.
+    Bye,
+    /// I am in this room from now on, without anybody yet; who else is?
+    Enter { room: RoomName },
+}
+
+/// What is said to every node that is in a room: what happens there, in an unbroken row.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ToRoom {
+    pub(crate) room: RoomName,
+    /// The number of what this node said of the room before.
+    pub(crate) after: u64,
+    pub(crate) what: Event,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// A session has come.
+    Join(Member),
+    /// A session has gone.
+    Leave(SessionId),
+    /// A session, or a backend in the server's name, says what stands behind the line, to all.
+    Broadcast(Option<SessionId>),
+    /// I am no longer in this room.
+    Exit,
+}
+
+/// What is said to one node.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToNode {
+    /// Who of yours is in these rooms?
+    Ask(Vec<RoomName>),
+    /// These are mine, or some of them.
+    Members(Members),
+    /// I am in none of these.
+    Absent(Vec<RoomName>),
+    /// I have taken in what you said of this room, up to this number.
+    Seen { room: RoomName, number: u64 },
+    /// A session, or a backend in the server's name, says what stands behind the line, to one of
+    /// yours.
+    Unicast {
+        room: RoomName,
+        sender: Option<SessionId>,
+        receiver: SessionId,
+    },
+    /// An operator closes one of yours.
+    Expel { room: RoomName, id: SessionId },
+    /// Where you should be with what I have said of the rooms that we are both in.
+    Digest {
+        rooms: Vec<Digest>,
+        /// Whether there are more.
+        more: bool,
+    },
+}
+
+/// The sessions of a node in a room, after it has said what has the number `last`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Members {
+    pub(crate) room: RoomName,
+    pub(crate) last: u64,
+    /// The highest number of joining there has been.
+    pub(crate) clock: u64,
+    /// How many there are before these.
+    pub(crate) before: usize,
+    pub(crate) members: Vec<Member>,
+    /// Whether there are more.
+    pub(crate) more: bool,
+}
+
+/// A session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) id: SessionId,
+    /// Its number in the order of joining; of two that have the same, the smaller id was first.
+    pub(crate) joined: u64,
+    /// What its token says of it publicly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) data: Option<Box<RawValue>>,
+    /// When it joined, in milliseconds since 1970.
+    #[serde(default)]
+    pub(crate) since: u64,
+}
+
+impl Member {
+    /// About how long it is on the wire, in bytes.
+    fn len(&self) -> usize {
+        96 + self.data.as_ref().map_or(0, |data| data.get().len())
+    }
+}
+
+/// Cuts a list of sessions into parts that are short enough for a message each: at least one.
+pub(crate) fn parts(members: Vec<Member>) -> Vec<Vec<Member>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for member in members {
+        let len = member.len();
+        if bytes > 0 && bytes + len > MEMBERS_BYTES {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += len;
+        parts.last_mut().expect("there is one").push(member);
+    }
+    parts
+}
+
+/// What a node holds of a room.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Digest {
+    pub(crate) room: RoomName,
+    /// The number of what it last said of it.
+    pub(crate) last: u64,
+    /// The ids of its sessions, folded by exclusive or.
+    pub(crate) hash: u64,
+}
+
+/// A message, whoever it is for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Say {
+    All(ToAll),
+    Room(ToRoom),
+    Node(ToNode),
+}
+
+/// The line of a message.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line<T> {
+    #[serde(rename = "v")]
+    version: u32,
+    node: NodeId,
+    #[serde(rename = "n")]
+    number: u64,
+    say: T,
+}
+
+/// A message as it was heard.
+#[derive(Debug)]
+pub(crate) struct Heard<'a> {
+    pub(crate) node: NodeId,
+    /// Its number: greater than that of everything its node has heard or said before.
+    pub(crate) number: u64,
+    pub(crate) say: Say,
+    /// What stands behind the line.
+    pub(crate) text: &'a str,
+}
+
+/// Writes a message.
+pub(crate) fn encode(node: NodeId, number: u64, say: &Say, text: &[u8]) -> Vec<u8> {
+    let line = Line {
+        version: VERSION,
+        node,
+        number,
+        say,
+    };
+    let mut bytes = Vec::with_capacity(256 + text.len());
+    serde_json::to_writer(&mut bytes, &line)
+        .expect("strings and checked JSON always serialize, and a Vec takes every write");
+    bytes.push(b'\n');
+    bytes.extend_from_slice(text);
+    bytes
+}
+
+/// Reads a message.
+///
+/// # Errors
+///
+/// What is wrong with it: it is none, it is over a bound, or it is of a kind that is not known here.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
+    let text = str::from_utf8(bytes).map_err(|_| "not UTF-8")?;
+    let (line, text) = text.split_once('\n').ok_or("no line")?;
+    let line: Line<Say> = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    if line.version == 0 || line.number > MAX_NUMBER {
+        return Err(format!("version {}, number {}", line.version, line.number));
+    }
+    let length = match &line.say {
+        Say::All(ToAll::Alive { heard }) => heard.len(),
+        Say::Node(ToNode::Ask(rooms) | ToNode::Absent(rooms)) => rooms.len(),
+        Say::Node(ToNode::Digest { rooms, .. }) => rooms.len(),
+        _ => 0,
+    };
+    if length > MAX_ROOMS {
+        return Err(format!("a list of {length}"));
+    }
+    let carries_text = matches!(
+        line.say,
+        Say::Room(ToRoom {
+            what: Event::Broadcast(_),
+            ..
+        }) | Say::Node(ToNode::Unicast { .. })
+    );
+    if carries_text == text.is_empty() {
+        return Err("a text where none belongs, or none where one does".into());
+    }
+    Ok(Heard {
+        node: line.node,
+        number: line.number,
+        say: line.say,
+        text,
+    })
+}

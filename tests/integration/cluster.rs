@@ -1,0 +1,140 @@
+//! Several nodes over a real NATS server. `tests/run` installs that, and starts these tests.
+
+use std::{collections::HashSet, time::Duration};
+
+use anteroom::Config;
+use futures_util::{StreamExt, future::join_all, stream};
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+
+use crate::{
+    operating::{free_port, start},
+    support::{Client, TestServer, eventually, operator, within_deadline},
+};
+
+/// A NATS server on a port of its own.
+pub struct Nats {
+    pub port: u16,
+    options: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Nats {
+    pub async fn start() -> Nats {
+        Nats::with(&[]).await
+    }
+
+    pub async fn with(options: &[&str]) -> Nats {
+        let mut nats = Nats {
+            port: free_port(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            child: None,
+        };
+        nats.start_again().await;
+        nats
+    }
+
+    pub async fn start_again(&mut self) {
+        let port = self.port.to_string();
+        let mut command = Command::new("nats-server");
+        command.args(["--addr", "127.0.0.1", "--port", &port]);
+        command.args(&self.options);
+        self.child = Some(start(&mut command, self.port).await);
+    }
+
+    /// Ends it as a failing machine does.
+    pub async fn kill(&mut self) {
+        self.child.take().unwrap().kill().await.unwrap();
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// A node of the cluster, in this process.
+    pub async fn node(&self) -> TestServer {
+        self.node_with(|_| {}).await
+    }
+
+    pub async fn node_with(&self, change: impl FnOnce(&mut Config)) -> TestServer {
+        let url = self.url().parse().unwrap();
+        TestServer::with(|config| {
+            config.cluster = vec![url];
+            config.admin = Some(([127, 0, 0, 1], 0).into());
+            change(config);
+        })
+        .await
+    }
+
+    /// So many nodes that know each other.
+    pub async fn nodes<const N: usize>(&self) -> [TestServer; N] {
+        let nodes = join_all((0..N).map(|_| self.node())).await;
+        let nodes: [TestServer; N] = nodes.try_into().ok().unwrap();
+        know_each_other(&nodes).await;
+        nodes
+    }
+}
+
+async fn know_each_other(nodes: &[TestServer]) {
+    for node in nodes {
+        eventually("the nodes know each other", || {
+            node.anteroom.is_ready()
+                && node.count("anteroom_cluster_nodes") == nodes.len() as u64 - 1
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn sessions_of_different_nodes_meet_as_those_of_one() {
+    let nats = Nats::start().await;
+    let [a, b, c] = nats.nodes().await;
+    let mut alice = Client::join(&a, "tea").await;
+    let (mut bob, peers) = Client::join_and_look(&b, "tea").await;
+    assert_eq!(peers, [alice.id.clone()]);
+    alice.expect_new(&bob.id).await;
+    let (mut carol, peers) = Client::join_and_look(&c, "tea").await;
+    assert_eq!(peers, [alice.id.clone(), bob.id.clone()]);
+    alice.expect_new(&carol.id).await;
+    bob.expect_new(&carol.id).await;
+
+    // To one, to all, with receipts; what nobody gets is an error.
+    alice
+        .send(json!({"type": "x", "receiver": bob.id, "data": [1, "é"], "ref": 7}))
+        .await;
+    assert_eq!(
+        alice.next().await["data"],
+        json!({"ref": 7, "receivers": 1})
+    );
+    let expected = json!({"type": "x", "sender": alice.id, "receiver": bob.id, "data": [1, "é"]});
+    assert_eq!(bob.next().await, expected);
+    carol
+        .send(json!({"type": "y", "receiver": "all", "data": {"n": 1.0}, "ref": "r"}))
+        .await;
+    assert_eq!(
+        carol.next().await["data"],
+        json!({"ref": "r", "receivers": 2})
+    );
+    let text = format!(
+        r#"{{"type":"y","sender":"{}","receiver":"all","data":{{"n":1.0}}}}"#,
+        carol.id
+    );
+    alice.expect_text(&text).await;
+    bob.expect_text(&text).await;
+
+    // Rooms are as far apart as ever.
+    let mut dave = Client::join(&a, "tea.%3E").await;
+    dave.send(json!({"type": "x", "receiver": "all"})).await;
+    dave.expect_error("empty_room").await;
+    dave.send(json!({"type": "x", "receiver": bob.id})).await;
+    dave.expect_error("unknown_receiver").await;
+
+    let id = bob.id.clone();
+    bob.leave().await;
+    alice.expect_left(&id).await;
+    carol.expect_left(&id).await;
+    alice.send(json!({"type": "x", "receiver": id})).await;
+    alice.expect_error("unknown_receiver").await;
+    carol.expect_quiet().await;
+}
