@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::{
+    crowds::{come_and_go, storm},
     operating::{free_port, start},
     support::{Client, TestServer, eventually, operator, within_deadline},
 };
@@ -68,7 +69,14 @@ impl Nats {
 
     /// So many nodes that know each other.
     pub async fn nodes<const N: usize>(&self) -> [TestServer; N] {
-        let nodes = join_all((0..N).map(|_| self.node())).await;
+        self.nodes_with(|_| {}).await
+    }
+
+    pub async fn nodes_with<const N: usize>(
+        &self,
+        change: impl Fn(&mut Config),
+    ) -> [TestServer; N] {
+        let nodes = join_all((0..N).map(|_| self.node_with(&change))).await;
         let nodes: [TestServer; N] = nodes.try_into().ok().unwrap();
         know_each_other(&nodes).await;
         nodes
@@ -137,4 +145,21 @@ async fn sessions_of_different_nodes_meet_as_those_of_one() {
     alice.send(json!({"type": "x", "receiver": id})).await;
     alice.expect_error("unknown_receiver").await;
     carol.expect_quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn random_comings_and_goings_on_three_nodes_agree_with_the_model() {
+    let nats = Nats::start().await;
+    come_and_go(&nats.nodes::<3>().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn after_a_storm_over_three_nodes_everyone_knows_of_everyone() {
+    let nats = Nats::start().await;
+    let nodes = nats
+        .nodes_with::<3>(|config| config.pong_seconds = 3600)
+        .await;
+    storm(&nodes, 2000).await;
 }

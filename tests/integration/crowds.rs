@@ -6,7 +6,9 @@ use futures_util::{StreamExt, future::join_all, stream};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-use crate::support::{Client, Raw, TestServer, eventually, frame, handshake, text};
+use crate::support::{
+    Client, Raw, TestServer, eventually, frame, handshake, text, within_deadline,
+};
 
 /// How many connections are being opened at once in a storm.
 const AT_ONCE: usize = 100;
@@ -18,28 +20,51 @@ const STEPS: usize = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_storm_of_2000_joins_everyone_knows_of_everyone() {
-    const SESSIONS: usize = 2000;
     // Who has joined does not read until all have, so it must not be asked whether it is there.
     let server = TestServer::with(|config| config.pong_seconds = 3600).await;
-    let joined: Vec<(Client, Vec<String>)> = stream::iter(0..SESSIONS)
-        .map(|_| Client::join_and_look(&server, "storm"))
+    storm(&[server], 2000).await;
+}
+
+/// Joins; returns also who is known to be there, and of how many it was told that they are new.
+async fn join_storm(server: &TestServer) -> (Client, HashSet<String>, usize) {
+    let mut client = Client::connect(server.address, "/room/storm").await;
+    client
+        .send(json!({"type": "hello", "receiver": "server"}))
+        .await;
+    let mut news = 0;
+    loop {
+        let message = client.next().await;
+        if message["type"] == "hello" {
+            client.id = message["receiver"].as_str().unwrap().into();
+            let peers = message["data"]["peers"].as_array().unwrap().iter();
+            let peers = peers.map(|peer| peer["id"].as_str().unwrap().to_owned());
+            return (client, peers.collect(), news);
+        }
+        news += 1;
+    }
+}
+
+/// So many sessions join one room at once, at servers that are to be as one.
+pub async fn storm(servers: &[TestServer], sessions: usize) {
+    let joined: Vec<(Client, HashSet<String>, usize)> = stream::iter(0..sessions)
+        .map(|number| join_storm(&servers[number % servers.len()]))
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
-    assert_eq!(
-        (server.anteroom.rooms(), server.anteroom.sessions()),
-        (1, SESSIONS)
-    );
+    let count = || {
+        let counts = servers.iter().map(|server| server.anteroom.sessions());
+        counts.sum::<usize>()
+    };
+    assert_eq!(count(), sessions);
 
     // Each has heard of some before its roster (those are in it), and hears of all who came later;
     // the announcement of the very last says that nothing more comes.
-    let ids: HashSet<String> = joined.iter().map(|(client, _)| client.id.clone()).collect();
-    assert_eq!(ids.len(), SESSIONS);
-    let last = Client::join(&server, "storm").await;
-    let counting = joined.into_iter().map(|(mut client, roster)| {
+    let ids: HashSet<String> = joined.iter().map(|it| it.0.id.clone()).collect();
+    assert_eq!(ids.len(), sessions);
+    let last = Client::join(&servers[0], "storm").await;
+    let counting = joined.into_iter().map(|(mut client, mut known, mut news)| {
         let last = last.id.clone();
         async move {
-            let mut known: HashSet<String> = roster.into_iter().collect();
             loop {
                 let new = client.next().await;
                 assert_eq!(new["type"], "new");
@@ -48,17 +73,24 @@ async fn after_a_storm_of_2000_joins_everyone_knows_of_everyone() {
                     break;
                 }
                 assert!(known.insert(id.into()), "{id} came twice");
+                news += 1;
             }
             known.insert(client.id.clone());
-            (client, known)
+            (client, known, news)
         }
     });
-    for (_client, known) in join_all(counting).await {
+    let mut news = 0;
+    for (_client, known, more) in join_all(counting).await {
         assert_eq!(known, ids);
+        news += more;
     }
-    eventually("everyone's leave", || server.anteroom.sessions() == 1).await;
+    // Of any two, one was told that the other is new.
+    assert_eq!(news, sessions * (sessions - 1) / 2);
+    eventually("everyone's leave", || count() == 1).await;
     last.leave().await;
-    eventually("the room's end", || server.anteroom.rooms() == 0).await;
+    for server in servers {
+        eventually("the room's end", || server.anteroom.rooms() == 0).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -175,12 +207,16 @@ impl Witness {
     }
 }
 
-/// Lives many lives, one after the other; returns the one it is in the middle of at the end.
-async fn random_lives(server: &TestServer, mut random: StdRng) -> Option<Witness> {
+/// Lives many lives, one after the other, each on some server; returns the one it is in the middle of
+/// at the end.
+async fn random_lives(servers: &[TestServer], mut random: StdRng) -> Option<Witness> {
     let mut life: Option<Witness> = None;
     for _ in 0..STEPS {
         life = match (life, random.random_range(0..10)) {
-            (None, _) => Some(Witness::join(server, random.random_range(0..ROOMS)).await),
+            (None, _) => {
+                let server = &servers[random.random_range(0..servers.len())];
+                Some(Witness::join(server, random.random_range(0..ROOMS)).await)
+            }
             (Some(witness), 0) => {
                 witness.client.leave().await;
                 None
@@ -209,22 +245,26 @@ async fn random_lives(server: &TestServer, mut random: StdRng) -> Option<Witness
     life
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_comings_and_goings_agree_with_the_model() {
+/// The random numbers of a test that can be repeated.
+pub fn seeded() -> StdRng {
     let seed = match std::env::var("ANTEROOM_TEST_SEED") {
         Ok(seed) => seed.parse().expect("ANTEROOM_TEST_SEED is a number"),
         Err(_) => rand::random(),
     };
     println!("to repeat this run: ANTEROOM_TEST_SEED={seed}");
-    let mut seeds = StdRng::seed_from_u64(seed);
+    StdRng::seed_from_u64(seed)
+}
 
-    let server = TestServer::start().await;
-    let lives = (0..CLIENTS).map(|_| random_lives(&server, StdRng::from_rng(&mut seeds)));
+/// Fifty clients come and go in the rooms of servers that are to be as one, and see that they are.
+pub async fn come_and_go(servers: &[TestServer]) {
+    let mut seeds = seeded();
+    let lives = (0..CLIENTS).map(|_| random_lives(servers, StdRng::from_rng(&mut seeds)));
     let mut alive: Vec<Witness> = join_all(lives).await.into_iter().flatten().collect();
 
     // Once everyone is gone who should be, all rosters are exactly what the living make up.
     eventually("the last leave", || {
-        server.anteroom.sessions() == alive.len()
+        let sessions = servers.iter().map(|server| server.anteroom.sessions());
+        sessions.sum::<usize>() == alive.len()
     })
     .await;
     let mut rooms: HashMap<usize, HashSet<String>> = HashMap::new();
@@ -234,23 +274,35 @@ async fn random_comings_and_goings_agree_with_the_model() {
             .or_default()
             .insert(witness.client.id.clone());
     }
-    assert_eq!(server.anteroom.rooms(), rooms.len());
-    // A last chat of everyone: once each has caught up behind it, none that came before is missing.
+    if let [server] = servers {
+        assert_eq!(server.anteroom.rooms(), rooms.len());
+    }
+    // A last chat of everyone: when each has got those of all, none that came before is missing.
     for witness in &mut alive {
         witness.chat().await;
-        witness.catch_up().await;
     }
     let chats: HashMap<String, u64> = alive
         .iter()
         .map(|witness| (witness.client.id.clone(), witness.chats))
         .collect();
     for witness in &mut alive {
-        witness.catch_up().await;
-        for other in &witness.present {
-            assert_eq!(witness.next_chat[other], chats[other]);
-        }
-        let mut expected = rooms[&witness.room].clone();
-        expected.remove(&witness.client.id);
-        assert_eq!(witness.present, expected);
+        let mut others = rooms[&witness.room].clone();
+        others.remove(&witness.client.id);
+        within_deadline("everyone's last chat", async {
+            loop {
+                witness.catch_up().await;
+                let known = |other: &String| witness.next_chat.get(other) == Some(&chats[other]);
+                if witness.present == others && others.iter().all(known) {
+                    break;
+                }
+            }
+        })
+        .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_comings_and_goings_agree_with_the_model() {
+    let server = TestServer::start().await;
+    come_and_go(&[server]).await;
 }
