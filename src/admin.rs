@@ -182,7 +182,7 @@ fn sessions(visited: Visited, anteroom: Anteroom) -> Result<Response, Wrong> {
     let sessions = glimpses.into_iter().map(|Glimpse { id, way, guest }| {
         let since = Timestamp::try_from(guest.since).unwrap_or_default();
         let (here, node) = match way {
-            Way::Here(sender) => {
+            Way::Here(sender) | Way::Arriving(_, sender) => {
                 let waiting = sender.look();
                 let here = Here {
                     address: *guest.address.lock(),
@@ -193,7 +193,7 @@ fn sessions(visited: Visited, anteroom: Anteroom) -> Result<Response, Wrong> {
                 };
                 (Some(here), None)
             }
-            Way::There(node) => (None, Some(node)),
+            Way::There(node) | Way::Going(node) => (None, Some(node)),
         };
         Session {
             id,

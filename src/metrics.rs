@@ -177,7 +177,7 @@ impl Metrics {
 
     /// Shows everything that has not happened yet as zero: what grows must have a beginning.
     fn begin(&self) {
-        for cause in ["left", "lost", "eof", "closed", "expired"] {
+        for cause in ["left", "lost", "eof", "closed", "expired", "gone"] {
             self.leaves(cause);
         }
         for status in [101, 400, 401, 403, 405, 426, 429, 503] {

@@ -22,8 +22,9 @@ use parking_lot::Mutex;
 
 use crate::{
     admission::{Admitted, Visitor},
+    cluster::NodeId,
     kept::Kept,
-    protocol::{Close, CloseCode, RoomName, Token},
+    protocol::{Close, CloseCode, RoomName, Token, TokenHash},
     resume::Ticket,
     websocket::{Frame, Reader, Writer},
 };
@@ -54,6 +55,44 @@ pub(crate) fn outbox(limit: usize, writer: Writer) -> (Sender, Outbox) {
     (Sender(channel.clone()), Outbox(channel))
 }
 
+/// The same for a session that comes from another node without a connection. Its client has got so
+/// many messages, and not those that it has `missed`; `ticket` is how it is resumed.
+pub(crate) fn outbox_of_missed(
+    limit: usize,
+    received: u64,
+    missed: Vec<Frame>,
+    ticket: impl FnOnce(Sender) -> Ticket,
+) -> (Sender, Outbox) {
+    let mut kept = Kept::new(limit, received);
+    let messages = received + missed.len() as u64;
+    for frame in missed {
+        // There is nobody to ping.
+        let _ = kept.push(frame);
+    }
+    let channel = Arc::new(Channel {
+        limit,
+        settled: AtomicBool::new(false),
+        queue: Mutex::new(Queue {
+            frames: VecDeque::new(),
+            cost: 0,
+            state: State::Detached,
+            idle: false,
+            messages,
+            resumable: None,
+        }),
+        writer: Mutex::new(None),
+        session: OnceLock::new(),
+    });
+    let sender = Sender(channel.clone());
+    let resumable = Resumable {
+        ticket: ticket(sender.clone()),
+        kept,
+        successor: None,
+    };
+    channel.queue.lock().resumable = Some(Box::new(resumable));
+    (sender, Outbox(channel))
+}
+
 /// The end that everyone puts frames into.
 #[derive(Clone)]
 pub(crate) struct Sender(Arc<Channel>);
@@ -77,6 +116,34 @@ pub(crate) struct Arrival {
     pub(crate) room: RoomName,
     /// What it needs to begin another session. `None` where that must be found then.
     pub(crate) admitted: Option<Admitted>,
+}
+
+/// With what a session is to go on.
+pub(crate) enum Successor {
+    /// Another connection.
+    Here(Box<Arrival>),
+    /// Another node, to which the client has come.
+    There(Takeover),
+}
+
+/// A node that wants a session.
+pub(crate) struct Takeover {
+    pub(crate) node: NodeId,
+    pub(crate) room: RoomName,
+    /// That node's mark for it.
+    pub(crate) seek: u64,
+    pub(crate) token: TokenHash,
+    /// How many of the session's messages its client has got.
+    pub(crate) received: u64,
+}
+
+impl Successor {
+    fn received(&self) -> u64 {
+        match self {
+            Successor::Here(arrival) => arrival.received,
+            Successor::There(takeover) => takeover.received,
+        }
+    }
 }
 
 /// What a session goes on with.
@@ -120,7 +187,7 @@ pub(crate) struct Rest {
     /// What was not written.
     pub(crate) frames: VecDeque<Frame>,
     /// Who has come too late to go on with the session.
-    pub(crate) arrival: Option<Box<Arrival>>,
+    pub(crate) successor: Option<Successor>,
 }
 
 /// What a session is to do in place of going on.
@@ -164,8 +231,8 @@ struct Resumable {
     ticket: Ticket,
     /// What may have to be sent again.
     kept: Kept,
-    /// The connection with which the session shall go on.
-    arrival: Option<Box<Arrival>>,
+    /// With what the session shall go on.
+    successor: Option<Successor>,
 }
 
 enum State {
@@ -304,15 +371,16 @@ impl Queue {
         resumable.kept.covers(received).then_some(resumable)
     }
 
-    fn arrival(&self) -> Option<&Arrival> {
-        self.resumable.as_ref()?.arrival.as_deref()
+    fn has_successor(&self) -> bool {
+        let resumable = self.resumable.as_ref();
+        resumable.is_some_and(|resumable| resumable.successor.is_some())
     }
 
     fn called(&self) -> Option<Call> {
         match &self.state {
             State::Closing(close) => Some(Call::End(Close::clone(close))),
             State::Detaching(close) => Some(Call::Detach(Close::clone(close))),
-            State::Open if self.arrival().is_some() => Some(Call::Detach(Close::taken_over())),
+            State::Open if self.has_successor() => Some(Call::Detach(Close::taken_over())),
             State::Open | State::Detached | State::Closed => None,
         }
     }
@@ -390,21 +458,18 @@ impl Sender {
         self.0.queue.lock().resumable_from(received).is_some()
     }
 
-    /// Has the session go on with another connection. Returns who had come for the same before, and
-    /// is too early.
+    /// Has the session go on with something else. Returns what had come for the same before, and is too
+    /// early.
     ///
     /// # Errors
     ///
-    /// The arrival, if the session cannot go on with it.
-    pub(crate) fn hand_over(
-        &self,
-        arrival: Box<Arrival>,
-    ) -> Result<Option<Box<Arrival>>, Box<Arrival>> {
+    /// The successor, if the session cannot go on with it.
+    pub(crate) fn hand_over(&self, successor: Successor) -> Result<Option<Successor>, Successor> {
         let mut queue = self.0.queue.lock();
-        let Some(resumable) = queue.resumable_from(arrival.received) else {
-            return Err(arrival);
+        let Some(resumable) = queue.resumable_from(successor.received()) else {
+            return Err(successor);
         };
-        let earlier = resumable.arrival.replace(arrival);
+        let earlier = resumable.successor.replace(successor);
         self.0.call();
         Ok(earlier)
     }
@@ -460,7 +525,7 @@ impl Outbox {
             let resumable = Resumable {
                 ticket,
                 kept: Kept::new(self.0.limit, queue.messages),
-                arrival: None,
+                successor: None,
             };
             queue.resumable = Some(Box::new(resumable));
         }
@@ -532,33 +597,39 @@ impl Outbox {
         writer.take().expect("it is here while it is attached")
     }
 
-    /// Waits until there is a connection to go on with.
+    /// Waits until there is something to go on with.
     ///
     /// # Errors
     ///
     /// The [`Close`] with which the session ends.
-    pub(crate) fn poll_arrival(&self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
+    pub(crate) fn poll_successor(&self, cx: &mut Context<'_>) -> Poll<Result<Successor, Close>> {
         self.register(cx);
-        let queue = self.0.queue.lock();
-        match &queue.state {
-            State::Closing(close) => Poll::Ready(Err(Close::clone(close))),
-            _ if queue.arrival().is_some() => Poll::Ready(Ok(())),
-            _ => Poll::Pending,
+        let mut queue = self.0.queue.lock();
+        if let State::Closing(close) = &queue.state {
+            return Poll::Ready(Err(Close::clone(close)));
+        }
+        let resumable = queue.resumable.as_mut();
+        match resumable.and_then(|resumable| resumable.successor.take()) {
+            Some(successor) => Poll::Ready(Ok(successor)),
+            None => Poll::Pending,
         }
     }
 
-    /// Goes on with the connection that is there: sends `first`, then what the client has not got,
-    /// and a ping. Returns the rest of it.
+    /// Goes on with a connection: sends `first`, then what the client has not got, and a ping. Returns the
+    /// rest of it.
     ///
     /// # Errors
     ///
     /// The arrival, if that is not kept any longer, or the session is to end.
-    pub(crate) fn attach(&self, first: Frame) -> Result<Attached, Box<Arrival>> {
+    pub(crate) fn attach(
+        &self,
+        first: Frame,
+        arrival: Box<Arrival>,
+    ) -> Result<Attached, Box<Arrival>> {
         let mut writer = self.0.writer.lock();
         let mut queue = self.0.queue.lock();
         let queue = &mut *queue;
         let resumable = queue.resumable.as_mut().expect("it was detached");
-        let arrival = resumable.arrival.take().expect("it was waited for");
         let missed = resumable.kept.after(arrival.received);
         let (State::Detached, Some(missed)) = (&queue.state, missed) else {
             return Err(arrival);
@@ -578,6 +649,24 @@ impl Outbox {
         })
     }
 
+    /// What a client that has got so many messages has not got, for another node to send; nothing is taken
+    /// from now on. `None` if that is not kept any longer, the session is to end, or somebody else has come
+    /// for it since.
+    pub(crate) fn take_missed(&self, received: u64) -> Option<Vec<Frame>> {
+        let mut queue = self.0.queue.lock();
+        let State::Detached = queue.state else {
+            return None;
+        };
+        let resumable = queue.resumable.as_mut()?;
+        if resumable.successor.is_some() {
+            return None;
+        }
+        let missed = resumable.kept.after(received)?.cloned().collect();
+        queue.state = State::Closed;
+        queue.resumable = None;
+        Some(missed)
+    }
+
     /// The writer, if there is one, what still waits, and who has come to go on with the session.
     /// Nothing is taken from now on.
     pub(crate) fn into_rest(self) -> Rest {
@@ -588,7 +677,7 @@ impl Outbox {
         Rest {
             writer,
             frames: mem::take(&mut queue.frames),
-            arrival: resumable.and_then(|resumable| resumable.arrival),
+            successor: resumable.and_then(|resumable| resumable.successor),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use nohash_hasher::IsEnabled;
 use percent_encoding::percent_decode;
@@ -174,6 +175,34 @@ impl Token {
     pub(crate) fn parse(text: &str) -> Option<Token> {
         let bits = URL_SAFE_NO_PAD.decode(text).ok()?;
         bits.try_into().ok().map(Token)
+    }
+}
+
+impl Token {
+    /// What nodes say to each other in place of the token.
+    pub(crate) fn hash(&self) -> TokenHash {
+        let hash = digest(&SHA256, &self.0);
+        let bits = hash.as_ref().first_chunk().expect("SHA-256 has 32 bytes");
+        TokenHash(*bits)
+    }
+}
+
+/// The first half of a token's SHA-256 (FIPS 180-4), on the wire in base64url: who has it has not got
+/// the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TokenHash([u8; 16]);
+
+impl Serialize for TokenHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TokenHash, D::Error> {
+        let Text(text) = Text::deserialize(deserializer)?;
+        let Token(bits) = Token::parse(&text).ok_or_else(|| D::Error::custom("not a hash"))?;
+        Ok(TokenHash(bits))
     }
 }
 

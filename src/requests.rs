@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 
 use crate::{
-    protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
+    protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume, Token},
     session::Session,
     tokens::{Denied, now},
 };
@@ -60,7 +60,8 @@ fn hello(session: &Session, request: &HelloRequest) {
     let ticket = (resumable && known.is_none()).then(|| {
         let user = session.user().map(str::to_owned);
         let room = membership.room().clone();
-        shared.resumes.register(room, user, outbox.sender())
+        let token = Token::random();
+        shared.resumes.register(token, room, user, outbox.sender())
     });
     let token = known.or(ticket.as_ref().map(|ticket| ticket.token()));
     let ice_servers = shared.ice.for_session(membership.id(), now());

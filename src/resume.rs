@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::{
     outbox::Sender,
-    protocol::{RoomName, Token},
+    protocol::{RoomName, Token, TokenHash},
     rooms::release_spare,
 };
 
@@ -28,7 +28,7 @@ pub(crate) struct Request {
 /// All sessions that may be resumed.
 #[derive(Default)]
 pub(crate) struct Resumes {
-    sessions: Mutex<HashMap<Token, Resumable>>,
+    sessions: Mutex<HashMap<TokenHash, Resumable>>,
     away: AtomicUsize,
 }
 
@@ -56,19 +56,25 @@ impl Request {
             received: received.and_then(|count| count.parse().ok()),
         }
     }
+
+    /// The token and the count, if they can be such.
+    pub(crate) fn read(&self) -> Option<(Token, u64)> {
+        self.token.zip(self.received)
+    }
 }
 
 impl Resumes {
-    /// Lets the session behind `sender`, which is in this room and this user's, be found from now on.
+    /// Lets the session behind `sender`, which is in this room and this user's, be found by its token
+    /// from now on.
     pub(crate) fn register(
         self: &Arc<Resumes>,
+        token: Token,
         room: RoomName,
         user: Option<String>,
         sender: Sender,
     ) -> Ticket {
-        let token = Token::random();
         let resumable = Resumable { room, user, sender };
-        self.sessions.lock().insert(token, resumable);
+        self.sessions.lock().insert(token.hash(), resumable);
         Ticket {
             resumes: self.clone(),
             token,
@@ -83,14 +89,22 @@ impl Resumes {
         room: &RoomName,
         user: Option<&str>,
     ) -> Option<(Sender, u64)> {
-        let received = request.received?;
-        let sender = {
-            let sessions = self.sessions.lock();
-            let session = sessions.get(request.token.as_ref()?)?;
-            let is_its = session.room == *room && session.user.as_deref() == user;
-            is_its.then(|| session.sender.clone())?
-        };
+        let (token, received) = request.read()?;
+        let sender = self.look_up(&token.hash(), room, user)?;
         sender.is_resumable(received).then_some((sender, received))
+    }
+
+    /// The session of this user in this room whose token has this hash.
+    pub(crate) fn look_up(
+        &self,
+        token: &TokenHash,
+        room: &RoomName,
+        user: Option<&str>,
+    ) -> Option<Sender> {
+        let sessions = self.sessions.lock();
+        let session = sessions.get(token)?;
+        let is_its = session.room == *room && session.user.as_deref() == user;
+        is_its.then(|| session.sender.clone())
     }
 
     /// A session has lost its connection.
@@ -114,7 +128,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut sessions = self.resumes.sessions.lock();
-        sessions.remove(&self.token);
+        sessions.remove(&self.token.hash());
         release_spare(&mut sessions);
     }
 }

@@ -18,15 +18,19 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::{
     Shared,
     admission::{AddressPlace, Admitted, Place, Visitor},
+    cluster::{self, ToNode},
     expiry::Expiry,
     heartbeat::Beat,
-    outbox::{Arrival, Attached, Call, FlushError, Outbox, Unflushed, outbox},
+    outbox::{
+        Arrival, Attached, Call, FlushError, Outbox, Sender, Successor, Takeover, Unflushed,
+        outbox, outbox_of_missed,
+    },
     protocol::{
-        self, BACK_SOON, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId,
+        self, BACK_SOON, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId, Token,
     },
     rates::{Excess, Limit, Rates},
     requests, resume,
-    rooms::{Guest, Membership, Seat},
+    rooms::{Guest, Membership, Seat, Sought},
     tokens::Grant,
     websocket::{self, Event, Frame, Reader, Stop, Violation, Writer},
 };
@@ -72,19 +76,69 @@ pub(crate) fn start(
         let user = arrival.visitor.user();
         if let Some((sender, received)) = shared.resumes.find(&request, &arrival.room, user) {
             arrival.received = received;
-            match sender.hand_over(arrival) {
-                Ok(None) => return,
-                Ok(Some(earlier)) => {
-                    let end = End::Detached(Close::taken_over());
-                    let address = earlier.visitor.address;
-                    let goodbye = Goodbye::new(shared, end, earlier.writer, address);
-                    return goodbye.say(earlier.reader).await;
-                }
+            match go_on(&shared, &sender, arrival) {
+                Ok(()) => return,
                 Err(returned) => arrival = returned,
             }
         }
-        Session::begin_anew(shared, arrival);
+        match (&shared.cluster, request.read()) {
+            (Some(cluster), Some((token, received))) => {
+                arrival.received = received;
+                let limit = cluster.down;
+                Session::take_over(shared, arrival, token, limit).await;
+            }
+            _ => Session::begin_anew(shared, arrival),
+        }
     });
+}
+
+/// Has a session of this node go on with another connection.
+///
+/// # Errors
+///
+/// The arrival, if the session cannot go on with it.
+fn go_on(
+    shared: &Arc<Shared>,
+    session: &Sender,
+    arrival: Box<Arrival>,
+) -> Result<(), Box<Arrival>> {
+    match session.hand_over(Successor::Here(arrival)) {
+        Ok(earlier) => {
+            earlier
+                .into_iter()
+                .for_each(|earlier| turn_away(shared, earlier));
+            Ok(())
+        }
+        Err(Successor::Here(arrival)) => Err(arrival),
+        Err(Successor::There(_)) => unreachable!("it is the one that was given"),
+    }
+}
+
+/// Tells who has come to go on with a session that somebody else does.
+pub(crate) fn turn_away(shared: &Arc<Shared>, successor: Successor) {
+    match successor {
+        Successor::Here(arrival) => {
+            let end = End::Detached(Close::taken_over());
+            let address = arrival.visitor.address;
+            let goodbye = Goodbye::new(shared.clone(), end, arrival.writer, address);
+            shared.tasks.spawn(goodbye.say(arrival.reader));
+        }
+        Successor::There(takeover) => refuse(shared, takeover),
+    }
+}
+
+/// Tells a node that it cannot have a session.
+pub(crate) fn refuse(shared: &Shared, takeover: Takeover) {
+    if let Some(cluster) = &shared.cluster {
+        let Takeover {
+            node, room, seek, ..
+        } = takeover;
+        // Where this node is cut off, nobody waits for it.
+        let _ = cluster
+            .uplink
+            .turn()
+            .tell_node(node, ToNode::NotHere { room, seek }, &[]);
+    }
 }
 
 /// The outcome of `work`, unless it takes longer than `limit`, or the server stops waiting; but it
@@ -140,6 +194,8 @@ enum End {
     Closed(Close),
     /// Its client has not come back in time.
     Expired,
+    /// Its client has come back to another node.
+    Gone,
 }
 
 impl Session {
@@ -187,7 +243,7 @@ impl Session {
         };
         let Some(limit) = shared.cluster.as_ref().map(|cluster| cluster.down) else {
             let (session, reader) = Session::join(shared, newcomer, problem);
-            tasks.spawn(session.live(reader));
+            tasks.spawn(session.live(Some(reader)));
             return;
         };
         tasks.clone().spawn(async move {
@@ -196,7 +252,7 @@ impl Session {
             let (session, reader) = Session::join(shared, newcomer, problem);
             session.membership.settled(limit).await;
             // Its waiting shall not be part of what it costs.
-            tasks.spawn(session.live(reader));
+            tasks.spawn(session.live(Some(reader)));
         });
     }
 
@@ -245,22 +301,102 @@ impl Session {
         (session, reader)
     }
 
-    /// Lives until something ends it.
+    /// Goes on with a session of another node, if one has it that has this token.
+    async fn take_over(
+        shared: Arc<Shared>,
+        mut arrival: Box<Arrival>,
+        token: Token,
+        limit: Duration,
+    ) {
+        let admitted = match arrival.admitted.take() {
+            Some(admitted) => Ok(admitted),
+            None => shared
+                .admission
+                .admit(&arrival.room, arrival.visitor.address),
+        };
+        // Why it is refused, it is told where it begins anew.
+        let Ok(Admitted { mut seat, place }) = admitted else {
+            return Session::begin_anew(shared, arrival);
+        };
+        seat.enter(limit).await;
+        let user = arrival.visitor.user().map(str::to_owned);
+        let (received, outbox_bytes) = (arrival.received, shared.config.outbox_bytes);
+        let end_of_time = Instant::now() + limit;
+        let mut arriving = loop {
+            let limit = end_of_time - Instant::now();
+            let seeking = seat.seek(token.hash(), user.clone(), received, outbox_bytes, limit);
+            match seeking.await {
+                Sought::Found(arriving) => break arriving,
+                Sought::Again(returned) if Instant::now() < end_of_time => seat = returned,
+                Sought::Nobody(seat) | Sought::Again(seat) => {
+                    arrival.admitted = Some(Admitted { seat, place });
+                    return Session::begin_anew(shared, arrival);
+                }
+            }
+            // It may have come here meanwhile.
+            let session = shared
+                .resumes
+                .look_up(&token.hash(), &arrival.room, user.as_deref());
+            if let Some(session) = session {
+                match go_on(&shared, &session, arrival) {
+                    Ok(()) => return,
+                    Err(returned) => arrival = returned,
+                }
+            }
+        };
+        let id = arriving.handed().member.id;
+        let permit = arriving.handed().permit.clone();
+        let missed = arriving.missed();
+        let (sender, outbox) = outbox_of_missed(outbox_bytes, received, missed, |sender| {
+            let user = permit.as_ref().and_then(|permit| permit.user.clone());
+            let room = arrival.room.clone();
+            shared.resumes.register(token, room, user, sender)
+        });
+        // Unless it has been closed, or too much has been missed.
+        let _ = sender.hand_over(Successor::Here(arrival));
+        let membership = arriving.arrive(sender.clone(), limit).await;
+        debug!("{id} has come to {} from another node", membership.room());
+        shared.metrics.joins.inc();
+        let session = Session {
+            membership,
+            beat: shared.heartbeat.register(id, sender.clone()),
+            permit: permit.map(|permit| {
+                let expiry = shared.expiries.register(permit.expires, id, sender.clone());
+                Box::new(Permit {
+                    user: permit.user,
+                    may_send: permit.may_send,
+                    expiry,
+                })
+            }),
+            rates: Rates::new(&shared.config),
+            outbox,
+            place,
+            shared,
+        };
+        if session.shared.stopping.is_cancelled() {
+            // It came too late to be among those who were told.
+            sender.close(Close::restart(0));
+        }
+        session.shared.tasks.clone().spawn(session.live(None));
+    }
+
+    /// Lives until something ends it. Without a reader it begins where it waits for a connection.
     ///
     /// This is most of what a session costs while it is idle. It holds just these few things, and
     /// what is needed seldom is in a box.
-    fn live(mut self, reader: Reader) -> impl Future<Output = ()> + Send {
+    fn live(mut self, reader: Option<Reader>) -> impl Future<Output = ()> + Send {
         // An async fn would hold its arguments twice.
-        let mut reader = Some(reader);
+        let mut reader = reader;
         async move {
             let farewell = loop {
-                let away = {
+                if reader.is_some() {
                     let end = poll_fn(|cx| self.poll_serve(cx, &mut reader)).await;
                     if !end.is_loss() || !self.outbox.is_resumable() {
                         break Box::pin(self.leave(end, reader));
                     }
-                    Box::pin(self.stay_away(end, &mut reader))
-                };
+                    self.detach(end, &mut reader);
+                }
+                let away = Box::pin(self.stay_away(&mut reader));
                 if let Err(end) = away.await {
                     break Box::pin(self.leave(end, None));
                 }
@@ -298,13 +434,8 @@ impl Session {
         Poll::Pending
     }
 
-    /// Says goodbye to a connection that is lost, and waits for the next, from which `reader` reads
-    /// then.
-    ///
-    /// # Errors
-    ///
-    /// Why the session is to end.
-    async fn stay_away(&mut self, end: End, reader: &mut Option<Reader>) -> Result<(), End> {
+    /// Says goodbye to a connection that is lost.
+    fn detach(&mut self, end: End, reader: &mut Option<Reader>) {
         debug!("{} is away: {end}", self.id());
         self.count_slow(&end);
         let mut writer = self.outbox.detach();
@@ -315,20 +446,33 @@ impl Session {
             let goodbye = Goodbye::new(self.shared.clone(), end, writer, address);
             self.shared.tasks.spawn(goodbye.say(reader));
         }
+    }
 
+    /// Waits for the next connection, from which `reader` reads then.
+    ///
+    /// # Errors
+    ///
+    /// Why the session is to end.
+    async fn stay_away(&mut self, reader: &mut Option<Reader>) -> Result<(), End> {
         let _away = self.shared.resumes.away();
         let end_of_time = Instant::now() + self.shared.config.resume();
         loop {
-            let arrival = poll_fn(|cx| self.outbox.poll_arrival(cx));
-            match timeout_at(end_of_time, arrival).await {
-                Ok(arrived) => arrived.map_err(End::Closed)?,
+            let successor = poll_fn(|cx| self.outbox.poll_successor(cx));
+            let arrival = match timeout_at(end_of_time, successor).await {
+                Ok(successor) => match successor.map_err(End::Closed)? {
+                    Successor::Here(arrival) => arrival,
+                    Successor::There(takeover) => {
+                        self.hand_over(takeover).await?;
+                        continue;
+                    }
+                },
                 Err(_) => return Err(End::Expired),
-            }
+            };
             // What the last connection owed, this one does not.
             let _ = self.beat.pong();
             let taken_in = self.membership.guest().taken_in.load(Relaxed);
             let resumed = protocol::resumed(self.id(), taken_in);
-            match self.outbox.attach(resumed) {
+            match self.outbox.attach(resumed, arrival) {
                 Ok(attached) => {
                     debug!("{} is back", self.id());
                     self.shared.metrics.resumes("resumed").inc();
@@ -339,6 +483,28 @@ impl Session {
                 Err(arrival) => Session::begin_anew(self.shared.clone(), arrival),
             }
         }
+    }
+
+    /// Goes over to another node, if what the client has missed is still here.
+    ///
+    /// # Errors
+    ///
+    /// [`End::Gone`], when nothing more comes for the session here.
+    async fn hand_over(&mut self, takeover: Takeover) -> Result<(), End> {
+        let permit = self.permit.as_ref().map(|permit| cluster::Permit {
+            user: permit.user.clone(),
+            may_send: permit.may_send,
+            expires: permit.expiry.time(),
+        });
+        let Some(gone) = self.membership.hand_over(&self.outbox, &takeover, permit) else {
+            refuse(&self.shared, takeover);
+            return Ok(());
+        };
+        if let Some(cluster) = &self.shared.cluster {
+            // Both nodes wait for the others, one after the other.
+            let _ = timeout(2 * cluster.down, gone).await;
+        }
+        Err(End::Gone)
     }
 
     /// Goes on with another connection, which may come from elsewhere and with another token; returns
@@ -369,8 +535,10 @@ impl Session {
         let rest = self.outbox.into_rest();
         // A connection takes its place to the end.
         let place = reader.is_some().then_some(self.place);
-        if let Some(arrival) = rest.arrival {
-            Session::begin_anew(self.shared.clone(), arrival);
+        match rest.successor {
+            Some(Successor::Here(arrival)) => Session::begin_anew(self.shared.clone(), arrival),
+            Some(Successor::There(takeover)) => refuse(&self.shared, takeover),
+            None => {}
         }
         if let (Some(reader), Some(writer)) = (reader, rest.writer) {
             let goodbye = Goodbye {
@@ -579,7 +747,7 @@ impl Goodbye {
             return reader.abort();
         };
         let (frame, limit) = match &self.end {
-            End::Lost | End::Expired => return,
+            End::Lost | End::Expired | End::Gone => return,
             End::Eof => (None, GOODBYE_LIMIT),
             End::Left(code) => (
                 Some(Frame::close(code.map(|code| (code, "")))),
@@ -622,6 +790,7 @@ impl End {
             End::Left(_) => "left",
             End::Detached(_) | End::Closed(_) => "closed",
             End::Expired => "expired",
+            End::Gone => "gone",
         }
     }
 
@@ -629,7 +798,7 @@ impl End {
     fn is_loss(&self) -> bool {
         match self {
             End::Lost | End::Eof | End::Left(Some(BACK_SOON)) | End::Detached(_) => true,
-            End::Left(_) | End::Closed(_) | End::Expired => false,
+            End::Left(_) | End::Closed(_) | End::Expired | End::Gone => false,
         }
     }
 }
@@ -654,6 +823,7 @@ impl Display for End {
                 write!(f, "closed by the server ({close})")
             }
             End::Expired => f.write_str("the client did not come back in time"),
+            End::Gone => f.write_str("the client came back to another node"),
         }
     }
 }

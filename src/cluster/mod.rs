@@ -42,13 +42,22 @@ use tokio::{
 use self::{
     nodes::{Change, Nodes},
     uplink::{Outgoing, To},
-    wire::{Heard, LINE_BYTES, Say, ToAll},
+    wire::{Heard, LINE_BYTES, PARTS_BYTES, Say, ToAll},
 };
 pub(crate) use self::{
     uplink::{Chain, Cut, Uplink},
-    wire::{Digest, Event, MAX_ROOMS, Member, Members, NodeId, ToNode, ToRoom, parts},
+    wire::{
+        Digest, Event, Handed, MAX_IDS, MAX_ROOMS, Member, Members, NodeId, PART_BYTES, Permit,
+        ToNode, ToRoom, Want, parts,
+    },
 };
-use crate::{Config, Shared, outbox::Unflushed, protocol::RoomName, rooms::Replies};
+use crate::{
+    Config, Shared,
+    outbox::{Successor, Takeover, Unflushed},
+    protocol::RoomName,
+    rooms::Replies,
+    session,
+};
 
 /// How often to look whether all is well.
 const TICK: Duration = Duration::from_millis(250);
@@ -128,7 +137,9 @@ impl Cluster {
             ca: config.cluster_ca_file.clone(),
             prefix: config.cluster_prefix.clone(),
             down: Duration::from_secs(config.cluster_down_seconds),
-            payload_bytes: config.max_message_bytes + LINE_BYTES,
+            payload_bytes: config.max_message_bytes.max(PARTS_BYTES)
+                + config.max_header_bytes
+                + LINE_BYTES,
             has_begun: AtomicBool::new(false),
             is_connected: AtomicBool::new(false),
         })
@@ -174,7 +185,7 @@ impl Cluster {
     async fn try_connect(&self, shared: &Shared) -> Result<Client, String> {
         let metrics = shared.metrics.clone();
         let mut options = ConnectOptions::new()
-            .name(format!("anteroom {}", self.uplink.me))
+            .name(format!("anteroom {}", self.uplink.node()))
             .no_echo()
             .subscription_capacity(INCOMING)
             .connection_timeout(NATS_LIMIT)
@@ -250,8 +261,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
         client = cluster.connect(&shared) => client,
         () = shared.stopping.cancelled() => return,
     };
-    info!("node {} is connected to NATS", cluster.uplink.me);
-    let subjects = [To::All, To::Node(cluster.uplink.me)].map(|to| cluster.subject(&to));
+    info!("node {} is connected to NATS", cluster.uplink.node());
+    let subjects = [To::All, To::Node(cluster.uplink.node())].map(|to| cluster.subject(&to));
     let mut incoming = Incoming::default();
     for subject in subjects {
         match client.subscribe(subject).await {
@@ -262,7 +273,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
     }
     let (subscribe, subscribed) = mpsc::channel(INCOMING);
     let reader = Reader {
-        nodes: Nodes::new(cluster.uplink.me, cluster.down),
+        nodes: Nodes::new(cluster.uplink.node(), cluster.down),
         incoming,
         subscribed,
         client: &client,
@@ -275,7 +286,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
         () = reader.read() => {}
         () = &mut write => return,
     }
-    let _ = cluster.uplink.turn().to_all(ToAll::Bye);
+    let _ = cluster.uplink.turn().tell_all(ToAll::Bye);
     cluster.uplink.finish();
     let _ = timeout(NATS_LIMIT, write).await;
 }
@@ -287,7 +298,7 @@ struct Reader<'a> {
     subscribed: mpsc::Receiver<Subscribed>,
     client: &'a Client,
     cluster: &'a Cluster,
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     /// When the connection was lost the last time.
     lost_at: Instant,
 }
@@ -434,8 +445,37 @@ impl Reader<'_> {
             Say::All(ToAll::Enter { room }) => {
                 rooms.entered(node, number, room, replies, unflushed);
             }
+            Say::All(ToAll::Want(want)) => self.hand_over(node, want),
             Say::Room(said) => rooms.event(node, number, said, text, replies, unflushed),
-            Say::Node(said) => rooms.said(node, said, text, replies, unflushed),
+            Say::Node(said) => rooms.said(node, number, said, text, replies, unflushed),
+        }
+    }
+
+    /// Has a session of this node go over to one where its client has come back, if it is here.
+    fn hand_over(&self, node: NodeId, want: Want) {
+        let Want {
+            room,
+            seek,
+            token,
+            user,
+            received,
+        } = want;
+        let session = self.shared.resumes.look_up(&token, &room, user.as_deref());
+        let successor = Successor::There(Takeover {
+            node,
+            room,
+            seek,
+            token,
+            received,
+        });
+        let refused = match session {
+            Some(session) => session.hand_over(successor).unwrap_or_else(Some),
+            None => Some(successor),
+        };
+        match refused {
+            Some(Successor::There(takeover)) if self.shared.rooms.ask_later(&takeover) => {}
+            Some(refused) => session::turn_away(self.shared, refused),
+            None => {}
         }
     }
 
@@ -461,7 +501,7 @@ impl Reader<'_> {
     fn alive(&self) {
         let heard = self.nodes.list();
         // Where it is cut off, nobody shall hear it.
-        let _ = self.cluster.uplink.turn().to_all(ToAll::Alive { heard });
+        let _ = self.cluster.uplink.turn().tell_all(ToAll::Alive { heard });
     }
 }
 

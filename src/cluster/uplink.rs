@@ -9,7 +9,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::wire::{self, Event, NodeId, Say, ToAll, ToNode, ToRoom};
+use super::wire::{self, Event, NodeId, Say, ToAll, ToNode, ToRoom, Want};
 use crate::protocol::RoomName;
 
 /// How much may wait, in bytes: what a busy node says in the seconds that NATS may take to come
@@ -18,7 +18,7 @@ const LIMIT: usize = 64 << 20;
 
 /// How this node speaks to the others. Nobody waits for it: what it cannot take, it refuses.
 pub(crate) struct Uplink {
-    pub(super) me: NodeId,
+    me: NodeId,
     queue: Mutex<Queue>,
     filled: Notify,
 }
@@ -84,6 +84,16 @@ impl Uplink {
             }),
             filled: Notify::new(),
         }
+    }
+
+    /// This node.
+    pub(crate) fn node(&self) -> NodeId {
+        self.me
+    }
+
+    /// The number of what was last said or heard.
+    pub(crate) fn number(&self) -> u64 {
+        self.queue.lock().number
     }
 
     pub(crate) fn turn(&self) -> Turn<'_> {
@@ -165,12 +175,27 @@ impl Queue {
 }
 
 impl Turn<'_> {
-    pub(crate) fn to_all(&mut self, what: ToAll) -> Result<u64, Cut> {
+    pub(super) fn tell_all(&mut self, what: ToAll) -> Result<u64, Cut> {
         self.say(To::All, &Say::All(what), &[])
     }
 
+    /// The number that the next message will have.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.queue.number + 1
+    }
+
+    /// Asks every node for a session.
+    pub(crate) fn want(&mut self, want: Want) -> Result<u64, Cut> {
+        self.tell_all(ToAll::Want(want))
+    }
+
     /// `text` is what a client or a backend wrote.
-    pub(crate) fn to_node(&mut self, node: NodeId, what: ToNode, text: &[u8]) -> Result<u64, Cut> {
+    pub(crate) fn tell_node(
+        &mut self,
+        node: NodeId,
+        what: ToNode,
+        text: &[u8],
+    ) -> Result<u64, Cut> {
         self.say(To::Node(node), &Say::Node(what), text)
     }
 
@@ -179,7 +204,7 @@ impl Turn<'_> {
     /// # Errors
     ///
     /// [`Cut`], and who hears the next will miss this.
-    pub(crate) fn to_room(
+    pub(crate) fn tell_room(
         &mut self,
         room: &RoomName,
         chain: &Chain,
@@ -200,7 +225,7 @@ impl Turn<'_> {
     pub(crate) fn enter(&mut self, room: &RoomName, chain: &Chain) {
         self.subscribe(room);
         // Where nobody hears it, all is told as soon as somebody does.
-        let _ = self.to_all(ToAll::Enter { room: room.clone() });
+        let _ = self.tell_all(ToAll::Enter { room: room.clone() });
         chain.0.store(self.queue.number, Relaxed);
     }
 
@@ -212,7 +237,7 @@ impl Turn<'_> {
 
     /// Ends what `enter` began.
     pub(crate) fn exit(&mut self, room: &RoomName, chain: &Chain) {
-        let _ = self.to_room(room, chain, Event::Exit, &[]);
+        let _ = self.tell_room(room, chain, Event::Exit, &[]);
         let _ = self.queue.put(Outgoing::Unsubscribe(room.clone()));
     }
 

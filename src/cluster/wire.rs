@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use serde_json::value::RawValue;
 
-use crate::protocol::{RoomName, SessionId};
+use crate::protocol::{RoomName, SessionId, TokenHash};
 
 /// The version of this format.
 const VERSION: u32 = 1;
@@ -28,12 +28,18 @@ pub(crate) const MAX_ROOMS: usize = 512;
 /// How many nodes stand in one message at the most, and how many there may be.
 pub(crate) const MAX_NODES: usize = 256;
 
-/// How many bytes of sessions stand in one message, unless a single one has more.
-const MEMBERS_BYTES: usize = 256 << 10;
+/// How many ids stand in one message at the most.
+pub(crate) const MAX_IDS: usize = 4096;
 
-/// What the line has at the most besides the sessions, or the text: room names with every character
-/// escaped.
-pub(crate) const LINE_BYTES: usize = 4096;
+/// How many bytes of sessions, or of their messages, stand in one message, unless a single one has
+/// more.
+pub(crate) const PART_BYTES: usize = 256 << 10;
+
+/// How long a message in parts may be: sessions, ids, and one session's own data besides.
+pub(super) const PARTS_BYTES: usize = 2 * PART_BYTES;
+
+/// What else there is in a line, at the most: the nodes of a whole cluster, each with a number.
+pub(super) const LINE_BYTES: usize = 64 << 10;
 
 /// A run of a server: 64 random bits, 16 hexadecimal digits on the wire. Who is started again is
 /// another node.
@@ -95,6 +101,8 @@ pub(crate) enum ToAll {
     Bye,
     /// I am in this room from now on, without anybody yet; who else is?
     Enter { room: RoomName },
+    /// A client of mine wants to go on with a session that is not here.
+    Want(Want),
 }
 
 /// What is said to every node that is in a room: what happens there, in an unbroken row.
@@ -113,6 +121,8 @@ pub(crate) enum Event {
     Join(Member),
     /// A session has gone.
     Leave(SessionId),
+    /// A session of the node `from` is here now.
+    Arrive { member: Member, from: NodeId },
     /// A session, or a backend in the server's name, says what stands behind the line, to all.
     Broadcast(Option<SessionId>),
     /// I am no longer in this room.
@@ -140,6 +150,24 @@ pub(crate) enum ToNode {
     },
     /// An operator closes one of yours.
     Expel { room: RoomName, id: SessionId },
+    /// I have not got the session that you want.
+    NotHere { room: RoomName, seek: u64 },
+    /// The session that you want has just gone from here to another node: ask again.
+    AskAgain { room: RoomName, seek: u64 },
+    /// This is the session that you want, or a part of it.
+    Handed(Box<Handed>),
+    /// I shall send what is for this session to the node where it is now, and no longer to you.
+    Turned { room: RoomName, id: SessionId },
+    /// What stands behind the line is for a session that is yours now; it was said under this number
+    /// by this node.
+    Forward {
+        room: RoomName,
+        seek: u64,
+        source: NodeId,
+        number: u64,
+    },
+    /// Nothing more is forwarded to you.
+    Done { room: RoomName, seek: u64 },
     /// Where you should be with what I have said of the rooms that we are both in.
     Digest {
         rooms: Vec<Digest>,
@@ -183,13 +211,55 @@ impl Member {
     }
 }
 
+/// Which session a client wants to go on with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Want {
+    pub(crate) room: RoomName,
+    /// The asking node's mark for this.
+    pub(crate) seek: u64,
+    /// What is made of the token: who listens shall not learn that.
+    pub(crate) token: TokenHash,
+    /// Whose the session must be, if that is known.
+    pub(crate) user: Option<String>,
+    /// How many of its messages the client has got.
+    pub(crate) received: u64,
+}
+
+/// A session that is handed over. It comes in parts, each with some of those it knows of and, behind the
+/// line, some of the messages that its client has not got: a JSON array.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Handed {
+    pub(crate) room: RoomName,
+    pub(crate) seek: u64,
+    pub(crate) member: Member,
+    /// How many of its client's messages have been taken in.
+    pub(crate) taken_in: u64,
+    /// What its token allows, if one was asked for.
+    pub(crate) permit: Option<Permit>,
+    /// What it has been told by each node: all up to these numbers.
+    pub(crate) seen: Vec<(NodeId, u64)>,
+    /// Whom it was told of, and who was there before it.
+    pub(crate) known: Vec<SessionId>,
+    /// Whether there are more parts.
+    pub(crate) more: bool,
+}
+
+/// What a session is allowed by its token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Permit {
+    pub(crate) user: Option<String>,
+    pub(crate) may_send: bool,
+    /// In seconds since 1970.
+    pub(crate) expires: u64,
+}
+
 /// Cuts a list of sessions into parts that are short enough for a message each: at least one.
 pub(crate) fn parts(members: Vec<Member>) -> Vec<Vec<Member>> {
     let mut parts = vec![Vec::new()];
     let mut bytes = 0;
     for member in members {
         let len = member.len();
-        if bytes > 0 && bytes + len > MEMBERS_BYTES {
+        if bytes > 0 && bytes + len > PART_BYTES {
             parts.push(Vec::new());
             bytes = 0;
         }
@@ -282,7 +352,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
         Say::Room(ToRoom {
             what: Event::Broadcast(_),
             ..
-        }) | Say::Node(ToNode::Unicast { .. })
+        }) | Say::Node(ToNode::Unicast { .. } | ToNode::Forward { .. } | ToNode::Handed(_))
     );
     if carries_text == text.is_empty() {
         return Err("a text where none belongs, or none where one does".into());

@@ -19,7 +19,11 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Guest, Member, Members, Membership, Room, Rooms, Seat, Way, release_spare};
+use super::{
+    Guest, Member, Members, Membership, Room, Rooms, Seat, Way,
+    handover::{Handovers, Said},
+    release_spare,
+};
 use crate::{
     cluster::{self, Chain, Cut, Digest, Event, MAX_ROOMS, NodeId, ToNode, ToRoom, Uplink},
     outbox::Unflushed,
@@ -43,6 +47,7 @@ pub(super) struct Elsewhere {
     entering: Vec<oneshot::Sender<()>>,
     /// Sessions of this node that the others have not all seen yet.
     joining: BTreeMap<SessionId, Joining>,
+    pub(super) handovers: Handovers,
 }
 
 struct Joining {
@@ -108,16 +113,16 @@ impl Replies {
     pub(crate) fn say(self, uplink: &Uplink) {
         let mut turn = uplink.turn();
         for ((node, room), number) in self.seen {
-            let _ = turn.to_node(node, ToNode::Seen { room, number }, &[]);
+            let _ = turn.tell_node(node, ToNode::Seen { room, number }, &[]);
         }
         for (node, rooms) in self.asked {
             for rooms in chunks(rooms) {
-                let _ = turn.to_node(node, ToNode::Ask(rooms), &[]);
+                let _ = turn.tell_node(node, ToNode::Ask(rooms), &[]);
             }
         }
         for (node, rooms) in self.absent {
             for rooms in chunks(rooms) {
-                let _ = turn.to_node(node, ToNode::Absent(rooms), &[]);
+                let _ = turn.tell_node(node, ToNode::Absent(rooms), &[]);
             }
         }
     }
@@ -147,12 +152,95 @@ impl Elsewhere {
             there: 0,
             entering: Vec::new(),
             joining: BTreeMap::new(),
+            handovers: Handovers::default(),
         }
+    }
+
+    /// All other nodes.
+    pub(super) fn nodes(&self) -> BTreeSet<NodeId> {
+        self.views.keys().copied().collect()
+    }
+
+    /// Those that are in the room.
+    pub(super) fn present(&self) -> BTreeSet<NodeId> {
+        let present = self
+            .views
+            .iter()
+            .filter(|(_, view)| matches!(view.presence, Presence::Present { .. }));
+        present.map(|(node, _)| *node).collect()
+    }
+
+    /// Whether there is such a node.
+    pub(super) fn is_there(&self, node: NodeId) -> bool {
+        self.views.contains_key(&node)
+    }
+
+    /// Up to where each node in the room was heard, this one included.
+    pub(super) fn seen(&self) -> Vec<(NodeId, u64)> {
+        let own = (self.uplink.node(), self.chain.last());
+        let others = self
+            .views
+            .iter()
+            .filter_map(|(node, view)| match view.presence {
+                Presence::Present { last, .. } => Some((*node, last)),
+                _ => None,
+            });
+        others.chain([own]).collect()
     }
 
     /// Says to the other nodes what happens in the room; returns the number of that.
     pub(super) fn say(&self, room: &RoomName, what: Event, text: &[u8]) -> Result<u64, Cut> {
-        self.uplink.turn().to_room(room, &self.chain, what, text)
+        self.uplink.turn().tell_room(room, &self.chain, what, text)
+    }
+
+    /// Says to the node of a session what is for that alone.
+    pub(super) fn send(
+        &self,
+        room: &RoomName,
+        way: &Way,
+        sender: Option<SessionId>,
+        receiver: SessionId,
+        frame: Frame,
+    ) -> Result<(), Cut> {
+        let mut turn = self.uplink.turn();
+        let room = room.clone();
+        let (node, unicast) = match way {
+            Way::There(node) => (
+                *node,
+                ToNode::Unicast {
+                    room,
+                    sender,
+                    receiver,
+                },
+            ),
+            Way::Going(node) => {
+                let (_, seek) = self.handovers.gone_to(receiver).ok_or(Cut)?;
+                let (source, number) = (self.uplink.node(), turn.next_number());
+                (
+                    *node,
+                    ToNode::Forward {
+                        room,
+                        seek,
+                        source,
+                        number,
+                    },
+                )
+            }
+            Way::Arriving(seek, _) => {
+                let number = turn.next_number();
+                self.handovers
+                    .record_for(*seek, self.uplink.node(), number, frame);
+                return Ok(());
+            }
+            Way::Here(_) => return Err(Cut),
+        };
+        turn.tell_node(node, unicast, frame.payload()).map(drop)
+    }
+
+    /// Keeps what is sent here to all for the sessions that are on their way to this node.
+    pub(super) fn record(&self, what: &Said) {
+        self.handovers
+            .record(self.uplink.node(), self.uplink.number(), what);
     }
 
     /// Whether all nodes have seen what was said under this number.
@@ -199,7 +287,7 @@ fn fold(hash: u64, id: SessionId) -> u64 {
 
 impl Members {
     /// Tells the other nodes of a session that has joined here.
-    pub(super) fn tell_joined(&mut self, room: &RoomName, id: SessionId) {
+    pub(super) fn tell_joined(&mut self, room: &RoomName, id: SessionId, new: Frame) {
         let (Some(elsewhere), Some(member)) = (&mut self.elsewhere, self.senders.get(&id)) else {
             return;
         };
@@ -210,19 +298,28 @@ impl Members {
             let joining = Joining { number, seen: None };
             elsewhere.joining.insert(id, joining);
         }
+        elsewhere.record(&Said::New(id, new));
     }
 
     /// Tells the other nodes of a session that has left here.
-    pub(super) fn tell_left(&mut self, room: &RoomName, id: SessionId) {
+    pub(super) fn tell_left(&mut self, room: &RoomName, id: SessionId, close: Frame) {
         if let Some(elsewhere) = &mut self.elsewhere {
             elsewhere.joining.remove(&id);
+            elsewhere.forget(room, id);
             // Where nobody hears it, all is told as soon as somebody does.
             let _ = elsewhere.say(room, Event::Leave(id), &[]);
+            elsewhere.record(&Said::Left(id, close));
         }
     }
 
     /// Takes in a session of another node, and tells those of this one.
-    fn come(&mut self, node: NodeId, member: cluster::Member, unflushed: &mut Unflushed) {
+    pub(super) fn come(
+        &mut self,
+        node: NodeId,
+        number: u64,
+        member: cluster::Member,
+        unflushed: &mut Unflushed,
+    ) {
         let Some(elsewhere) = &mut self.elsewhere else {
             return;
         };
@@ -243,27 +340,39 @@ impl Members {
                 let _ = sender.push(new.clone(), unflushed);
             }
         }
-        let since = UNIX_EPOCH.checked_add(Duration::from_millis(member.since));
-        let guest = Guest::elsewhere(member.data, since.unwrap_or(UNIX_EPOCH));
-        let joined = Member {
-            way: Way::There(node),
-            joined: member.joined,
-            guest: Arc::new(guest),
-        };
-        self.senders.insert(member.id, joined);
+        let said = Said::New(member.id, new);
+        elsewhere.handovers.record(node, number, &said);
+        let id = member.id;
+        self.senders
+            .insert(id, member.into_member(Way::There(node)));
     }
 
     /// Lets a session of another node go, and tells those of this one.
-    fn go(&mut self, node: NodeId, id: SessionId, unflushed: &mut Unflushed) {
+    fn go(&mut self, node: NodeId, number: u64, id: SessionId, unflushed: &mut Unflushed) {
         if !self.is_of(node, id) {
             return;
         }
         self.senders.remove(&id);
         release_spare(&mut self.senders);
+        let close = protocol::left(id);
+        self.push_to_all(&close, unflushed);
         if let Some(elsewhere) = &mut self.elsewhere {
             elsewhere.there -= 1;
+            let said = Said::Left(id, close);
+            elsewhere.handovers.record(node, number, &said);
         }
-        self.push_to_all(&protocol::left(id), unflushed);
+    }
+
+    /// Has a session reached in another way from now on.
+    pub(super) fn replace_way(&mut self, id: SessionId, way: Way) {
+        let (Some(member), Some(elsewhere)) = (self.senders.get_mut(&id), &mut self.elsewhere)
+        else {
+            return;
+        };
+        let is_there = |way: &Way| usize::from(matches!(way, Way::There(_)));
+        elsewhere.there += is_there(&way);
+        elsewhere.there -= is_there(&member.way);
+        member.way = way;
     }
 
     /// Whether it is a session of this other node.
@@ -282,11 +391,27 @@ impl Members {
     }
 
     /// Lets all sessions of a node go but these.
-    fn keep(&mut self, node: NodeId, ids: &BTreeSet<SessionId>, unflushed: &mut Unflushed) {
+    fn keep(
+        &mut self,
+        node: NodeId,
+        number: u64,
+        ids: &BTreeSet<SessionId>,
+        unflushed: &mut Unflushed,
+    ) {
         for id in self.there(node) {
             if !ids.contains(&id) {
-                self.go(node, id, unflushed);
+                self.go(node, number, id, unflushed);
             }
+        }
+    }
+
+    /// Lets all sessions of a node go, which has no more to say of the room.
+    fn clear(&mut self, room: &Room, node: NodeId, number: u64, unflushed: &mut Unflushed) {
+        self.keep(node, number, &BTreeSet::new(), unflushed);
+        if let Some(elsewhere) = &mut self.elsewhere {
+            let done = elsewhere.handovers.turned(node, None);
+            elsewhere.settle();
+            self.tell_done(room, done);
         }
     }
 
@@ -307,7 +432,7 @@ impl Members {
 }
 
 impl Member {
-    fn to_wire(&self, id: SessionId) -> cluster::Member {
+    pub(super) fn to_wire(&self, id: SessionId) -> cluster::Member {
         let since = self
             .guest
             .since
@@ -318,6 +443,19 @@ impl Member {
             joined: self.joined,
             data: self.guest.public.clone(),
             since: since.as_millis() as u64,
+        }
+    }
+}
+
+impl cluster::Member {
+    /// The session as it stands in a room, reached in this way.
+    pub(super) fn into_member(self, way: Way) -> Member {
+        let since = UNIX_EPOCH.checked_add(Duration::from_millis(self.since));
+        let guest = Guest::elsewhere(self.data, since.unwrap_or(UNIX_EPOCH));
+        Member {
+            way,
+            joined: self.joined,
+            guest: Arc::new(guest),
         }
     }
 }
@@ -379,7 +517,7 @@ impl Room {
         let here = members
             .senders
             .iter()
-            .filter(|(_, member)| matches!(member.way, Way::Here(_)));
+            .filter(|(_, member)| member.way.is_own());
         let here = here.map(|(id, member)| member.to_wire(*id)).collect();
         let mut parts = cluster::parts(here).into_iter().peekable();
         let mut before = 0;
@@ -397,7 +535,7 @@ impl Room {
             };
             before += count;
             // Where it is cut off, it will ask again.
-            let _ = turn.to_node(node, ToNode::Members(part), &[]);
+            let _ = turn.tell_node(node, ToNode::Members(part), &[]);
         }
     }
 
@@ -411,20 +549,22 @@ impl Room {
     /// There is no such node any longer.
     fn down(&self, node: NodeId, unflushed: &mut Unflushed) {
         let mut members = self.members.write();
-        if let Some(elsewhere) = &mut members.elsewhere {
-            elsewhere.views.remove(&node);
-        }
-        members.keep(node, &BTreeSet::new(), unflushed);
-        members.settle();
+        let Some(elsewhere) = &mut members.elsewhere else {
+            return;
+        };
+        elsewhere.views.remove(&node);
+        let done = elsewhere.handovers.down(node);
+        let number = elsewhere.uplink.number();
+        members.tell_done(self, done);
+        members.clear(self, node, number, unflushed);
     }
 
     /// A node is in the room, and has nobody there yet; or is not.
-    fn alone(&self, node: NodeId, presence: Presence, unflushed: &mut Unflushed) {
+    fn alone(&self, node: NodeId, number: u64, presence: Presence, unflushed: &mut Unflushed) {
         let mut members = self.members.write();
         if let Some(view) = members.view(node) {
             view.presence = presence;
-            members.keep(node, &BTreeSet::new(), unflushed);
-            members.settle();
+            members.clear(self, node, number, unflushed);
         }
     }
 
@@ -432,6 +572,7 @@ impl Room {
     fn members(
         &self,
         node: NodeId,
+        number: u64,
         said: cluster::Members,
         replies: &mut Replies,
         unflushed: &mut Unflushed,
@@ -463,9 +604,9 @@ impl Room {
         };
         members.clock = members.clock.max(said.clock);
         let ids = all.iter().map(|member| member.id).collect();
-        members.keep(node, &ids, unflushed);
+        members.keep(node, number, &ids, unflushed);
         for member in all {
-            members.come(node, member, unflushed);
+            members.come(node, number, member, unflushed);
         }
         members.settle();
         replies.seen.insert((node, self.name.clone()), said.last);
@@ -503,19 +644,27 @@ impl Room {
         *last = number;
         match said.what {
             Event::Join(member) => {
-                members.come(node, member, unflushed);
+                members.come(node, number, member, unflushed);
                 replies.seen.insert((node, self.name.clone()), number);
             }
-            Event::Leave(id) => members.go(node, id, unflushed),
+            Event::Leave(id) => members.go(node, number, id, unflushed),
+            Event::Arrive { member, from } => {
+                members.arrive(self, node, number, member, from, unflushed);
+            }
             Event::Broadcast(sender) => {
                 if sender.is_none_or(|id| members.is_of(node, id)) {
-                    members.push_to_all(&relayed(text), unflushed);
+                    let frame = relayed(text);
+                    members.push_to_all(&frame, unflushed);
+                    if let Some(elsewhere) = &members.elsewhere {
+                        elsewhere
+                            .handovers
+                            .record(node, number, &Said::ToAll(frame));
+                    }
                 }
             }
             Event::Exit => {
                 view.presence = Presence::Absent;
-                members.keep(node, &BTreeSet::new(), unflushed);
-                members.settle();
+                members.clear(self, node, number, unflushed);
             }
         }
     }
@@ -537,24 +686,51 @@ impl Room {
     fn unicast(
         &self,
         node: NodeId,
+        number: u64,
         sender: Option<SessionId>,
         receiver: SessionId,
         text: &str,
         unflushed: &mut Unflushed,
     ) {
         let members = self.members.read();
-        if sender.is_none_or(|id| members.is_of(node, id))
-            && let Some(Way::Here(outbox)) = members.senders.get(&receiver).map(|it| &it.way)
-        {
-            // Who takes no more is leaving; the sender is about to hear of that.
-            let _ = outbox.push(relayed(text), unflushed);
+        let (Some(member), Some(elsewhere)) = (members.senders.get(&receiver), &members.elsewhere)
+        else {
+            return;
+        };
+        if !sender.is_none_or(|id| members.is_of(node, id)) {
+            return;
+        }
+        match (&member.way, elsewhere.handovers.gone_to(receiver)) {
+            (Way::Here(outbox), _) => {
+                // Who takes no more is leaving; the sender is about to hear of that.
+                let _ = outbox.push(relayed(text), unflushed);
+            }
+            (Way::Arriving(seek, _), _) => {
+                let handovers = &elsewhere.handovers;
+                handovers.record_for(*seek, node, number, relayed(text));
+            }
+            (_, Some((to, seek))) => {
+                let forward = ToNode::Forward {
+                    room: self.name.clone(),
+                    seek,
+                    source: node,
+                    number,
+                };
+                // Where this node is cut off, it is lost.
+                let _ = elsewhere
+                    .uplink
+                    .turn()
+                    .tell_node(to, forward, text.as_bytes());
+            }
+            _ => {}
         }
     }
 
     /// An operator closes a session of this node.
     fn expel(&self, id: SessionId) {
         let members = self.members.read();
-        if let Some(Way::Here(outbox)) = members.senders.get(&id).map(|it| &it.way) {
+        let way = members.senders.get(&id).map(|member| &member.way);
+        if let Some(outbox) = way.and_then(Way::outbox) {
             outbox.close(Close::by_operator());
         }
     }
@@ -565,7 +741,7 @@ impl Room {
         let Some(elsewhere) = &members.elsewhere else {
             return;
         };
-        let hash = members.hash(|way| matches!(way, Way::Here(_)));
+        let hash = members.hash(Way::is_own);
         for (node, view) in &elsewhere.views {
             match view.presence {
                 Presence::Asked => replies.ask(*node, &self.name),
@@ -659,7 +835,7 @@ impl Rooms {
         match self.find(&room) {
             Some(room) => {
                 let (last, seen) = (number, 0);
-                room.alone(node, Presence::Present { last, seen }, unflushed);
+                room.alone(node, number, Presence::Present { last, seen }, unflushed);
                 room.tell_members(node);
             }
             None => replies.absent(node, room),
@@ -686,6 +862,7 @@ impl Rooms {
     pub(crate) fn said(
         &self,
         node: NodeId,
+        number: u64,
         said: ToNode,
         text: &str,
         replies: &mut Replies,
@@ -702,12 +879,12 @@ impl Rooms {
             }
             ToNode::Members(said) => {
                 if let Some(room) = self.find(&said.room) {
-                    room.members(node, said, replies, unflushed);
+                    room.members(node, number, said, replies, unflushed);
                 }
             }
             ToNode::Absent(rooms) => {
                 for room in rooms.iter().filter_map(|name| self.find(name)) {
-                    room.alone(node, Presence::Absent, unflushed);
+                    room.alone(node, number, Presence::Absent, unflushed);
                 }
             }
             ToNode::Seen { room, number } => {
@@ -721,12 +898,47 @@ impl Rooms {
                 receiver,
             } => {
                 if let Some(room) = self.find(&room) {
-                    room.unicast(node, sender, receiver, text, unflushed);
+                    room.unicast(node, number, sender, receiver, text, unflushed);
                 }
             }
             ToNode::Expel { room, id } => {
                 if let Some(room) = self.find(&room) {
                     room.expel(id);
+                }
+            }
+            ToNode::NotHere { room, seek } => {
+                if let Some(room) = self.find(&room) {
+                    room.not_here(node, seek);
+                }
+            }
+            ToNode::AskAgain { room, seek } => {
+                if let Some(room) = self.find(&room) {
+                    room.ask_again(seek);
+                }
+            }
+            ToNode::Handed(handed) => {
+                if let Some(room) = self.find(&handed.room) {
+                    room.handed(node, handed, text);
+                }
+            }
+            ToNode::Turned { room, id } => {
+                if let Some(room) = self.find(&room) {
+                    room.turned(node, id);
+                }
+            }
+            ToNode::Forward {
+                room,
+                seek,
+                source,
+                number,
+            } => {
+                if let Some(room) = self.find(&room) {
+                    room.forwarded(seek, source, number, text);
+                }
+            }
+            ToNode::Done { room, seek } => {
+                if let Some(room) = self.find(&room) {
+                    room.done(node, seek);
                 }
             }
             ToNode::Digest { rooms, more } => {
@@ -764,7 +976,7 @@ impl Rooms {
             loop {
                 let rooms = chunks.next().unwrap_or_default();
                 let more = chunks.peek().is_some();
-                let _ = turn.to_node(node, ToNode::Digest { rooms, more }, &[]);
+                let _ = turn.tell_node(node, ToNode::Digest { rooms, more }, &[]);
                 if !more {
                     break;
                 }
@@ -776,6 +988,6 @@ impl Rooms {
 }
 
 /// What a session of another node wrote, encoded once for all who get it here.
-fn relayed(text: &str) -> Frame {
+pub(super) fn relayed(text: &str) -> Frame {
     Frame::text(|buffer| buffer.extend_from_slice(text.as_bytes()))
 }

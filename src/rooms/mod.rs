@@ -8,6 +8,7 @@
 //! nodes agree is in `elsewhere`.
 
 mod elsewhere;
+mod handover;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -25,8 +26,8 @@ use nohash_hasher::IntMap;
 use parking_lot::{Mutex, RwLock};
 use serde_json::value::RawValue;
 
-use self::elsewhere::Elsewhere;
-pub(crate) use self::elsewhere::Replies;
+use self::{elsewhere::Elsewhere, handover::Said};
+pub(crate) use self::{elsewhere::Replies, handover::Sought};
 use crate::{
     Config,
     cluster::{Event, NodeId, ToNode, Uplink},
@@ -87,6 +88,25 @@ struct Member {
 pub(crate) enum Way {
     Here(Sender),
     There(NodeId),
+    /// It is on its way to this node, and sought under this mark; what is sent to it is kept.
+    Arriving(u64, Sender),
+    /// It is on its way to this other node; what is sent to it is forwarded.
+    Going(NodeId),
+}
+
+impl Way {
+    /// Whether this node is who tells of the session.
+    fn is_own(&self) -> bool {
+        !matches!(self, Way::There(_))
+    }
+
+    /// Its outbox, if it is of this node.
+    pub(crate) fn outbox(&self) -> Option<&Sender> {
+        match self {
+            Way::Here(outbox) | Way::Arriving(_, outbox) => Some(outbox),
+            Way::There(_) | Way::Going(_) => None,
+        }
+    }
 }
 
 /// What is known of a session.
@@ -276,15 +296,17 @@ impl Rooms {
         };
         let members = room.members.read();
         match members.senders.get(&id).map(|member| &member.way) {
-            Some(Way::Here(sender)) => {
+            Some(Way::Here(sender) | Way::Arriving(_, sender)) => {
                 sender.close(close);
                 true
             }
-            Some(Way::There(node)) => members.elsewhere.as_ref().is_some_and(|elsewhere| {
-                let room = name.clone();
-                let expel = ToNode::Expel { room, id };
-                elsewhere.uplink.turn().to_node(*node, expel, &[]).is_ok()
-            }),
+            Some(Way::There(node) | Way::Going(node)) => {
+                members.elsewhere.as_ref().is_some_and(|elsewhere| {
+                    let room = name.clone();
+                    let expel = ToNode::Expel { room, id };
+                    elsewhere.uplink.turn().tell_node(*node, expel, &[]).is_ok()
+                })
+            }
             None => false,
         }
     }
@@ -313,17 +335,10 @@ impl Room {
         let members = self.members.read();
         match members.senders.get(&receiver).map(|member| &member.way) {
             Some(Way::Here(outbox)) => outbox.push(frame, unflushed).is_ok(),
-            Some(Way::There(node)) => {
-                let unicast = ToNode::Unicast {
-                    room: self.name.clone(),
-                    sender,
-                    receiver,
-                };
+            Some(way) => {
                 let elsewhere = members.elsewhere.as_ref();
-                elsewhere.is_some_and(|elsewhere| {
-                    let mut turn = elsewhere.uplink.turn();
-                    turn.to_node(*node, unicast, frame.payload()).is_ok()
-                })
+                elsewhere
+                    .is_some_and(|it| it.send(&self.name, way, sender, receiver, frame).is_ok())
             }
             None => false,
         }
@@ -344,12 +359,13 @@ impl Room {
                 Way::Here(outbox) => {
                     here += usize::from(outbox.push(frame.clone(), unflushed).is_ok())
                 }
-                Way::There(_) => there += 1,
+                Way::There(_) | Way::Going(_) | Way::Arriving(..) => there += 1,
             }
         }
         match &members.elsewhere {
             Some(elsewhere) if there > 0 => {
                 let said = elsewhere.say(&self.name, Event::Broadcast(sender), frame.payload());
+                elsewhere.record(&Said::ToAll(frame.clone()));
                 here + said.map_or(0, |_| there)
             }
             _ => here,
@@ -372,7 +388,7 @@ impl Seat {
             guest: guest.clone(),
         };
         members.senders.insert(id, member);
-        members.tell_joined(&self.room.name, id);
+        members.tell_joined(&self.room.name, id, new);
         drop(members);
         drop(unflushed);
         Membership {
@@ -461,10 +477,15 @@ impl Drop for Membership {
         let mut unflushed = Unflushed::default();
         let room = &self.seat.room;
         let mut members = room.members.write();
+        match members.senders.get(&self.id) {
+            Some(member) if member.way.is_own() => {}
+            // It has gone to another node.
+            _ => return,
+        }
         members.senders.remove(&self.id);
         release_spare(&mut members.senders);
         members.push_to_all(&close, &mut unflushed);
-        members.tell_left(&room.name, self.id);
+        members.tell_left(&room.name, self.id, close);
         drop(members);
         drop(unflushed);
     }
@@ -477,7 +498,7 @@ impl Members {
             .iter()
             .filter_map(|(id, member)| match &member.way {
                 Way::Here(sender) => Some((*id, sender)),
-                Way::There(_) => None,
+                _ => None,
             })
     }
 

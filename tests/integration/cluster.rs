@@ -1,15 +1,14 @@
 //! Several nodes over a real NATS server. `tests/run` installs that, and starts these tests.
 
-use std::{collections::HashSet, time::Duration};
-
 use anteroom::Config;
-use futures_util::{StreamExt, future::join_all, stream};
-use serde_json::{Value, json};
+use futures_util::future::join_all;
+use serde_json::json;
 use tokio::process::{Child, Command};
 
 use crate::{
     crowds::{come_and_go, storm},
     operating::{free_port, start},
+    resuming::{Storm, resumable_beside, return_to, weather, weatherproof},
     support::{Client, TestServer, eventually, operator, within_deadline},
 };
 
@@ -162,4 +161,62 @@ async fn after_a_storm_over_three_nodes_everyone_knows_of_everyone() {
         .nodes_with::<3>(|config| config.pong_seconds = 3600)
         .await;
     storm(&nodes, 2000).await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_session_goes_on_at_another_node_and_the_room_notices_nothing() {
+    let nats = Nats::start().await;
+    let [a, b, c] = nats.nodes().await;
+    let mut bob = Client::join(&c, "tea").await;
+    let (mut alice, token) = resumable_beside(&mut bob, &a).await;
+    let id = alice.id.clone();
+    for (turn, node) in (0..).zip([&b, &c, &a, &c, &b, &a]) {
+        bob.note(&id, turn).await;
+        bob.note("all", 10 + turn).await;
+        let mut new = return_to(node, "tea", &token, 2 + 2 * turn).await;
+        new.expect_resumed(&id, 2 + turn).await;
+        new.expect_note(turn).await;
+        new.expect_note(10 + turn).await;
+        new.send(json!({"type": "note", "receiver": bob.id, "data": turn}))
+            .await;
+        bob.expect_note(turn).await;
+        let (code, reason) = alice.expect_close().await;
+        assert_eq!((code, &*reason), (1008, "resumed on another connection"));
+        alice = new;
+    }
+    bob.expect_quiet().await;
+    let mut other = return_to(&b, "coffee", &token, 14).await;
+    other.expect_resume_failed().await;
+    let mut other = return_to(&b, "tea", "AAAAAAAAAAAAAAAAAAAAAA", 14).await;
+    let new = other.expect_resume_failed().await;
+    bob.expect_new(&new).await;
+    alice.expect_new(&new).await;
+    alice.leave().await;
+    bob.expect_left(&id).await;
+    eventually("the end of what it was", || {
+        a.anteroom.sessions() == 0 && b.anteroom.sessions() == 2 && c.anteroom.sessions() == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn nothing_is_lost_while_sessions_go_from_node_to_node() {
+    let nats = Nats::start().await;
+    let nodes = nats.nodes_with::<3>(weatherproof).await;
+    let storm = Storm {
+        seed: 1000,
+        messages: 2_000,
+        bytes: 8000,
+    };
+    weather(&storm, &nodes).await;
+    for seed in 0..50 {
+        let storm = Storm {
+            seed,
+            messages: 40,
+            bytes: 6000,
+        };
+        weather(&storm, &nodes).await;
+    }
 }

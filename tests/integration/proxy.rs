@@ -33,6 +33,8 @@ pub struct Fate {
     pub in_bytes: bool,
     /// How long each read waits until it is forwarded.
     pub delay: Duration,
+    /// To which of the servers it leads.
+    pub server: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,7 @@ impl Fate {
         failure: Failure::Close,
         in_bytes: false,
         delay: Duration::ZERO,
+        server: 0,
     };
 }
 
@@ -68,9 +71,14 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Stands in front of `server`; `fates` says what becomes of each connection.
-    pub async fn start(
-        server: SocketAddr,
+    /// Stands in front of a server; `fates` says what becomes of each connection.
+    pub async fn start(server: SocketAddr, fates: impl FnMut() -> Fate + Send + 'static) -> Proxy {
+        Proxy::before(vec![server], fates).await
+    }
+
+    /// The same in front of several servers.
+    pub async fn before(
+        servers: Vec<SocketAddr>,
         mut fates: impl FnMut() -> Fate + Send + 'static,
     ) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -86,8 +94,11 @@ impl Proxy {
                 if refuse.load(Relaxed) {
                     continue;
                 }
-                let server = TcpStream::connect(server).await.unwrap();
                 let (fate, on_all, count) = (fates(), on_all.clone(), count.clone());
+                // Where it refuses, so does the proxy.
+                let Ok(server) = TcpStream::connect(servers[fate.server]).await else {
+                    continue;
+                };
                 tokio::spawn(forward(client, server, fate, on_all, count));
             }
         });

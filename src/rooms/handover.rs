@@ -1,0 +1,684 @@
+//! How a session goes over to the node that its client has come back to, and the room notices nothing.
+//!
+//! The node that wants it records from then on what happens in the room. The node that has it stops it,
+//! and hands over what it is, whom it knows, and up to where it has heard each node. Then the new node
+//! says that it has arrived. From now on others send what is for it alone to the new node, and tell the
+//! old one so, which forwards what still comes, and says when there is no more. At last all that the
+//! session has missed is brought into the order in which it was said.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
+
+use log::debug;
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{
+    Members, Membership, Room, Rooms, Seat, Way,
+    elsewhere::{Elsewhere, relayed},
+};
+use crate::{
+    cluster::{self, Event, Handed, MAX_IDS, NodeId, PART_BYTES, Permit, ToNode, Want},
+    outbox::{Outbox, Sender, Takeover, Unflushed},
+    protocol::{self, Close, CloseCode, RoomName, SessionId, TokenHash},
+    websocket::Frame,
+};
+
+/// How many may have come for a session while it is going.
+const MAX_ASKERS: usize = 64;
+
+/// The handovers that are under way in a room.
+#[derive(Default)]
+pub(super) struct Handovers {
+    /// Sessions that are wanted here, by this node's marks.
+    seeks: Mutex<BTreeMap<u64, Seek>>,
+    /// How many there have been.
+    count: u64,
+    /// Sessions that are going.
+    going: BTreeMap<SessionId, Going>,
+}
+
+/// A session that is wanted here.
+struct Seek {
+    /// Who has not answered yet.
+    waiting: BTreeSet<NodeId>,
+    /// What has come of it so far.
+    part: Option<Found>,
+    /// Gets the answer.
+    found: Option<oneshot::Sender<Answer>>,
+    /// Hears that nothing more is forwarded, and by whom.
+    done: Option<(NodeId, oneshot::Sender<()>)>,
+    /// What the session would have been sent since.
+    recorded: Vec<Recorded>,
+    bytes: usize,
+    /// How many bytes it may be.
+    limit: usize,
+}
+
+/// What has come of a search.
+enum Answer {
+    Found(Found),
+    Nobody,
+    /// It is on its way to somebody else.
+    Again,
+}
+
+/// A session that is going.
+struct Going {
+    to: NodeId,
+    /// That node's mark for it.
+    seek: u64,
+    token: TokenHash,
+    /// Who has come for it too late, and shall ask where it has gone.
+    askers: Vec<Asker>,
+    /// Who may still send it something here; `None` as long as it has not arrived.
+    waiting: Option<BTreeSet<NodeId>>,
+    /// Is dropped when it has gone, or cannot go.
+    gone: Option<oneshot::Sender<()>>,
+}
+
+enum Asker {
+    Here(oneshot::Sender<()>),
+    There(NodeId, u64),
+}
+
+/// A session as its last node has handed it over.
+struct Found {
+    from: NodeId,
+    handed: Box<Handed>,
+    missed: Vec<Frame>,
+}
+
+struct Recorded {
+    /// The node that said it, and under which number.
+    source: NodeId,
+    number: u64,
+    what: Said,
+}
+
+/// What a session is sent.
+#[derive(Clone)]
+pub(super) enum Said {
+    New(SessionId, Frame),
+    Left(SessionId, Frame),
+    ToAll(Frame),
+    ToOne(Frame),
+}
+
+impl Said {
+    fn frame(&self) -> &Frame {
+        match self {
+            Said::New(_, frame)
+            | Said::Left(_, frame)
+            | Said::ToAll(frame)
+            | Said::ToOne(frame) => frame,
+        }
+    }
+}
+
+impl Seek {
+    fn record(&mut self, source: NodeId, number: u64, what: Said) {
+        self.bytes += what.frame().cost();
+        if self.bytes > self.limit {
+            // In part it is of no use.
+            self.recorded = Vec::new();
+            return;
+        }
+        self.recorded.push(Recorded {
+            source,
+            number,
+            what,
+        });
+    }
+
+    /// Goes on without the answer of a node.
+    fn not_there(&mut self, node: NodeId) {
+        self.waiting.remove(&node);
+        if self.waiting.is_empty()
+            && let Some(found) = self.found.take()
+        {
+            // Who has given up does not hear it.
+            let _ = found.send(Answer::Nobody);
+        }
+    }
+}
+
+impl Handovers {
+    /// Keeps what is sent to all for the sessions that are to come.
+    pub(super) fn record(&self, source: NodeId, number: u64, what: &Said) {
+        for seek in self.seeks.lock().values_mut() {
+            seek.record(source, number, what.clone());
+        }
+    }
+
+    /// Keeps what is sent to one session that is to come.
+    pub(super) fn record_for(&self, seek: u64, source: NodeId, number: u64, frame: Frame) {
+        if let Some(seek) = self.seeks.lock().get_mut(&seek) {
+            seek.record(source, number, Said::ToOne(frame));
+        }
+    }
+
+    /// The session of this token, if it is going.
+    fn going(&mut self, token: &TokenHash) -> Option<&mut Going> {
+        self.going
+            .values_mut()
+            .find(|going| going.token == *token && going.waiting.is_none())
+    }
+
+    /// Where a session has gone for which something may still come here.
+    pub(super) fn gone_to(&self, id: SessionId) -> Option<(NodeId, u64)> {
+        self.going.get(&id).map(|going| (going.to, going.seek))
+    }
+
+    /// Does not wait for a node any longer.
+    pub(super) fn down(&mut self, node: NodeId) -> Vec<(NodeId, u64)> {
+        for seek in self.seeks.lock().values_mut() {
+            seek.not_there(node);
+            if let Some((_, done)) = seek.done.take_if(|(from, _)| *from == node) {
+                let _ = done.send(());
+            }
+        }
+        let cannot_go = |going: &&mut Going| going.to == node;
+        let going = self.going.values_mut().filter(cannot_go);
+        going.for_each(|going| going.gone = None);
+        self.turned(node, None)
+    }
+
+    /// A node sends nothing more to this session, or to any, over this node; returns to whom nothing
+    /// more is forwarded by that.
+    pub(super) fn turned(&mut self, node: NodeId, id: Option<SessionId>) -> Vec<(NodeId, u64)> {
+        let done = self.going.extract_if(.., |session, going| {
+            if id.is_none_or(|id| id == *session)
+                && let Some(waiting) = &mut going.waiting
+            {
+                waiting.remove(&node);
+            }
+            going.waiting.as_ref().is_some_and(BTreeSet::is_empty)
+        });
+        done.map(|(_, going)| (going.to, going.seek)).collect()
+    }
+}
+
+impl Elsewhere {
+    /// A session that was going has left.
+    pub(super) fn forget(&mut self, room: &RoomName, id: SessionId) {
+        if let Some(going) = self.handovers.going.remove(&id) {
+            self.ask_again(room, going.askers);
+        }
+    }
+
+    /// Tells who has come for a session too late to ask again.
+    fn ask_again(&self, room: &RoomName, askers: Vec<Asker>) {
+        for asker in askers {
+            match asker {
+                // Who waits no longer need not know.
+                Asker::Here(again) => _ = again.send(()),
+                Asker::There(node, seek) => {
+                    let room = room.clone();
+                    let again = ToNode::AskAgain { room, seek };
+                    // Where this node is cut off, it is not waited for.
+                    let _ = self.uplink.turn().tell_node(node, again, &[]);
+                }
+            }
+        }
+    }
+}
+
+impl Rooms {
+    /// Has a node that wants a session ask again when it has gone where it is going; false if there is no
+    /// such session.
+    pub(crate) fn ask_later(&self, takeover: &Takeover) -> bool {
+        let Some(room) = self.find(&takeover.room) else {
+            return false;
+        };
+        let mut members = room.members.write();
+        let elsewhere = members.elsewhere.as_mut();
+        let going = elsewhere.and_then(|it| it.handovers.going(&takeover.token));
+        let Some(going) = going.filter(|going| going.askers.len() < MAX_ASKERS) else {
+            return false;
+        };
+        going
+            .askers
+            .push(Asker::There(takeover.node, takeover.seek));
+        true
+    }
+}
+
+impl Members {
+    /// Tells who waits for it that nothing more is forwarded.
+    pub(super) fn tell_done(&self, room: &Room, done: Vec<(NodeId, u64)>) {
+        if let Some(elsewhere) = &self.elsewhere {
+            let mut turn = elsewhere.uplink.turn();
+            for (node, seek) in done {
+                let room = room.name.clone();
+                // Where it is cut off, it is not waited for.
+                let _ = turn.tell_node(node, ToNode::Done { room, seek }, &[]);
+            }
+        }
+    }
+}
+
+/// A session that is sought; dropping it ends the search.
+pub(crate) struct Seeking {
+    seat: Seat,
+    seek: u64,
+}
+
+/// What has come of the search for a session.
+pub(crate) enum Sought {
+    Found(Arriving),
+    /// Nobody has it.
+    Nobody(Seat),
+    /// It was on its way from this node, or another, to another or this one.
+    Again(Seat),
+}
+
+/// A session that has been handed over, and has not arrived yet.
+pub(crate) struct Arriving {
+    seeking: Seeking,
+    found: Found,
+}
+
+impl Seat {
+    /// Asks all other nodes for a session, for so long at most. What it would be sent meanwhile is kept, up
+    /// to so many bytes.
+    pub(crate) async fn seek(
+        self,
+        token: TokenHash,
+        user: Option<String>,
+        received: u64,
+        kept_bytes: usize,
+        limit: Duration,
+    ) -> Sought {
+        let going = {
+            let elsewhere = &mut self.room.members.write().elsewhere;
+            let going = elsewhere.as_mut().and_then(|it| it.handovers.going(&token));
+            going
+                .filter(|going| going.askers.len() < MAX_ASKERS)
+                .map(|going| {
+                    let (again, waiting) = oneshot::channel();
+                    going.askers.push(Asker::Here(again));
+                    waiting
+                })
+        };
+        if let Some(going) = going {
+            let _ = timeout(limit, going).await;
+            return Sought::Again(self);
+        }
+        let (found, waiting) = oneshot::channel();
+        let seek = {
+            let mut members = self.room.members.write();
+            let Some(elsewhere) = &mut members.elsewhere else {
+                drop(members);
+                return Sought::Nobody(self);
+            };
+            elsewhere.handovers.count += 1;
+            let mark = elsewhere.handovers.count;
+            let mut seek = Seek {
+                waiting: elsewhere.nodes(),
+                part: None,
+                found: Some(found),
+                done: None,
+                recorded: Vec::new(),
+                bytes: 0,
+                limit: kept_bytes,
+            };
+            let want = Want {
+                room: self.room.name.clone(),
+                seek: mark,
+                token,
+                user,
+                received,
+            };
+            if seek.waiting.is_empty() || elsewhere.uplink.turn().want(want).is_err() {
+                seek.waiting.clear();
+                seek.found = None;
+            }
+            elsewhere.handovers.seeks.get_mut().insert(mark, seek);
+            mark
+        };
+        let seeking = Seeking { seat: self, seek };
+        match timeout(limit, waiting).await {
+            Ok(Ok(Answer::Found(found))) => Sought::Found(Arriving { seeking, found }),
+            Ok(Ok(Answer::Again)) => Sought::Again(seeking.give_up()),
+            _ => Sought::Nobody(seeking.give_up()),
+        }
+    }
+}
+
+impl Seeking {
+    fn give_up(self) -> Seat {
+        let Seeking { seat, seek } = self;
+        if let Some(elsewhere) = &mut seat.room.members.write().elsewhere {
+            elsewhere.handovers.seeks.get_mut().remove(&seek);
+        }
+        seat
+    }
+}
+
+impl Arriving {
+    /// What its last node has said of it.
+    pub(crate) fn handed(&self) -> &Handed {
+        &self.found.handed
+    }
+
+    /// The messages that its client has not got, as far as its last node had sent them.
+    pub(crate) fn missed(&mut self) -> Vec<Frame> {
+        mem::take(&mut self.found.missed)
+    }
+
+    /// Lets the session be here, and waits, for so long at most, until nothing more for it goes to its
+    /// last node. All that it has missed is in its outbox then.
+    pub(crate) async fn arrive(self, sender: Sender, limit: Duration) -> Membership {
+        let Arriving { seeking, found } = self;
+        let (id, from) = (found.handed.member.id, found.from);
+        let room = seeking.seat.room.clone();
+        let (done, waiting) = oneshot::channel();
+        let guest = {
+            let mut unflushed = Unflushed::default();
+            let mut members = room.members.write();
+            // Others may have given its last node up, and the session with it.
+            members.come(from, 0, found.handed.member.clone(), &mut unflushed);
+            let way = Way::Arriving(seeking.seek, sender.clone());
+            members.replace_way(id, way.clone());
+            // Where there are too many of other nodes, it is not among them yet.
+            let member = found.handed.member.clone();
+            let member = members
+                .senders
+                .entry(id)
+                .or_insert_with(|| member.into_member(way));
+            let guest = member.guest.clone();
+            guest.taken_in.store(found.handed.taken_in, Relaxed);
+            if let Some(elsewhere) = &mut members.elsewhere {
+                let is_there = elsewhere.is_there(from);
+                let seeks = elsewhere.handovers.seeks.get_mut();
+                if let Some(seek) = seeks.get_mut(&seeking.seek)
+                    && is_there
+                {
+                    seek.done = Some((from, done));
+                }
+                let member = found.handed.member.clone();
+                // Where this node is cut off, the session is told of when it is no longer.
+                let _ = elsewhere.say(&room.name, Event::Arrive { member, from }, &[]);
+            }
+            guest
+        };
+        let _ = timeout(limit, waiting).await;
+
+        let mut members = room.members.write();
+        members.catch_up(seeking.seek, &found, &sender);
+        members.replace_way(id, Way::Here(sender));
+        drop(members);
+        Membership {
+            seat: seeking.give_up(),
+            id,
+            guest,
+        }
+    }
+}
+
+impl Members {
+    /// Sends a session what it has missed on its way.
+    fn catch_up(&mut self, seek: u64, found: &Found, sender: &Sender) {
+        let Some(elsewhere) = &mut self.elsewhere else {
+            return;
+        };
+        let Some(seek) = elsewhere.handovers.seeks.get_mut().get_mut(&seek) else {
+            return;
+        };
+        if seek.bytes > seek.limit {
+            let reason = "too slow: too much was sent while it came from another node";
+            return sender.close(Close::new(CloseCode::TryAgainLater, reason));
+        }
+        let mut recorded = mem::take(&mut seek.recorded);
+        recorded.sort_by_key(|it| (it.number, it.source));
+        let mut unflushed = Unflushed::default();
+        // It is without a connection yet, and only keeps it.
+        let mut push = |frame: Frame| _ = sender.push(frame, &mut unflushed);
+        let own = found.handed.member.id;
+        let mut known: BTreeSet<SessionId> = found.handed.known.iter().copied().collect();
+        let seen: BTreeMap<NodeId, u64> = found.handed.seen.iter().copied().collect();
+        for Recorded {
+            source,
+            number,
+            what,
+        } in recorded
+        {
+            match what {
+                Said::New(id, frame) if id != own && known.insert(id) => push(frame),
+                Said::Left(id, frame) if known.remove(&id) => push(frame),
+                Said::ToAll(frame) if seen.get(&source).is_none_or(|seen| number > *seen) => {
+                    push(frame)
+                }
+                Said::ToOne(frame) => push(frame),
+                _ => {}
+            }
+        }
+        // What else differs it is told now.
+        for id in &known {
+            if !self.senders.contains_key(id) {
+                push(protocol::left(*id));
+            }
+        }
+        for (id, member) in &self.senders {
+            if *id != own && !known.contains(id) {
+                push(protocol::joined(*id, member.guest.public.as_deref()));
+            }
+        }
+    }
+}
+
+impl Membership {
+    /// Hands the session over to a node that wants it, with its outbox, and what its token allows. Returns
+    /// what is dropped when nothing more comes for it here.
+    ///
+    /// # Errors
+    ///
+    /// The client cannot go on from where it is; the session stays.
+    pub(crate) fn hand_over(
+        &self,
+        outbox: &Outbox,
+        to: &Takeover,
+        permit: Option<Permit>,
+    ) -> Option<oneshot::Receiver<()>> {
+        let room = &self.seat.room;
+        let mut members = room.members.write();
+        let missed = outbox.take_missed(to.received)?;
+        let known: Vec<SessionId> = members
+            .senders
+            .keys()
+            .copied()
+            .filter(|id| *id != self.id)
+            .collect();
+        let member = members.senders.get(&self.id)?.to_wire(self.id);
+        let elsewhere = members.elsewhere.as_mut()?;
+        let (gone, waiting) = oneshot::channel();
+        let going = Going {
+            to: to.node,
+            seek: to.seek,
+            token: to.token,
+            askers: Vec::new(),
+            waiting: None,
+            gone: Some(gone),
+        };
+        elsewhere.handovers.going.insert(self.id, going);
+        let seen = elsewhere.seen();
+        let mut turn = elsewhere.uplink.turn();
+        let mut known = known.chunks(MAX_IDS);
+        let mut missed = texts(&missed).into_iter().peekable();
+        loop {
+            let (ids, text) = (known.next(), missed.next());
+            let more = known.len() > 0 || missed.peek().is_some();
+            let handed = Handed {
+                room: room.name.clone(),
+                seek: to.seek,
+                member: member.clone(),
+                taken_in: self.guest.taken_in.load(Relaxed),
+                permit: permit.clone(),
+                seen: seen.clone(),
+                known: ids.unwrap_or_default().to_vec(),
+                more,
+            };
+            let text = text.unwrap_or_else(|| b"[]".to_vec());
+            // Where this node is cut off, the session cannot arrive, and leaves.
+            let _ = turn.tell_node(to.node, ToNode::Handed(Box::new(handed)), &text);
+            if !more {
+                break;
+            }
+        }
+        drop(turn);
+        members.replace_way(self.id, Way::Going(to.node));
+        Some(waiting)
+    }
+}
+
+/// Messages as JSON arrays that are short enough for one message each.
+fn texts(frames: &[Frame]) -> Vec<Vec<u8>> {
+    let mut texts: Vec<Vec<u8>> = Vec::new();
+    for frame in frames {
+        let payload = frame.payload();
+        match texts.last_mut() {
+            Some(text) if text.len() + payload.len() <= PART_BYTES => text.push(b','),
+            _ => texts.push(b"[".to_vec()),
+        }
+        let text = texts.last_mut().expect("there is one");
+        text.extend_from_slice(payload);
+    }
+    texts.iter_mut().for_each(|text| text.push(b']'));
+    texts
+}
+
+impl Room {
+    /// A node has not got a session that was asked for.
+    pub(super) fn not_here(&self, node: NodeId, seek: u64) {
+        let members = self.members.read();
+        if let Some(elsewhere) = &members.elsewhere
+            && let Some(seek) = elsewhere.handovers.seeks.lock().get_mut(&seek)
+        {
+            seek.not_there(node);
+        }
+    }
+
+    /// A session that was asked for has gone to another node.
+    pub(super) fn ask_again(&self, seek: u64) {
+        let members = self.members.read();
+        if let Some(elsewhere) = &members.elsewhere
+            && let Some(seek) = elsewhere.handovers.seeks.lock().get_mut(&seek)
+            && let Some(found) = seek.found.take()
+        {
+            // Who has given up does not hear it.
+            let _ = found.send(Answer::Again);
+        }
+    }
+
+    /// A node hands a session over.
+    pub(super) fn handed(&self, node: NodeId, handed: Box<Handed>, text: &str) {
+        let members = self.members.read();
+        let Some(elsewhere) = &members.elsewhere else {
+            return;
+        };
+        let mut seeks = elsewhere.handovers.seeks.lock();
+        let Some(seek) = seeks.get_mut(&handed.seek) else {
+            return debug!("{} comes too late", handed.member.id);
+        };
+        let Ok(missed) = serde_json::from_str::<Vec<&RawValue>>(text) else {
+            return debug!("{} is handed over with something else", handed.member.id);
+        };
+        let missed = missed.into_iter().map(|message| relayed(message.get()));
+        let more = handed.more;
+        match &mut seek.part {
+            Some(found) if found.from == node => {
+                found.handed.known.extend(handed.known);
+                found.missed.extend(missed);
+            }
+            part => {
+                *part = Some(Found {
+                    from: node,
+                    handed,
+                    missed: missed.collect(),
+                });
+            }
+        }
+        if !more && let (Some(part), Some(found)) = (seek.part.take(), seek.found.take()) {
+            // Who has given up does not get it, and the session leaves where it was.
+            let _ = found.send(Answer::Found(part));
+        }
+    }
+
+    /// A node forwards what was for a session that has come here from it.
+    pub(super) fn forwarded(&self, seek: u64, source: NodeId, number: u64, text: &str) {
+        let members = self.members.read();
+        if let Some(elsewhere) = &members.elsewhere {
+            let frame = relayed(text);
+            elsewhere.handovers.record_for(seek, source, number, frame);
+        }
+    }
+
+    /// A node forwards nothing more.
+    pub(super) fn done(&self, node: NodeId, seek: u64) {
+        let members = self.members.read();
+        if let Some(elsewhere) = &members.elsewhere
+            && let Some(seek) = elsewhere.handovers.seeks.lock().get_mut(&seek)
+            && let Some((_, done)) = seek.done.take_if(|(from, _)| *from == node)
+        {
+            let _ = done.send(());
+        }
+    }
+
+    /// A node sends nothing more to a session over this one.
+    pub(super) fn turned(&self, node: NodeId, id: SessionId) {
+        let mut members = self.members.write();
+        if let Some(elsewhere) = &mut members.elsewhere {
+            let done = elsewhere.handovers.turned(node, Some(id));
+            members.tell_done(self, done);
+        }
+    }
+}
+
+impl Members {
+    /// A session of the node `from` is at `node` now.
+    pub(super) fn arrive(
+        &mut self,
+        room: &Room,
+        node: NodeId,
+        number: u64,
+        member: cluster::Member,
+        from: NodeId,
+        unflushed: &mut Unflushed,
+    ) {
+        let id = member.id;
+        match self.senders.get(&id).map(|member| &member.way) {
+            Some(Way::Here(_) | Way::Arriving(..)) => {
+                return debug!("{node} claims {id}, which is here");
+            }
+            Some(Way::There(_) | Way::Going(_)) => self.replace_way(id, Way::There(node)),
+            None => self.come(node, number, member, unflushed),
+        }
+        let Some(elsewhere) = &mut self.elsewhere else {
+            return;
+        };
+        if from == elsewhere.uplink.node() {
+            let mut waiting = elsewhere.present();
+            waiting.remove(&node);
+            if let Some(going) = elsewhere.handovers.going.get_mut(&id) {
+                going.waiting = Some(waiting);
+                let askers = mem::take(&mut going.askers);
+                elsewhere.ask_again(&room.name, askers);
+            }
+            let done = elsewhere.handovers.turned(node, Some(id));
+            self.tell_done(room, done);
+        } else {
+            let turned = ToNode::Turned {
+                room: room.name.clone(),
+                id,
+            };
+            // Where this node is cut off, it is not waited for.
+            let _ = elsewhere.uplink.turn().tell_node(from, turned, &[]);
+        }
+    }
+}
