@@ -135,6 +135,15 @@ pub(crate) struct Takeover {
     pub(crate) token: TokenHash,
     /// How many of the session's messages its client has got.
     pub(crate) received: u64,
+    /// Up to where that node has heard each node.
+    pub(crate) seen: Vec<(NodeId, u64)>,
+}
+
+impl Takeover {
+    /// Whether it is the search of this node that has this mark.
+    pub(crate) fn is_of(&self, node: NodeId, seek: u64) -> bool {
+        (self.node, self.seek) == (node, seek)
+    }
 }
 
 impl Successor {
@@ -647,6 +656,11 @@ impl Outbox {
             reader: arrival.reader,
             visitor: arrival.visitor,
         })
+    }
+
+    /// Whether somebody has come for the session.
+    pub(crate) fn has_successor(&self) -> bool {
+        self.0.queue.lock().has_successor()
     }
 
     /// What a client that has got so many messages has not got, for another node to send; nothing is taken

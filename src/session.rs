@@ -13,12 +13,12 @@ use std::{
 
 use hyper::upgrade::OnUpgrade;
 use log::debug;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::{
     Shared,
     admission::{AddressPlace, Admitted, Place, Visitor},
-    cluster::{self, ToNode},
+    cluster::{self, Answer},
     expiry::Expiry,
     heartbeat::Beat,
     outbox::{
@@ -38,6 +38,9 @@ use crate::{
 /// How long a client has to take its Close frame and close its side. A restarting server grants its
 /// drain time instead.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long to wait before a session is sought again that is on its way.
+const SEEK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What a frame has at the least besides its payload, in bytes: two, and a mask (RFC 6455, section
 /// 5.2).
@@ -123,21 +126,17 @@ pub(crate) fn turn_away(shared: &Arc<Shared>, successor: Successor) {
             let goodbye = Goodbye::new(shared.clone(), end, arrival.writer, address);
             shared.tasks.spawn(goodbye.say(arrival.reader));
         }
-        Successor::There(takeover) => refuse(shared, takeover),
+        Successor::There(takeover) => refuse(shared, takeover, Answer::Superseded),
     }
 }
 
-/// Tells a node that it cannot have a session.
-pub(crate) fn refuse(shared: &Shared, takeover: Takeover) {
+/// Tells a node that it does not get a session.
+pub(crate) fn refuse(shared: &Shared, takeover: Takeover, answer: Answer) {
     if let Some(cluster) = &shared.cluster {
         let Takeover {
             node, room, seek, ..
         } = takeover;
-        // Where this node is cut off, nobody waits for it.
-        let _ = cluster
-            .uplink
-            .turn()
-            .tell_node(node, ToNode::NotHere { room, seek }, &[]);
+        cluster.uplink.turn().answer(node, room, seek, answer);
     }
 }
 
@@ -328,11 +327,14 @@ impl Session {
             match seeking.await {
                 Sought::Found(arriving) => break arriving,
                 Sought::Again(returned) if Instant::now() < end_of_time => seat = returned,
+                Sought::Superseded => return turn_away(&shared, Successor::Here(arrival)),
                 Sought::Nobody(seat) | Sought::Again(seat) => {
                     arrival.admitted = Some(Admitted { seat, place });
                     return Session::begin_anew(shared, arrival);
                 }
             }
+            // Of two that look for it both may have missed it.
+            sleep(SEEK_AGAIN).await;
             // It may have come here meanwhile.
             let session = shared
                 .resumes
@@ -496,14 +498,22 @@ impl Session {
             may_send: permit.may_send,
             expires: permit.expiry.time(),
         });
+        let limit = self
+            .shared
+            .cluster
+            .as_ref()
+            .map_or(Duration::ZERO, |cluster| cluster.down);
+        self.membership.caught_up(&takeover.seen, limit).await;
         let Some(gone) = self.membership.hand_over(&self.outbox, &takeover, permit) else {
-            refuse(&self.shared, takeover);
+            let answer = match self.outbox.has_successor() {
+                true => Answer::Superseded,
+                false => Answer::NotHere,
+            };
+            refuse(&self.shared, takeover, answer);
             return Ok(());
         };
-        if let Some(cluster) = &self.shared.cluster {
-            // Both nodes wait for the others, one after the other.
-            let _ = timeout(2 * cluster.down, gone).await;
-        }
+        // That node waits for others, too.
+        let _ = timeout(2 * limit, gone).await;
         Err(End::Gone)
     }
 
@@ -537,7 +547,9 @@ impl Session {
         let place = reader.is_some().then_some(self.place);
         match rest.successor {
             Some(Successor::Here(arrival)) => Session::begin_anew(self.shared.clone(), arrival),
-            Some(Successor::There(takeover)) => refuse(&self.shared, takeover),
+            Some(Successor::There(takeover)) => {
+                refuse(&self.shared, takeover, Answer::NotHere);
+            }
             None => {}
         }
         if let (Some(reader), Some(writer)) = (reader, rest.writer) {

@@ -47,8 +47,8 @@ use self::{
 pub(crate) use self::{
     uplink::{Chain, Cut, Uplink},
     wire::{
-        Digest, Event, Handed, MAX_IDS, MAX_ROOMS, Member, Members, NodeId, PART_BYTES, Permit,
-        ToNode, ToRoom, Want, parts,
+        Answer, Digest, Event, Handed, MAX_IDS, MAX_ROOMS, Member, Members, NodeId, PART_BYTES,
+        Permit, ToNode, ToRoom, Want, parts,
     },
 };
 use crate::{
@@ -459,6 +459,7 @@ impl Reader<'_> {
             token,
             user,
             received,
+            seen,
         } = want;
         let session = self.shared.resumes.look_up(&token, &room, user.as_deref());
         let successor = Successor::There(Takeover {
@@ -467,14 +468,19 @@ impl Reader<'_> {
             seek,
             token,
             received,
+            seen,
         });
         let refused = match session {
             Some(session) => session.hand_over(successor).unwrap_or_else(Some),
             None => Some(successor),
         };
         match refused {
-            Some(Successor::There(takeover)) if self.shared.rooms.ask_later(&takeover) => {}
-            Some(refused) => session::turn_away(self.shared, refused),
+            Some(Successor::There(takeover)) if takeover.is_of(node, seek) => {
+                if let Some(answer) = self.shared.rooms.answer(&takeover) {
+                    session::refuse(self.shared, takeover, answer);
+                }
+            }
+            Some(earlier) => session::turn_away(self.shared, earlier),
             None => {}
         }
     }

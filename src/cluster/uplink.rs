@@ -9,7 +9,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::wire::{self, Event, NodeId, Say, ToAll, ToNode, ToRoom, Want};
+use super::wire::{self, Answer, Event, NodeId, Say, ToAll, ToNode, ToRoom, Want};
 use crate::protocol::RoomName;
 
 /// How much may wait, in bytes: what a busy node says in the seconds that NATS may take to come
@@ -182,6 +182,13 @@ impl Turn<'_> {
     /// The number that the next message will have.
     pub(crate) fn next_number(&self) -> u64 {
         self.queue.number + 1
+    }
+
+    /// Tells a node why it does not get a session.
+    pub(crate) fn answer(&mut self, node: NodeId, room: RoomName, seek: u64, answer: Answer) {
+        let answer = ToNode::Answer { room, seek, answer };
+        // Where this node is cut off, nobody waits for it.
+        let _ = self.tell_node(node, answer, &[]);
     }
 
     /// Asks every node for a session.

@@ -150,10 +150,12 @@ pub(crate) enum ToNode {
     },
     /// An operator closes one of yours.
     Expel { room: RoomName, id: SessionId },
-    /// I have not got the session that you want.
-    NotHere { room: RoomName, seek: u64 },
-    /// The session that you want has just gone from here to another node: ask again.
-    AskAgain { room: RoomName, seek: u64 },
+    /// What has come of your search for a session, where that is not the session.
+    Answer {
+        room: RoomName,
+        seek: u64,
+        answer: Answer,
+    },
     /// This is the session that you want, or a part of it.
     Handed(Box<Handed>),
     /// I shall send what is for this session to the node where it is now, and no longer to you.
@@ -202,6 +204,9 @@ pub(crate) struct Member {
     /// When it joined, in milliseconds since 1970.
     #[serde(default)]
     pub(crate) since: u64,
+    /// How many nodes it has left behind: of two that say it is theirs, the one that says more is right.
+    #[serde(default)]
+    pub(crate) moves: u32,
 }
 
 impl Member {
@@ -223,6 +228,22 @@ pub(crate) struct Want {
     pub(crate) user: Option<String>,
     /// How many of its messages the client has got.
     pub(crate) received: u64,
+    /// Up to where the asking node has heard each node.
+    pub(crate) seen: Vec<(NodeId, u64)>,
+}
+
+/// Why a node does not hand a session over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    /// I have not got it.
+    NotHere,
+    /// I have not got it, but a client of mine wants it, too.
+    WantedHere,
+    /// It has just gone from here to another node: ask again.
+    AskAgain,
+    /// Its client has come back once more since.
+    Superseded,
 }
 
 /// A session that is handed over. It comes in parts, each with some of those it knows of and, behind the
@@ -342,6 +363,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
         Say::All(ToAll::Alive { heard }) => heard.len(),
         Say::Node(ToNode::Ask(rooms) | ToNode::Absent(rooms)) => rooms.len(),
         Say::Node(ToNode::Digest { rooms, .. }) => rooms.len(),
+        Say::All(ToAll::Want(want)) => want.seen.len(),
+        Say::Node(ToNode::Handed(handed)) => handed.seen.len(),
         _ => 0,
     };
     if length > MAX_ROOMS {

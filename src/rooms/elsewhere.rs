@@ -47,7 +47,14 @@ pub(super) struct Elsewhere {
     entering: Vec<oneshot::Sender<()>>,
     /// Sessions of this node that the others have not all seen yet.
     joining: BTreeMap<SessionId, Joining>,
+    hearing: Vec<Hearing>,
     pub(super) handovers: Handovers,
+}
+
+/// Who waits until nodes have been heard up to these numbers.
+struct Hearing {
+    numbers: Vec<(NodeId, u64)>,
+    heard: oneshot::Sender<()>,
 }
 
 struct Joining {
@@ -152,6 +159,7 @@ impl Elsewhere {
             there: 0,
             entering: Vec::new(),
             joining: BTreeMap::new(),
+            hearing: Vec::new(),
             handovers: Handovers::default(),
         }
     }
@@ -258,8 +266,27 @@ impl Elsewhere {
         !presences.any(|presence| matches!(presence, Presence::Asked))
     }
 
+    /// Whether nodes have been heard up to these numbers, as far as they are there.
+    fn has_heard(&self, numbers: &[(NodeId, u64)]) -> bool {
+        numbers.iter().all(|(node, number)| {
+            let view = self.views.get(node);
+            view.is_none_or(|view| match view.presence {
+                Presence::Asked => false,
+                Presence::Absent => true,
+                Presence::Present { last, .. } => last >= *number,
+            })
+        })
+    }
+
     /// Lets go on who need not wait any longer.
     fn settle(&mut self) {
+        for hearing in mem::take(&mut self.hearing) {
+            if self.has_heard(&hearing.numbers) {
+                let _ = hearing.heard.send(());
+            } else {
+                self.hearing.push(hearing);
+            }
+        }
         if self.is_entered() {
             // Who waits no longer need not be told.
             self.entering
@@ -312,18 +339,22 @@ impl Members {
         }
     }
 
-    /// Takes in a session of another node, and tells those of this one.
+    /// Takes in what a node says to be its session, and tells those of this one if it is new.
     pub(super) fn come(
         &mut self,
+        room: &RoomName,
         node: NodeId,
         number: u64,
         member: cluster::Member,
         unflushed: &mut Unflushed,
     ) {
+        if self.senders.contains_key(&member.id) {
+            return self.claim(room, node, &member);
+        }
         let Some(elsewhere) = &mut self.elsewhere else {
             return;
         };
-        if self.senders.contains_key(&member.id) || elsewhere.there >= MAX_THERE {
+        if elsewhere.there >= MAX_THERE {
             return;
         }
         elsewhere.there += 1;
@@ -411,7 +442,7 @@ impl Members {
         if let Some(elsewhere) = &mut self.elsewhere {
             let done = elsewhere.handovers.turned(node, None);
             elsewhere.settle();
-            self.tell_done(room, done);
+            self.tell_done(&room.name, done);
         }
     }
 
@@ -443,6 +474,7 @@ impl Member {
             joined: self.joined,
             data: self.guest.public.clone(),
             since: since.as_millis() as u64,
+            moves: self.moves,
         }
     }
 }
@@ -455,6 +487,7 @@ impl cluster::Member {
         Member {
             way,
             joined: self.joined,
+            moves: self.moves,
             guest: Arc::new(guest),
         }
     }
@@ -500,7 +533,32 @@ impl Membership {
     }
 }
 
+impl Membership {
+    /// Waits until this node has heard others up to these numbers, for so long at most.
+    pub(crate) async fn caught_up(&self, numbers: &[(NodeId, u64)], limit: Duration) {
+        self.seat.room.caught_up(numbers, limit).await;
+    }
+}
+
 impl Room {
+    /// Waits until nodes have been heard up to these numbers, for so long at most.
+    pub(super) async fn caught_up(&self, numbers: &[(NodeId, u64)], limit: Duration) {
+        let waiting = {
+            let mut members = self.members.write();
+            match &mut members.elsewhere {
+                Some(elsewhere) if !elsewhere.has_heard(numbers) => {
+                    let (heard, waiting) = oneshot::channel();
+                    let numbers = numbers.to_vec();
+                    elsewhere.hearing.push(Hearing { numbers, heard });
+                    waiting
+                }
+                _ => return,
+            }
+        };
+        // What was lost on the way is not waited for any longer.
+        let _ = timeout(limit, waiting).await;
+    }
+
     /// Makes it known that this node is no longer in the room.
     pub(super) fn exit(&self) {
         if let Some(elsewhere) = &self.members.read().elsewhere {
@@ -514,11 +572,13 @@ impl Room {
         let Some(elsewhere) = &members.elsewhere else {
             return;
         };
-        let here = members
+        let own = members
             .senders
             .iter()
             .filter(|(_, member)| member.way.is_own());
-        let here = here.map(|(id, member)| member.to_wire(*id)).collect();
+        let own = own.map(|(id, member)| member.to_wire(*id));
+        // That these have gone the other may not know yet.
+        let here = own.chain(elsewhere.handovers.gone()).collect();
         let mut parts = cluster::parts(here).into_iter().peekable();
         let mut before = 0;
         let mut turn = elsewhere.uplink.turn();
@@ -555,7 +615,7 @@ impl Room {
         elsewhere.views.remove(&node);
         let done = elsewhere.handovers.down(node);
         let number = elsewhere.uplink.number();
-        members.tell_done(self, done);
+        members.tell_done(&self.name, done);
         members.clear(self, node, number, unflushed);
     }
 
@@ -606,7 +666,7 @@ impl Room {
         let ids = all.iter().map(|member| member.id).collect();
         members.keep(node, number, &ids, unflushed);
         for member in all {
-            members.come(node, number, member, unflushed);
+            members.come(&self.name, node, number, member, unflushed);
         }
         members.settle();
         replies.seen.insert((node, self.name.clone()), said.last);
@@ -644,12 +704,12 @@ impl Room {
         *last = number;
         match said.what {
             Event::Join(member) => {
-                members.come(node, number, member, unflushed);
+                members.come(&self.name, node, number, member, unflushed);
                 replies.seen.insert((node, self.name.clone()), number);
             }
             Event::Leave(id) => members.go(node, number, id, unflushed),
             Event::Arrive { member, from } => {
-                members.arrive(self, node, number, member, from, unflushed);
+                members.arrive(&self.name, node, number, member, from, unflushed);
             }
             Event::Broadcast(sender) => {
                 if sender.is_none_or(|id| members.is_of(node, id)) {
@@ -666,6 +726,11 @@ impl Room {
                 view.presence = Presence::Absent;
                 members.clear(self, node, number, unflushed);
             }
+        }
+        if let Some(elsewhere) = &mut members.elsewhere
+            && !elsewhere.hearing.is_empty()
+        {
+            elsewhere.settle();
         }
     }
 
@@ -906,14 +971,9 @@ impl Rooms {
                     room.expel(id);
                 }
             }
-            ToNode::NotHere { room, seek } => {
+            ToNode::Answer { room, seek, answer } => {
                 if let Some(room) = self.find(&room) {
-                    room.not_here(node, seek);
-                }
-            }
-            ToNode::AskAgain { room, seek } => {
-                if let Some(room) = self.find(&room) {
-                    room.ask_again(seek);
+                    room.answered(node, seek, answer);
                 }
             }
             ToNode::Handed(handed) => {

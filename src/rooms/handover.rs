@@ -23,7 +23,7 @@ use super::{
     elsewhere::{Elsewhere, relayed},
 };
 use crate::{
-    cluster::{self, Event, Handed, MAX_IDS, NodeId, PART_BYTES, Permit, ToNode, Want},
+    cluster::{self, Answer, Event, Handed, MAX_IDS, NodeId, PART_BYTES, Permit, ToNode, Want},
     outbox::{Outbox, Sender, Takeover, Unflushed},
     protocol::{self, Close, CloseCode, RoomName, SessionId, TokenHash},
     websocket::Frame,
@@ -45,12 +45,15 @@ pub(super) struct Handovers {
 
 /// A session that is wanted here.
 struct Seek {
+    token: TokenHash,
     /// Who has not answered yet.
     waiting: BTreeSet<NodeId>,
+    /// Whether another node wants it, too, and may have got it.
+    is_wanted_there: bool,
     /// What has come of it so far.
     part: Option<Found>,
     /// Gets the answer.
-    found: Option<oneshot::Sender<Answer>>,
+    found: Option<oneshot::Sender<Outcome>>,
     /// Hears that nothing more is forwarded, and by whom.
     done: Option<(NodeId, oneshot::Sender<()>)>,
     /// What the session would have been sent since.
@@ -61,15 +64,15 @@ struct Seek {
 }
 
 /// What has come of a search.
-enum Answer {
+enum Outcome {
     Found(Found),
-    Nobody,
-    /// It is on its way to somebody else.
-    Again,
+    Answered(Answer),
 }
 
 /// A session that is going.
 struct Going {
+    /// As it was here.
+    member: cluster::Member,
     to: NodeId,
     /// That node's mark for it.
     seek: u64,
@@ -78,6 +81,8 @@ struct Going {
     askers: Vec<Asker>,
     /// Who may still send it something here; `None` as long as it has not arrived.
     waiting: Option<BTreeSet<NodeId>>,
+    /// Who does no longer.
+    turned: BTreeSet<NodeId>,
     /// Is dropped when it has gone, or cannot go.
     gone: Option<oneshot::Sender<()>>,
 }
@@ -143,7 +148,11 @@ impl Seek {
             && let Some(found) = self.found.take()
         {
             // Who has given up does not hear it.
-            let _ = found.send(Answer::Nobody);
+            let answer = match self.is_wanted_there {
+                true => Answer::AskAgain,
+                false => Answer::NotHere,
+            };
+            let _ = found.send(Outcome::Answered(answer));
         }
     }
 }
@@ -170,6 +179,12 @@ impl Handovers {
             .find(|going| going.token == *token && going.waiting.is_none())
     }
 
+    /// The sessions that have gone, or are going, as they were here.
+    pub(super) fn gone(&self) -> impl Iterator<Item = cluster::Member> {
+        let gone = self.going.values().filter(|going| going.waiting.is_some());
+        gone.map(|going| going.member.clone())
+    }
+
     /// Where a session has gone for which something may still come here.
     pub(super) fn gone_to(&self, id: SessionId) -> Option<(NodeId, u64)> {
         self.going.get(&id).map(|going| (going.to, going.seek))
@@ -193,10 +208,11 @@ impl Handovers {
     /// more is forwarded by that.
     pub(super) fn turned(&mut self, node: NodeId, id: Option<SessionId>) -> Vec<(NodeId, u64)> {
         let done = self.going.extract_if(.., |session, going| {
-            if id.is_none_or(|id| id == *session)
-                && let Some(waiting) = &mut going.waiting
-            {
-                waiting.remove(&node);
+            if id.is_none_or(|id| id == *session) {
+                going.turned.insert(node);
+                if let Some(waiting) = &mut going.waiting {
+                    waiting.remove(&node);
+                }
             }
             going.waiting.as_ref().is_some_and(BTreeSet::is_empty)
         });
@@ -220,9 +236,9 @@ impl Elsewhere {
                 Asker::Here(again) => _ = again.send(()),
                 Asker::There(node, seek) => {
                     let room = room.clone();
-                    let again = ToNode::AskAgain { room, seek };
-                    // Where this node is cut off, it is not waited for.
-                    let _ = self.uplink.turn().tell_node(node, again, &[]);
+                    self.uplink
+                        .turn()
+                        .answer(node, room, seek, Answer::AskAgain);
                 }
             }
         }
@@ -230,32 +246,39 @@ impl Elsewhere {
 }
 
 impl Rooms {
-    /// Has a node that wants a session ask again when it has gone where it is going; false if there is no
-    /// such session.
-    pub(crate) fn ask_later(&self, takeover: &Takeover) -> bool {
+    /// What to answer to a node that wants a session which is not here. `None` if it is going, and the
+    /// answer will come when it has gone.
+    pub(crate) fn answer(&self, takeover: &Takeover) -> Option<Answer> {
         let Some(room) = self.find(&takeover.room) else {
-            return false;
+            return Some(Answer::NotHere);
         };
         let mut members = room.members.write();
-        let elsewhere = members.elsewhere.as_mut();
-        let going = elsewhere.and_then(|it| it.handovers.going(&takeover.token));
-        let Some(going) = going.filter(|going| going.askers.len() < MAX_ASKERS) else {
-            return false;
+        let Some(elsewhere) = &mut members.elsewhere else {
+            return Some(Answer::NotHere);
         };
-        going
-            .askers
-            .push(Asker::There(takeover.node, takeover.seek));
-        true
+        if let Some(going) = elsewhere.handovers.going(&takeover.token)
+            && going.askers.len() < MAX_ASKERS
+        {
+            going
+                .askers
+                .push(Asker::There(takeover.node, takeover.seek));
+            return None;
+        }
+        let mut seeks = elsewhere.handovers.seeks.get_mut().values();
+        Some(match seeks.any(|seek| seek.token == takeover.token) {
+            true => Answer::WantedHere,
+            false => Answer::NotHere,
+        })
     }
 }
 
 impl Members {
     /// Tells who waits for it that nothing more is forwarded.
-    pub(super) fn tell_done(&self, room: &Room, done: Vec<(NodeId, u64)>) {
+    pub(super) fn tell_done(&self, room: &RoomName, done: Vec<(NodeId, u64)>) {
         if let Some(elsewhere) = &self.elsewhere {
             let mut turn = elsewhere.uplink.turn();
             for (node, seek) in done {
-                let room = room.name.clone();
+                let room = room.clone();
                 // Where it is cut off, it is not waited for.
                 let _ = turn.tell_node(node, ToNode::Done { room, seek }, &[]);
             }
@@ -274,8 +297,10 @@ pub(crate) enum Sought {
     Found(Arriving),
     /// Nobody has it.
     Nobody(Seat),
-    /// It was on its way from this node, or another, to another or this one.
+    /// It is on its way from one node to another, which may be this.
     Again(Seat),
+    /// Its client has come back once more since.
+    Superseded,
 }
 
 /// A session that has been handed over, and has not arrived yet.
@@ -320,6 +345,8 @@ impl Seat {
             elsewhere.handovers.count += 1;
             let mark = elsewhere.handovers.count;
             let mut seek = Seek {
+                token,
+                is_wanted_there: false,
                 waiting: elsewhere.nodes(),
                 part: None,
                 found: Some(found),
@@ -334,6 +361,7 @@ impl Seat {
                 token,
                 user,
                 received,
+                seen: elsewhere.seen(),
             };
             if seek.waiting.is_empty() || elsewhere.uplink.turn().want(want).is_err() {
                 seek.waiting.clear();
@@ -344,8 +372,12 @@ impl Seat {
         };
         let seeking = Seeking { seat: self, seek };
         match timeout(limit, waiting).await {
-            Ok(Ok(Answer::Found(found))) => Sought::Found(Arriving { seeking, found }),
-            Ok(Ok(Answer::Again)) => Sought::Again(seeking.give_up()),
+            Ok(Ok(Outcome::Found(found))) => Sought::Found(Arriving { seeking, found }),
+            Ok(Ok(Outcome::Answered(Answer::AskAgain))) => Sought::Again(seeking.give_up()),
+            Ok(Ok(Outcome::Answered(Answer::Superseded))) => {
+                seeking.give_up();
+                Sought::Superseded
+            }
             _ => Sought::Nobody(seeking.give_up()),
         }
     }
@@ -377,22 +409,25 @@ impl Arriving {
     pub(crate) async fn arrive(self, sender: Sender, limit: Duration) -> Membership {
         let Arriving { seeking, found } = self;
         let (id, from) = (found.handed.member.id, found.from);
+        let member = cluster::Member {
+            moves: found.handed.member.moves + 1,
+            ..found.handed.member.clone()
+        };
         let room = seeking.seat.room.clone();
         let (done, waiting) = oneshot::channel();
         let guest = {
             let mut unflushed = Unflushed::default();
             let mut members = room.members.write();
             // Others may have given its last node up, and the session with it.
-            members.come(from, 0, found.handed.member.clone(), &mut unflushed);
+            let before = found.handed.member.clone();
+            members.come(&room.name, from, 0, before, &mut unflushed);
             let way = Way::Arriving(seeking.seek, sender.clone());
             members.replace_way(id, way.clone());
             // Where there are too many of other nodes, it is not among them yet.
-            let member = found.handed.member.clone();
-            let member = members
-                .senders
-                .entry(id)
-                .or_insert_with(|| member.into_member(way));
-            let guest = member.guest.clone();
+            let known = members.senders.entry(id);
+            let known = known.or_insert_with(|| member.clone().into_member(way));
+            known.moves = member.moves;
+            let guest = known.guest.clone();
             guest.taken_in.store(found.handed.taken_in, Relaxed);
             if let Some(elsewhere) = &mut members.elsewhere {
                 let is_there = elsewhere.is_there(from);
@@ -402,13 +437,14 @@ impl Arriving {
                 {
                     seek.done = Some((from, done));
                 }
-                let member = found.handed.member.clone();
                 // Where this node is cut off, the session is told of when it is no longer.
                 let _ = elsewhere.say(&room.name, Event::Arrive { member, from }, &[]);
             }
             guest
         };
         let _ = timeout(limit, waiting).await;
+        // What it was told there shall be known here.
+        room.caught_up(&found.handed.seen, limit).await;
 
         let mut members = room.members.write();
         members.catch_up(seeking.seek, &found, &sender);
@@ -499,11 +535,13 @@ impl Membership {
         let elsewhere = members.elsewhere.as_mut()?;
         let (gone, waiting) = oneshot::channel();
         let going = Going {
+            member: member.clone(),
             to: to.node,
             seek: to.seek,
             token: to.token,
             askers: Vec::new(),
             waiting: None,
+            turned: BTreeSet::new(),
             gone: Some(gone),
         };
         elsewhere.handovers.going.insert(self.id, going);
@@ -554,25 +592,28 @@ fn texts(frames: &[Frame]) -> Vec<Vec<u8>> {
 }
 
 impl Room {
-    /// A node has not got a session that was asked for.
-    pub(super) fn not_here(&self, node: NodeId, seek: u64) {
+    /// A node does not hand over a session that was asked for.
+    pub(super) fn answered(&self, node: NodeId, seek: u64, answer: Answer) {
         let members = self.members.read();
-        if let Some(elsewhere) = &members.elsewhere
-            && let Some(seek) = elsewhere.handovers.seeks.lock().get_mut(&seek)
-        {
-            seek.not_there(node);
-        }
-    }
-
-    /// A session that was asked for has gone to another node.
-    pub(super) fn ask_again(&self, seek: u64) {
-        let members = self.members.read();
-        if let Some(elsewhere) = &members.elsewhere
-            && let Some(seek) = elsewhere.handovers.seeks.lock().get_mut(&seek)
-            && let Some(found) = seek.found.take()
-        {
-            // Who has given up does not hear it.
-            let _ = found.send(Answer::Again);
+        let Some(elsewhere) = &members.elsewhere else {
+            return;
+        };
+        let mut seeks = elsewhere.handovers.seeks.lock();
+        let Some(seek) = seeks.get_mut(&seek) else {
+            return;
+        };
+        match answer {
+            Answer::NotHere => seek.not_there(node),
+            Answer::WantedHere => {
+                seek.is_wanted_there = true;
+                seek.not_there(node);
+            }
+            Answer::AskAgain | Answer::Superseded => {
+                if let Some(found) = seek.found.take() {
+                    // Who has given up does not hear it.
+                    let _ = found.send(Outcome::Answered(answer));
+                }
+            }
         }
     }
 
@@ -606,7 +647,7 @@ impl Room {
         }
         if !more && let (Some(part), Some(found)) = (seek.part.take(), seek.found.take()) {
             // Who has given up does not get it, and the session leaves where it was.
-            let _ = found.send(Answer::Found(part));
+            let _ = found.send(Outcome::Found(part));
         }
     }
 
@@ -635,7 +676,7 @@ impl Room {
         let mut members = self.members.write();
         if let Some(elsewhere) = &mut members.elsewhere {
             let done = elsewhere.handovers.turned(node, Some(id));
-            members.tell_done(self, done);
+            members.tell_done(&self.name, done);
         }
     }
 }
@@ -644,41 +685,68 @@ impl Members {
     /// A session of the node `from` is at `node` now.
     pub(super) fn arrive(
         &mut self,
-        room: &Room,
+        room: &RoomName,
         node: NodeId,
         number: u64,
         member: cluster::Member,
         from: NodeId,
         unflushed: &mut Unflushed,
     ) {
+        let is_unknown = !self.senders.contains_key(&member.id);
         let id = member.id;
-        match self.senders.get(&id).map(|member| &member.way) {
-            Some(Way::Here(_) | Way::Arriving(..)) => {
-                return debug!("{node} claims {id}, which is here");
-            }
-            Some(Way::There(_) | Way::Going(_)) => self.replace_way(id, Way::There(node)),
-            None => self.come(node, number, member, unflushed),
+        self.come(room, node, number, member, unflushed);
+        if is_unknown {
+            self.tell_turned(room, from, id);
         }
+    }
+
+    /// A node says that a session is its, which is known already.
+    pub(super) fn claim(&mut self, room: &RoomName, node: NodeId, claimed: &cluster::Member) {
+        let id = claimed.id;
+        let Some(known) = self.senders.get_mut(&id) else {
+            return;
+        };
+        let is_later = claimed.moves > known.moves;
+        match known.way {
+            Way::There(other) if is_later => {
+                known.moves = claimed.moves;
+                self.replace_way(id, Way::There(node));
+                self.tell_turned(room, other, id);
+            }
+            Way::There(other) if other != node => self.tell_turned(room, node, id),
+            Way::Going(_) if is_later => {
+                known.moves = claimed.moves;
+                self.replace_way(id, Way::There(node));
+                self.arrived(room, id, node);
+            }
+            Way::Here(_) | Way::Arriving(..) if is_later => debug!("{node} claims {id}"),
+            _ => {}
+        }
+    }
+
+    /// A session of this node has arrived at another.
+    fn arrived(&mut self, room: &RoomName, id: SessionId, node: NodeId) {
         let Some(elsewhere) = &mut self.elsewhere else {
             return;
         };
-        if from == elsewhere.uplink.node() {
-            let mut waiting = elsewhere.present();
-            waiting.remove(&node);
-            if let Some(going) = elsewhere.handovers.going.get_mut(&id) {
-                going.waiting = Some(waiting);
-                let askers = mem::take(&mut going.askers);
-                elsewhere.ask_again(&room.name, askers);
-            }
-            let done = elsewhere.handovers.turned(node, Some(id));
-            self.tell_done(room, done);
-        } else {
-            let turned = ToNode::Turned {
-                room: room.name.clone(),
-                id,
-            };
+        let mut waiting = elsewhere.present();
+        waiting.remove(&node);
+        if let Some(going) = elsewhere.handovers.going.get_mut(&id) {
+            going.waiting = Some(&waiting - &going.turned);
+            let askers = mem::take(&mut going.askers);
+            elsewhere.ask_again(room, askers);
+        }
+        let done = elsewhere.handovers.turned(node, Some(id));
+        self.tell_done(room, done);
+    }
+
+    /// Tells a node that what is for a session goes to another from now on.
+    fn tell_turned(&self, room: &RoomName, node: NodeId, id: SessionId) {
+        if let Some(elsewhere) = &self.elsewhere {
+            let room = room.clone();
+            let turned = ToNode::Turned { room, id };
             // Where this node is cut off, it is not waited for.
-            let _ = elsewhere.uplink.turn().tell_node(from, turned, &[]);
+            let _ = elsewhere.uplink.turn().tell_node(node, turned, &[]);
         }
     }
 }

@@ -80,6 +80,8 @@ struct Member {
     way: Way,
     /// Its number in the order of joining; of two that have the same, the smaller id was first.
     joined: u64,
+    /// How many nodes it has left behind.
+    moves: u32,
     guest: Arc<Guest>,
 }
 
@@ -385,6 +387,7 @@ impl Seat {
         let member = Member {
             way: Way::Here(sender),
             joined: members.clock,
+            moves: 0,
             guest: guest.clone(),
         };
         members.senders.insert(id, member);

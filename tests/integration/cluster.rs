@@ -207,11 +207,11 @@ async fn nothing_is_lost_while_sessions_go_from_node_to_node() {
     let nodes = nats.nodes_with::<3>(weatherproof).await;
     let storm = Storm {
         seed: 1000,
-        messages: 2_000,
+        messages: 6_000,
         bytes: 8000,
     };
     weather(&storm, &nodes).await;
-    for seed in 0..50 {
+    for seed in 0..600 {
         let storm = Storm {
             seed,
             messages: 40,
