@@ -1,15 +1,29 @@
 //! Several nodes over a real NATS server. `tests/run` installs that, and starts these tests.
 
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    future::pending,
+    net::SocketAddr,
+    time::Duration,
+};
+
 use anteroom::Config;
-use futures_util::future::join_all;
-use serde_json::json;
-use tokio::process::{Child, Command};
+use futures_util::{StreamExt, future::join_all};
+use serde_json::{Value, json};
+use tokio::{
+    process::{Child, Command},
+    sync::watch,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
     crowds::{come_and_go, storm},
     operating::{free_port, start},
+    proxy::{Failure, Fate, Proxy},
     resuming::{Storm, resumable_beside, return_to, weather, weatherproof},
-    support::{Client, TestServer, eventually, operator, within_deadline},
+    support::{Answer, Client, Program, TestServer, ask_operator, eventually, within_deadline},
 };
 
 /// A NATS server on a port of its own.
@@ -52,10 +66,6 @@ impl Nats {
     }
 
     /// A node of the cluster, in this process.
-    pub async fn node(&self) -> TestServer {
-        self.node_with(|_| {}).await
-    }
-
     pub async fn node_with(&self, change: impl FnOnce(&mut Config)) -> TestServer {
         let url = self.url().parse().unwrap();
         TestServer::with(|config| {
@@ -219,4 +229,348 @@ async fn nothing_is_lost_while_sessions_go_from_node_to_node() {
         };
         weather(&storm, &nodes).await;
     }
+}
+
+/// A node that is a process of its own.
+struct Node {
+    program: Program,
+    admin: SocketAddr,
+}
+
+impl Node {
+    async fn start(nats: &str) -> Node {
+        let options = [
+            "--cluster",
+            nats,
+            "--admin",
+            "127.0.0.1:0",
+            "--drain-seconds",
+            "1",
+        ];
+        let mut program = Program::start(options).await;
+        let admin = program.admin().await;
+        Node { program, admin }
+    }
+
+    async fn ask(&self, path: &str) -> Answer {
+        ask_operator(self.admin, "GET", path, "", "").await
+    }
+
+    /// Waits until it can be used, and knows so many others.
+    async fn knows(&self, others: usize) {
+        let line = format!("anteroom_cluster_nodes {others}\n");
+        let mut turns = interval(Duration::from_millis(20));
+        within_deadline("the nodes know each other", async {
+            while self.ask("/ready").await.status != 200
+                || !self.ask("/metrics").await.body.contains(&line)
+            {
+                turns.tick().await;
+            }
+        })
+        .await;
+    }
+}
+
+/// A session that says a number to all, again and again, and sees that what it is told makes sense,
+/// whatever happens: nobody comes or goes twice, nobody speaks who is not there, and nobody's numbers go
+/// back.
+struct Witness {
+    client: Client,
+    present: HashSet<String>,
+    /// What each has said last.
+    last: HashMap<String, u64>,
+    said: u64,
+}
+
+impl Witness {
+    async fn join(address: SocketAddr) -> Witness {
+        let client = Client::connect(address, "/room/tea").await;
+        let mut witness = Witness {
+            client,
+            present: HashSet::new(),
+            last: HashMap::new(),
+            said: 0,
+        };
+        let hello = json!({"type": "hello", "receiver": "server"});
+        witness.client.send(hello).await;
+        while witness.client.id.is_empty() {
+            let message = witness.client.next().await;
+            witness.take_in(&message);
+        }
+        witness
+    }
+
+    fn take_in(&mut self, message: &Value) {
+        if self.client.id.is_empty() && message["type"] != "hello" {
+            // It is not known yet who was there before.
+            return;
+        }
+        let sender = message["sender"].as_str().unwrap().to_owned();
+        let data = &message["data"];
+        match message["type"].as_str().unwrap() {
+            "new" => assert!(self.present.insert(sender), "a second new"),
+            "close" => assert!(self.present.remove(&sender), "a close without a new"),
+            "number" => {
+                assert!(self.present.contains(&sender), "{sender} is not there");
+                let number = data.as_u64().unwrap();
+                let last = self.last.insert(sender, number);
+                assert!(
+                    last.is_none_or(|last| number > last),
+                    "doubled, or too late"
+                );
+            }
+            "hello" => {
+                let peers = data["peers"].as_array().unwrap().iter();
+                let peers = peers.map(|peer| peer["id"].as_str().unwrap().to_owned());
+                let peers: HashSet<String> = peers.collect();
+                if self.client.id.is_empty() {
+                    self.client.id = message["receiver"].as_str().unwrap().into();
+                    self.present = peers;
+                } else {
+                    assert_eq!(self.present, peers, "the news do not add up to the roster");
+                }
+            }
+            "ack" => {}
+            "error" => assert_eq!(data["code"], "empty_room", "{message}"),
+            other => panic!("{other}"),
+        }
+    }
+
+    async fn say(&mut self) {
+        let number = json!({"type": "number", "receiver": "all", "data": self.said});
+        self.client.try_send(number).await;
+        self.said += 1;
+    }
+
+    /// Lives on until it is told to stop; `None` if the connection ends before.
+    async fn live(mut self, mut stop: watch::Receiver<bool>) -> Option<Witness> {
+        let mut turns = interval(Duration::from_millis(10));
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = turns.tick() => {
+                    self.say().await;
+                    if self.said.is_multiple_of(8) {
+                        let hello = json!({"type": "hello", "receiver": "server"});
+                        self.client.try_send(hello).await;
+                    }
+                }
+                frame = self.client.next_frame() => match frame {
+                    Ok(Message::Text(text)) => self.take_in(&serde_json::from_str(&text).unwrap()),
+                    Ok(Message::Close(_)) | Err(_) => return None,
+                    Ok(_) => {}
+                },
+                _ = stop.changed() => return Some(self),
+            }
+        }
+    }
+
+    /// Waits until exactly these others are there.
+    async fn agrees(&mut self, others: &HashSet<String>) {
+        within_deadline("the rosters agree", async {
+            while self.present != *others {
+                let message = self.client.next().await;
+                self.take_in(&message);
+            }
+        })
+        .await;
+    }
+}
+
+/// Three nodes with three sessions each, which live on while something happens to the third node or to
+/// NATS.
+struct Trial {
+    nats: Nats,
+    /// Between the third node and NATS.
+    proxy: Proxy,
+    nodes: [Node; 3],
+    lives: Vec<JoinHandle<Option<Witness>>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Trial {
+    async fn begin() -> Trial {
+        let nats = Nats::start().await;
+        let address = SocketAddr::from(([127, 0, 0, 1], nats.port));
+        let proxy = Proxy::start(address, || Fate::NONE).await;
+        let behind = format!("nats://{}", proxy.address);
+        let urls = [nats.url(), nats.url(), behind];
+        let nodes = join_all(urls.iter().map(|url| Node::start(url))).await;
+        let mut trial = Trial {
+            nats,
+            proxy,
+            nodes: nodes.try_into().ok().unwrap(),
+            lives: Vec::new(),
+            stop: watch::channel(false).0,
+        };
+        trial.knows(2).await;
+        for _ in 0..3 {
+            trial.join().await;
+        }
+        trial
+    }
+
+    /// Waits until each node knows so many others.
+    async fn knows(&self, others: usize) {
+        join_all(self.nodes.iter().map(|node| node.knows(others))).await;
+    }
+
+    /// A session joins at each node.
+    async fn join(&mut self) {
+        for node in &self.nodes {
+            let witness = Witness::join(node.program.address).await;
+            let life = witness.live(self.stop.subscribe());
+            self.lives.push(tokio::spawn(life));
+        }
+    }
+
+    /// Starts the third node again.
+    async fn start_again(&mut self) {
+        self.nodes[2] = Node::start(&format!("nats://{}", self.proxy.address)).await;
+    }
+
+    /// When the nodes know each other again, everybody knows exactly who is there, and who says
+    /// something is heard by all. Returns how many sessions are left.
+    async fn end(mut self) -> usize {
+        self.knows(2).await;
+        self.join().await;
+        self.stop.send_replace(true);
+        let lives = join_all(self.lives).await.into_iter();
+        let mut alive: Vec<Witness> = lives.filter_map(|life| life.unwrap()).collect();
+        let id = |witness: &Witness| witness.client.id.clone();
+        let ids: HashSet<String> = alive.iter().map(id).collect();
+        let others = |id: &String| {
+            let mut others = ids.clone();
+            others.remove(id);
+            others
+        };
+        for witness in &mut alive {
+            witness.agrees(&others(&witness.client.id)).await;
+            witness.say().await;
+        }
+        let said: HashMap<String, u64> = alive
+            .iter()
+            .map(|witness| (id(witness), witness.said - 1))
+            .collect();
+        for witness in &mut alive {
+            let others = others(&witness.client.id);
+            within_deadline("what all have said", async {
+                while others
+                    .iter()
+                    .any(|id| witness.last.get(id) != Some(&said[id]))
+                {
+                    let message = witness.client.next().await;
+                    witness.take_in(&message);
+                }
+            })
+            .await;
+            assert_eq!(witness.present, others);
+        }
+        alive.len()
+    }
+}
+
+/// Longer than a node may be silent.
+const LONG: Duration = Duration::from_secs(5);
+
+/// Lets time pass: what happens in it is the test.
+async fn pass(time: Duration) {
+    let _ = timeout(time, pending::<()>()).await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_node_is_killed_and_another_takes_its_place() {
+    let mut trial = Trial::begin().await;
+    trial.nodes[2].program.signal("KILL").await;
+    trial.start_again().await;
+    assert_eq!(trial.end().await, 9);
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_node_is_terminated_and_another_takes_its_place() {
+    let mut trial = Trial::begin().await;
+    trial.nodes[2].program.signal("TERM").await;
+    assert_eq!(trial.nodes[2].program.exit_code().await, Some(0));
+    trial.start_again().await;
+    assert_eq!(trial.end().await, 9);
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_node_stands_still_for_five_seconds() {
+    let trial = Trial::begin().await;
+    trial.nodes[2].program.signal("STOP").await;
+    pass(LONG).await;
+    trial.nodes[2].program.signal("CONT").await;
+    assert_eq!(trial.end().await, 12);
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn nats_is_killed_and_comes_back_at_once_or_late() {
+    let mut trial = Trial::begin().await;
+    trial.nats.kill().await;
+    trial.nats.start_again().await;
+    pass(LONG).await;
+    trial.nats.kill().await;
+    pass(LONG).await;
+    trial.nats.start_again().await;
+    assert_eq!(trial.end().await, 12);
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_node_is_cut_off_in_either_direction_or_both() {
+    let trial = Trial::begin().await;
+    for (up, down) in [(true, false), (false, true), (true, true)] {
+        trial.proxy.hold(up, down);
+        pass(LONG).await;
+        trial.proxy.hold(false, false);
+        trial.knows(2).await;
+    }
+    trial.proxy.refuse(true);
+    trial.proxy.fail(Failure::Reset);
+    pass(LONG).await;
+    trial.proxy.refuse(false);
+    assert_eq!(trial.end().await, 12);
+}
+
+/// What nodes say comes twice, and once more later.
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn what_nodes_say_is_doubled_and_delayed() {
+    let mut trial = Trial::begin().await;
+    let client = async_nats::connect(trial.nats.url()).await.unwrap();
+    let mut all = client.subscribe("anteroom.>").await.unwrap();
+    let echo = tokio::spawn(async move {
+        let mut own: HashSet<Vec<u8>> = HashSet::new();
+        let mut late = VecDeque::new();
+        while let Some(message) = all.next().await {
+            // Not what was echoed already.
+            if !own.insert(message.payload.to_vec()) {
+                continue;
+            }
+            late.push_back(message.clone());
+            client
+                .publish(message.subject, message.payload)
+                .await
+                .unwrap();
+            if late.len() > 100 {
+                let message = late.pop_front().unwrap();
+                client
+                    .publish(message.subject, message.payload)
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    pass(LONG).await;
+    trial.join().await;
+    trial.nodes[2].program.signal("KILL").await;
+    trial.start_again().await;
+    pass(LONG).await;
+    echo.abort();
+    assert_eq!(trial.end().await, 11);
 }

@@ -65,6 +65,8 @@ pub struct Proxy {
     pub stalls: watch::Receiver<usize>,
     /// Counts the failures that happen to all connections there are.
     all: watch::Sender<(u64, Failure)>,
+    /// Whether what goes to the server, and what comes from it, is held back.
+    held: watch::Sender<[bool; 2]>,
     /// Whether new connections are closed at once.
     refusing: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
@@ -86,6 +88,7 @@ impl Proxy {
         let (count, stalls) = watch::channel(0);
         let count = Arc::new(count);
         let (all, on_all) = watch::channel((0, Failure::Close));
+        let (held, holding) = watch::channel([false; 2]);
         let refusing = Arc::new(AtomicBool::new(false));
         let refuse = refusing.clone();
         let accepting = tokio::spawn(async move {
@@ -99,13 +102,21 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(servers[fate.server]).await else {
                     continue;
                 };
-                tokio::spawn(forward(client, server, fate, on_all, count));
+                tokio::spawn(forward(
+                    client,
+                    server,
+                    fate,
+                    on_all,
+                    holding.clone(),
+                    count,
+                ));
             }
         });
         Proxy {
             address,
             stalls,
             all,
+            held,
             refusing,
             accepting,
         }
@@ -114,6 +125,12 @@ impl Proxy {
     /// Closes new connections at once, or no longer.
     pub fn refuse(&self, refuse: bool) {
         self.refusing.store(refuse, Relaxed);
+    }
+
+    /// Holds back what goes to the server, or what comes from it, as a network does that loses every
+    /// packet; or no longer, and then it all arrives.
+    pub fn hold(&self, up: bool, down: bool) {
+        self.held.send_replace([up, down]);
     }
 
     /// Lets all connections fail that there are.
@@ -134,6 +151,7 @@ async fn forward(
     server: TcpStream,
     fate: Fate,
     mut on_all: watch::Receiver<(u64, Failure)>,
+    held: watch::Receiver<[bool; 2]>,
     stalls: Arc<watch::Sender<usize>>,
 ) {
     on_all.mark_unchanged();
@@ -143,8 +161,8 @@ async fn forward(
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let failure = tokio::select! {
-        cut = pump(&mut from_client, &mut to_server, fate.up, &fate) => cut.then_some(fate.failure),
-        cut = pump(&mut from_server, &mut to_client, fate.down, &fate) => cut.then_some(fate.failure),
+        cut = pump(&mut from_client, &mut to_server, fate.up, &fate, 0, held.clone()) => cut.then_some(fate.failure),
+        cut = pump(&mut from_server, &mut to_client, fate.down, &fate, 1, held) => cut.then_some(fate.failure),
         changed = on_all.changed() => changed.ok().map(|()| on_all.borrow().1),
     };
     match failure {
@@ -175,6 +193,8 @@ async fn pump(
     to: &mut OwnedWriteHalf,
     mut bytes: usize,
     fate: &Fate,
+    direction: usize,
+    mut held: watch::Receiver<[bool; 2]>,
 ) -> bool {
     let mut buffer = [0; 4096];
     let mut first = true;
@@ -190,6 +210,9 @@ async fn pump(
             Ok(count) => {
                 if !fate.delay.is_zero() {
                     let _ = timeout(fate.delay, pending::<()>()).await;
+                }
+                if held.wait_for(|held| !held[direction]).await.is_err() {
+                    return false;
                 }
                 if to.write_all(&buffer[..count]).await.is_err() {
                     return false;

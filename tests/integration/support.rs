@@ -152,6 +152,12 @@ impl Program {
         Program::run(command).await
     }
 
+    /// Where it answers operators, by its second line.
+    pub async fn admin(&mut self) -> SocketAddr {
+        let line = self.next_line().await;
+        line.split_once("://").unwrap().1.parse().unwrap()
+    }
+
     /// Starts the program by a command, and waits for its first line.
     pub async fn run(mut command: Command) -> Program {
         let mut child = command
@@ -460,7 +466,17 @@ pub async fn operator_with(
     headers: &str,
     body: &str,
 ) -> Answer {
-    let address = server.admin.unwrap();
+    ask_operator(server.admin.unwrap(), method, path, headers, body).await
+}
+
+/// Asks the admin listener at an address.
+pub async fn ask_operator(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> Answer {
     let host = match headers.contains("Host:") {
         true => String::new(),
         false => format!("Host: {address}\r\n"),
