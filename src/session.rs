@@ -504,6 +504,9 @@ impl Session {
             .as_ref()
             .map_or(Duration::ZERO, |cluster| cluster.down);
         self.membership.caught_up(&takeover.seen, limit).await;
+        if !self.membership.offer(&takeover, limit).await {
+            return Ok(());
+        }
         let Some(gone) = self.membership.hand_over(&self.outbox, &takeover, permit) else {
             let answer = match self.outbox.has_successor() {
                 true => Answer::Superseded,

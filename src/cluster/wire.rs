@@ -156,6 +156,14 @@ pub(crate) enum ToNode {
         seek: u64,
         answer: Answer,
     },
+    /// I have the session that you want; do you still?
+    Offer { room: RoomName, seek: u64 },
+    /// I do, and wait for it; or I do no longer.
+    Accept {
+        room: RoomName,
+        seek: u64,
+        accepted: bool,
+    },
     /// This is the session that you want, or a part of it.
     Handed(Box<Handed>),
     /// I shall send what is for this session to the node where it is now, and no longer to you.

@@ -976,6 +976,27 @@ impl Rooms {
                     room.answered(node, seek, answer);
                 }
             }
+            ToNode::Offer { room, seek } => {
+                let accepted = self.find(&room).is_some_and(|room| room.offered(seek));
+                let accept = ToNode::Accept {
+                    room,
+                    seek,
+                    accepted,
+                };
+                if let Some(uplink) = &self.uplink {
+                    // Where this node is cut off, it is not waited for.
+                    let _ = uplink.turn().tell_node(node, accept, &[]);
+                }
+            }
+            ToNode::Accept {
+                room,
+                seek,
+                accepted,
+            } => {
+                if let Some(room) = self.find(&room) {
+                    room.accepted(node, seek, accepted);
+                }
+            }
             ToNode::Handed(handed) => {
                 if let Some(room) = self.find(&handed.room) {
                     room.handed(node, handed, text);

@@ -41,6 +41,8 @@ pub(super) struct Handovers {
     count: u64,
     /// Sessions that are going.
     going: BTreeMap<SessionId, Going>,
+    /// To whom a session is offered, by those nodes' marks.
+    offers: BTreeMap<(NodeId, u64), oneshot::Sender<bool>>,
 }
 
 /// A session that is wanted here.
@@ -48,8 +50,10 @@ struct Seek {
     token: TokenHash,
     /// Who has not answered yet.
     waiting: BTreeSet<NodeId>,
-    /// Whether another node wants it, too, and may have got it.
-    is_wanted_there: bool,
+    /// Whether it is on its way to another node, or this.
+    is_going: bool,
+    /// Whether a node is about to hand it over.
+    is_offered: bool,
     /// What has come of it so far.
     part: Option<Found>,
     /// Gets the answer.
@@ -145,10 +149,11 @@ impl Seek {
     fn not_there(&mut self, node: NodeId) {
         self.waiting.remove(&node);
         if self.waiting.is_empty()
+            && !self.is_offered
             && let Some(found) = self.found.take()
         {
             // Who has given up does not hear it.
-            let answer = match self.is_wanted_there {
+            let answer = match self.is_going {
                 true => Answer::AskAgain,
                 false => Answer::NotHere,
             };
@@ -335,7 +340,7 @@ impl Seat {
             let _ = timeout(limit, going).await;
             return Sought::Again(self);
         }
-        let (found, waiting) = oneshot::channel();
+        let (found, mut waiting) = oneshot::channel();
         let seek = {
             let mut members = self.room.members.write();
             let Some(elsewhere) = &mut members.elsewhere else {
@@ -346,7 +351,8 @@ impl Seat {
             let mark = elsewhere.handovers.count;
             let mut seek = Seek {
                 token,
-                is_wanted_there: false,
+                is_going: false,
+                is_offered: false,
                 waiting: elsewhere.nodes(),
                 part: None,
                 found: Some(found),
@@ -371,7 +377,11 @@ impl Seat {
             mark
         };
         let seeking = Seeking { seat: self, seek };
-        match timeout(limit, waiting).await {
+        let mut outcome = timeout(limit, &mut waiting).await;
+        if outcome.is_err() && seeking.is_offered() {
+            outcome = timeout(limit, waiting).await;
+        }
+        match outcome {
             Ok(Ok(Outcome::Found(found))) => Sought::Found(Arriving { seeking, found }),
             Ok(Ok(Outcome::Answered(Answer::AskAgain))) => Sought::Again(seeking.give_up()),
             Ok(Ok(Outcome::Answered(Answer::Superseded))) => {
@@ -384,6 +394,14 @@ impl Seat {
 }
 
 impl Seeking {
+    fn is_offered(&self) -> bool {
+        let members = self.seat.room.members.read();
+        members.elsewhere.as_ref().is_some_and(|elsewhere| {
+            let seeks = elsewhere.handovers.seeks.lock();
+            seeks.get(&self.seek).is_some_and(|seek| seek.is_offered)
+        })
+    }
+
     fn give_up(self) -> Seat {
         let Seeking { seat, seek } = self;
         if let Some(elsewhere) = &mut seat.room.members.write().elsewhere {
@@ -510,6 +528,32 @@ impl Members {
 }
 
 impl Membership {
+    /// Asks a node that wants the session whether it still does, and waits for the answer, for so long at
+    /// most.
+    pub(crate) async fn offer(&self, to: &Takeover, limit: Duration) -> bool {
+        let key = (to.node, to.seek);
+        let answer = {
+            let mut members = self.seat.room.members.write();
+            let Some(elsewhere) = &mut members.elsewhere else {
+                return false;
+            };
+            let (answered, answer) = oneshot::channel();
+            elsewhere.handovers.offers.insert(key, answered);
+            let offer = ToNode::Offer {
+                room: to.room.clone(),
+                seek: to.seek,
+            };
+            // Where this node is cut off, nobody answers.
+            let _ = elsewhere.uplink.turn().tell_node(to.node, offer, &[]);
+            answer
+        };
+        let accepted = timeout(limit, answer).await;
+        if let Some(elsewhere) = &mut self.seat.room.members.write().elsewhere {
+            elsewhere.handovers.offers.remove(&key);
+        }
+        matches!(accepted, Ok(Ok(true)))
+    }
+
     /// Hands the session over to a node that wants it, with its outbox, and what its token allows. Returns
     /// what is dropped when nothing more comes for it here.
     ///
@@ -604,16 +648,39 @@ impl Room {
         };
         match answer {
             Answer::NotHere => seek.not_there(node),
-            Answer::WantedHere => {
-                seek.is_wanted_there = true;
+            Answer::WantedHere | Answer::AskAgain => {
+                seek.is_going = true;
                 seek.not_there(node);
             }
-            Answer::AskAgain | Answer::Superseded => {
+            Answer::Superseded => {
                 if let Some(found) = seek.found.take() {
                     // Who has given up does not hear it.
                     let _ = found.send(Outcome::Answered(answer));
                 }
             }
+        }
+    }
+
+    /// A node is about to hand a session over; returns whether it is still wanted.
+    pub(super) fn offered(&self, seek: u64) -> bool {
+        let members = self.members.read();
+        members.elsewhere.as_ref().is_some_and(|elsewhere| {
+            let mut seeks = elsewhere.handovers.seeks.lock();
+            seeks.get_mut(&seek).is_some_and(|seek| {
+                seek.is_offered = seek.found.is_some();
+                seek.is_offered
+            })
+        })
+    }
+
+    /// A node still wants a session, or does not.
+    pub(super) fn accepted(&self, node: NodeId, seek: u64, accepted: bool) {
+        let mut members = self.members.write();
+        let elsewhere = members.elsewhere.as_mut();
+        let offer = elsewhere.and_then(|it| it.handovers.offers.remove(&(node, seek)));
+        if let Some(offer) = offer {
+            // Who waits no longer need not know.
+            let _ = offer.send(accepted);
         }
     }
 

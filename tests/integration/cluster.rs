@@ -4,11 +4,13 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     future::pending,
     net::SocketAddr,
+    process::Stdio,
     time::Duration,
 };
 
 use anteroom::Config;
-use futures_util::{StreamExt, future::join_all};
+use async_nats::Message;
+use futures_util::{StreamExt, future::join_all, stream};
 use serde_json::{Value, json};
 use tokio::{
     process::{Child, Command},
@@ -16,14 +18,17 @@ use tokio::{
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite;
 
 use crate::{
     crowds::{come_and_go, storm},
     operating::{free_port, start},
     proxy::{Failure, Fate, Proxy},
-    resuming::{Storm, resumable_beside, return_to, weather, weatherproof},
-    support::{Answer, Client, Program, TestServer, ask_operator, eventually, within_deadline},
+    resuming::{Storm, resumable_beside, return_to, weather},
+    support::{
+        Answer, Client, Host, Program, TestServer, ask_operator, eventually, finally, sum, value,
+        within_deadline,
+    },
 };
 
 /// A NATS server on a port of its own.
@@ -160,17 +165,60 @@ async fn sessions_of_different_nodes_meet_as_those_of_one() {
 #[ignore = "needs nats-server: tests/run starts this test"]
 async fn random_comings_and_goings_on_three_nodes_agree_with_the_model() {
     let nats = Nats::start().await;
-    come_and_go(&nats.nodes::<3>().await).await;
+    come_and_go(&processes(&nats, &[]).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn after_a_storm_over_three_nodes_everyone_knows_of_everyone() {
+async fn after_a_storm_of_5000_joins_over_three_nodes_everyone_knows_of_everyone() {
     let nats = Nats::start().await;
-    let nodes = nats
-        .nodes_with::<3>(|config| config.pong_seconds = 3600)
+    let options = ["--pong-seconds", "3600", "--outbox-bytes", "4194304"];
+    storm(&processes(&nats, &options).await, 5000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn in_2000_rooms_over_three_nodes_everyone_reaches_exactly_the_others() {
+    let nats = Nats::start().await;
+    let nodes = processes(&nats, &[]).await;
+    let nodes = &nodes;
+    stream::iter(0..2000_usize)
+        .for_each_concurrent(50, async |number| {
+            let room = format!("room-{number}");
+            // Each node is the first in some of them.
+            let node = |turn| &nodes[(number + turn) % 3];
+            let (mut a, mut b, mut c) = tokio::join!(
+                Client::join(node(0), &room),
+                Client::join(node(1), &room),
+                Client::join(node(2), &room),
+            );
+            let ids = [&a, &b, &c].map(|client| client.id.clone());
+            for client in [&mut a, &mut b, &mut c] {
+                let hello = client.hello().await;
+                let peers = hello["data"]["peers"].as_array().unwrap().iter();
+                let peers: HashSet<String> = peers
+                    .map(|peer| peer["id"].as_str().unwrap().into())
+                    .collect();
+                let others = ids.iter().filter(|id| **id != client.id);
+                assert_eq!(peers, others.cloned().collect());
+            }
+            a.send(json!({"type": "x", "receiver": "all", "ref": 1}))
+                .await;
+            assert_eq!(a.next().await["data"]["receivers"], 2);
+            for client in [&mut b, &mut c] {
+                assert_eq!(client.next().await["sender"], a.id);
+            }
+            a.leave().await;
+            for client in [&mut b, &mut c] {
+                client.expect_left(&ids[0]).await;
+            }
+            tokio::join!(b.leave(), c.leave());
+        })
         .await;
-    storm(&nodes, 2000).await;
+    finally("the end of all rooms", async || {
+        sum(nodes, "anteroom_rooms").await + sum(nodes, "anteroom_sessions").await == 0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -214,14 +262,15 @@ async fn a_session_goes_on_at_another_node_and_the_room_notices_nothing() {
 #[ignore = "needs nats-server: tests/run starts this test"]
 async fn nothing_is_lost_while_sessions_go_from_node_to_node() {
     let nats = Nats::start().await;
-    let nodes = nats.nodes_with::<3>(weatherproof).await;
+    let options = ["--outbox-bytes", "67108864", "--resume-seconds", "3600"];
+    let nodes = processes(&nats, &options).await;
     let storm = Storm {
         seed: 1000,
-        messages: 6_000,
+        messages: 2_000,
         bytes: 8000,
     };
     weather(&storm, &nodes).await;
-    for seed in 0..600 {
+    for seed in 0..100 {
         let storm = Storm {
             seed,
             messages: 40,
@@ -238,16 +287,14 @@ struct Node {
 }
 
 impl Node {
-    async fn start(nats: &str) -> Node {
-        let options = [
-            "--cluster",
-            nats,
-            "--admin",
-            "127.0.0.1:0",
-            "--drain-seconds",
-            "1",
-        ];
-        let mut program = Program::start(options).await;
+    async fn start(nats: &str, options: &[&str]) -> Node {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--cluster", nats, "--drain-seconds", "1"])
+            .args(options)
+            .stderr(Stdio::null());
+        let mut program = Program::run(command).await;
         let admin = program.admin().await;
         Node { program, admin }
     }
@@ -256,19 +303,40 @@ impl Node {
         ask_operator(self.admin, "GET", path, "", "").await
     }
 
-    /// Waits until it can be used, and knows so many others.
-    async fn knows(&self, others: usize) {
-        let line = format!("anteroom_cluster_nodes {others}\n");
-        let mut turns = interval(Duration::from_millis(20));
-        within_deadline("the nodes know each other", async {
-            while self.ask("/ready").await.status != 200
-                || !self.ask("/metrics").await.body.contains(&line)
-            {
-                turns.tick().await;
-            }
+    /// Waits until its metrics say so.
+    async fn shows(&self, series: &str, value: u64) {
+        finally(&format!("{series} {value}"), async || {
+            self.count(series).await == value
         })
         .await;
     }
+
+    /// Waits until it can be used, and knows so many others.
+    async fn knows(&self, others: u64) {
+        finally("the node is ready", async || {
+            self.ask("/ready").await.status == 200
+        })
+        .await;
+        self.shows("anteroom_cluster_nodes", others).await;
+    }
+}
+
+impl Host for Node {
+    fn address(&self) -> SocketAddr {
+        self.program.address
+    }
+
+    async fn count(&self, series: &str) -> u64 {
+        value(&self.ask("/metrics").await.body, series)
+    }
+}
+
+/// Three processes that know each other.
+async fn processes(nats: &Nats, options: &[&str]) -> Vec<Node> {
+    let url = nats.url();
+    let nodes = join_all((0..3).map(|_| Node::start(&url, options))).await;
+    join_all(nodes.iter().map(|node| node.knows(2))).await;
+    nodes
 }
 
 /// A session that says a number to all, again and again, and sees that what it is told makes sense,
@@ -356,8 +424,8 @@ impl Witness {
                     }
                 }
                 frame = self.client.next_frame() => match frame {
-                    Ok(Message::Text(text)) => self.take_in(&serde_json::from_str(&text).unwrap()),
-                    Ok(Message::Close(_)) | Err(_) => return None,
+                    Ok(tungstenite::Message::Text(text)) => self.take_in(&serde_json::from_str(&text).unwrap()),
+                    Ok(tungstenite::Message::Close(_)) | Err(_) => return None,
                     Ok(_) => {}
                 },
                 _ = stop.changed() => return Some(self),
@@ -395,7 +463,7 @@ impl Trial {
         let proxy = Proxy::start(address, || Fate::NONE).await;
         let behind = format!("nats://{}", proxy.address);
         let urls = [nats.url(), nats.url(), behind];
-        let nodes = join_all(urls.iter().map(|url| Node::start(url))).await;
+        let nodes = join_all(urls.iter().map(|url| Node::start(url, &[]))).await;
         let mut trial = Trial {
             nats,
             proxy,
@@ -411,8 +479,13 @@ impl Trial {
     }
 
     /// Waits until each node knows so many others.
-    async fn knows(&self, others: usize) {
+    async fn knows(&self, others: u64) {
         join_all(self.nodes.iter().map(|node| node.knows(others))).await;
+    }
+
+    /// Waits until the first two nodes know so many others.
+    async fn others_know(&self, others: u64) {
+        join_all(self.nodes[..2].iter().map(|node| node.knows(others))).await;
     }
 
     /// A session joins at each node.
@@ -426,7 +499,7 @@ impl Trial {
 
     /// Starts the third node again.
     async fn start_again(&mut self) {
-        self.nodes[2] = Node::start(&format!("nats://{}", self.proxy.address)).await;
+        self.nodes[2] = Node::start(&format!("nats://{}", self.proxy.address), &[]).await;
     }
 
     /// When the nodes know each other again, everybody knows exactly who is there, and who says
@@ -470,14 +543,6 @@ impl Trial {
     }
 }
 
-/// Longer than a node may be silent.
-const LONG: Duration = Duration::from_secs(5);
-
-/// Lets time pass: what happens in it is the test.
-async fn pass(time: Duration) {
-    let _ = timeout(time, pending::<()>()).await;
-}
-
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
 async fn a_node_is_killed_and_another_takes_its_place() {
@@ -493,6 +558,8 @@ async fn a_node_is_terminated_and_another_takes_its_place() {
     let mut trial = Trial::begin().await;
     trial.nodes[2].program.signal("TERM").await;
     assert_eq!(trial.nodes[2].program.exit_code().await, Some(0));
+    // It has said goodbye.
+    trial.others_know(1).await;
     trial.start_again().await;
     assert_eq!(trial.end().await, 9);
 }
@@ -502,8 +569,10 @@ async fn a_node_is_terminated_and_another_takes_its_place() {
 async fn a_node_stands_still_for_five_seconds() {
     let trial = Trial::begin().await;
     trial.nodes[2].program.signal("STOP").await;
-    pass(LONG).await;
+    let _ = timeout(Duration::from_secs(5), pending::<()>()).await;
+    trial.others_know(1).await;
     trial.nodes[2].program.signal("CONT").await;
+    trial.others_know(2).await;
     assert_eq!(trial.end().await, 12);
 }
 
@@ -511,12 +580,16 @@ async fn a_node_stands_still_for_five_seconds() {
 #[ignore = "needs nats-server: tests/run starts this test"]
 async fn nats_is_killed_and_comes_back_at_once_or_late() {
     let mut trial = Trial::begin().await;
-    trial.nats.kill().await;
-    trial.nats.start_again().await;
-    pass(LONG).await;
-    trial.nats.kill().await;
-    pass(LONG).await;
-    trial.nats.start_again().await;
+    for nodes in [2, 0] {
+        trial.nats.kill().await;
+        for node in &trial.nodes {
+            node.shows("anteroom_cluster_connected", 0).await;
+            assert_eq!(node.ask("/ready").await.body, "not connected to NATS\n");
+            node.shows("anteroom_cluster_nodes", nodes).await;
+        }
+        trial.nats.start_again().await;
+        trial.knows(2).await;
+    }
     assert_eq!(trial.end().await, 12);
 }
 
@@ -526,13 +599,14 @@ async fn a_node_is_cut_off_in_either_direction_or_both() {
     let trial = Trial::begin().await;
     for (up, down) in [(true, false), (false, true), (true, true)] {
         trial.proxy.hold(up, down);
-        pass(LONG).await;
+        trial.others_know(1).await;
+        trial.nodes[2].shows("anteroom_cluster_nodes", 0).await;
         trial.proxy.hold(false, false);
         trial.knows(2).await;
     }
     trial.proxy.refuse(true);
     trial.proxy.fail(Failure::Reset);
-    pass(LONG).await;
+    trial.others_know(1).await;
     trial.proxy.refuse(false);
     assert_eq!(trial.end().await, 12);
 }
@@ -544,33 +618,39 @@ async fn what_nodes_say_is_doubled_and_delayed() {
     let mut trial = Trial::begin().await;
     let client = async_nats::connect(trial.nats.url()).await.unwrap();
     let mut all = client.subscribe("anteroom.>").await.unwrap();
+    let (count, mut doubled) = watch::channel(0);
     let echo = tokio::spawn(async move {
-        let mut own: HashSet<Vec<u8>> = HashSet::new();
+        let mut known: HashSet<Vec<u8>> = HashSet::new();
         let mut late = VecDeque::new();
         while let Some(message) = all.next().await {
-            // Not what was echoed already.
-            if !own.insert(message.payload.to_vec()) {
+            if !known.insert(message.payload.to_vec()) {
+                // It is an echo.
                 continue;
             }
             late.push_back(message.clone());
-            client
-                .publish(message.subject, message.payload)
-                .await
-                .unwrap();
-            if late.len() > 100 {
-                let message = late.pop_front().unwrap();
-                client
-                    .publish(message.subject, message.payload)
-                    .await
-                    .unwrap();
+            let delayed = if late.len() > 100 {
+                late.pop_front()
+            } else {
+                None
+            };
+            for message in [Some(message), delayed].into_iter().flatten() {
+                let Message {
+                    subject, payload, ..
+                } = message;
+                client.publish(subject, payload).await.unwrap();
             }
+            count.send_modify(|count| *count += 1);
         }
     });
-    pass(LONG).await;
+    let mut wait_for = async |messages| {
+        let waiting = doubled.wait_for(|count| *count >= messages);
+        within_deadline("enough traffic", waiting).await.unwrap();
+    };
+    wait_for(2000).await;
     trial.join().await;
     trial.nodes[2].program.signal("KILL").await;
     trial.start_again().await;
-    pass(LONG).await;
+    wait_for(6000).await;
     echo.abort();
     assert_eq!(trial.end().await, 11);
 }

@@ -7,7 +7,8 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Client, Raw, TestServer, eventually, frame, handshake, text, within_deadline,
+    Client, Host, Raw, TestServer, eventually, finally, frame, handshake, sum, text,
+    within_deadline,
 };
 
 /// How many connections are being opened at once in a storm.
@@ -26,8 +27,8 @@ async fn after_a_storm_of_2000_joins_everyone_knows_of_everyone() {
 }
 
 /// Joins; returns also who is known to be there, and of how many it was told that they are new.
-async fn join_storm(server: &TestServer) -> (Client, HashSet<String>, usize) {
-    let mut client = Client::connect(server.address, "/room/storm").await;
+async fn join_storm(server: &impl Host) -> (Client, HashSet<String>, usize) {
+    let mut client = Client::connect(server.address(), "/room/storm").await;
     client
         .send(json!({"type": "hello", "receiver": "server"}))
         .await;
@@ -45,17 +46,13 @@ async fn join_storm(server: &TestServer) -> (Client, HashSet<String>, usize) {
 }
 
 /// So many sessions join one room at once, at servers that are to be as one.
-pub async fn storm(servers: &[TestServer], sessions: usize) {
+pub async fn storm(servers: &[impl Host], sessions: usize) {
     let joined: Vec<(Client, HashSet<String>, usize)> = stream::iter(0..sessions)
         .map(|number| join_storm(&servers[number % servers.len()]))
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
-    let count = || {
-        let counts = servers.iter().map(|server| server.anteroom.sessions());
-        counts.sum::<usize>()
-    };
-    assert_eq!(count(), sessions);
+    assert_eq!(sum(servers, "anteroom_sessions").await, sessions as u64);
 
     // Each has heard of some before its roster (those are in it), and hears of all who came later;
     // the announcement of the very last says that nothing more comes.
@@ -86,11 +83,15 @@ pub async fn storm(servers: &[TestServer], sessions: usize) {
     }
     // Of any two, one was told that the other is new.
     assert_eq!(news, sessions * (sessions - 1) / 2);
-    eventually("everyone's leave", || count() == 1).await;
+    finally("everyone's leave", async || {
+        sum(servers, "anteroom_sessions").await == 1
+    })
+    .await;
     last.leave().await;
-    for server in servers {
-        eventually("the room's end", || server.anteroom.rooms() == 0).await;
-    }
+    finally("the room's end", async || {
+        sum(servers, "anteroom_rooms").await == 0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,7 +139,7 @@ struct Witness {
 }
 
 impl Witness {
-    async fn join(server: &TestServer, room: usize) -> Witness {
+    async fn join(server: &impl Host, room: usize) -> Witness {
         let (client, roster) = Client::join_and_look(server, &format!("room{room}")).await;
         Witness {
             client,
@@ -209,7 +210,7 @@ impl Witness {
 
 /// Lives many lives, one after the other, each on some server; returns the one it is in the middle of
 /// at the end.
-async fn random_lives(servers: &[TestServer], mut random: StdRng) -> Option<Witness> {
+async fn random_lives(servers: &[impl Host], mut random: StdRng) -> Option<Witness> {
     let mut life: Option<Witness> = None;
     for _ in 0..STEPS {
         life = match (life, random.random_range(0..10)) {
@@ -256,15 +257,14 @@ pub fn seeded() -> StdRng {
 }
 
 /// Fifty clients come and go in the rooms of servers that are to be as one, and see that they are.
-pub async fn come_and_go(servers: &[TestServer]) {
+pub async fn come_and_go(servers: &[impl Host]) {
     let mut seeds = seeded();
     let lives = (0..CLIENTS).map(|_| random_lives(servers, StdRng::from_rng(&mut seeds)));
     let mut alive: Vec<Witness> = join_all(lives).await.into_iter().flatten().collect();
 
     // Once everyone is gone who should be, all rosters are exactly what the living make up.
-    eventually("the last leave", || {
-        let sessions = servers.iter().map(|server| server.anteroom.sessions());
-        sessions.sum::<usize>() == alive.len()
+    finally("the last leave", async || {
+        sum(servers, "anteroom_sessions").await == alive.len() as u64
     })
     .await;
     let mut rooms: HashMap<usize, HashSet<String>> = HashMap::new();
@@ -275,7 +275,7 @@ pub async fn come_and_go(servers: &[TestServer]) {
             .insert(witness.client.id.clone());
     }
     if let [server] = servers {
-        assert_eq!(server.anteroom.rooms(), rooms.len());
+        assert_eq!(server.count("anteroom_rooms").await, rooms.len() as u64);
     }
     // A last chat of everyone: when each has got those of all, none that came before is missing.
     for witness in &mut alive {

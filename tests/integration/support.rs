@@ -9,7 +9,7 @@ use std::{
 };
 
 use anteroom::{Anteroom, Config, Server};
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt, future::join_all};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Lines},
@@ -44,6 +44,48 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// The same where finding out takes time.
+pub async fn finally(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let mut turn = tokio::time::interval(Duration::from_millis(10));
+    within_deadline(what, async {
+        while !condition().await {
+            turn.tick().await;
+        }
+    })
+    .await;
+}
+
+/// A server, in this process or another.
+pub trait Host: Sync {
+    fn address(&self) -> SocketAddr;
+
+    /// What its metrics say of one series; 0 if it is not there yet.
+    fn count(&self, series: &str) -> impl Future<Output = u64> + Send;
+}
+
+impl Host for TestServer {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    async fn count(&self, series: &str) -> u64 {
+        value(&self.anteroom.metrics(), series)
+    }
+}
+
+/// The sum of what the metrics of all these say.
+pub async fn sum(hosts: &[impl Host], series: &str) -> u64 {
+    let counts = hosts.iter().map(|host| host.count(series));
+    join_all(counts).await.into_iter().sum()
+}
+
+/// What metrics say of one series; 0 if it is not there.
+pub fn value(metrics: &str, series: &str) -> u64 {
+    let lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+    let mut values = lines.filter(|(name, _)| *name == series);
+    values.next().map_or(0, |(_, value)| value.parse().unwrap())
 }
 
 /// A server on a port of its own, in this process.
@@ -86,10 +128,7 @@ impl TestServer {
 
     /// What the metrics say of one series; 0 if it is not there yet.
     pub fn count(&self, series: &str) -> u64 {
-        let metrics = self.anteroom.metrics();
-        let lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));
-        let mut values = lines.filter(|(name, _)| *name == series);
-        values.next().map_or(0, |(_, value)| value.parse().unwrap())
+        value(&self.anteroom.metrics(), series)
     }
 
     /// Asks the server to stop.
@@ -212,13 +251,13 @@ pub struct Client<S = TcpStream> {
 
 impl Client {
     /// Joins `room` and learns its own id.
-    pub async fn join(server: &TestServer, room: &str) -> Client {
+    pub async fn join(server: &impl Host, room: &str) -> Client {
         Client::join_and_look(server, room).await.0
     }
 
     /// Joins `room`; returns also the ids of who was there.
-    pub async fn join_and_look(server: &TestServer, room: &str) -> (Client, Vec<String>) {
-        let mut client = Client::connect(server.address, &format!("/room/{room}")).await;
+    pub async fn join_and_look(server: &impl Host, room: &str) -> (Client, Vec<String>) {
+        let mut client = Client::connect(server.address(), &format!("/room/{room}")).await;
         let hello = client.hello().await;
         client.id = hello["receiver"].as_str().unwrap().into();
         let peers = hello["data"]["peers"].as_array().unwrap().iter();
