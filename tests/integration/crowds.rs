@@ -61,7 +61,7 @@ pub async fn storm(servers: &[impl Host], sessions: usize) {
     let last = Client::join(&servers[0], "storm").await;
     let counting = joined.into_iter().map(|(mut client, mut known, mut news)| {
         let last = last.id.clone();
-        async move {
+        tokio::spawn(async move {
             loop {
                 let new = client.next().await;
                 assert_eq!(new["type"], "new");
@@ -74,10 +74,11 @@ pub async fn storm(servers: &[impl Host], sessions: usize) {
             }
             known.insert(client.id.clone());
             (client, known, news)
-        }
+        })
     });
     let mut news = 0;
-    for (_client, known, more) in join_all(counting).await {
+    for counted in join_all(counting).await {
+        let (_client, known, more) = counted.unwrap();
         assert_eq!(known, ids);
         news += more;
     }
