@@ -554,6 +554,11 @@ impl Config {
                 );
             }
         }
+        let mut passwords = self.cluster.iter().filter_map(NatsUrl::credentials);
+        let first = passwords.next();
+        if passwords.any(|other| first.as_ref() != Some(&other)) {
+            return Err("all servers of --cluster must have the same user and password".into());
+        }
         let is_token = |token: &str| {
             let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
             !token.is_empty() && token.bytes().all(is_plain)

@@ -33,6 +33,7 @@ use futures_util::{
     stream::{AbortHandle, Abortable, SelectAll, abortable},
 };
 use log::{debug, info, warn};
+use percent_encoding::percent_decode_str;
 use tokio::{
     sync::mpsc,
     task::coop::unconstrained,
@@ -95,6 +96,15 @@ impl FromStr for NatsUrl {
         (!server.host().is_empty())
             .then_some(NatsUrl(server))
             .ok_or(ERROR)
+    }
+}
+
+impl NatsUrl {
+    /// The user and the password in it (RFC 3986, section 3.2.1), if there are any.
+    pub(crate) fn credentials(&self) -> Option<(String, String)> {
+        let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let user = self.0.username().map(decode)?;
+        Some((user, self.0.password().map(decode).unwrap_or_default()))
     }
 }
 
@@ -202,6 +212,10 @@ impl Cluster {
                 }
                 async {}
             });
+        // All have the same.
+        if let Some((user, password)) = self.servers.iter().find_map(NatsUrl::credentials) {
+            options = options.user_and_password(user, password);
+        }
         if let Some(file) = &self.credentials {
             let name = |error: io::Error| format!("cannot use {}: {error}", file.display());
             options = options.credentials_file(file).await.map_err(name)?;

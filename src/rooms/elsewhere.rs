@@ -171,11 +171,14 @@ impl Elsewhere {
 
     /// Those that are in the room.
     pub(super) fn present(&self) -> BTreeSet<NodeId> {
-        let present = self
-            .views
-            .iter()
-            .filter(|(_, view)| matches!(view.presence, Presence::Present { .. }));
-        present.map(|(node, _)| *node).collect()
+        let nodes = self.views.keys().copied();
+        nodes.filter(|node| self.is_present(*node)).collect()
+    }
+
+    /// Whether a node is in the room.
+    fn is_present(&self, node: NodeId) -> bool {
+        let presence = self.views.get(&node).map(|view| view.presence);
+        matches!(presence, Some(Presence::Present { .. }))
     }
 
     /// Whether there is such a node.
@@ -762,7 +765,7 @@ impl Room {
         else {
             return;
         };
-        if !sender.is_none_or(|id| members.is_of(node, id)) {
+        if !elsewhere.is_present(node) || !sender.is_none_or(|id| members.is_of(node, id)) {
             return;
         }
         match (&member.way, elsewhere.handovers.gone_to(receiver)) {

@@ -10,9 +10,12 @@ use std::{
 
 use anteroom::Config;
 use async_nats::Message;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::{StreamExt, future::join_all, stream};
+use nkeys::KeyPair;
 use serde_json::{Value, json};
 use tokio::{
+    io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
     sync::watch,
     task::JoinHandle,
@@ -22,13 +25,14 @@ use tokio_tungstenite::tungstenite;
 
 use crate::{
     crowds::{come_and_go, storm},
-    operating::{free_port, start},
+    operating::{Nginx, free_port, start},
     proxy::{Failure, Fate, Proxy},
     resuming::{Storm, resumable_beside, return_to, weather},
     support::{
-        Answer, Client, Host, Program, TestServer, ask_operator, eventually, finally, sum, value,
-        within_deadline,
+        Answer, Client, File, Host, Program, Raw, TestServer, ask_operator, eventually, finally,
+        operator, sum, value, within_deadline,
     },
+    tls::Authority,
 };
 
 /// A NATS server on a port of its own.
@@ -71,6 +75,10 @@ impl Nats {
     }
 
     /// A node of the cluster, in this process.
+    pub async fn node(&self) -> TestServer {
+        self.node_with(|_| {}).await
+    }
+
     pub async fn node_with(&self, change: impl FnOnce(&mut Config)) -> TestServer {
         let url = self.url().parse().unwrap();
         TestServer::with(|config| {
@@ -280,6 +288,296 @@ async fn nothing_is_lost_while_sessions_go_from_node_to_node() {
     }
 }
 
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn operators_and_backends_reach_a_room_through_any_node() {
+    let nats = Nats::start().await;
+    let [a, b, c] = nats.nodes().await;
+    let mut alice = Client::join(&a, "tea").await;
+    let mut bob = Client::join(&b, "tea").await;
+    alice.expect_new(&bob.id).await;
+    // The third node has nobody in the room.
+    for node in [&a, &b, &c] {
+        let answer = operator(node, "GET", "/rooms/tea", "").await;
+        let room: Value = serde_json::from_str(&answer.body).unwrap();
+        let sessions = room["sessions"].as_array().unwrap();
+        let ids: Vec<&str> = sessions
+            .iter()
+            .map(|it| it["id"].as_str().unwrap())
+            .collect();
+        assert_eq!(ids, [&alice.id, &bob.id]);
+        let here = sessions.iter().filter(|session| session["node"].is_null());
+        assert_eq!(here.count(), node.anteroom.sessions());
+
+        let notice = r#"{"type":"notice","receiver":"all","data":7}"#;
+        let answer = operator(node, "POST", "/rooms/tea/messages", notice).await;
+        assert_eq!(answer.body, r#"{"receivers":2}"#);
+        let notice = format!(r#"{{"type":"notice","receiver":"{}","data":8}}"#, bob.id);
+        let answer = operator(node, "POST", "/rooms/tea/messages", &notice).await;
+        assert_eq!(answer.body, r#"{"receivers":1}"#);
+        let all = r#"{"type":"notice","sender":"server","receiver":"all","data":7}"#;
+        alice.expect_text(all).await;
+        bob.expect_text(all).await;
+        assert_eq!(bob.next().await["data"], 8);
+        assert_eq!(operator(node, "GET", "/rooms/coffee", "").await.status, 404);
+    }
+    let path = format!("/rooms/tea/sessions/{}", bob.id);
+    assert_eq!(operator(&c, "DELETE", &path, "").await.status, 204);
+    let (code, reason) = bob.expect_close().await;
+    assert_eq!((code, &*reason), (1008, "closed by an operator"));
+    alice.expect_left(&bob.id).await;
+    eventually("the room is forgotten", || c.anteroom.rooms() == 0).await;
+    assert_eq!(operator(&c, "DELETE", &path, "").await.status, 404);
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn clusters_share_a_nats_server_by_their_prefixes() {
+    let nats = Nats::start().await;
+    let nodes = join_all(
+        ["one", "one", "two.x"]
+            .map(|prefix| nats.node_with(move |config| config.cluster_prefix = prefix.into())),
+    );
+    let nodes = nodes.await;
+    know_each_other(&nodes[..2]).await;
+    let mut alice = Client::join(&nodes[0], "tea").await;
+    let bob = Client::join(&nodes[1], "tea").await;
+    alice.expect_new(&bob.id).await;
+    eventually("the third is ready", || nodes[2].anteroom.is_ready()).await;
+    let (_, peers) = Client::join_and_look(&nodes[2], "tea").await;
+    assert_eq!(peers, [""; 0]);
+    assert_eq!(nodes[2].count("anteroom_cluster_nodes"), 0);
+    alice.expect_quiet().await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_nats_server_that_is_missing_or_no_good_is_waited_for() {
+    let mut nats = Nats::with(&["--user", "anteroom", "--pass", "se cret@"]).await;
+    let refused = nats.node().await;
+    nats.kill().await;
+    let waiting = nats
+        .node_with(|config| {
+            let url = format!("nats://anteroom:se%20cret%40@127.0.0.1:{}", nats.port);
+            config.cluster = vec![url.parse().unwrap()];
+        })
+        .await;
+    for node in [&refused, &waiting] {
+        let ready = operator(node, "GET", "/ready", "").await;
+        assert_eq!(
+            (ready.status, &*ready.body),
+            (503, "not connected to NATS\n")
+        );
+        assert_eq!(operator(node, "GET", "/health", "").await.status, 200);
+        let answer = Raw::ask(node, "/room/tea", "").await.err().unwrap();
+        assert_eq!(answer.status, 503);
+    }
+    nats.start_again().await;
+    eventually("it is ready", || waiting.anteroom.is_ready()).await;
+    Client::join(&waiting, "tea").await.expect_quiet().await;
+    assert!(!refused.anteroom.is_ready());
+
+    let small = File::new("small.conf", "max_payload: 65536");
+    let nats = Nats::with(&["--config", small.path().to_str().unwrap()]).await;
+    let mut node = Node::start(&nats.url(), &[]).await;
+    let log = node.log().await;
+    assert!(
+        log.contains("its max_payload is 65536 bytes, and must be 606208"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn nats_may_ask_for_credentials_and_tls() {
+    let authority = Authority::new();
+    let (cert, key) = authority.issue("nats.test");
+    let ca = File::new("nats-ca.pem", authority.pem());
+    let (cert, key) = (File::new("nats.pem", cert), File::new("nats.key", key));
+    let [operator, account, user] = [
+        KeyPair::new_operator(),
+        KeyPair::new_account(),
+        KeyPair::new_user(),
+    ];
+    let free = json!({"subs": -1, "data": -1, "payload": -1});
+    let account_limits = json!({"subs": -1, "data": -1, "payload": -1, "imports": -1,
+        "exports": -1, "wildcards": true, "conn": -1, "leaf": -1});
+    let operator_jwt = jwt(&operator, &operator, "operator", json!({}));
+    let account_jwt = jwt(
+        &operator,
+        &account,
+        "account",
+        json!({"limits": account_limits}),
+    );
+    let user_jwt = jwt(&account, &user, "user", free);
+    let config = format!(
+        "operator: {operator_jwt}\nresolver: MEMORY\nresolver_preload: {{ {}: {account_jwt} }}\n",
+        account.public_key()
+    );
+    let config = File::new("nats.conf", config);
+    let path = |file: &File| file.path().to_str().unwrap().to_owned();
+    let credentials = format!(
+        "-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+        user.seed().unwrap()
+    );
+    let credentials = File::new("anteroom.creds", credentials);
+    let nats = Nats::with(&[
+        "--config",
+        &path(&config),
+        "--tls",
+        "--tlscert",
+        &path(&cert),
+        "--tlskey",
+        &path(&key),
+    ])
+    .await;
+    let nodes = join_all((0..2).map(|_| {
+        nats.node_with(|config| {
+            let url = format!("tls://localhost:{}", nats.port);
+            config.cluster = vec![url.parse().unwrap()];
+            config.cluster_ca_file = Some(ca.path());
+            config.cluster_credentials_file = Some(credentials.path());
+        })
+    }))
+    .await;
+    know_each_other(&nodes).await;
+    let mut alice = Client::join(&nodes[0], "tea").await;
+    let bob = Client::join(&nodes[1], "tea").await;
+    alice.expect_new(&bob.id).await;
+}
+
+/// What says in NATS who somebody is: a JSON Web Token with a signature of its own.
+fn jwt(issuer: &KeyPair, subject: &KeyPair, kind: &str, mut claims: Value) -> String {
+    claims["type"] = kind.into();
+    claims["version"] = 2.into();
+    let claims = json!({
+        "jti": "test", "iat": 1, "iss": issuer.public_key(), "sub": subject.public_key(),
+        "name": kind, "nats": claims,
+    });
+    let header = json!({"typ": "JWT", "alg": "ed25519-nkey"});
+    let encode = |json: Value| URL_SAFE_NO_PAD.encode(json.to_string());
+    let text = format!("{}.{}", encode(header), encode(claims));
+    let signature = issuer.sign(text.as_bytes()).unwrap();
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+/// What comes over NATS is input like any other.
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn what_is_said_in_bad_faith_or_by_a_newer_version_harms_nobody() {
+    let nats = Nats::start().await;
+    let [a, b] = nats.nodes().await;
+    let mut alice = Client::join(&a, "tea").await;
+    let mut bob = Client::join(&b, "tea").await;
+    alice.expect_new(&bob.id).await;
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let room = format!("anteroom.room.{}", URL_SAFE_NO_PAD.encode("tea"));
+    let long = "x".repeat(900_000);
+    let stranger = r#""v":1,"node":"00000000000000ff","n":5"#;
+    let id = "6c1f0000-0000-4000-8000-000000000000";
+    let bad = [
+        String::new(),
+        "\n".into(),
+        long.clone(),
+        "{}\n".into(),
+        format!("{{{stranger}}}\n"),
+        format!(
+            r#"{{"v":0,"node":"00000000000000ff","n":5,"say":{{"all":"bye"}}}}{}"#,
+            "\n"
+        ),
+        format!(
+            r#"{{"v":1,"node":"ff","n":5,"say":{{"all":"bye"}}}}{}"#,
+            "\n"
+        ),
+        format!(
+            r#"{{"v":1,"node":"00000000000000ff","n":18446744073709551615,"say":{{"all":"bye"}}}}{}"#,
+            "\n"
+        ),
+        format!(
+            r#"{{{stranger},"say":{{"all":{{"enter":{{"room":"a\u0000b"}}}}}}}}{}"#,
+            "\n"
+        ),
+        format!(
+            r#"{{{stranger},"say":{{"room":{{"room":"tea","after":1,"what":{{"broadcast":null}}}}}}}}{}"#,
+            "\n"
+        ),
+        format!(
+            r#"{{{stranger},"say":{{"room":{{"room":"tea","after":1,"what":{{"leave":"{long}"}}}}}}}}{}"#,
+            "\n"
+        ),
+        format!(r#"{{{stranger},"say":{{"all":{{"tomorrow":1}}}}}}{}"#, "\n"),
+    ];
+    // These are well formed, but of a node that nobody knows.
+    let strange = [
+        format!(
+            r#"{{{stranger},"later":1,"say":{{"room":{{"room":"tea","after":1,"what":{{"join":{{"id":"{id}","joined":1}}}}}}}}}}{}"#,
+            "\n"
+        ),
+        format!(
+            r#"{{{stranger},"say":{{"room":{{"room":"tea","after":1,"what":{{"leave":"{}"}}}}}}}}{}"#,
+            bob.id, "\n"
+        ),
+        format!(
+            r#"{{{stranger},"say":{{"room":{{"room":"tea","after":1,"what":{{"broadcast":null}}}}}}}}{}"#,
+            "\n{}"
+        ),
+        format!(
+            r#"{{{stranger},"say":{{"node":{{"unicast":{{"room":"tea","sender":null,"receiver":"{}"}}}}}}}}{}"#,
+            alice.id, "\n{}"
+        ),
+        format!(r#"{{{stranger},"say":{{"all":"bye"}}}}{}"#, "\n"),
+    ];
+    let before = a.count("anteroom_cluster_messages_refused_total");
+    for (subject, message) in bad
+        .iter()
+        .map(|bad| (&room, bad))
+        .chain(strange.iter().map(|it| (&room, it)))
+    {
+        client
+            .publish(subject.clone(), message.clone().into())
+            .await
+            .unwrap();
+    }
+    client.flush().await.unwrap();
+    eventually("all of it is refused", || {
+        a.count("anteroom_cluster_messages_refused_total") == before + bad.len() as u64
+    })
+    .await;
+    // It was heard before this.
+    bob.note("all", 1).await;
+    alice.expect_note(1).await;
+    alice.note(&bob.id, 2).await;
+    bob.expect_note(2).await;
+    alice.expect_quiet().await;
+    bob.expect_quiet().await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server and nginx: tests/run starts this test"]
+async fn behind_nginx_two_nodes_are_one() {
+    let nats = Nats::start().await;
+    let [mut a, b] = nats.nodes().await;
+    let nginx = Nginx::start_before_nodes("cluster", [a.address, b.address]).await;
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let client = nginx.join("tea", "").await.unwrap();
+        for (_, other) in (0..).zip(&mut clients) {
+            let other: &mut Client<_> = other;
+            other.expect_new(&client.id).await;
+        }
+        clients.push(client);
+    }
+    assert_eq!((a.anteroom.sessions(), b.anteroom.sessions()), (3, 3));
+    // One node goes; who was there comes back to the other.
+    a.stop();
+    eventually("those of one node are gone", || b.anteroom.sessions() == 3).await;
+    let client = nginx.join("tea", "").await.unwrap();
+    a.stopped().await;
+    assert_eq!(b.anteroom.sessions(), 4);
+    drop((client, clients));
+}
+
 /// A node that is a process of its own.
 struct Node {
     program: Program,
@@ -293,10 +591,25 @@ impl Node {
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .args(["--cluster", nats, "--drain-seconds", "1"])
             .args(options)
-            .stderr(Stdio::null());
+            .stderr(Stdio::piped());
         let mut program = Program::run(command).await;
         let admin = program.admin().await;
         Node { program, admin }
+    }
+
+    /// The next line of its log that says more than that it serves.
+    async fn log(&mut self) -> String {
+        let stderr = self.program.child.stderr.take().unwrap();
+        let mut lines = BufReader::new(stderr).lines();
+        within_deadline("a line in the log", async {
+            loop {
+                let line = lines.next_line().await.unwrap().unwrap();
+                if !line.contains("serving") {
+                    return line;
+                }
+            }
+        })
+        .await
     }
 
     async fn ask(&self, path: &str) -> Answer {

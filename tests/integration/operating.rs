@@ -167,11 +167,11 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
     }
 }
 
-/// The parts of the README that are a configuration for nginx: a server, and a second one to lead
-/// newcomers to.
-fn nginx_configurations() -> [&'static str; 2] {
+/// The parts of the README that are a configuration for nginx: a server, several nodes behind it, and a
+/// second server to lead newcomers to.
+fn nginx_configurations() -> [&'static str; 3] {
     let mut blocks = README.split("```nginx\n").skip(1);
-    [(); 2].map(|()| blocks.next().unwrap().split_once("```").unwrap().0)
+    [(); 3].map(|()| blocks.next().unwrap().split_once("```").unwrap().0)
 }
 
 /// Changes a text for a test.
@@ -184,7 +184,7 @@ fn change(mut text: String, changes: &[(&str, String)]) -> String {
 }
 
 /// nginx in front of a server, by the README's example.
-struct Nginx {
+pub struct Nginx {
     _child: Child,
     _files: [File; 3],
     folder: PathBuf,
@@ -201,6 +201,18 @@ impl Drop for Nginx {
 impl Nginx {
     /// In front of one server, or of one and then another.
     async fn start(name: &str, backends: &[SocketAddr]) -> Nginx {
+        let [_, _, turns] = nginx_configurations();
+        Nginx::before(name, turns, backends).await
+    }
+
+    /// In front of two nodes of a cluster.
+    pub async fn start_before_nodes(name: &str, nodes: [SocketAddr; 2]) -> Nginx {
+        let [_, upstream, _] = nginx_configurations();
+        Nginx::before(name, upstream, &nodes).await
+    }
+
+    /// In front of one server, or of two that stand in this part of the README.
+    async fn before(name: &str, upstream: &str, backends: &[SocketAddr]) -> Nginx {
         let port = free_port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let authority = Authority::new();
@@ -209,7 +221,7 @@ impl Nginx {
         let key = File::new(&format!("{name}.key"), key);
         let folder = std::env::temp_dir().join(format!("anteroom-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let [server, upstream] = nginx_configurations();
+        let [server, ..] = nginx_configurations();
         let server = change(
             server.into(),
             &[
@@ -256,7 +268,7 @@ impl Nginx {
     }
 
     /// Joins a room through it; the session knows its id.
-    async fn join(&self, room: &str, claim: &str) -> Result<Client<TlsStream<TcpStream>>, u16> {
+    pub async fn join(&self, room: &str, claim: &str) -> Result<Client<TlsStream<TcpStream>>, u16> {
         let mut client = self.connect(room, claim).await?;
         client.id = client.hello().await["receiver"].as_str().unwrap().into();
         Ok(client)

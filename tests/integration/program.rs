@@ -215,7 +215,10 @@ async fn every_server_that_the_readme_starts_does_start() {
         let options = options
             .trim_end_matches(" &")
             .replace("0.0.0.0:443", "127.0.0.1:0")
-            .replace("127.0.0.1:9090", "127.0.0.1:0");
+            .replace("127.0.0.1:8080", "127.0.0.1:0")
+            .replace("127.0.0.1:8081", "127.0.0.1:0")
+            .replace("127.0.0.1:9090", "127.0.0.1:0")
+            .replace("127.0.0.1:9091", "127.0.0.1:0");
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
         command
             .args(options.split_whitespace())
@@ -227,7 +230,7 @@ async fn every_server_that_the_readme_starts_does_start() {
         assert_eq!(program.exit_code().await, Some(0), "{options}");
         count += 1;
     }
-    assert_eq!(count, 5);
+    assert_eq!(count, 7);
     std::fs::remove_dir_all(folder).unwrap();
 }
 
