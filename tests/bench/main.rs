@@ -12,10 +12,12 @@
 //! | `dialect` | what clients say to each of them |
 //! | `swarm` | thousands of clients in one thread |
 //! | `works` | the work |
+//! | `cluster` | what several nodes cost (`tests/bench/run --cluster`) |
 //! | `report` | the table and the chart |
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+mod cluster;
 mod dialect;
 mod report;
 mod servers;
@@ -102,8 +104,9 @@ fn main() -> ExitCode {
         [servers::SERVE_WARP] => warp_peer::serve(),
         [peers] => run(&FULL, peers.into()),
         [peers, "--quick"] => run(&QUICK, peers.into()),
+        [peers, "--cluster"] => cluster::run(&FULL, peers.as_ref()),
         _ => Err(io::Error::other(
-            "start this with tests/bench/run, or tests/bench/run --quick",
+            "start this with tests/bench/run, perhaps with --quick or --cluster",
         )),
     };
     match result {
@@ -124,11 +127,7 @@ const STORM: &str = "a crowd joins one room";
 const IDLE: &str = "memory of an idle session";
 
 fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
-    rlimit::increase_nofile_limit(rlimit::INFINITY)?;
-    let mut core = CpuSet::new();
-    core.set(LOAD_CORE)?;
-    sched_setaffinity(Pid::from_raw(0), &core)
-        .map_err(|error| io::Error::other(format!("this needs two processor cores: {error}")))?;
+    take_a_core()?;
 
     let mut bench = Bench {
         plan,
@@ -234,6 +233,15 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
         println!("the chart is in {CHART}");
     }
     Ok(())
+}
+
+/// Keeps the load generator on a core of its own.
+fn take_a_core() -> io::Result<()> {
+    rlimit::increase_nofile_limit(rlimit::INFINITY)?;
+    let mut core = CpuSet::new();
+    core.set(LOAD_CORE)?;
+    sched_setaffinity(Pid::from_raw(0), &core)
+        .map_err(|error| io::Error::other(format!("this needs two processor cores: {error}")))
 }
 
 /// The runs, and what they have shown so far.

@@ -83,7 +83,8 @@ impl Kind {
 /// A running server, alone on its core; dropping it ends it.
 pub struct Server {
     pub kind: Kind,
-    pub address: SocketAddr,
+    /// Where it listens, or each of its nodes does.
+    pub addresses: Vec<SocketAddr>,
     process: Child,
     clock: ClockId,
 }
@@ -91,9 +92,15 @@ pub struct Server {
 impl Server {
     /// Starts a server and waits until it listens.
     pub fn start(kind: Kind, peers: &Path) -> io::Result<Server> {
+        Server::start_with(kind, peers, &[])
+    }
+
+    /// The same with more options.
+    pub fn start_with(kind: Kind, peers: &Path, options: &[String]) -> io::Result<Server> {
         let mut process = Command::new("taskset")
             .args(["--cpu-list", SERVER_CORE])
             .args(kind.command(peers)?)
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .env("RUST_LOG", "warn")
@@ -116,7 +123,7 @@ impl Server {
         };
         Ok(Server {
             kind,
-            address,
+            addresses: vec![address],
             process,
             clock,
         })

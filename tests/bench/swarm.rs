@@ -19,7 +19,8 @@ const READ_BYTES: usize = 256 * 1024;
 
 /// The clients of one server.
 pub struct Swarm {
-    address: SocketAddr,
+    /// Where they connect to, by turns.
+    addresses: Vec<SocketAddr>,
     dialect: Dialect,
     poll: Poll,
     events: Events,
@@ -39,9 +40,9 @@ struct Connection {
 }
 
 impl Swarm {
-    pub fn new(address: SocketAddr, dialect: Dialect) -> io::Result<Swarm> {
+    pub fn new(addresses: &[SocketAddr], dialect: Dialect) -> io::Result<Swarm> {
         Ok(Swarm {
-            address,
+            addresses: addresses.to_vec(),
             dialect,
             poll: Poll::new()?,
             events: Events::with_capacity(1024),
@@ -68,7 +69,8 @@ impl Swarm {
     /// Sets out to let one more join a room; returns its number.
     pub fn join(&mut self, room: &str) -> io::Result<usize> {
         let number = self.connections.len();
-        let mut stream = TcpStream::connect(self.address)?;
+        let address = self.addresses[number % self.addresses.len()];
+        let mut stream = TcpStream::connect(address)?;
         // As browsers do.
         stream.set_nodelay(true)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -79,7 +81,7 @@ impl Swarm {
             "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
             self.dialect.target(room, number),
-            self.address,
+            address,
         );
         self.connections.push(Connection {
             stream,
@@ -158,6 +160,13 @@ impl Swarm {
                 return Ok(());
             }
         }
+    }
+
+    /// Lets the last so many go.
+    pub fn drop_last(&mut self, count: usize) {
+        let left = self.connections.len() - count;
+        self.joined -= count;
+        self.connections.truncate(left);
     }
 
     /// Sends a frame as one of them.

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
+    net::SocketAddr,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -79,7 +80,7 @@ fn measure(
 /// Lets sessions join, one for each of `rooms`, and waits until that is done and each has been told
 /// of those after it in its room: `news` messages in all. Calls `on_new` for these, with who was
 /// told of whom.
-fn join_all(
+pub fn join_all(
     swarm: &mut Swarm,
     rooms: impl IntoIterator<Item = String>,
     mut news: usize,
@@ -109,7 +110,7 @@ fn join_all(
 }
 
 /// Sessions that write to each other, two by two.
-struct Pairs {
+pub struct Pairs {
     swarm: Swarm,
     dialect: Dialect,
     /// For each session, the frame it sends to the other.
@@ -120,9 +121,13 @@ struct Pairs {
 
 impl Pairs {
     /// Sessions in rooms of two, each knowing the other.
-    fn join(server: &Server, sessions: usize, data_bytes: usize) -> io::Result<Pairs> {
-        let dialect = server.kind.dialect();
-        let mut swarm = Swarm::new(server.address, dialect)?;
+    pub fn join(
+        addresses: &[SocketAddr],
+        dialect: Dialect,
+        sessions: usize,
+        data_bytes: usize,
+    ) -> io::Result<Pairs> {
+        let mut swarm = Swarm::new(addresses, dialect)?;
         let frame = |receiver: &str| text_frame(&dialect.message(receiver, data_bytes));
         let mut frames = vec![Vec::new(); sessions];
         let mut starters: Vec<usize> = (0..sessions).step_by(2).collect();
@@ -169,6 +174,26 @@ impl Pairs {
     fn send(&mut self, number: usize) -> io::Result<()> {
         self.swarm.send(number, &self.frames[number])
     }
+
+    /// Puts a message on its way in each pair.
+    pub fn start(&mut self) -> io::Result<()> {
+        for starter in self.starters.clone() {
+            self.send(starter)?;
+        }
+        Ok(())
+    }
+
+    /// Answers what has come; returns how much that was.
+    pub fn answer(&mut self) -> io::Result<u64> {
+        let mut count = 0;
+        for number in self.swarm.wait()? {
+            for _ in 0..self.read(number)? {
+                self.send(number)?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
 }
 
 /// Each session answers what comes, so that each pair has one message on its way.
@@ -178,20 +203,10 @@ pub fn unicast(
     sessions: usize,
     data_bytes: usize,
 ) -> io::Result<Cost> {
-    let mut pairs = Pairs::join(server, sessions, data_bytes)?;
-    for starter in pairs.starters.clone() {
-        pairs.send(starter)?;
-    }
-    measure(server, span, || {
-        let mut count = 0;
-        for number in pairs.swarm.wait()? {
-            for _ in 0..pairs.read(number)? {
-                pairs.send(number)?;
-                count += 1;
-            }
-        }
-        Ok(count)
-    })
+    let dialect = server.kind.dialect();
+    let mut pairs = Pairs::join(&server.addresses, dialect, sessions, data_bytes)?;
+    pairs.start()?;
+    measure(server, span, || pairs.answer())
 }
 
 /// In each of `rooms`, which have `size` sessions, the first sends to all, with `in_flight` messages
@@ -204,7 +219,7 @@ pub fn broadcast(
     in_flight: u64,
 ) -> io::Result<Cost> {
     let dialect = server.kind.dialect();
-    let mut swarm = Swarm::new(server.address, dialect)?;
+    let mut swarm = Swarm::new(&server.addresses, dialect)?;
     // The senders come first, so that each sees its whole room arrive.
     let room = |number| format!("room-{}", number % rooms);
     let news = rooms * size * (size - 1) / 2;
@@ -236,7 +251,7 @@ pub fn broadcast(
 
 /// Sessions join one room, as fast as the server lets them; the cost is for each that joins.
 pub fn storm(server: &Server, sessions: usize) -> io::Result<Cost> {
-    let mut swarm = Swarm::new(server.address, server.kind.dialect())?;
+    let mut swarm = Swarm::new(&server.addresses, server.kind.dialect())?;
     let (begin, cpu, (user, system)) = (Instant::now(), server.cpu()?, server.ticks()?);
     let rooms = (0..sessions).map(|_| "storm".to_owned());
     join_all(&mut swarm, rooms, sessions * (sessions - 1) / 2, |_, _| {})?;
@@ -259,7 +274,7 @@ pub struct Idle {
 
 /// Sessions join rooms of two and then only answer pings, for as long as `pinging` says.
 pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<Idle> {
-    let mut swarm = Swarm::new(server.address, server.kind.dialect())?;
+    let mut swarm = Swarm::new(&server.addresses, server.kind.dialect())?;
     let mut join = |sessions: Range<usize>| {
         let news = sessions.len() / 2;
         let rooms = sessions.map(|number| format!("idle-{}", number / 2));
@@ -299,7 +314,8 @@ pub fn latency(
     sessions: usize,
     rate: f64,
 ) -> io::Result<Vec<Duration>> {
-    let mut pairs = Pairs::join(server, sessions, 100)?;
+    let dialect = server.kind.dialect();
+    let mut pairs = Pairs::join(&server.addresses, dialect, sessions, 100)?;
     let mut random = SmallRng::seed_from_u64(1);
     let mut due = vec![VecDeque::new(); sessions];
     let mut latencies = Vec::new();
