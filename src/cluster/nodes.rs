@@ -131,3 +131,80 @@ impl Nodes {
         self.heard.values().filter(|node| node.hears_me).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOWN: Duration = Duration::from_secs(3);
+
+    fn node(bits: u8) -> NodeId {
+        format!("{bits:016x}").parse().unwrap()
+    }
+
+    fn nodes() -> (Nodes, Instant) {
+        (Nodes::new(node(1), DOWN), Instant::now())
+    }
+
+    #[test]
+    fn a_node_is_there_when_it_hears_and_is_heard() {
+        let (mut nodes, now) = nodes();
+        assert_eq!(nodes.heard(now, node(2), 1, &[]), (None, true));
+        assert_eq!(nodes.count_up(), 0);
+        let up = Some(Change::Up(node(2)));
+        assert_eq!(nodes.heard(now, node(2), 2, &[node(1)]), (up, false));
+        assert_eq!(nodes.heard(now, node(2), 3, &[node(1)]), (None, false));
+        assert_eq!((nodes.list(), nodes.count_up()), (vec![node(2)], 1));
+        // It has given this one up.
+        let down = Some(Change::Down(node(2)));
+        assert_eq!(nodes.heard(now, node(2), 4, &[]), (down, false));
+        assert_eq!(nodes.tick(now + 2 * DOWN), []);
+        assert_eq!(nodes.list(), []);
+    }
+
+    #[test]
+    fn who_is_silent_for_too_long_is_given_up_once() {
+        let (mut nodes, now) = nodes();
+        for (id, number) in [(2, 1), (3, 1)] {
+            nodes.heard(now, node(id), number, &[node(1)]);
+        }
+        nodes.heard(now + DOWN, node(3), 2, &[node(1)]);
+        assert_eq!(nodes.tick(now + DOWN), []);
+        let late = now + DOWN + Duration::from_millis(1);
+        assert_eq!(nodes.tick(late), [Change::Down(node(2))]);
+        assert_eq!(nodes.tick(late), []);
+        assert_eq!(nodes.bye(node(3)), Some(Change::Down(node(3))));
+        assert_eq!(nodes.bye(node(3)), None);
+    }
+
+    #[test]
+    fn what_was_heard_is_no_news_even_of_who_is_gone() {
+        let (mut nodes, now) = nodes();
+        assert!(!nodes.is_news(node(1), 5), "it is this node itself");
+        assert!(nodes.is_news(node(2), 5), "it may be about to come");
+        nodes.heard(now, node(2), 5, &[node(1)]);
+        assert!(!nodes.is_news(node(2), 5));
+        assert!(nodes.is_news(node(2), 7));
+        assert!(!nodes.is_news(node(2), 6));
+        nodes.bye(node(2));
+        assert!(!nodes.is_news(node(2), 7));
+        assert!(nodes.is_news(node(2), 8));
+    }
+
+    #[test]
+    fn there_are_only_so_many() {
+        let (mut nodes, now) = nodes();
+        for number in 0..2 * MAX_NODES as u64 {
+            let id = format!("{:016x}", number + 10).parse().unwrap();
+            nodes.heard(now, id, 1, &[node(1)]);
+        }
+        assert_eq!(nodes.count_up(), MAX_NODES);
+        assert_eq!(nodes.clear().len(), MAX_NODES);
+        for number in 0..2 * MAX_NODES as u64 {
+            let id = format!("{:016x}", number + 10_000).parse().unwrap();
+            nodes.heard(now, id, 1, &[]);
+            nodes.bye(id);
+        }
+        assert_eq!(nodes.past.len(), MAX_NODES);
+    }
+}

@@ -267,3 +267,85 @@ impl Drop for Turn<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::wire::decode;
+
+    fn uplink() -> Uplink {
+        let uplink = Uplink::new(NodeId::random());
+        uplink.open();
+        uplink
+    }
+
+    /// The numbers of what waits, with what each follows.
+    async fn said(uplink: &Uplink) -> Vec<(u64, Option<u64>)> {
+        let waiting = uplink.next().await.unwrap();
+        let messages = waiting.iter().filter_map(|item| match item {
+            Outgoing::Say(_, message) => Some(decode(message).unwrap()),
+            _ => None,
+        });
+        messages
+            .map(|heard| match heard.say {
+                Say::Room(said) => (heard.number, Some(said.after)),
+                _ => (heard.number, None),
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_said_of_a_room_is_an_unbroken_row() {
+        let uplink = uplink();
+        let room = RoomName::default_room();
+        let chain = Chain::default();
+        uplink.turn().enter(&room, &chain);
+        uplink.witness(10);
+        uplink
+            .turn()
+            .tell_room(&room, &chain, Event::Exit, b"")
+            .unwrap();
+        uplink.turn().tell_all(ToAll::Bye).unwrap();
+        uplink
+            .turn()
+            .tell_room(&room, &chain, Event::Exit, b"")
+            .unwrap();
+        let row = [(1, None), (11, Some(1)), (12, None), (13, Some(11))];
+        assert_eq!(said(&uplink).await, row);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_hears_is_missed_in_the_row() {
+        let uplink = uplink();
+        let room = RoomName::default_room();
+        let chain = Chain::default();
+        let tell = || uplink.turn().tell_room(&room, &chain, Event::Exit, b"");
+        assert_eq!(tell(), Ok(1));
+        uplink.close();
+        assert_eq!(tell(), Err(Cut));
+        uplink.open();
+        assert_eq!(tell(), Ok(3));
+        assert_eq!(said(&uplink).await, [(3, Some(2))]);
+    }
+
+    #[tokio::test]
+    async fn too_much_is_nothing() {
+        let uplink = uplink();
+        let text = vec![b'x'; 1 << 20];
+        let id = crate::protocol::SessionId::random();
+        let unicast = || ToNode::Unicast {
+            room: RoomName::default_room(),
+            sender: None,
+            receiver: id,
+        };
+        let node = NodeId::random();
+        let mut count = 0;
+        while uplink.turn().tell_node(node, unicast(), &text).is_ok() {
+            count += 1;
+        }
+        assert_eq!(count, LIMIT / text.len() - 1);
+        assert!(!uplink.is_open());
+        uplink.finish();
+        assert!(uplink.next().await.is_none());
+    }
+}

@@ -395,3 +395,120 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
         text,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node() -> NodeId {
+        "00000000000000ff".parse().unwrap()
+    }
+
+    fn room(name: &str) -> RoomName {
+        RoomName::from_segment(name).unwrap()
+    }
+
+    fn member(data: Option<&str>) -> Member {
+        Member {
+            id: SessionId::random(),
+            joined: 7,
+            data: data.map(|data| RawValue::from_string(data.into()).unwrap()),
+            since: 1,
+            moves: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_said_is_heard() {
+        let exact = r#"{"user":"a", "n":1.0}"#;
+        let said = member(Some(exact));
+        let join = Say::Room(ToRoom {
+            room: room("a%22b.%3E%F0%9F%8D%B5"),
+            after: 41,
+            what: Event::Join(said.clone()),
+        });
+        let bytes = encode(node(), 42, &join, b"");
+        let heard = decode(&bytes).unwrap();
+        assert_eq!((heard.node, heard.number, heard.text), (node(), 42, ""));
+        let Say::Room(ToRoom {
+            room: name,
+            after,
+            what: Event::Join(heard),
+        }) = heard.say
+        else {
+            panic!("something else")
+        };
+        assert_eq!((name.as_str(), after), ("a\"b.>🍵", 41));
+        assert_eq!((heard.id, heard.joined), (said.id, said.joined));
+        assert_eq!(heard.data.unwrap().get(), exact);
+
+        // A client's message may have lines of its own.
+        let text = "{\"type\":\"x\",\n\"data\":\n1}";
+        let unicast = Say::Node(ToNode::Unicast {
+            room: room("tea"),
+            sender: None,
+            receiver: said.id,
+        });
+        let bytes = encode(node(), 43, &unicast, text.as_bytes());
+        assert_eq!(decode(&bytes).unwrap().text, text);
+    }
+
+    #[test]
+    fn a_newer_version_may_add_fields() {
+        let line = json!({"v": 9, "node": "00000000000000ff", "n": 1, "new": [], "say":
+            {"all": {"alive": {"heard": [], "load": 0.5}}}});
+        assert!(decode(format!("{line}\n").as_bytes()).is_ok());
+        // What it adds besides is left alone.
+        let line = json!({"v": 9, "node": "00000000000000ff", "n": 1, "say": {"all": {"sing": 1}}});
+        assert!(decode(format!("{line}\n").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_refused() {
+        let line = |number: u64, say: serde_json::Value| {
+            json!({"v": 1, "node": "00000000000000ff", "n": number, "say": say}).to_string()
+        };
+        let alive = |count| json!({"all": {"alive": {"heard": vec!["00000000000000ff"; count]}}});
+        let enter = |room: &str| json!({"all": {"enter": {"room": room}}});
+        let broadcast = json!({"room": {"room": "a", "after": 1, "what": {"broadcast": null}}});
+        assert!(decode(format!("{}\n", line(1, alive(MAX_ROOMS))).as_bytes()).is_ok());
+        assert!(decode(format!("{}\n{{}}", line(1, broadcast.clone())).as_bytes()).is_ok());
+        for bytes in [
+            line(1, alive(1)),
+            format!("{}\n", line(MAX_NUMBER + 1, alive(1))),
+            format!("{}\n", line(1, alive(MAX_ROOMS + 1))),
+            format!("{}\n{{}}", line(1, alive(1))),
+            format!("{}\n", line(1, broadcast)),
+            format!("{}\n", line(1, enter(""))),
+            format!("{}\n", line(1, enter(&"a".repeat(129)))),
+            format!("{}\n", line(1, enter("a\tb"))),
+        ] {
+            assert!(decode(bytes.as_bytes()).is_err(), "{bytes}");
+        }
+        assert!(decode(b"\xff\n").is_err());
+        for id in [
+            "ff",
+            "00000000000000FG",
+            "+0000000000000ff",
+            "000000000000000ff",
+        ] {
+            assert!(id.parse::<NodeId>().is_err(), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_long_list_comes_in_parts() {
+        assert_eq!(parts(Vec::new()).len(), 1);
+        let long = format!("\"{}\"", "x".repeat(PART_BYTES / 3));
+        let all: Vec<Member> = (0..5).map(|_| member(Some(&long))).collect();
+        let parts = parts(all.clone());
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+        let ids = |members: &[Member]| members.iter().map(|member| member.id).collect::<Vec<_>>();
+        assert_eq!(ids(&parts.concat()), ids(&all));
+        // One that is longer than a part is a part.
+        let longer = format!("\"{}\"", "x".repeat(2 * PART_BYTES));
+        assert_eq!(super::parts(vec![member(Some(&longer))]).len(), 1);
+    }
+}
