@@ -163,6 +163,19 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
         ("--turn-seconds <SECONDS>", "TURN_SECONDS", "86400"),
         ("--admin <ADDRESS:PORT>", "ADMIN", "nowhere"),
         ("--admin-token-file <FILE>", "ADMIN_TOKEN_FILE", ""),
+        ("--cluster <URL>", "CLUSTER", "this node is alone"),
+        (
+            "--cluster-credentials-file <FILE>",
+            "CLUSTER_CREDENTIALS_FILE",
+            "",
+        ),
+        ("--cluster-ca-file <FILE>", "CLUSTER_CA_FILE", ""),
+        ("--cluster-prefix <SUBJECT>", "CLUSTER_PREFIX", "anteroom"),
+        (
+            "--cluster-down-seconds <SECONDS>",
+            "CLUSTER_DOWN_SECONDS",
+            "3",
+        ),
         ("--drain-seconds <SECONDS>", "DRAIN_SECONDS", "5"),
     ];
     let own_options = help.matches("[env: ANTEROOM_").count();
