@@ -18,9 +18,12 @@ use std::{
     str::FromStr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
-    task::Poll,
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -31,6 +34,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::{
     StreamExt,
     stream::{AbortHandle, Abortable, SelectAll, abortable},
+    task::AtomicWaker,
 };
 use log::{debug, info, warn};
 use percent_encoding::percent_decode_str;
@@ -48,8 +52,8 @@ use self::{
 pub(crate) use self::{
     uplink::{Chain, Cut, Uplink},
     wire::{
-        Answer, Digest, Event, Handed, MAX_IDS, MAX_ROOMS, Member, Members, NodeId, PART_BYTES,
-        Permit, ToNode, ToRoom, Want, parts,
+        Answer, Digest, Event, Handed, MAX_IDS, MAX_NUMBER, MAX_ROOMS, Member, Members, NodeId,
+        PART_BYTES, Permit, ToNode, ToRoom, Want, parts,
     },
 };
 use crate::{
@@ -423,8 +427,8 @@ impl Reader<'_> {
         let mut replies = Replies::default();
         let mut unflushed = Unflushed::default();
         for heard in heard {
-            self.cluster.uplink.witness(heard.number);
             if self.nodes.is_news(heard.node, heard.number) {
+                self.cluster.uplink.witness(heard.number);
                 self.take_in(heard, &mut replies, &mut unflushed);
             }
         }
@@ -440,6 +444,7 @@ impl Reader<'_> {
             text,
         } = heard;
         let rooms = &self.shared.rooms;
+        let is_up = self.nodes.is_up(node);
         match say {
             Say::All(ToAll::Alive { heard }) => {
                 let (change, is_new) = self.nodes.heard(Instant::now(), node, number, &heard);
@@ -459,6 +464,8 @@ impl Reader<'_> {
             Say::All(ToAll::Enter { room }) => {
                 rooms.entered(node, number, room, replies, unflushed);
             }
+            // Who does not hear this node, or is not heard, may only ask.
+            _ if !is_up && !matches!(say, Say::Node(ToNode::Ask(_))) => {}
             Say::All(ToAll::Want(want)) => self.hand_over(node, want),
             Say::Room(said) => rooms.event(node, number, said, text, replies, unflushed),
             Say::Node(said) => rooms.said(node, number, said, text, replies, unflushed),
@@ -530,6 +537,21 @@ impl Reader<'_> {
 struct Incoming {
     streams: SelectAll<Abortable<Subscriber>>,
     rooms: HashMap<RoomName, AbortHandle>,
+    woken: Arc<Woken>,
+}
+
+/// Whether a stream has woken its reader since that last looked.
+#[derive(Default)]
+struct Woken {
+    since: AtomicBool,
+    reader: AtomicWaker,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Woken>) {
+        self.since.store(true, SeqCst);
+        self.reader.wake();
+    }
 }
 
 impl Incoming {
@@ -558,17 +580,21 @@ impl Incoming {
     /// Everything that is there, once there is something.
     ///
     /// A message comes later than all that the same node said before, but perhaps by another way: when
-    /// all ways have been found empty after it, nothing is missing before it. Its task must not be
-    /// made to yield in between.
+    /// all ways have been found empty after it, and none has stirred since, nothing is missing before
+    /// it. Its task must not be made to yield in between.
     async fn batch(&mut self) -> Vec<Message> {
         let mut batch = Vec::new();
+        let waker = Waker::from(self.woken.clone());
         poll_fn(|cx| {
+            self.woken.reader.register(cx.waker());
+            let mut cx = Context::from_waker(&waker);
             loop {
                 let before = batch.len();
-                while let Poll::Ready(Some(message)) = self.streams.poll_next_unpin(cx) {
+                self.woken.since.store(false, SeqCst);
+                while let Poll::Ready(Some(message)) = self.streams.poll_next_unpin(&mut cx) {
                     batch.push(message);
                 }
-                if batch.len() == before {
+                if batch.len() == before && !self.woken.since.load(SeqCst) {
                     break;
                 }
             }

@@ -126,6 +126,11 @@ impl Nodes {
         self.heard.keys().copied().collect()
     }
 
+    /// Whether a node can hear and be heard.
+    pub(super) fn is_up(&self, node: NodeId) -> bool {
+        self.heard.get(&node).is_some_and(|node| node.hears_me)
+    }
+
     /// How many there are.
     pub(super) fn count_up(&self) -> usize {
         self.heard.values().filter(|node| node.hears_me).count()

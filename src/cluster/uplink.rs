@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     mem,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -16,6 +17,10 @@ use crate::protocol::RoomName;
 /// back.
 const LIMIT: usize = 64 << 20;
 
+/// How far ahead of this node's clock a number may be, in microseconds: an hour, by which clocks may
+/// differ.
+const AHEAD: u64 = 3_600_000_000;
+
 /// How this node speaks to the others. Nobody waits for it: what it cannot take, it refuses.
 pub(crate) struct Uplink {
     me: NodeId,
@@ -25,7 +30,8 @@ pub(crate) struct Uplink {
 
 struct Queue {
     /// The number of the last message. Numbers are a logical clock (Lamport, 1978): what is said is
-    /// numbered higher than everything that was said or heard before.
+    /// numbered higher than everything that was said or heard before. They begin with the time, in
+    /// microseconds since 1970, so that a number can be seen to be too high.
     number: u64,
     waiting: VecDeque<Outgoing>,
     /// How many bytes wait.
@@ -64,6 +70,11 @@ pub(crate) struct Turn<'a> {
     queue: MutexGuard<'a, Queue>,
 }
 
+fn now_micros() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_micros() as u64
+}
+
 impl Chain {
     /// The number of what was last said, 0 if nothing was.
     pub(crate) fn last(&self) -> u64 {
@@ -76,7 +87,7 @@ impl Uplink {
         Uplink {
             me,
             queue: Mutex::new(Queue {
-                number: 0,
+                number: now_micros(),
                 waiting: VecDeque::new(),
                 bytes: 0,
                 open: false,
@@ -103,10 +114,12 @@ impl Uplink {
         }
     }
 
-    /// What is said from now on is numbered higher than this.
+    /// What is said from now on is numbered higher than this, unless that is too high to be true.
     pub(super) fn witness(&self, number: u64) {
-        let mut queue = self.queue.lock();
-        queue.number = queue.number.max(number);
+        if number <= now_micros() + AHEAD {
+            let mut queue = self.queue.lock();
+            queue.number = queue.number.max(number);
+        }
     }
 
     /// Takes what is said from now on.
@@ -299,8 +312,11 @@ mod tests {
         let uplink = uplink();
         let room = RoomName::default_room();
         let chain = Chain::default();
+        let first = uplink.number() + 1;
         uplink.turn().enter(&room, &chain);
-        uplink.witness(10);
+        uplink.witness(first + 10);
+        // This cannot be true.
+        uplink.witness(first + 10 * AHEAD);
         uplink
             .turn()
             .tell_room(&room, &chain, Event::Exit, b"")
@@ -310,8 +326,12 @@ mod tests {
             .turn()
             .tell_room(&room, &chain, Event::Exit, b"")
             .unwrap();
-        let row = [(1, None), (11, Some(1)), (12, None), (13, Some(11))];
-        assert_eq!(said(&uplink).await, row);
+        let said = said(&uplink).await;
+        let row = said
+            .iter()
+            .map(|(number, after)| (number - first, after.map(|it| it - first)));
+        let expected = [(0, None), (11, Some(0)), (12, None), (13, Some(11))];
+        assert_eq!(row.collect::<Vec<_>>(), expected);
     }
 
     #[tokio::test]
@@ -320,12 +340,12 @@ mod tests {
         let room = RoomName::default_room();
         let chain = Chain::default();
         let tell = || uplink.turn().tell_room(&room, &chain, Event::Exit, b"");
-        assert_eq!(tell(), Ok(1));
+        let first = tell().unwrap();
         uplink.close();
         assert_eq!(tell(), Err(Cut));
         uplink.open();
-        assert_eq!(tell(), Ok(3));
-        assert_eq!(said(&uplink).await, [(3, Some(2))]);
+        assert_eq!(tell(), Ok(first + 2));
+        assert_eq!(said(&uplink).await, [(first + 2, Some(first + 1))]);
     }
 
     #[tokio::test]

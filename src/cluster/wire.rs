@@ -20,7 +20,7 @@ const VERSION: u32 = 1;
 
 /// The greatest number a message can have: the greatest that JSON is sure to keep (RFC 8259, section
 /// 6).
-const MAX_NUMBER: u64 = (1 << 53) - 1;
+pub(crate) const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 /// How many rooms stand in one message at the most.
 pub(crate) const MAX_ROOMS: usize = 512;
@@ -175,6 +175,7 @@ pub(crate) enum ToNode {
         seek: u64,
         source: NodeId,
         number: u64,
+        sender: Option<SessionId>,
     },
     /// Nothing more is forwarded to you.
     Done { room: RoomName, seek: u64 },
@@ -387,6 +388,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
     );
     if carries_text == text.is_empty() {
         return Err("a text where none belongs, or none where one does".into());
+    }
+    if carries_text && serde_json::from_str::<&RawValue>(text).is_err() {
+        return Err("a text that is not JSON".into());
     }
     Ok(Heard {
         node: line.node,

@@ -25,7 +25,9 @@ use super::{
     release_spare,
 };
 use crate::{
-    cluster::{self, Chain, Cut, Digest, Event, MAX_ROOMS, NodeId, ToNode, ToRoom, Uplink},
+    cluster::{
+        self, Chain, Cut, Digest, Event, MAX_NUMBER, MAX_ROOMS, NodeId, ToNode, ToRoom, Uplink,
+    },
     outbox::Unflushed,
     protocol::{self, Close, RoomName, SessionId},
     websocket::Frame,
@@ -234,13 +236,14 @@ impl Elsewhere {
                         seek,
                         source,
                         number,
+                        sender,
                     },
                 )
             }
             Way::Arriving(seek, _) => {
                 let number = turn.next_number();
                 self.handovers
-                    .record_for(*seek, self.uplink.node(), number, frame);
+                    .record_for(*seek, self.uplink.node(), number, sender, frame);
                 return Ok(());
             }
             Way::Here(_) => return Err(Cut),
@@ -361,7 +364,7 @@ impl Members {
             return;
         }
         elsewhere.there += 1;
-        self.clock = self.clock.max(member.joined);
+        self.clock = self.clock.max(member.joined.min(MAX_NUMBER));
         let new = protocol::joined(member.id, member.data.as_deref());
         for (id, own) in &self.senders {
             // Who is still about to join finds it among those who were there before.
@@ -665,7 +668,7 @@ impl Room {
             last: said.last,
             seen,
         };
-        members.clock = members.clock.max(said.clock);
+        members.clock = members.clock.max(said.clock.min(MAX_NUMBER));
         let ids = all.iter().map(|member| member.id).collect();
         members.keep(node, number, &ids, unflushed);
         for member in all {
@@ -721,7 +724,7 @@ impl Room {
                     if let Some(elsewhere) = &members.elsewhere {
                         elsewhere
                             .handovers
-                            .record(node, number, &Said::ToAll(frame));
+                            .record(node, number, &Said::ToAll(sender, frame));
                     }
                 }
             }
@@ -775,7 +778,7 @@ impl Room {
             }
             (Way::Arriving(seek, _), _) => {
                 let handovers = &elsewhere.handovers;
-                handovers.record_for(*seek, node, number, relayed(text));
+                handovers.record_for(*seek, node, number, sender, relayed(text));
             }
             (_, Some((to, seek))) => {
                 let forward = ToNode::Forward {
@@ -783,6 +786,7 @@ impl Room {
                     seek,
                     source: node,
                     number,
+                    sender,
                 };
                 // Where this node is cut off, it is lost.
                 let _ = elsewhere
@@ -980,7 +984,9 @@ impl Rooms {
                 }
             }
             ToNode::Offer { room, seek } => {
-                let accepted = self.find(&room).is_some_and(|room| room.offered(seek));
+                let accepted = self
+                    .find(&room)
+                    .is_some_and(|room| room.offered(node, seek));
                 let accept = ToNode::Accept {
                     room,
                     seek,
@@ -1015,9 +1021,10 @@ impl Rooms {
                 seek,
                 source,
                 number,
+                sender,
             } => {
                 if let Some(room) = self.find(&room) {
-                    room.forwarded(seek, source, number, text);
+                    room.forwarded(seek, source, number, sender, text);
                 }
             }
             ToNode::Done { room, seek } => {

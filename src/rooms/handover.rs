@@ -52,8 +52,8 @@ struct Seek {
     waiting: BTreeSet<NodeId>,
     /// Whether it is on its way to another node, or this.
     is_going: bool,
-    /// Whether a node is about to hand it over.
-    is_offered: bool,
+    /// Which node is about to hand it over.
+    offered: Option<NodeId>,
     /// What has come of it so far.
     part: Option<Found>,
     /// Gets the answer.
@@ -115,8 +115,9 @@ struct Recorded {
 pub(super) enum Said {
     New(SessionId, Frame),
     Left(SessionId, Frame),
-    ToAll(Frame),
-    ToOne(Frame),
+    /// By a session, or by a backend.
+    ToAll(Option<SessionId>, Frame),
+    ToOne(Option<SessionId>, Frame),
 }
 
 impl Said {
@@ -124,8 +125,8 @@ impl Said {
         match self {
             Said::New(_, frame)
             | Said::Left(_, frame)
-            | Said::ToAll(frame)
-            | Said::ToOne(frame) => frame,
+            | Said::ToAll(_, frame)
+            | Said::ToOne(_, frame) => frame,
         }
     }
 }
@@ -148,8 +149,9 @@ impl Seek {
     /// Goes on without the answer of a node.
     fn not_there(&mut self, node: NodeId) {
         self.waiting.remove(&node);
+        self.offered.take_if(|offered| *offered == node);
         if self.waiting.is_empty()
-            && !self.is_offered
+            && self.offered.is_none()
             && let Some(found) = self.found.take()
         {
             // Who has given up does not hear it.
@@ -171,9 +173,16 @@ impl Handovers {
     }
 
     /// Keeps what is sent to one session that is to come.
-    pub(super) fn record_for(&self, seek: u64, source: NodeId, number: u64, frame: Frame) {
+    pub(super) fn record_for(
+        &self,
+        seek: u64,
+        source: NodeId,
+        number: u64,
+        sender: Option<SessionId>,
+        frame: Frame,
+    ) {
         if let Some(seek) = self.seeks.lock().get_mut(&seek) {
-            seek.record(source, number, Said::ToOne(frame));
+            seek.record(source, number, Said::ToOne(sender, frame));
         }
     }
 
@@ -352,7 +361,7 @@ impl Seat {
             let mut seek = Seek {
                 token,
                 is_going: false,
-                is_offered: false,
+                offered: None,
                 waiting: elsewhere.nodes(),
                 part: None,
                 found: Some(found),
@@ -398,7 +407,9 @@ impl Seeking {
         let members = self.seat.room.members.read();
         members.elsewhere.as_ref().is_some_and(|elsewhere| {
             let seeks = elsewhere.handovers.seeks.lock();
-            seeks.get(&self.seek).is_some_and(|seek| seek.is_offered)
+            seeks
+                .get(&self.seek)
+                .is_some_and(|seek| seek.offered.is_some())
         })
     }
 
@@ -428,7 +439,7 @@ impl Arriving {
         let Arriving { seeking, found } = self;
         let (id, from) = (found.handed.member.id, found.from);
         let member = cluster::Member {
-            moves: found.handed.member.moves + 1,
+            moves: found.handed.member.moves.saturating_add(1),
             ..found.handed.member.clone()
         };
         let room = seeking.seat.room.clone();
@@ -455,6 +466,7 @@ impl Arriving {
                 {
                     seek.done = Some((from, done));
                 }
+                let member = member.clone();
                 // Where this node is cut off, the session is told of when it is no longer.
                 let _ = elsewhere.say(&room.name, Event::Arrive { member, from }, &[]);
             }
@@ -471,6 +483,7 @@ impl Arriving {
         Membership {
             seat: seeking.give_up(),
             id,
+            moves: member.moves,
             guest,
         }
     }
@@ -497,6 +510,17 @@ impl Members {
         let own = found.handed.member.id;
         let mut known: BTreeSet<SessionId> = found.handed.known.iter().copied().collect();
         let seen: BTreeMap<NodeId, u64> = found.handed.seen.iter().copied().collect();
+        // Who came here by another way than the others is new before it speaks.
+        let told = recorded.iter().filter_map(|it| match &it.what {
+            Said::New(id, _) => Some(*id),
+            _ => None,
+        });
+        let told: BTreeSet<SessionId> = told.collect();
+        for (id, member) in &self.senders {
+            if *id != own && !told.contains(id) && known.insert(*id) {
+                push(protocol::joined(*id, member.guest.public.as_deref()));
+            }
+        }
         for Recorded {
             source,
             number,
@@ -506,10 +530,12 @@ impl Members {
             match what {
                 Said::New(id, frame) if id != own && known.insert(id) => push(frame),
                 Said::Left(id, frame) if known.remove(&id) => push(frame),
-                Said::ToAll(frame) if seen.get(&source).is_none_or(|seen| number > *seen) => {
-                    push(frame)
+                Said::ToAll(sender, _) | Said::ToOne(sender, _)
+                    if sender.is_some_and(|id| id != own && !known.contains(&id)) => {}
+                Said::ToAll(_, frame) if seen.get(&source).is_none_or(|seen| number > *seen) => {
+                    push(frame);
                 }
-                Said::ToOne(frame) => push(frame),
+                Said::ToOne(_, frame) => push(frame),
                 _ => {}
             }
         }
@@ -568,6 +594,11 @@ impl Membership {
     ) -> Option<oneshot::Receiver<()>> {
         let room = &self.seat.room;
         let mut members = room.members.write();
+        let member = members.senders.get(&self.id)?;
+        if member.moves != self.moves || !matches!(member.way, Way::Here(_)) {
+            return None;
+        }
+        let member = member.to_wire(self.id);
         let missed = outbox.take_missed(to.received)?;
         let known: Vec<SessionId> = members
             .senders
@@ -575,8 +606,8 @@ impl Membership {
             .copied()
             .filter(|id| *id != self.id)
             .collect();
-        let member = members.senders.get(&self.id)?.to_wire(self.id);
         let elsewhere = members.elsewhere.as_mut()?;
+        elsewhere.forget(&room.name, self.id);
         let (gone, waiting) = oneshot::channel();
         let going = Going {
             member: member.clone(),
@@ -662,13 +693,16 @@ impl Room {
     }
 
     /// A node is about to hand a session over; returns whether it is still wanted.
-    pub(super) fn offered(&self, seek: u64) -> bool {
+    pub(super) fn offered(&self, node: NodeId, seek: u64) -> bool {
         let members = self.members.read();
         members.elsewhere.as_ref().is_some_and(|elsewhere| {
             let mut seeks = elsewhere.handovers.seeks.lock();
             seeks.get_mut(&seek).is_some_and(|seek| {
-                seek.is_offered = seek.found.is_some();
-                seek.is_offered
+                let wanted = seek.found.is_some();
+                if wanted {
+                    seek.offered = Some(node);
+                }
+                wanted
             })
         })
     }
@@ -719,11 +753,19 @@ impl Room {
     }
 
     /// A node forwards what was for a session that has come here from it.
-    pub(super) fn forwarded(&self, seek: u64, source: NodeId, number: u64, text: &str) {
+    pub(super) fn forwarded(
+        &self,
+        seek: u64,
+        source: NodeId,
+        number: u64,
+        sender: Option<SessionId>,
+        text: &str,
+    ) {
         let members = self.members.read();
         if let Some(elsewhere) = &members.elsewhere {
             let frame = relayed(text);
-            elsewhere.handovers.record_for(seek, source, number, frame);
+            let handovers = &elsewhere.handovers;
+            handovers.record_for(seek, source, number, sender, frame);
         }
     }
 

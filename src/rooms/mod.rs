@@ -30,7 +30,7 @@ use self::{elsewhere::Elsewhere, handover::Said};
 pub(crate) use self::{elsewhere::Replies, handover::Sought};
 use crate::{
     Config,
-    cluster::{Event, NodeId, ToNode, Uplink},
+    cluster::{Event, MAX_NUMBER, NodeId, ToNode, Uplink},
     outbox::{Sender, Unflushed},
     protocol::{self, Close, Peer, RoomName, SessionId},
     websocket::Frame,
@@ -142,6 +142,8 @@ pub(crate) struct Seat {
 pub(crate) struct Membership {
     seat: Seat,
     id: SessionId,
+    /// How many nodes the session had left behind when it came here: it may come again.
+    moves: u32,
     guest: Arc<Guest>,
 }
 
@@ -367,7 +369,7 @@ impl Room {
         match &members.elsewhere {
             Some(elsewhere) if there > 0 => {
                 let said = elsewhere.say(&self.name, Event::Broadcast(sender), frame.payload());
-                elsewhere.record(&Said::ToAll(frame.clone()));
+                elsewhere.record(&Said::ToAll(sender, frame.clone()));
                 here + said.map_or(0, |_| there)
             }
             _ => here,
@@ -383,7 +385,7 @@ impl Seat {
         let mut unflushed = Unflushed::default();
         let mut members = self.room.members.write();
         members.push_to_all(&new, &mut unflushed);
-        members.clock += 1;
+        members.clock = (members.clock + 1).min(MAX_NUMBER);
         let member = Member {
             way: Way::Here(sender),
             joined: members.clock,
@@ -397,6 +399,7 @@ impl Seat {
         Membership {
             seat: self,
             id,
+            moves: 0,
             guest,
         }
     }
@@ -481,8 +484,8 @@ impl Drop for Membership {
         let room = &self.seat.room;
         let mut members = room.members.write();
         match members.senders.get(&self.id) {
-            Some(member) if member.way.is_own() => {}
-            // It has gone to another node.
+            Some(member) if member.way.is_own() && member.moves == self.moves => {}
+            // It has gone to another node, and may even be back.
             _ => return,
         }
         members.senders.remove(&self.id);
