@@ -46,7 +46,7 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         let anteroom = anteroom.clone();
         warp::any().map(move || anteroom.clone())
     };
-    let room = || warp::path::param::<String>().and(with.clone()).then(visit);
+    let room = || warp::path::param::<String>();
     let longest = anteroom.shared().config.max_message_bytes as u64 + ENVELOPE_BYTES;
 
     let health = warp::path!("health")
@@ -63,14 +63,14 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .and(warp::path::end())
         .and(get)
         .and(with.clone())
-        .map(sessions)
+        .then(sessions)
         .map(answer);
     let close = warp::path("rooms")
         .and(room())
         .and(warp::path!("sessions" / String))
         .and(warp::delete())
         .and(with.clone())
-        .map(close)
+        .then(close)
         .map(answer);
     let speak = warp::path("rooms")
         .and(room())
@@ -79,7 +79,7 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .and(warp::body::content_length_limit(longest))
         .and(warp::body::bytes())
         .and(with.clone())
-        .map(speak)
+        .then(speak)
         .map(answer);
     let drain = warp::path!("drain").and(warp::post()).and(with).map(drain);
 
@@ -140,8 +140,8 @@ struct Visited {
 }
 
 /// Looks a room up, also on other nodes if there may be some.
-async fn visit(segment: String, anteroom: Anteroom) -> Visited {
-    let room = RoomName::from_segment(&segment);
+async fn visit(segment: &str, anteroom: &Anteroom) -> Visited {
+    let room = RoomName::from_segment(segment);
     let shared = anteroom.shared();
     let (Ok(name), Some(cluster)) = (&room, &shared.cluster) else {
         return Visited { room, _seat: None };
@@ -154,7 +154,7 @@ async fn visit(segment: String, anteroom: Anteroom) -> Visited {
     Visited { room, _seat: seat }
 }
 
-fn sessions(visited: Visited, anteroom: Anteroom) -> Result<Response, Wrong> {
+async fn sessions(room: String, anteroom: Anteroom) -> Result<Response, Wrong> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Session {
@@ -178,6 +178,7 @@ fn sessions(visited: Visited, anteroom: Anteroom) -> Result<Response, Wrong> {
         waiting_bytes: usize,
         away: bool,
     }
+    let visited = visit(&room, &anteroom).await;
     let (room, glimpses) = find(visited, |room| anteroom.shared().rooms.look_into(room))?;
     let sessions = glimpses.into_iter().map(|Glimpse { id, way, guest }| {
         let since = Timestamp::try_from(guest.since).unwrap_or_default();
@@ -212,7 +213,8 @@ fn sessions(visited: Visited, anteroom: Anteroom) -> Result<Response, Wrong> {
     Ok(json(&Answer { room, sessions }))
 }
 
-fn close(visited: Visited, id: String, anteroom: Anteroom) -> Result<Response, Wrong> {
+async fn close(room: String, id: String, anteroom: Anteroom) -> Result<Response, Wrong> {
+    let visited = visit(&room, &anteroom).await;
     let rooms = &anteroom.shared().rooms;
     let id = SessionId::parse(&id);
     let close = |id, room: &RoomName| rooms.close(room, id, Close::by_operator());
@@ -225,7 +227,7 @@ fn close(visited: Visited, id: String, anteroom: Anteroom) -> Result<Response, W
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-fn speak(visited: Visited, body: Bytes, anteroom: Anteroom) -> Result<Response, Wrong> {
+async fn speak(room: String, body: Bytes, anteroom: Anteroom) -> Result<Response, Wrong> {
     let bad = |message| Wrong {
         status: StatusCode::BAD_REQUEST,
         code: "bad_message",
@@ -247,6 +249,7 @@ fn speak(visited: Visited, body: Bytes, anteroom: Anteroom) -> Result<Response, 
     };
     let frame = protocol::announced(&message, receiver);
     let shared = anteroom.shared();
+    let visited = visit(&room, &anteroom).await;
     let (_, receivers) = find(visited, |room| {
         shared.rooms.announce(room, receiver, &frame)
     })?;

@@ -87,8 +87,12 @@ pub(crate) fn start(
         match (&shared.cluster, request.read()) {
             (Some(cluster), Some((token, received))) => {
                 arrival.received = received;
-                let limit = cluster.down;
-                Session::take_over(shared, arrival, token, limit).await;
+                let (limit, stopped) = (cluster.down, shared.stopped.clone());
+                tokio::select! {
+                    () = Session::take_over(shared.clone(), arrival, token, limit) => {}
+                    // Nobody answers any more.
+                    () = stopped.cancelled() => {}
+                }
             }
             _ => Session::begin_anew(shared, arrival),
         }
@@ -247,9 +251,9 @@ impl Session {
         };
         tasks.clone().spawn(async move {
             // Who is there on other nodes was there before.
-            newcomer.seat.enter(limit).await;
+            in_time(&shared, limit, newcomer.seat.enter(limit)).await;
             let (session, reader) = Session::join(shared, newcomer, problem);
-            session.membership.settled(limit).await;
+            in_time(&session.shared, limit, session.membership.settled(limit)).await;
             // Its waiting shall not be part of what it costs.
             tasks.spawn(session.live(Some(reader)));
         });
@@ -321,9 +325,17 @@ impl Session {
         let user = arrival.visitor.user().map(str::to_owned);
         let (received, outbox_bytes) = (arrival.received, shared.config.outbox_bytes);
         let end_of_time = Instant::now() + limit;
+        let mut pause = SEEK_AGAIN;
         let mut arriving = loop {
-            let limit = end_of_time - Instant::now();
-            let seeking = seat.seek(token.hash(), user.clone(), received, outbox_bytes, limit);
+            let left = end_of_time - Instant::now();
+            let seeking = seat.seek(
+                token.hash(),
+                user.clone(),
+                received,
+                outbox_bytes,
+                left,
+                limit,
+            );
             match seeking.await {
                 Sought::Found(arriving) => break arriving,
                 Sought::Again(returned) if Instant::now() < end_of_time => seat = returned,
@@ -334,7 +346,8 @@ impl Session {
                 }
             }
             // Of two that look for it both may have missed it.
-            sleep(SEEK_AGAIN).await;
+            sleep(pause).await;
+            pause *= 2;
             // It may have come here meanwhile.
             let session = shared
                 .resumes
@@ -354,8 +367,10 @@ impl Session {
             let room = arrival.room.clone();
             shared.resumes.register(token, room, user, sender)
         });
-        // Unless it has been closed, or too much has been missed.
-        let _ = sender.hand_over(Successor::Here(arrival));
+        if let Err(arrival) = go_on(&shared, &sender, arrival) {
+            // More has been missed than is kept here.
+            Session::begin_anew(shared.clone(), arrival);
+        }
         let membership = arriving.arrive(sender.clone(), limit).await;
         debug!("{id} has come to {} from another node", membership.room());
         shared.metrics.joins.inc();
@@ -503,8 +518,11 @@ impl Session {
             .cluster
             .as_ref()
             .map_or(Duration::ZERO, |cluster| cluster.down);
-        self.membership.caught_up(&takeover.seen, limit).await;
-        if !self.membership.offer(&takeover, limit).await {
+        let offer = async {
+            self.membership.caught_up(&takeover.seen, limit).await;
+            self.membership.offer(&takeover, limit).await
+        };
+        if in_time(&self.shared, 2 * limit, offer).await != Some(true) {
             return Ok(());
         }
         let Some(gone) = self.membership.hand_over(&self.outbox, &takeover, permit) else {
@@ -516,7 +534,7 @@ impl Session {
             return Ok(());
         };
         // That node waits for others, too.
-        let _ = timeout(2 * limit, gone).await;
+        in_time(&self.shared, 2 * limit, gone).await;
         Err(End::Gone)
     }
 

@@ -40,14 +40,14 @@ use log::{debug, info, warn};
 use percent_encoding::percent_decode_str;
 use tokio::{
     sync::mpsc,
-    task::coop::unconstrained,
+    task::{coop::unconstrained, yield_now},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use self::{
     nodes::{Change, Nodes},
     uplink::{Outgoing, To},
-    wire::{Heard, LINE_BYTES, PARTS_BYTES, Say, ToAll},
+    wire::{Heard, IDS_BYTES, LINE_BYTES, Say, ToAll},
 };
 pub(crate) use self::{
     uplink::{Chain, Cut, Uplink},
@@ -81,6 +81,10 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// How many messages may wait to be taken in, of a room or of a node.
 const INCOMING: usize = 16_384;
+
+/// How many messages may have been given to the client that it has not written: when the connection is
+/// back, it writes them, however old they are.
+const OUTGOING: usize = 64;
 
 /// The address of a NATS server.
 #[derive(Clone, PartialEq, Eq)]
@@ -151,7 +155,8 @@ impl Cluster {
             ca: config.cluster_ca_file.clone(),
             prefix: config.cluster_prefix.clone(),
             down: Duration::from_secs(config.cluster_down_seconds),
-            payload_bytes: config.max_message_bytes.max(PARTS_BYTES)
+            payload_bytes: config.max_message_bytes.max(PART_BYTES)
+                + IDS_BYTES
                 + config.max_header_bytes
                 + LINE_BYTES,
             has_begun: AtomicBool::new(false),
@@ -202,6 +207,7 @@ impl Cluster {
             .name(format!("anteroom {}", self.uplink.node()))
             .no_echo()
             .subscription_capacity(INCOMING)
+            .client_capacity(OUTGOING)
             .connection_timeout(NATS_LIMIT)
             .ping_interval(ALIVE)
             .ignore_discovered_servers()
@@ -243,8 +249,12 @@ impl Cluster {
 
     /// Says what is to be said, in its order.
     async fn write(&self, shared: &Shared, client: &Client, subscribed: mpsc::Sender<Subscribed>) {
-        while let Some(waiting) = self.uplink.next().await {
+        while let Some((time, waiting)) = self.uplink.next().await {
             for item in waiting {
+                if self.uplink.time() != time {
+                    // It is of a time that is over.
+                    break;
+                }
                 match item {
                     Outgoing::Say(to, message) => {
                         shared.metrics.cluster_sent.inc();
@@ -290,6 +300,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
         }
     }
     let (subscribe, subscribed) = mpsc::channel(INCOMING);
+    let now = Instant::now();
     let reader = Reader {
         nodes: Nodes::new(cluster.uplink.node(), cluster.down),
         incoming,
@@ -297,7 +308,11 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
         client: &client,
         cluster: &cluster,
         shared: &shared,
-        lost_at: Instant::now(),
+        connected: Some(now),
+        lost_at: now,
+        last_tick: now,
+        alive_at: now + ALIVE,
+        digest_at: now + DIGEST,
     };
     let mut write = pin!(cluster.write(&shared, &client, subscribe));
     tokio::select! {
@@ -317,8 +332,13 @@ struct Reader<'a> {
     client: &'a Client,
     cluster: &'a Cluster,
     shared: &'a Arc<Shared>,
-    /// When the connection was lost the last time.
+    /// When the connection was made, if there is one, and when it was lost the last time.
+    connected: Option<Instant>,
     lost_at: Instant,
+    last_tick: Instant,
+    /// When to say that this node is there, and when to compare.
+    alive_at: Instant,
+    digest_at: Instant,
 }
 
 impl Reader<'_> {
@@ -326,44 +346,47 @@ impl Reader<'_> {
     async fn read(mut self) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_tick = Instant::now();
-        let mut connected = Some(last_tick);
-        let (mut alive_at, mut digest_at) = (last_tick, last_tick + DIGEST);
         self.begin();
-        loop {
+        while !self.is_over() {
             tokio::select! {
                 biased;
+                _ = ticks.tick() => self.tick(Instant::now()),
                 // Rooms that are heard from now on, or no longer.
                 Some(subscribed) = self.subscribed.recv() => self.incoming.change(subscribed),
                 // What other nodes say.
                 messages = unconstrained(self.incoming.batch()) => self.hear(&messages),
-                _ = ticks.tick() => {
-                    let now = Instant::now();
-                    // Who stood still has not heard anybody.
-                    let stood_still = now - mem::replace(&mut last_tick, now) > ALIVE;
-                    self.check_connection(&mut connected, now);
-                    if !stood_still {
-                        let silent = self.nodes.tick(now);
-                        silent.into_iter().for_each(|change| self.follow(change));
-                    }
-                    if now >= alive_at {
-                        alive_at = now + ALIVE;
-                        self.alive();
-                        // By now everybody else has been heard.
-                        let has_begun = connected.is_some_and(|since| now - since >= ALIVE);
-                        self.cluster.has_begun.fetch_or(has_begun, Relaxed);
-                    }
-                    if now >= digest_at {
-                        digest_at = now + DIGEST;
-                        self.shared.rooms.digest();
-                    }
-                    if self.shared.stopping.is_cancelled() && self.shared.rooms.len() == 0
-                        || self.shared.stopped.is_cancelled()
-                    {
-                        return;
-                    }
-                }
             }
+            // What there is to say must be said, too, however much comes.
+            yield_now().await;
+        }
+    }
+
+    /// Whether the server stops, and nobody is here any longer, or waited for.
+    fn is_over(&self) -> bool {
+        let has_emptied = self.shared.stopping.is_cancelled() && self.shared.rooms.len() == 0;
+        has_emptied || self.shared.stopped.is_cancelled()
+    }
+
+    /// Does what is due.
+    fn tick(&mut self, now: Instant) {
+        // Who stood still has not heard anybody.
+        let stood_still = now - mem::replace(&mut self.last_tick, now) > ALIVE;
+        self.check_connection(now);
+        if !stood_still {
+            let silent = self.nodes.tick(now);
+            silent.into_iter().for_each(|change| self.follow(change));
+        }
+        if now >= self.alive_at {
+            self.alive_at = now + ALIVE;
+            self.alive();
+            self.shared.rooms.ask_again();
+            // By now everybody else has been heard.
+            let has_begun = self.connected.is_some_and(|since| now - since >= ALIVE);
+            self.cluster.has_begun.fetch_or(has_begun, Relaxed);
+        }
+        if now >= self.digest_at {
+            self.digest_at = now + DIGEST;
+            self.shared.rooms.digest();
         }
     }
 
@@ -373,22 +396,23 @@ impl Reader<'_> {
         self.incoming.forget_rooms();
         self.cluster.uplink.open();
         self.shared.rooms.subscribe();
+        // Who has known this node before shall begin anew, too.
+        self.alive();
     }
 
-    /// Sees to it that this node is cut off no longer than it knows of; `connected` is when it was
-    /// connected, if it is.
-    fn check_connection(&mut self, connected: &mut Option<Instant>, now: Instant) {
+    /// Sees to it that this node is cut off no longer than it knows of.
+    fn check_connection(&mut self, now: Instant) {
         let is_connected = self.client.connection_state() == State::Connected;
-        match (is_connected, &connected) {
+        match (is_connected, self.connected) {
             (true, None) => {
                 info!("connected to NATS again");
                 self.cluster.is_connected.store(true, Relaxed);
-                *connected = Some(now);
+                self.connected = Some(now);
             }
             (false, Some(_)) => {
                 warn!("the connection to NATS is lost: sessions of other nodes cannot be reached");
                 self.cluster.is_connected.store(false, Relaxed);
-                *connected = None;
+                self.connected = None;
                 self.lost_at = now;
             }
             _ => {}

@@ -38,6 +38,8 @@ struct Queue {
     bytes: usize,
     /// Whether somebody may be hearing.
     open: bool,
+    /// How often it was closed.
+    time: u64,
     finished: bool,
 }
 
@@ -61,7 +63,7 @@ pub(super) enum To {
 pub(crate) struct Chain(AtomicU64);
 
 /// It was not said: nobody hears, or too much waits already.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut;
 
 /// Says several things with nothing of others between.
@@ -91,6 +93,7 @@ impl Uplink {
                 waiting: VecDeque::new(),
                 bytes: 0,
                 open: false,
+                time: 0,
                 finished: false,
             }),
             filled: Notify::new(),
@@ -143,15 +146,20 @@ impl Uplink {
         self.filled.notify_one();
     }
 
-    /// What waits, as soon as something does; `None` when all is said.
-    pub(super) async fn next(&self) -> Option<VecDeque<Outgoing>> {
+    /// The time in which it is now: another begins each time it is closed.
+    pub(super) fn time(&self) -> u64 {
+        self.queue.lock().time
+    }
+
+    /// What waits, as soon as something does, and in which time it was said; `None` when all is said.
+    pub(super) async fn next(&self) -> Option<(u64, VecDeque<Outgoing>)> {
         loop {
             let filled = self.filled.notified();
             {
                 let mut queue = self.queue.lock();
                 if !queue.waiting.is_empty() {
                     queue.bytes = 0;
-                    return Some(mem::take(&mut queue.waiting));
+                    return Some((queue.time, mem::take(&mut queue.waiting)));
                 }
                 if queue.finished {
                     return None;
@@ -164,6 +172,9 @@ impl Uplink {
 
 impl Queue {
     fn put(&mut self, item: Outgoing) -> Result<(), Cut> {
+        if !self.open {
+            return Err(Cut);
+        }
         self.bytes += match &item {
             Outgoing::Say(_, message) => message.len(),
             Outgoing::Subscribe(room) | Outgoing::Unsubscribe(room) => room.as_str().len(),
@@ -172,8 +183,6 @@ impl Queue {
         if self.bytes > LIMIT {
             // In part it would be of no use.
             self.close();
-        }
-        if !self.open {
             return Err(Cut);
         }
         self.waiting.push_back(item);
@@ -182,6 +191,7 @@ impl Queue {
 
     fn close(&mut self) {
         self.open = false;
+        self.time += 1;
         self.bytes = 0;
         self.waiting = VecDeque::new();
     }
@@ -294,7 +304,7 @@ mod tests {
 
     /// The numbers of what waits, with what each follows.
     async fn said(uplink: &Uplink) -> Vec<(u64, Option<u64>)> {
-        let waiting = uplink.next().await.unwrap();
+        let (_, waiting) = uplink.next().await.unwrap();
         let messages = waiting.iter().filter_map(|item| match item {
             Outgoing::Say(_, message) => Some(decode(message).unwrap()),
             _ => None,

@@ -35,8 +35,8 @@ pub(crate) const MAX_IDS: usize = 4096;
 /// more.
 pub(crate) const PART_BYTES: usize = 256 << 10;
 
-/// How long a message in parts may be: sessions, ids, and one session's own data besides.
-pub(super) const PARTS_BYTES: usize = 2 * PART_BYTES;
+/// How long so many ids are in JSON, in bytes.
+pub(super) const IDS_BYTES: usize = MAX_IDS * 39;
 
 /// What else there is in a line, at the most: the nodes of a whole cluster, each with a number.
 pub(super) const LINE_BYTES: usize = 64 << 10;
@@ -268,6 +268,8 @@ pub(crate) struct Handed {
     pub(crate) permit: Option<Permit>,
     /// What it has been told by each node: all up to these numbers.
     pub(crate) seen: Vec<(NodeId, u64)>,
+    /// How many parts there are before this.
+    pub(crate) part: usize,
     /// Whom it was told of, and who was there before it.
     pub(crate) known: Vec<SessionId>,
     /// Whether there are more parts.
@@ -363,8 +365,15 @@ pub(crate) fn encode(node: NodeId, number: u64, say: &Say, text: &[u8]) -> Vec<u
 /// What is wrong with it: it is none, it is over a bound, or it is of a kind that is not known here.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
     let text = str::from_utf8(bytes).map_err(|_| "not UTF-8")?;
-    let (line, text) = text.split_once('\n').ok_or("no line")?;
-    let line: Line<Say> = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    // What a token says of somebody may have lines of its own.
+    let mut lines = serde_json::Deserializer::from_str(text).into_iter::<Line<Say>>();
+    let line = lines
+        .next()
+        .ok_or("nothing")?
+        .map_err(|error| error.to_string())?;
+    let text = text[lines.byte_offset()..]
+        .strip_prefix('\n')
+        .ok_or("no end of the line")?;
     if line.version == 0 || line.number > MAX_NUMBER {
         return Err(format!("version {}, number {}", line.version, line.number));
     }
@@ -376,7 +385,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
         Say::Node(ToNode::Handed(handed)) => handed.seen.len(),
         _ => 0,
     };
-    if length > MAX_ROOMS {
+    let ids = match &line.say {
+        Say::Node(ToNode::Handed(handed)) => handed.known.len(),
+        _ => 0,
+    };
+    if length > MAX_ROOMS || ids > MAX_IDS {
         return Err(format!("a list of {length}"));
     }
     let carries_text = matches!(
@@ -426,7 +439,7 @@ mod tests {
 
     #[test]
     fn what_is_said_is_heard() {
-        let exact = r#"{"user":"a", "n":1.0}"#;
+        let exact = "{\"user\":\"a\",\n\"info\":\n1.0}";
         let said = member(Some(exact));
         let join = Say::Room(ToRoom {
             room: room("a%22b.%3E%F0%9F%8D%B5"),

@@ -68,6 +68,8 @@ struct Joining {
 /// What is known of a node.
 struct View {
     presence: Presence,
+    /// The number of what it has last seen of this node.
+    seen: u64,
     /// The beginning of a list of its sessions.
     part: Vec<cluster::Member>,
     /// Whether the digest that is under way has named the room.
@@ -80,12 +82,8 @@ enum Presence {
     /// It has not said yet.
     Asked,
     Absent,
-    Present {
-        /// The number of what it last said of the room.
-        last: u64,
-        /// The number of what it has last seen of this node.
-        seen: u64,
-    },
+    /// It is, and this is the number of what it last said of the room.
+    Present(u64),
 }
 
 /// What is to be said about what was heard.
@@ -103,6 +101,7 @@ impl View {
     fn asked() -> View {
         View {
             presence: Presence::Asked,
+            seen: 0,
             part: Vec::new(),
             listed: false,
         }
@@ -180,7 +179,7 @@ impl Elsewhere {
     /// Whether a node is in the room.
     fn is_present(&self, node: NodeId) -> bool {
         let presence = self.views.get(&node).map(|view| view.presence);
-        matches!(presence, Some(Presence::Present { .. }))
+        matches!(presence, Some(Presence::Present(_)))
     }
 
     /// Whether there is such a node.
@@ -195,7 +194,7 @@ impl Elsewhere {
             .views
             .iter()
             .filter_map(|(node, view)| match view.presence {
-                Presence::Present { last, .. } => Some((*node, last)),
+                Presence::Present(last) => Some((*node, last)),
                 _ => None,
             });
         others.chain([own]).collect()
@@ -252,9 +251,10 @@ impl Elsewhere {
     }
 
     /// Keeps what is sent here to all for the sessions that are on their way to this node.
-    pub(super) fn record(&self, what: &Said) {
-        self.handovers
-            .record(self.uplink.node(), self.uplink.number(), what);
+    pub(super) fn record(&self, said: Result<u64, Cut>, what: &Said) {
+        // What nobody else has heard is told last.
+        let number = said.unwrap_or(MAX_NUMBER);
+        self.handovers.record(self.uplink.node(), number, what);
     }
 
     /// Whether all nodes have seen what was said under this number.
@@ -262,7 +262,7 @@ impl Elsewhere {
         self.views.values().all(|view| match view.presence {
             Presence::Asked => false,
             Presence::Absent => true,
-            Presence::Present { seen, .. } => seen >= number,
+            Presence::Present(_) => view.seen >= number,
         })
     }
 
@@ -279,7 +279,7 @@ impl Elsewhere {
             view.is_none_or(|view| match view.presence {
                 Presence::Asked => false,
                 Presence::Absent => true,
-                Presence::Present { last, .. } => last >= *number,
+                Presence::Present(last) => last >= *number,
             })
         })
     }
@@ -287,6 +287,9 @@ impl Elsewhere {
     /// Lets go on who need not wait any longer.
     fn settle(&mut self) {
         for hearing in mem::take(&mut self.hearing) {
+            if hearing.heard.is_closed() {
+                continue;
+            }
             if self.has_heard(&hearing.numbers) {
                 let _ = hearing.heard.send(());
             } else {
@@ -325,13 +328,14 @@ impl Members {
             return;
         };
         let join = Event::Join(member.to_wire(id));
-        if let Ok(number) = elsewhere.say(room, join, &[])
+        let said = elsewhere.say(room, join, &[]);
+        if let Ok(number) = said
             && !elsewhere.is_seen(number)
         {
             let joining = Joining { number, seen: None };
             elsewhere.joining.insert(id, joining);
         }
-        elsewhere.record(&Said::New(id, new));
+        elsewhere.record(said, &Said::New(id, new));
     }
 
     /// Tells the other nodes of a session that has left here.
@@ -340,8 +344,8 @@ impl Members {
             elsewhere.joining.remove(&id);
             elsewhere.forget(room, id);
             // Where nobody hears it, all is told as soon as somebody does.
-            let _ = elsewhere.say(room, Event::Leave(id), &[]);
-            elsewhere.record(&Said::Left(id, close));
+            let said = elsewhere.say(room, Event::Leave(id), &[]);
+            elsewhere.record(said, &Said::Left(id, close));
         }
     }
 
@@ -394,6 +398,7 @@ impl Members {
         let close = protocol::left(id);
         self.push_to_all(&close, unflushed);
         if let Some(elsewhere) = &mut self.elsewhere {
+            elsewhere.handovers.forget(id);
             elsewhere.there -= 1;
             let said = Said::Left(id, close);
             elsewhere.handovers.record(node, number, &said);
@@ -584,7 +589,7 @@ impl Room {
             .filter(|(_, member)| member.way.is_own());
         let own = own.map(|(id, member)| member.to_wire(*id));
         // That these have gone the other may not know yet.
-        let here = own.chain(elsewhere.handovers.gone()).collect();
+        let here = own.chain(elsewhere.handovers.all_gone()).collect();
         let mut parts = cluster::parts(here).into_iter().peekable();
         let mut before = 0;
         let mut turn = elsewhere.uplink.turn();
@@ -660,14 +665,7 @@ impl Room {
             return;
         }
         let all = mem::take(&mut view.part);
-        let seen = match view.presence {
-            Presence::Present { seen, .. } => seen,
-            _ => 0,
-        };
-        view.presence = Presence::Present {
-            last: said.last,
-            seen,
-        };
+        view.presence = Presence::Present(said.last);
         members.clock = members.clock.max(said.clock.min(MAX_NUMBER));
         let ids = all.iter().map(|member| member.id).collect();
         members.keep(node, number, &ids, unflushed);
@@ -693,7 +691,7 @@ impl Room {
             return;
         };
         let last = match &mut view.presence {
-            Presence::Present { last, .. } => last,
+            Presence::Present(last) => last,
             Presence::Asked => return,
             Presence::Absent => {
                 // So it is in the room after all.
@@ -743,12 +741,8 @@ impl Room {
     /// A node has seen what was said here up to this number.
     fn seen(&self, node: NodeId, number: u64) {
         let mut members = self.members.write();
-        if let Some(View {
-            presence: Presence::Present { seen, .. },
-            ..
-        }) = members.view(node)
-        {
-            *seen = number.max(*seen);
+        if let Some(view) = members.view(node) {
+            view.seen = number.max(view.seen);
             members.settle();
         }
     }
@@ -807,23 +801,29 @@ impl Room {
         }
     }
 
+    /// Asks the nodes again that have not said yet whether they are in the room.
+    fn ask_again(&self, replies: &mut Replies) {
+        let members = self.members.read();
+        for (node, view) in members.elsewhere.iter().flat_map(|it| &it.views) {
+            if let Presence::Asked = view.presence {
+                replies.ask(*node, &self.name);
+            }
+        }
+    }
+
     /// Adds to what is to be said to each node about what this one has said of the room.
-    fn sum_up(&self, digests: &mut BTreeMap<NodeId, Vec<Digest>>, replies: &mut Replies) {
+    fn sum_up(&self, digests: &mut BTreeMap<NodeId, Vec<Digest>>) {
         let members = self.members.read();
         let Some(elsewhere) = &members.elsewhere else {
             return;
         };
         let hash = members.hash(Way::is_own);
-        for (node, view) in &elsewhere.views {
-            match view.presence {
-                Presence::Asked => replies.ask(*node, &self.name),
-                Presence::Absent => {}
-                Presence::Present { .. } => digests.entry(*node).or_default().push(Digest {
-                    room: self.name.clone(),
-                    last: elsewhere.chain.last(),
-                    hash,
-                }),
-            }
+        for node in elsewhere.present() {
+            digests.entry(node).or_default().push(Digest {
+                room: self.name.clone(),
+                last: elsewhere.chain.last(),
+                hash,
+            });
         }
     }
 
@@ -838,7 +838,7 @@ impl Room {
         let agrees = match view.presence {
             // It is asked again.
             Presence::Asked | Presence::Absent => false,
-            Presence::Present { last, .. } => {
+            Presence::Present(last) => {
                 digest.last < last || (digest.last == last && digest.hash == known)
             }
         };
@@ -852,7 +852,7 @@ impl Room {
         let mut members = self.members.write();
         if let Some(view) = members.view(node)
             && !mem::take(&mut view.listed)
-            && let Presence::Present { .. } = view.presence
+            && let Presence::Present(_) = view.presence
         {
             replies.ask(node, &self.name);
         }
@@ -906,8 +906,7 @@ impl Rooms {
     ) {
         match self.find(&room) {
             Some(room) => {
-                let (last, seen) = (number, 0);
-                room.alone(node, number, Presence::Present { last, seen }, unflushed);
+                room.alone(node, number, Presence::Present(number), unflushed);
                 room.tell_members(node);
             }
             None => replies.absent(node, room),
@@ -1047,19 +1046,28 @@ impl Rooms {
         }
     }
 
-    /// Tells each node where it should be with what this one has said, and asks again who has not
-    /// answered.
+    /// Asks again who has not answered.
+    pub(crate) fn ask_again(&self) {
+        if let Some(uplink) = &self.uplink {
+            let mut replies = Replies::default();
+            self.rooms()
+                .iter()
+                .for_each(|room| room.ask_again(&mut replies));
+            replies.say(uplink);
+        }
+    }
+
+    /// Tells each node where it should be with what this one has said.
     pub(crate) fn digest(&self) {
         let Some(uplink) = &self.uplink else {
             return;
         };
-        let mut replies = Replies::default();
         let mut digests: BTreeMap<_, _> = {
             let nodes = &self.index.lock().nodes;
             nodes.iter().map(|node| (*node, Vec::new())).collect()
         };
         for room in self.rooms() {
-            room.sum_up(&mut digests, &mut replies);
+            room.sum_up(&mut digests);
         }
         let mut turn = uplink.turn();
         for (node, digests) in digests {
@@ -1073,8 +1081,6 @@ impl Rooms {
                 }
             }
         }
-        drop(turn);
-        replies.say(uplink);
     }
 }
 

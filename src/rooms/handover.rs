@@ -54,8 +54,8 @@ struct Seek {
     is_going: bool,
     /// Which node is about to hand it over.
     offered: Option<NodeId>,
-    /// What has come of it so far.
-    part: Option<Found>,
+    /// What has come of it so far, in so many parts.
+    part: Option<(usize, Found)>,
     /// Gets the answer.
     found: Option<oneshot::Sender<Outcome>>,
     /// Hears that nothing more is forwarded, and by whom.
@@ -186,6 +186,19 @@ impl Handovers {
         }
     }
 
+    /// A session has left that may have gone from here.
+    pub(super) fn forget(&mut self, id: SessionId) {
+        self.going.remove(&id);
+    }
+
+    /// A session has gone from here that had left so many nodes behind: it is not waited for any longer.
+    pub(super) fn gone(&mut self, id: SessionId, moves: u32) {
+        let is_that = |going: &Going| going.member.moves == moves;
+        if self.going.get(&id).is_some_and(is_that) {
+            self.going.remove(&id);
+        }
+    }
+
     /// The session of this token, if it is going.
     fn going(&mut self, token: &TokenHash) -> Option<&mut Going> {
         self.going
@@ -193,8 +206,8 @@ impl Handovers {
             .find(|going| going.token == *token && going.waiting.is_none())
     }
 
-    /// The sessions that have gone, or are going, as they were here.
-    pub(super) fn gone(&self) -> impl Iterator<Item = cluster::Member> {
+    /// The sessions that have gone, as they were here.
+    pub(super) fn all_gone(&self) -> impl Iterator<Item = cluster::Member> {
         let gone = self.going.values().filter(|going| going.waiting.is_some());
         gone.map(|going| going.member.clone())
     }
@@ -333,6 +346,7 @@ impl Seat {
         received: u64,
         kept_bytes: usize,
         limit: Duration,
+        offer_limit: Duration,
     ) -> Sought {
         let going = {
             let elsewhere = &mut self.room.members.write().elsewhere;
@@ -388,7 +402,7 @@ impl Seat {
         let seeking = Seeking { seat: self, seek };
         let mut outcome = timeout(limit, &mut waiting).await;
         if outcome.is_err() && seeking.is_offered() {
-            outcome = timeout(limit, waiting).await;
+            outcome = timeout(offer_limit, waiting).await;
         }
         match outcome {
             Ok(Ok(Outcome::Found(found))) => Sought::Found(Arriving { seeking, found }),
@@ -403,13 +417,18 @@ impl Seat {
 }
 
 impl Seeking {
+    /// Whether a node is about to hand the session over. Otherwise it need not begin to.
     fn is_offered(&self) -> bool {
         let members = self.seat.room.members.read();
         members.elsewhere.as_ref().is_some_and(|elsewhere| {
-            let seeks = elsewhere.handovers.seeks.lock();
-            seeks
+            let mut seeks = elsewhere.handovers.seeks.lock();
+            let is_offered = seeks
                 .get(&self.seek)
-                .is_some_and(|seek| seek.offered.is_some())
+                .is_some_and(|seek| seek.offered.is_some());
+            if !is_offered {
+                seeks.remove(&self.seek);
+            }
+            is_offered
         })
     }
 
@@ -624,7 +643,7 @@ impl Membership {
         let mut turn = elsewhere.uplink.turn();
         let mut known = known.chunks(MAX_IDS);
         let mut missed = texts(&missed).into_iter().peekable();
-        loop {
+        for part in 0.. {
             let (ids, text) = (known.next(), missed.next());
             let more = known.len() > 0 || missed.peek().is_some();
             let handed = Handed {
@@ -634,6 +653,7 @@ impl Membership {
                 taken_in: self.guest.taken_in.load(Relaxed),
                 permit: permit.clone(),
                 seen: seen.clone(),
+                part,
                 known: ids.unwrap_or_default().to_vec(),
                 more,
             };
@@ -734,19 +754,26 @@ impl Room {
         let missed = missed.into_iter().map(|message| relayed(message.get()));
         let more = handed.more;
         match &mut seek.part {
-            Some(found) if found.from == node => {
+            Some((parts, found)) if found.from == node && *parts == handed.part => {
+                *parts += 1;
                 found.handed.known.extend(handed.known);
                 found.missed.extend(missed);
             }
-            part => {
-                *part = Some(Found {
-                    from: node,
-                    handed,
-                    missed: missed.collect(),
-                });
+            part if handed.part == 0 => {
+                let missed = missed.collect();
+                let from = node;
+                *part = Some((
+                    1,
+                    Found {
+                        from,
+                        handed,
+                        missed,
+                    },
+                ));
             }
+            _ => return debug!("{} is handed over with a part missing", handed.member.id),
         }
-        if !more && let (Some(part), Some(found)) = (seek.part.take(), seek.found.take()) {
+        if !more && let (Some((_, part)), Some(found)) = (seek.part.take(), seek.found.take()) {
             // Who has given up does not get it, and the session leaves where it was.
             let _ = found.send(Outcome::Found(part));
         }

@@ -369,7 +369,7 @@ impl Room {
         match &members.elsewhere {
             Some(elsewhere) if there > 0 => {
                 let said = elsewhere.say(&self.name, Event::Broadcast(sender), frame.payload());
-                elsewhere.record(&Said::ToAll(sender, frame.clone()));
+                elsewhere.record(said, &Said::ToAll(sender, frame.clone()));
                 here + said.map_or(0, |_| there)
             }
             _ => here,
@@ -486,7 +486,12 @@ impl Drop for Membership {
         match members.senders.get(&self.id) {
             Some(member) if member.way.is_own() && member.moves == self.moves => {}
             // It has gone to another node, and may even be back.
-            _ => return,
+            _ => {
+                if let Some(elsewhere) = &mut members.elsewhere {
+                    elsewhere.handovers.gone(self.id, self.moves);
+                }
+                return;
+            }
         }
         members.senders.remove(&self.id);
         release_spare(&mut members.senders);

@@ -382,7 +382,7 @@ async fn a_nats_server_that_is_missing_or_no_good_is_waited_for() {
     let mut node = Node::start(&nats.url(), &[]).await;
     let log = node.log().await;
     assert!(
-        log.contains("its max_payload is 65536 bytes, and must be 606208"),
+        log.contains("its max_payload is 65536 bytes, and must be 503808"),
         "{log}"
     );
 }

@@ -30,7 +30,7 @@ fn options_that_make_no_sense_are_one_clear_line_and_exit_code_2() {
         &'static [(&'static str, &'static str)],
         &'static str,
     );
-    let cases: [Case; 10] = [
+    let cases: [Case; 15] = [
         (
             &["--listen", "nowhere"],
             &[],
@@ -60,6 +60,27 @@ fn options_that_make_no_sense_are_one_clear_line_and_exit_code_2() {
             &[],
             "--outbox-bytes must hold one message",
         ),
+        (
+            &["--cluster", "http://localhost:4222"],
+            &[],
+            "not the address of a NATS server",
+        ),
+        (
+            &["--cluster", "nats://a:b@one,nats://a:c@two"],
+            &[],
+            "all servers of --cluster must have the same user",
+        ),
+        (
+            &["--cluster-prefix", "a.*"],
+            &[],
+            "--cluster-prefix must be",
+        ),
+        (
+            &["--cluster-down-seconds", "1"],
+            &[],
+            "--cluster-down-seconds must be 2 to 3600, not 1",
+        ),
+        (&["--cluster-ca-file", "x"], &[], "need --cluster"),
         (
             &[],
             &[("ANTEROOM_DRAIN_SECONDS", "99999")],
