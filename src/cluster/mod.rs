@@ -451,8 +451,9 @@ impl Reader<'_> {
         let mut replies = Replies::default();
         let mut unflushed = Unflushed::default();
         for heard in heard {
-            if self.nodes.is_news(heard.node, heard.number) {
-                self.cluster.uplink.witness(heard.number);
+            if !self.cluster.uplink.witness(heard.number) {
+                self.shared.metrics.cluster_refused.inc();
+            } else if self.nodes.is_news(heard.node, heard.number) {
                 self.take_in(heard, &mut replies, &mut unflushed);
             }
         }

@@ -118,11 +118,14 @@ impl Uplink {
     }
 
     /// What is said from now on is numbered higher than this, unless that is too high to be true.
-    pub(super) fn witness(&self, number: u64) {
-        if number <= now_micros() + AHEAD {
+    /// Returns whether it can be true: who believes another a little has numbers a little higher.
+    pub(super) fn witness(&self, number: u64) -> bool {
+        let now = now_micros();
+        if number <= now + AHEAD {
             let mut queue = self.queue.lock();
             queue.number = queue.number.max(number);
         }
+        number <= now + 2 * AHEAD
     }
 
     /// Takes what is said from now on.
@@ -324,9 +327,8 @@ mod tests {
         let chain = Chain::default();
         let first = uplink.number() + 1;
         uplink.turn().enter(&room, &chain);
-        uplink.witness(first + 10);
-        // This cannot be true.
-        uplink.witness(first + 10 * AHEAD);
+        assert!(uplink.witness(first + 10));
+        assert!(!uplink.witness(first + 10 * AHEAD));
         uplink
             .turn()
             .tell_room(&room, &chain, Event::Exit, b"")
