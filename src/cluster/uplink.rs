@@ -213,13 +213,17 @@ impl Turn<'_> {
     /// Tells a node why it does not get a session.
     pub(crate) fn answer(&mut self, node: NodeId, room: RoomName, seek: u64, answer: Answer) {
         let answer = ToNode::Answer { room, seek, answer };
-        // Where this node is cut off, nobody waits for it.
-        let _ = self.tell_node(node, answer, &[]);
+        self.notify(node, answer);
     }
 
     /// Asks every node for a session.
     pub(crate) fn want(&mut self, want: Want) -> Result<u64, Cut> {
         self.tell_all(ToAll::Want(want))
+    }
+
+    /// Tells a node something for which it does not wait: it is lost where this one is cut off.
+    pub(crate) fn notify(&mut self, node: NodeId, what: ToNode) {
+        let _ = self.tell_node(node, what, &[]);
     }
 
     /// `text` is what a client or a backend wrote.

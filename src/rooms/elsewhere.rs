@@ -121,16 +121,16 @@ impl Replies {
     pub(crate) fn say(self, uplink: &Uplink) {
         let mut turn = uplink.turn();
         for ((node, room), number) in self.seen {
-            let _ = turn.tell_node(node, ToNode::Seen { room, number }, &[]);
+            turn.notify(node, ToNode::Seen { room, number });
         }
         for (node, rooms) in self.asked {
             for rooms in chunks(rooms) {
-                let _ = turn.tell_node(node, ToNode::Ask(rooms), &[]);
+                turn.notify(node, ToNode::Ask(rooms));
             }
         }
         for (node, rooms) in self.absent {
             for rooms in chunks(rooms) {
-                let _ = turn.tell_node(node, ToNode::Absent(rooms), &[]);
+                turn.notify(node, ToNode::Absent(rooms));
             }
         }
     }
@@ -542,9 +542,7 @@ impl Membership {
             elsewhere.joining.remove(&self.id);
         }
     }
-}
 
-impl Membership {
     /// Waits until this node has heard others up to these numbers, for so long at most.
     pub(crate) async fn caught_up(&self, numbers: &[(NodeId, u64)], limit: Duration) {
         self.seat.room.caught_up(numbers, limit).await;
@@ -605,8 +603,7 @@ impl Room {
                 more: parts.peek().is_some(),
             };
             before += count;
-            // Where it is cut off, it will ask again.
-            let _ = turn.tell_node(node, ToNode::Members(part), &[]);
+            turn.notify(node, ToNode::Members(part));
         }
     }
 
@@ -624,9 +621,8 @@ impl Room {
             return;
         };
         elsewhere.views.remove(&node);
-        let done = elsewhere.handovers.down(node);
+        elsewhere.handovers.down(node);
         let number = elsewhere.uplink.number();
-        members.tell_done(&self.name, done);
         members.clear(self, node, number, unflushed);
     }
 
@@ -992,8 +988,7 @@ impl Rooms {
                     accepted,
                 };
                 if let Some(uplink) = &self.uplink {
-                    // Where this node is cut off, it is not waited for.
-                    let _ = uplink.turn().tell_node(node, accept, &[]);
+                    uplink.turn().notify(node, accept);
                 }
             }
             ToNode::Accept {
@@ -1075,7 +1070,7 @@ impl Rooms {
             loop {
                 let rooms = chunks.next().unwrap_or_default();
                 let more = chunks.peek().is_some();
-                let _ = turn.tell_node(node, ToNode::Digest { rooms, more }, &[]);
+                turn.notify(node, ToNode::Digest { rooms, more });
                 if !more {
                     break;
                 }

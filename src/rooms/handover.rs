@@ -217,8 +217,8 @@ impl Handovers {
         self.going.get(&id).map(|going| (going.to, going.seek))
     }
 
-    /// Does not wait for a node any longer.
-    pub(super) fn down(&mut self, node: NodeId) -> Vec<(NodeId, u64)> {
+    /// Does not wait for a node any longer, nor for who is going there.
+    pub(super) fn down(&mut self, node: NodeId) {
         for seek in self.seeks.lock().values_mut() {
             seek.not_there(node);
             if let Some((_, done)) = seek.done.take_if(|(from, _)| *from == node) {
@@ -228,7 +228,6 @@ impl Handovers {
         let cannot_go = |going: &&mut Going| going.to == node;
         let going = self.going.values_mut().filter(cannot_go);
         going.for_each(|going| going.gone = None);
-        self.turned(node, None)
     }
 
     /// A node sends nothing more to this session, or to any, over this node; returns to whom nothing
@@ -306,14 +305,13 @@ impl Members {
             let mut turn = elsewhere.uplink.turn();
             for (node, seek) in done {
                 let room = room.clone();
-                // Where it is cut off, it is not waited for.
-                let _ = turn.tell_node(node, ToNode::Done { room, seek }, &[]);
+                turn.notify(node, ToNode::Done { room, seek });
             }
         }
     }
 }
 
-/// A session that is sought; dropping it ends the search.
+/// A session that is sought.
 pub(crate) struct Seeking {
     seat: Seat,
     seek: u64,
@@ -588,8 +586,7 @@ impl Membership {
                 room: to.room.clone(),
                 seek: to.seek,
             };
-            // Where this node is cut off, nobody answers.
-            let _ = elsewhere.uplink.turn().tell_node(to.node, offer, &[]);
+            elsewhere.uplink.turn().notify(to.node, offer);
             answer
         };
         let accepted = timeout(limit, answer).await;
@@ -881,8 +878,7 @@ impl Members {
         if let Some(elsewhere) = &self.elsewhere {
             let room = room.clone();
             let turned = ToNode::Turned { room, id };
-            // Where this node is cut off, it is not waited for.
-            let _ = elsewhere.uplink.turn().tell_node(node, turned, &[]);
+            elsewhere.uplink.turn().notify(node, turned);
         }
     }
 }
