@@ -11,8 +11,9 @@ use std::{
 use anteroom::Config;
 use async_nats::Message;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{SinkExt, StreamExt, future::join_all, stream};
 use nkeys::KeyPair;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -24,10 +25,10 @@ use tokio::{
 use tokio_tungstenite::tungstenite;
 
 use crate::{
-    crowds::{come_and_go, storm},
+    crowds::{come_and_go, seeded, storm},
     operating::{Nginx, free_port, start},
     proxy::{Failure, Fate, Proxy},
-    resuming::{Storm, resumable_beside, return_to, weather},
+    resuming::{Storm, next_text, open, resumable_beside, return_to, weather},
     support::{
         Answer, Client, File, Host, Program, Raw, TestServer, ask_operator, eventually, finally,
         operator, sum, value, within_deadline,
@@ -758,8 +759,60 @@ impl Witness {
     }
 }
 
-/// Three nodes with three sessions each, which live on while something happens to the third node or to
-/// NATS.
+/// One after the other, sessions join somewhere, say numbers, and leave, are lost, or go on somewhere
+/// else, as far as they can meanwhile.
+async fn come_and_go_somehow(
+    nodes: watch::Receiver<[SocketAddr; 3]>,
+    mut random: StdRng,
+    stop: watch::Receiver<bool>,
+) {
+    let mut said = 0;
+    let mut target = "/room/tea".to_owned();
+    while !*stop.borrow() {
+        let address = nodes.borrow()[random.random_range(0..3)];
+        let opened = timeout(Duration::from_secs(1), open(address, &target)).await;
+        let from_anew = !target.contains('?');
+        target = "/room/tea".into();
+        let Ok(Ok(mut socket)) = opened else {
+            continue;
+        };
+        let mut say =
+            vec![json!({"type": "hello", "receiver": "server", "data": {"resume": true}})];
+        for _ in 0..random.random_range(0..6) {
+            say.push(json!({"type": "number", "receiver": "all", "data": said}));
+            said += 1;
+        }
+        let (mut token, mut received) = (None, 0);
+        for message in say {
+            let _ = socket.send(message.to_string().into()).await;
+        }
+        // The first answer says how to go on.
+        let hello = async {
+            while let Ok(text) = next_text(&mut socket).await {
+                let message: Value = serde_json::from_str(&text).unwrap();
+                received += 1;
+                if message["type"] == "hello" {
+                    token = message["data"]["resume"]["token"]
+                        .as_str()
+                        .map(str::to_owned);
+                    return;
+                }
+            }
+        };
+        let _ = timeout(Duration::from_secs(1), hello).await;
+        match (random.random_range(0..3), token) {
+            (0, Some(token)) if from_anew => {
+                target = format!("/room/tea?resume={token}&received={received}");
+            }
+            (0 | 1, _) => _ = timeout(Duration::from_secs(1), socket.close(None)).await,
+            // It is lost.
+            _ => {}
+        }
+    }
+}
+
+/// Three nodes with three sessions each, which live on while others come and go and something happens to
+/// the third node or to NATS.
 struct Trial {
     nats: Nats,
     /// Between the third node and NATS.
@@ -767,26 +820,43 @@ struct Trial {
     nodes: [Node; 3],
     lives: Vec<JoinHandle<Option<Witness>>>,
     stop: watch::Sender<bool>,
+    /// Where the nodes are, for who comes and goes.
+    addresses: watch::Sender<[SocketAddr; 3]>,
+    others: Vec<JoinHandle<()>>,
 }
 
 impl Trial {
+    /// Who is lost is gone soon.
+    const OPTIONS: [&str; 2] = ["--resume-seconds", "2"];
+
     async fn begin() -> Trial {
         let nats = Nats::start().await;
         let address = SocketAddr::from(([127, 0, 0, 1], nats.port));
         let proxy = Proxy::start(address, || Fate::NONE).await;
         let behind = format!("nats://{}", proxy.address);
         let urls = [nats.url(), nats.url(), behind];
-        let nodes = join_all(urls.iter().map(|url| Node::start(url, &[]))).await;
+        let nodes = join_all(urls.iter().map(|url| Node::start(url, &Trial::OPTIONS))).await;
+        let nodes: [Node; 3] = nodes.try_into().ok().unwrap();
+        let addresses = nodes.each_ref().map(|node| node.program.address);
         let mut trial = Trial {
             nats,
             proxy,
-            nodes: nodes.try_into().ok().unwrap(),
+            nodes,
             lives: Vec::new(),
             stop: watch::channel(false).0,
+            addresses: watch::channel(addresses).0,
+            others: Vec::new(),
         };
         trial.knows(2).await;
         for _ in 0..3 {
             trial.join().await;
+        }
+        let mut seeds = seeded();
+        for _ in 0..3 {
+            let random = StdRng::from_rng(&mut seeds);
+            let (addresses, stop) = (trial.addresses.subscribe(), trial.stop.subscribe());
+            let other = come_and_go_somehow(addresses, random, stop);
+            trial.others.push(tokio::spawn(other));
         }
         trial
     }
@@ -812,7 +882,11 @@ impl Trial {
 
     /// Starts the third node again.
     async fn start_again(&mut self) {
-        self.nodes[2] = Node::start(&format!("nats://{}", self.proxy.address), &[]).await;
+        let url = format!("nats://{}", self.proxy.address);
+        self.nodes[2] = Node::start(&url, &Trial::OPTIONS).await;
+        let address = self.nodes[2].program.address;
+        self.addresses
+            .send_modify(|addresses| addresses[2] = address);
     }
 
     /// When the nodes know each other again, everybody knows exactly who is there, and who says
@@ -821,6 +895,11 @@ impl Trial {
         self.knows(2).await;
         self.join().await;
         self.stop.send_replace(true);
+        for other in self.others {
+            within_deadline("the end of who comes and goes", other)
+                .await
+                .unwrap();
+        }
         let lives = join_all(self.lives).await.into_iter();
         let mut alive: Vec<Witness> = lives.filter_map(|life| life.unwrap()).collect();
         let id = |witness: &Witness| witness.client.id.clone();

@@ -158,7 +158,7 @@ impl Phoenix {
     }
 }
 
-async fn open(address: SocketAddr, target: &str) -> Result<WebSocketStream<TcpStream>, Error> {
+pub async fn open(address: SocketAddr, target: &str) -> Result<WebSocketStream<TcpStream>, Error> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let url = format!("ws://{address}{target}");
@@ -166,7 +166,7 @@ async fn open(address: SocketAddr, target: &str) -> Result<WebSocketStream<TcpSt
 }
 
 /// The next message; pings are answered on the way.
-async fn next_text(socket: &mut WebSocketStream<TcpStream>) -> Result<String, Error> {
+pub async fn next_text(socket: &mut WebSocketStream<TcpStream>) -> Result<String, Error> {
     loop {
         match socket
             .next()
