@@ -38,20 +38,7 @@ const WRITES_AT_ONCE: usize = 16;
 
 /// An empty queue that takes up to `limit` bytes, and `writer` behind it: its two ends.
 pub(crate) fn outbox(limit: usize, writer: Writer) -> (Sender, Outbox) {
-    let channel = Arc::new(Channel {
-        limit,
-        settled: AtomicBool::new(false),
-        queue: Mutex::new(Queue {
-            frames: VecDeque::new(),
-            cost: 0,
-            state: State::Open,
-            idle: true,
-            messages: 0,
-            resumable: None,
-        }),
-        writer: Mutex::new(Some(writer)),
-        session: OnceLock::new(),
-    });
+    let channel = channel(limit, State::Open, 0, Some(writer));
     (Sender(channel.clone()), Outbox(channel))
 }
 
@@ -69,20 +56,7 @@ pub(crate) fn outbox_of_missed(
         // There is nobody to ping.
         let _ = kept.push(frame);
     }
-    let channel = Arc::new(Channel {
-        limit,
-        settled: AtomicBool::new(false),
-        queue: Mutex::new(Queue {
-            frames: VecDeque::new(),
-            cost: 0,
-            state: State::Detached,
-            idle: false,
-            messages,
-            resumable: None,
-        }),
-        writer: Mutex::new(None),
-        session: OnceLock::new(),
-    });
+    let channel = channel(limit, State::Detached, messages, None);
     let sender = Sender(channel.clone());
     let resumable = Resumable {
         ticket: ticket(sender.clone()),
@@ -91,6 +65,23 @@ pub(crate) fn outbox_of_missed(
     };
     channel.queue.lock().resumable = Some(Box::new(resumable));
     (sender, Outbox(channel))
+}
+
+fn channel(limit: usize, state: State, messages: u64, writer: Option<Writer>) -> Arc<Channel> {
+    Arc::new(Channel {
+        limit,
+        settled: AtomicBool::new(false),
+        queue: Mutex::new(Queue {
+            frames: VecDeque::new(),
+            cost: 0,
+            idle: writer.is_some(),
+            state,
+            messages,
+            resumable: None,
+        }),
+        writer: Mutex::new(writer),
+        session: OnceLock::new(),
+    })
 }
 
 /// The end that everyone puts frames into.

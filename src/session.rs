@@ -279,15 +279,35 @@ impl Session {
         }
         let Visitor { address, mut grant } = visitor;
         let public = grant.as_mut().and_then(|grant| grant.public.take());
+        let membership = seat.join(id, sender, Guest::new(public, address));
+        let permit = grant.map(|grant| cluster::Permit {
+            user: grant.user,
+            may_send: grant.may_send,
+            expires: grant.expires,
+        });
+        let session = Session::new(shared, membership, outbox, permit, place);
+        debug!("{id} joined {}", session.membership.room());
+        (session, reader)
+    }
+
+    /// A session that is in its room, with what its token allows.
+    fn new(
+        shared: Arc<Shared>,
+        membership: Membership,
+        outbox: Outbox,
+        permit: Option<cluster::Permit>,
+        place: Place,
+    ) -> Session {
+        let (id, sender) = (membership.id(), outbox.sender());
         shared.metrics.joins.inc();
         let session = Session {
-            membership: seat.join(id, sender.clone(), Guest::new(public, address)),
+            membership,
             beat: shared.heartbeat.register(id, sender.clone()),
-            permit: grant.map(|grant| {
-                let expiry = shared.expiries.register(grant.expires, id, sender.clone());
+            permit: permit.map(|permit| {
+                let expiry = shared.expiries.register(permit.expires, id, sender.clone());
                 Box::new(Permit {
-                    user: grant.user,
-                    may_send: grant.may_send,
+                    user: permit.user,
+                    may_send: permit.may_send,
                     expiry,
                 })
             }),
@@ -300,8 +320,7 @@ impl Session {
             // It came too late to be among those who were told.
             sender.close(Close::restart(0));
         }
-        debug!("{id} joined {}", session.membership.room());
-        (session, reader)
+        session
     }
 
     /// Goes on with a session of another node, if one has it that has this token.
@@ -371,29 +390,9 @@ impl Session {
             // More has been missed than is kept here.
             Session::begin_anew(shared.clone(), arrival);
         }
-        let membership = arriving.arrive(sender.clone(), limit).await;
+        let membership = arriving.arrive(sender, limit).await;
         debug!("{id} has come to {} from another node", membership.room());
-        shared.metrics.joins.inc();
-        let session = Session {
-            membership,
-            beat: shared.heartbeat.register(id, sender.clone()),
-            permit: permit.map(|permit| {
-                let expiry = shared.expiries.register(permit.expires, id, sender.clone());
-                Box::new(Permit {
-                    user: permit.user,
-                    may_send: permit.may_send,
-                    expiry,
-                })
-            }),
-            rates: Rates::new(&shared.config),
-            outbox,
-            place,
-            shared,
-        };
-        if session.shared.stopping.is_cancelled() {
-            // It came too late to be among those who were told.
-            sender.close(Close::restart(0));
-        }
+        let session = Session::new(shared, membership, outbox, permit, place);
         session.shared.tasks.clone().spawn(session.live(None));
     }
 

@@ -16,7 +16,12 @@ async fn get(server: &TestServer, path: &str) -> Answer {
 }
 
 async fn server() -> TestServer {
-    TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await
+    TestServer::with(|config| {
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        // A ping would be among what waits.
+        config.ping_seconds = 3600;
+    })
+    .await
 }
 
 #[tokio::test]
