@@ -24,8 +24,8 @@
 //! | `websocket` | the handshake, the frames, the socket |
 //! | `session` | one session's life |
 //! | `requests`, `ice` | what is addressed to the server; the ICE servers it tells of |
-//! | `rooms` | who is where |
-//! | `cluster` | the rooms of other nodes, over NATS |
+//! | `rooms` | who is where, on this node and on others |
+//! | `cluster` | what nodes say to each other, and how: over NATS |
 //! | `outbox` | what waits for a session |
 //! | `kept` | what may have to be sent again |
 //! | `resume` | the sessions that may be resumed |
