@@ -554,6 +554,69 @@ async fn what_is_said_in_bad_faith_or_by_a_newer_version_harms_nobody() {
     bob.expect_quiet().await;
 }
 
+/// A node of which every word is this test's own loses the last of what it says: it is noticed by what it
+/// sums up, and put right.
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_lost_last_message_is_noticed_and_put_right() {
+    let nats = Nats::start().await;
+    let [node] = nats.nodes().await;
+    let mut alice = Client::join(&node, "tea").await;
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let mut to_all = client.subscribe("anteroom.all").await.unwrap();
+    let mut asked = client
+        .subscribe("anteroom.node.00000000000000ff")
+        .await
+        .unwrap();
+    let read = |message: Message| -> Value {
+        let line = message.payload.split(|byte| *byte == b'\n').next().unwrap();
+        serde_json::from_slice(line).unwrap()
+    };
+    // Its numbers are those of a node that has just been started.
+    let heard = read(
+        within_deadline("a sign of life", to_all.next())
+            .await
+            .unwrap(),
+    );
+    let (other, mut number) = (heard["node"].clone(), heard["n"].as_u64().unwrap());
+    let mut say = async |subject: &str, say: Value| {
+        number += 1000;
+        let line = json!({"v": 1, "node": "00000000000000ff", "n": number, "say": say});
+        let subject = format!("anteroom.{subject}");
+        client
+            .publish(subject, format!("{line}\n").into())
+            .await
+            .unwrap();
+        number
+    };
+    let own = format!("node.{}", other.as_str().unwrap());
+    let id = "6c1f0000-0000-4000-8000-000000000000";
+    say("all", json!({"all": {"alive": {"heard": [other]}}})).await;
+    let members = |last: u64, members: Value| {
+        json!({"node": {"members": {"room": "tea", "last": last, "clock": 9, "before": 0,
+            "members": members, "more": false}}})
+    };
+    say(&own, members(5, json!([{"id": id, "joined": 9}]))).await;
+    alice.expect_new(id).await;
+    // The session has left since; nobody has heard of that but by this.
+    let digest = json!([{"room": "tea", "last": 6, "hash": 0}]);
+    say(
+        &own,
+        json!({"node": {"digest": {"rooms": digest, "more": false}}}),
+    )
+    .await;
+    within_deadline("the question", async {
+        // The first was asked when the node came.
+        for _ in 0..2 {
+            while read(asked.next().await.unwrap())["say"]["node"]["ask"] != json!(["tea"]) {}
+        }
+    })
+    .await;
+    say(&own, members(6, json!([]))).await;
+    alice.expect_left(id).await;
+    alice.expect_quiet().await;
+}
+
 #[tokio::test]
 #[ignore = "needs nats-server and nginx: tests/run starts this test"]
 async fn behind_nginx_two_nodes_are_one() {
