@@ -52,11 +52,19 @@ pub(super) struct Decoder {
     frame: Option<Incoming>,
     /// `Text` or `Binary` while a message is unfinished, be it in this frame or by fragments to come.
     message_kind: Option<Opcode>,
-    /// What is here of a message that comes in pieces.
+    /// There while something comes in pieces: most does not, and an idle connection has no place for
+    /// it.
+    gathered: Option<Box<Gathered>>,
+}
+
+/// What is here of what comes in pieces.
+#[derive(Debug, Default)]
+struct Gathered {
+    /// Of a message.
     message: Vec<u8>,
     /// How many bytes of `message` are known to be UTF-8.
     valid: usize,
-    /// What is here of a control frame that comes in pieces.
+    /// Of a control frame.
     control: Vec<u8>,
 }
 
@@ -80,9 +88,7 @@ impl Decoder {
             header_len: 0,
             frame: None,
             message_kind: None,
-            message: Vec::new(),
-            valid: 0,
-            control: Vec::new(),
+            gathered: None,
         }
     }
 
@@ -107,28 +113,37 @@ impl Decoder {
             self.frame = (!whole).then(|| frame.after(here));
 
             if frame.opcode.is_control() {
-                if whole && self.control.is_empty() {
+                if whole
+                    && self
+                        .gathered
+                        .as_ref()
+                        .is_none_or(|it| it.control.is_empty())
+                {
                     return control_event(frame.opcode, payload).map(Some);
                 }
-                self.control.extend_from_slice(payload);
+                self.gathered().control.extend_from_slice(payload);
                 if whole {
-                    return control_event(frame.opcode, &self.control).map(Some);
+                    return control_event(frame.opcode, &self.gathered().control).map(Some);
                 }
             } else {
                 let text = self.message_kind == Some(Opcode::Text);
                 let last = whole && frame.fin;
                 if last {
                     self.message_kind = None;
-                    if self.message.is_empty() {
+                    if self
+                        .gathered
+                        .as_ref()
+                        .is_none_or(|it| it.message.is_empty())
+                    {
                         return message_event(text, payload).map(Some);
                     }
                 }
-                self.message.extend_from_slice(payload);
+                self.gathered().message.extend_from_slice(payload);
                 if text {
-                    self.validate()?;
+                    self.gathered().validate()?;
                 }
                 if last {
-                    return message_event(text, &self.message).map(Some);
+                    return message_event(text, &self.gathered().message).map(Some);
                 }
                 if whole {
                     return Ok(Some(Event::Fragment));
@@ -140,13 +155,24 @@ impl Decoder {
 
     /// Frees what the event before was made of.
     fn drop_delivered(&mut self) {
+        let Some(gathered) = &mut self.gathered else {
+            return;
+        };
         if self.frame.is_none_or(|frame| !frame.opcode.is_control()) {
-            self.control = Vec::new();
+            gathered.control = Vec::new();
         }
         if self.message_kind.is_none() {
-            self.message = Vec::new();
-            self.valid = 0;
+            gathered.message = Vec::new();
+            gathered.valid = 0;
         }
+        if gathered.message.is_empty() && gathered.control.is_empty() {
+            self.gathered = None;
+        }
+    }
+
+    /// A place for what comes in pieces.
+    fn gathered(&mut self) -> &mut Gathered {
+        self.gathered.get_or_insert_default()
     }
 
     /// The frame whose payload comes next: the one under way, or a new one once its header is here.
@@ -237,7 +263,8 @@ impl Decoder {
             return Err(Violation::Protocol("a length not in its shortest form"));
         }
         if !opcode.is_control() {
-            if length > (self.limit - self.message.len()) as u64 {
+            let here = self.gathered.as_ref().map_or(0, |it| it.message.len());
+            if length > (self.limit - here) as u64 {
                 return Err(Violation::TooLong);
             }
             if opcode != Opcode::Continuation {
@@ -251,7 +278,9 @@ impl Decoder {
             remaining: length as usize,
         })
     }
+}
 
+impl Gathered {
     /// Checks what has come of a text message, so that it fails at its first wrong byte, not at its
     /// end.
     fn validate(&mut self) -> Result<(), Violation> {
