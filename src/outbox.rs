@@ -1,8 +1,9 @@
 //! The bounded queue in front of one socket, and the `Sender` that fills it.
 //!
 //! A frame is put into the queue first and written later, so that what many say to one session leaves
-//! in one write. Whoever fills an idle queue sees to that: it flushes the first few itself, at the end
-//! of its turn and in place of their sessions, which go on sleeping; the others it wakes.
+//! in one write. Whoever fills an idle queue sees to that: at the end of its turn it flushes what it has
+//! filled, in place of the sessions, which go on sleeping. Where that is much, each batch of it has a
+//! task of its own.
 //!
 //! An outbox that keeps what it sends may do without a socket for a while: it is detached from one,
 //! and attached to the next.
@@ -29,8 +30,8 @@ use crate::{
     websocket::{Frame, Reader, Writer},
 };
 
-/// How many outboxes a session flushes in one turn. What it sends to more is theirs to write: they
-/// must have their turn, too, before it has the next.
+/// How many outboxes are flushed in one turn. Those of a large room are flushed in many, behind which
+/// the sender waits for its next: it shall not fill them faster than they are emptied.
 const FLUSHED_AT_ONCE: usize = 32;
 
 /// How many writes a session does in one turn.
@@ -92,7 +93,8 @@ pub(crate) struct Sender(Arc<Channel>);
 pub(crate) struct Outbox(Arc<Channel>);
 
 /// Queues that were idle and have frames now, to be flushed by who filled them. When this is dropped,
-/// what is left is up to their sessions, which are woken for it.
+/// what is left is up to their sessions, which are woken for it: a crowd's coming and going is so
+/// written in fewer pieces.
 #[derive(Default)]
 pub(crate) struct Unflushed(ArrayVec<Sender, FLUSHED_AT_ONCE>);
 
@@ -421,10 +423,11 @@ impl Sender {
     ) -> Result<(), PushError> {
         if self.0.push(queue, frame)? {
             if unflushed.0.is_full() {
-                self.0.wake();
-            } else {
-                unflushed.0.push(self.clone());
+                let mut full = mem::take(unflushed);
+                // It never waits, so nobody needs to wait for it.
+                tokio::spawn(async move { full.flush() });
             }
+            unflushed.0.push(self.clone());
         }
         Ok(())
     }
