@@ -152,25 +152,45 @@ async fn a_burst_within_the_limit_arrives_whole() {
 
 #[tokio::test]
 async fn a_flood_to_a_large_room_closes_nobody_whose_socket_takes_it() {
-    const RECEIVERS: usize = 320;
+    flood(1, 100_000).await;
+}
+
+#[tokio::test]
+async fn many_floods_to_a_large_room_close_nobody_whose_socket_takes_them() {
+    // Each of them may have its turn, of some 17,000 bytes, before anything is written.
+    flood(8, 200_000).await;
+}
+
+/// Has so many send to a large room as fast as they can, while nobody's outbox may hold more than so
+/// many bytes.
+async fn flood(senders: usize, outbox_bytes: usize) {
+    const SESSIONS: usize = 320;
     const MESSAGES: usize = 400;
     let server = TestServer::with(|config| {
-        config.outbox_bytes = 100_000;
+        config.outbox_bytes = outbox_bytes;
         config.pong_seconds = 3600;
     })
     .await;
-    let mut receivers = Vec::new();
-    for _ in 0..RECEIVERS {
-        receivers.push(Raw::join(&server, "flood").await);
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        sessions.push(Raw::join(&server, "flood").await);
     }
-    let mut alice = Raw::join(&server, "flood").await;
     let flood = json!({"type": "flood", "receiver": "all", "data": "d".repeat(1000)});
     let last = json!({"type": "last", "receiver": "all", "ref": 1});
-    let mut frames = text(flood.to_string()).repeat(MESSAGES);
+    let mut frames = text(flood.to_string()).repeat(MESSAGES / senders);
     frames.extend(text(last.to_string()));
-    alice.write(frames).await;
-    let answer = alice.read_message().await;
-    assert_eq!(answer["type"], "ack", "nobody left before it: {answer}");
-    assert_eq!(answer["data"]["receivers"], RECEIVERS);
-    drop(receivers);
+    let senders = &mut sessions[SESSIONS - senders..];
+    for sender in &mut *senders {
+        sender.write(frames.clone()).await;
+    }
+    for sender in senders {
+        let answer = loop {
+            let message = sender.read_message().await;
+            assert_ne!(message["type"], "close", "nobody leaves before it");
+            if message["type"] == "ack" {
+                break message;
+            }
+        };
+        assert_eq!(answer["data"]["receivers"], SESSIONS - 1);
+    }
 }
