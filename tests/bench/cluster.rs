@@ -250,7 +250,7 @@ fn remote_broadcast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
     let mut swarm = Swarm::new(&nodes.addresses(), Dialect::Rooms)?;
     let rooms = (0..size).map(|_| "room".to_owned());
     join_all(&mut swarm, rooms, size * (size - 1) / 2, |_, _| {})?;
-    let frame = text_frame(&Dialect::Rooms.message("all", 100));
+    let frame = text_frame(Dialect::Rooms, &Dialect::Rooms.message("all", 100));
     swarm.send(0, &frame)?;
     let mut delivered = 0;
     measure(nodes, span, || {
@@ -301,7 +301,7 @@ fn messages(nodes: &Nodes) -> io::Result<Vec<(&'static str, [f64; 2])>> {
     let mut one_more = Swarm::new(&addresses[..1], Dialect::Rooms)?;
     join_all(&mut one_more, (0..COUNTED).map(room), 0, |_, _| {})?;
     count("one more, where every node has somebody", nodes)?;
-    let frame = text_frame(&Dialect::Rooms.message("all", 100));
+    let frame = text_frame(Dialect::Rooms, &Dialect::Rooms.message("all", 100));
     for number in 0..COUNTED {
         first.send(number, &frame)?;
     }

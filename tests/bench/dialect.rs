@@ -1,4 +1,4 @@
-//! What the servers' clients say on the wire: the same messages, in three ways of writing them.
+//! What the servers' clients say on the wire: the same messages, in several ways of writing them.
 
 use std::borrow::Cow;
 
@@ -15,6 +15,8 @@ pub enum Dialect {
     SocketIo,
     /// PeerServer's, which has no rooms.
     PeerJs,
+    /// As the receiver shall get them: they are passed on as they are.
+    Relayed,
 }
 
 /// What a text message from the server is.
@@ -32,7 +34,7 @@ impl Dialect {
     /// The request target with which the session of this number joins a room.
     pub fn target(self, room: &str, number: usize) -> String {
         match self {
-            Dialect::Rooms | Dialect::Resuming => format!("/room/{room}"),
+            Dialect::Rooms | Dialect::Resuming | Dialect::Relayed => format!("/room/{room}"),
             Dialect::SocketIo => format!("/socket.io/?EIO=4&transport=websocket&room={room}"),
             Dialect::PeerJs => format!("/peerjs?key=peerjs&id=p{number}&token=t{number}"),
         }
@@ -45,13 +47,23 @@ impl Dialect {
                 Some(r#"{"type":"hello","receiver":"server","data":{"resume":true}}"#)
             }
             Dialect::SocketIo => Some("40"),
-            Dialect::Rooms | Dialect::PeerJs => None,
+            Dialect::Rooms | Dialect::PeerJs | Dialect::Relayed => None,
         }
     }
 
     /// The id of the session of this number, where the client chooses it.
     pub fn chosen_id(self, number: usize) -> Option<String> {
-        (self == Dialect::PeerJs).then(|| format!("p{number}"))
+        (!self.tells_news()).then(|| format!("p{number}"))
+    }
+
+    /// Whether sessions are told of each other.
+    pub fn tells_news(self) -> bool {
+        !matches!(self, Dialect::PeerJs | Dialect::Relayed)
+    }
+
+    /// What the payload of a client's frame is masked with (RFC 6455, section 5.3), if it is.
+    pub fn mask(self) -> Option<[u8; 4]> {
+        (self != Dialect::Relayed).then_some([0x37, 0xfa, 0x21, 0x3d])
     }
 
     /// A message whose `data` has so many bytes.
@@ -64,6 +76,9 @@ impl Dialect {
             Dialect::SocketIo => format!(
                 r#"42["message",{{"type":"bench","receiver":"{receiver}","data":"{data}"}}]"#
             ),
+            Dialect::Relayed => format!(
+                r#"{{"type":"bench","sender":"{receiver}","receiver":"{receiver}","data":"{data}"}}"#
+            ),
             Dialect::PeerJs => {
                 format!(r#"{{"type":"OFFER","dst":"{receiver}","payload":"{data}"}}"#)
             }
@@ -73,7 +88,7 @@ impl Dialect {
     /// What this text is.
     pub fn text(self, text: &[u8]) -> Text {
         let (prefix, message): (&[u8], &[u8]) = match self {
-            Dialect::Rooms | Dialect::Resuming => (b"", br#"{"type":"bench""#),
+            Dialect::Rooms | Dialect::Resuming | Dialect::Relayed => (b"", br#"{"type":"bench""#),
             Dialect::SocketIo => (br#"42["message","#, br#"{"type":"bench""#),
             Dialect::PeerJs => (b"", br#"{"type":"OFFER""#),
         };
@@ -89,7 +104,7 @@ impl Dialect {
         let text = String::from_utf8_lossy(text);
         let json: Cow<'_, str> = match self {
             Dialect::SocketIo => text[r#"42["message","#.len()..text.len() - 1].into(),
-            Dialect::Rooms | Dialect::Resuming | Dialect::PeerJs => text,
+            _ => text,
         };
         let value: Value = serde_json::from_str(&json).expect("servers write JSON");
         let sender = value.get("sender").or(value.get("src"));

@@ -19,6 +19,8 @@
 
 mod cluster;
 mod dialect;
+#[path = "peers/relay.rs"]
+mod relay_peer;
 mod report;
 mod servers;
 mod swarm;
@@ -102,6 +104,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments[..] {
         [servers::SERVE_WARP] => warp_peer::serve(),
+        [servers::SERVE_RELAY] => relay_peer::serve(),
         [peers] => run(&FULL, peers.into()),
         [peers, "--quick"] => run(&QUICK, peers.into()),
         [peers, "--cluster"] => cluster::run(&FULL, peers.as_ref()),
@@ -142,8 +145,9 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
         Kind::SocketIo,
     ];
     let fastest = [Kind::Anteroom, Kind::Bun];
-    // What may be resumed is compared where that could matter.
-    let others = &Kind::ALL[..6];
+    // What may be resumed is compared where that could matter, the relay where it can do the work.
+    let (others, with_sessions) = (&Kind::ALL[..6], &Kind::ALL[..7]);
+    let growing = [Kind::Anteroom, Kind::Bun, Kind::Relay];
     let span = plan.span;
 
     // Half of what the slower of the fastest achieves is the load at which latency is measured.
@@ -189,7 +193,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
             cost.cpu.as_secs_f64(),
         )])
     });
-    bench.each(&Kind::ALL, |server| {
+    bench.each(with_sessions, |server| {
         let idle = works::idle(server, plan.idle, plan.pinging)?;
         let mut figures = vec![Figure::new(IDLE, Unit::Kilobytes, idle.bytes_each / 1000.0)];
         if let Some(cpu) = idle.cpu_per_minute {
@@ -213,7 +217,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
         Ok(figures.into())
     });
     for &sessions in plan.growth {
-        bench.each(&fastest, |server| {
+        bench.each(&growing, |server| {
             let cost = works::unicast(server, span, sessions, 100)?;
             let label = format!("one to one among {sessions} sessions");
             Ok(vec![Figure::new(label, Unit::Micros, cost.micros_each())])

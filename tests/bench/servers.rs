@@ -19,6 +19,9 @@ const SERVER_CORE: &str = "0";
 /// What tells this program to be the server on warp's own WebSockets.
 pub const SERVE_WARP: &str = "--serve-warp";
 
+/// What tells this program to be the bare relay.
+pub const SERVE_RELAY: &str = "--serve-relay";
+
 /// A server to compare, in the order of the table's columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -30,10 +33,12 @@ pub enum Kind {
     SocketIo,
     /// anteroom again, with sessions that may be resumed.
     Resuming,
+    /// What the kernel takes in any case.
+    Relay,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Anteroom,
         Kind::Bun,
         Kind::Warp,
@@ -41,6 +46,7 @@ impl Kind {
         Kind::PeerServer,
         Kind::SocketIo,
         Kind::Resuming,
+        Kind::Relay,
     ];
 
     pub fn name(self) -> &'static str {
@@ -52,6 +58,7 @@ impl Kind {
             Kind::PeerServer => "PeerServer",
             Kind::SocketIo => "Socket.IO",
             Kind::Resuming => "anteroom, resumable",
+            Kind::Relay => "bare relay",
         }
     }
 
@@ -60,6 +67,7 @@ impl Kind {
             Kind::PeerServer => Dialect::PeerJs,
             Kind::SocketIo => Dialect::SocketIo,
             Kind::Resuming => Dialect::Resuming,
+            Kind::Relay => Dialect::Relayed,
             _ => Dialect::Rooms,
         }
     }
@@ -72,6 +80,7 @@ impl Kind {
                 "--listen=127.0.0.1:0".into(),
             ],
             Kind::Warp => [env::current_exe()?, SERVE_WARP.into()],
+            Kind::Relay => [env::current_exe()?, SERVE_RELAY.into()],
             Kind::Bun => [peers.join("node_modules/.bin/bun"), peers.join("bun.js")],
             Kind::Ws => ["node".into(), peers.join("ws.js")],
             Kind::PeerServer => ["node".into(), peers.join("peerserver.js")],

@@ -143,14 +143,14 @@ impl Swarm {
                 connection.joined = true;
                 self.joined += 1;
                 if let Some(greeting) = self.dialect.greeting() {
-                    connection.send(&frame(TEXT, greeting.as_bytes()))?;
+                    connection.send(&text_frame(self.dialect, greeting))?;
                 }
             }
             if connection.joined {
                 while let Some((opcode, payload)) = next_frame(&mut bytes) {
                     match opcode {
                         TEXT => on_text(payload),
-                        PING => connection.send(&frame(PONG, payload))?,
+                        PING => connection.send(&frame(self.dialect.mask(), PONG, payload))?,
                         _ => return Err(io::Error::other(format!("a frame of opcode {opcode}"))),
                     }
                 }
@@ -219,29 +219,25 @@ const TEXT: u8 = 0x1;
 const PING: u8 = 0x9;
 const PONG: u8 = 0xA;
 
-/// A client's text message, masked (RFC 6455, section 5.2).
-pub fn text_frame(text: &str) -> Vec<u8> {
-    frame(TEXT, text.as_bytes())
+/// A client's text message (RFC 6455, section 5.2).
+pub fn text_frame(dialect: Dialect, text: &str) -> Vec<u8> {
+    frame(dialect.mask(), TEXT, text.as_bytes())
 }
 
-fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+fn frame(mask: Option<[u8; 4]>, opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let masked = if mask.is_some() { 0x80 } else { 0 };
     let mut frame = vec![0x80 | opcode];
     match payload.len() {
-        length @ ..126 => frame.push(0x80 | length as u8),
+        length @ ..126 => frame.push(masked | length as u8),
         length => {
             let length = u16::try_from(length).expect("the benchmark's messages are short");
-            frame.push(0x80 | 126);
+            frame.push(masked | 126);
             frame.extend_from_slice(&length.to_be_bytes());
         }
     }
-    frame.extend_from_slice(&MASK);
-    frame.extend(
-        payload
-            .iter()
-            .zip(MASK.iter().cycle())
-            .map(|(byte, key)| byte ^ key),
-    );
+    frame.extend(mask.iter().flatten());
+    let key = mask.unwrap_or_default().into_iter().cycle();
+    frame.extend(payload.iter().zip(key).map(|(byte, key)| byte ^ key));
     frame
 }
 

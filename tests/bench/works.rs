@@ -88,7 +88,7 @@ pub fn join_all(
 ) -> io::Result<()> {
     let dialect = swarm.dialect();
     let mut rooms = rooms.into_iter().peekable();
-    if dialect == Dialect::PeerJs {
+    if !dialect.tells_news() {
         news = 0;
     }
     while news > 0 || rooms.peek().is_some() || swarm.joined() < swarm.len() {
@@ -128,7 +128,7 @@ impl Pairs {
         data_bytes: usize,
     ) -> io::Result<Pairs> {
         let mut swarm = Swarm::new(addresses, dialect)?;
-        let frame = |receiver: &str| text_frame(&dialect.message(receiver, data_bytes));
+        let frame = |receiver: &str| text_frame(dialect, &dialect.message(receiver, data_bytes));
         let mut frames = vec![Vec::new(); sessions];
         let mut starters: Vec<usize> = (0..sessions).step_by(2).collect();
         let rooms = (0..sessions).map(|number| format!("pair-{}", number / 2));
@@ -224,7 +224,7 @@ pub fn broadcast(
     let room = |number| format!("room-{}", number % rooms);
     let news = rooms * size * (size - 1) / 2;
     join_all(&mut swarm, (0..rooms * size).map(room), news, |_, _| {})?;
-    let frame = text_frame(&dialect.message("all", 100));
+    let frame = text_frame(dialect, &dialect.message("all", 100));
     for number in (0..rooms).cycle().take(rooms * in_flight as usize) {
         swarm.send(number, &frame)?;
     }
