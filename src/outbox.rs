@@ -34,8 +34,8 @@ use crate::{
 /// the sender waits for its next: it shall not fill them faster than they are emptied.
 const FLUSHED_AT_ONCE: usize = 16;
 
-/// How often one socket is written to in one turn. A turn so has no more writes than tokio lets a task
-/// do (128 operations), after which each session would have to be woken.
+/// How often one socket is written to in one turn. What it has not taken then is its session's to
+/// write, behind the next turns of those who send to it: so it must be more than many of them send.
 const WRITES_AT_ONCE: usize = 8;
 
 /// An empty queue that takes up to `limit` bytes, and `writer` behind it: its two ends.

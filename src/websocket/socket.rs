@@ -13,6 +13,7 @@ use std::{
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use rustix::net::{SendFlags, send};
 use tokio::{
     io::{self as stream, AsyncRead, AsyncWrite, ReadBuf},
     net::{
@@ -200,7 +201,6 @@ impl Writer {
     /// Writes once, as many frames as the stream takes. Returns the cost of those that are written
     /// as a whole.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let stream = Pin::new(&mut self.stream);
         let first = self.frames.front().map_or(&[][..], Frame::bytes);
         let written = WRITE_BUFFER.with_borrow_mut(|buffer| {
             let bytes = match self.frames.get(1) {
@@ -210,7 +210,7 @@ impl Writer {
                 }
                 _ => first,
             };
-            stream.poll_write(cx, &bytes[self.written..])
+            write(&mut self.stream, cx, &bytes[self.written..])
         });
         let mut written = ready!(written)?;
         if written == 0 {
@@ -276,6 +276,21 @@ fn gather(frames: &VecDeque<Frame>, buffer: &mut Vec<u8>) {
         }
         buffer.extend_from_slice(frame.bytes());
     }
+}
+
+/// Writes once. A plain socket mostly takes what it is given: it is asked itself first, and tokio,
+/// whose knowledge of it is far away in memory, only when it does not.
+fn write(
+    stream: &mut Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    if let Either::Left(socket) = stream
+        && let Ok(count) = send(socket.as_ref(), bytes, SendFlags::NOSIGNAL)
+    {
+        return Poll::Ready(Ok(count));
+    }
+    Pin::new(stream).poll_write(cx, bytes)
 }
 
 /// Reads once; 0 is the end of the stream.
