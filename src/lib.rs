@@ -12,7 +12,7 @@
 //! ```
 //!
 //! All of it happens in the task of the session that sends, up to the sockets of the first few
-//! receivers; the tasks of the others write what stands in their outboxes.
+//! receivers; what stands in the outboxes of many more is written by tasks of their own, a batch each.
 //!
 //! | module | what is in it |
 //! | --- | --- |

@@ -20,6 +20,7 @@ use std::{
 
 use arrayvec::ArrayVec;
 use parking_lot::Mutex;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     admission::{Admitted, Visitor},
@@ -30,12 +31,13 @@ use crate::{
     websocket::{Frame, Reader, Writer},
 };
 
-/// How many outboxes are flushed in one turn. Those of a large room are flushed in many, behind which
-/// the sender waits for its next: it shall not fill them faster than they are emptied.
+/// How many outboxes are flushed in one turn. A large room takes many turns, and its sender's next is
+/// behind them: it shall not fill outboxes faster than they are emptied.
 const FLUSHED_AT_ONCE: usize = 16;
 
-/// How often one socket is written to in one turn. What it has not taken then is its session's to
-/// write, behind the next turns of those who send to it: so it must be more than many of them send.
+/// How often one socket is written to in one turn, which is up to 256 KB of small frames. What is left
+/// is the session's to write, behind the next turns of those who send to it: so this is more than many
+/// of them send in one. Nothing else bounds a turn.
 const WRITES_AT_ONCE: usize = 8;
 
 /// An empty queue that takes up to `limit` bytes, and `writer` behind it: its two ends.
@@ -94,10 +96,17 @@ pub(crate) struct Sender(Arc<Channel>);
 pub(crate) struct Outbox(Arc<Channel>);
 
 /// Queues that were idle and have frames now, to be flushed by who filled them. When this is dropped,
-/// what is left is up to their sessions, which are woken for it: a crowd's coming and going is so
-/// written in fewer pieces.
+/// they are up to their sessions, which are woken for it: so the coming and going of a crowd is written
+/// in fewer pieces.
 #[derive(Default)]
-pub(crate) struct Unflushed(ArrayVec<Sender, FLUSHED_AT_ONCE>);
+pub(crate) struct Unflushed {
+    first: Batch,
+    /// Empty while there is room among the first.
+    others: Vec<Sender>,
+}
+
+/// What is flushed in one turn.
+type Batch = ArrayVec<Sender, FLUSHED_AT_ONCE>;
 
 /// A connection that has come to go on with a session.
 pub(crate) struct Arrival {
@@ -221,8 +230,9 @@ struct Queue {
     /// What it costs to keep what waits, with what is taken from here and not yet written.
     cost: usize,
     state: State,
-    /// Whether nothing waits. Otherwise someone is about to write it: who filled the queue, or the
-    /// session, which has been woken for it, waits until its socket takes more, or is without one.
+    /// Whether nothing waits. Otherwise someone is about to write it: who filled the queue, a task for
+    /// it, or the session, which has been woken for it, waits until its socket takes more, or is
+    /// without one.
     idle: bool,
     /// How many messages there have been so far.
     messages: u64,
@@ -317,8 +327,8 @@ impl Channel {
         self.settled.store(false, Ordering::Release);
     }
 
-    /// Writes until nothing waits, so many times at most; then the session, whose task is woken by
-    /// `cx`, goes on with it.
+    /// Writes until nothing waits, [`WRITES_AT_ONCE`] at most; then the session, whose task is woken
+    /// by `cx`, goes on with it.
     fn poll_flush(
         &self,
         cx: &mut Context<'_>,
@@ -422,12 +432,7 @@ impl Sender {
         unflushed: &mut Unflushed,
     ) -> Result<(), PushError> {
         if self.0.push(queue, frame)? {
-            if unflushed.0.is_full() {
-                let mut full = mem::take(unflushed);
-                // It never waits, so nobody needs to wait for it.
-                tokio::spawn(async move { full.flush() });
-            }
-            unflushed.0.push(self.clone());
+            unflushed.push(self.clone());
         }
         Ok(())
     }
@@ -491,17 +496,27 @@ impl Sender {
 }
 
 impl Unflushed {
-    /// Flushes all of them, as far as their sockets take it.
-    pub(crate) fn flush(&mut self) {
-        for sender in self.0.drain(..) {
-            sender.flush();
+    fn push(&mut self, sender: Sender) {
+        if let Err(full) = self.first.try_push(sender) {
+            self.others.push(full.element());
         }
+    }
+
+    /// Flushes all of them, as far as their sockets take it: the first at once, the others in `tasks`
+    /// of their own.
+    pub(crate) fn flush(&mut self, tasks: &TaskTracker) {
+        let mut others = self.others.drain(..).peekable();
+        while others.peek().is_some() {
+            let batch: Batch = others.by_ref().take(FLUSHED_AT_ONCE).collect();
+            tasks.spawn(async move { batch.iter().for_each(Sender::flush) });
+        }
+        self.first.drain(..).for_each(|sender| sender.flush());
     }
 }
 
 impl Drop for Unflushed {
     fn drop(&mut self) {
-        for sender in &self.0 {
+        for sender in self.first.iter().chain(&self.others) {
             sender.0.wake();
         }
     }
@@ -861,14 +876,14 @@ pub(crate) mod tests {
         let small = Frame::pong(b"");
         assert_eq!(sender.push(small.clone(), &mut first), Ok(()));
         assert_eq!(sender.push(small.clone(), &mut second), Ok(()));
-        assert_eq!((first.0.len(), second.0.len()), (1, 0));
-        first.flush();
+        assert_eq!((first.first.len(), second.first.len()), (1, 0));
+        first.flush(&TaskTracker::new());
         assert_eq!(read(&mut stream), 2 * small.bytes().len());
 
         assert_eq!(sender.push(small.clone(), &mut second), Ok(()));
-        assert_eq!(second.0.len(), 1);
+        assert_eq!(second.first.len(), 1);
         drop(outbox);
-        second.flush();
+        second.flush(&TaskTracker::new());
         assert_eq!(read(&mut stream), 0);
     }
 
@@ -882,7 +897,7 @@ pub(crate) mod tests {
 
         let mut unflushed = Unflushed::default();
         assert_eq!(sender.push(frame(100), &mut unflushed), Ok(()));
-        unflushed.flush();
+        unflushed.flush(&TaskTracker::new());
         assert_eq!(woken.0.load(Relaxed), 0, "there is no room");
         assert_eq!(read(&mut stream), 10);
         assert_eq!(woken.0.load(Relaxed), 1, "there is room again");
@@ -902,7 +917,7 @@ pub(crate) mod tests {
         let mut unflushed = Unflushed::default();
         // Another writes what waits before the session is polled for the first time.
         assert_eq!(sender.push(frame(100), &mut unflushed), Ok(()));
-        unflushed.flush();
+        unflushed.flush(&TaskTracker::new());
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
         let mut cx = Context::from_waker(&waker);
@@ -945,7 +960,7 @@ pub(crate) mod tests {
                     sender.push(small.clone(), &mut unflushed).unwrap();
                     // Every fourth debt is left to the session.
                     if turn % 4 > 0 {
-                        unflushed.flush();
+                        unflushed.flush(&TaskTracker::new());
                     }
                     yield_now().await;
                 }

@@ -442,9 +442,9 @@ impl Session {
             Poll::Ready(Err(FlushError::Called(call))) => return Poll::Ready(call.into()),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        unflushed.flush();
+        unflushed.flush(&self.shared.tasks);
         if read.is_ready() {
-            // The receivers are to write, too, before more comes for them.
+            // What it has sent is to be written before more comes.
             cx.waker().wake_by_ref();
         }
         Poll::Pending

@@ -458,7 +458,7 @@ impl Reader<'_> {
             }
         }
         replies.say(&self.cluster.uplink);
-        unflushed.flush();
+        unflushed.flush(&self.shared.tasks);
     }
 
     fn take_in(&mut self, heard: Heard<'_>, replies: &mut Replies, unflushed: &mut Unflushed) {

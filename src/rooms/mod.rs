@@ -264,12 +264,10 @@ impl Rooms {
             return None;
         }
         let mut unflushed = Unflushed::default();
-        let receivers = match receiver {
+        Some(match receiver {
             Some(id) => usize::from(room.send(None, id, frame.clone(), &mut unflushed)),
             None => room.broadcast(None, frame, &mut unflushed),
-        };
-        unflushed.flush();
-        Some(receivers)
+        })
     }
 
     /// The sessions of a room, longest-joined first; `None` if nobody is there.

@@ -52,19 +52,19 @@ pub(super) struct Decoder {
     frame: Option<Incoming>,
     /// `Text` or `Binary` while a message is unfinished, be it in this frame or by fragments to come.
     message_kind: Option<Opcode>,
-    /// There while something comes in pieces: most does not, and an idle connection has no place for
-    /// it.
+    /// There only while something comes in pieces, which is seldom: an idle connection needs no room
+    /// for it.
     gathered: Option<Box<Gathered>>,
 }
 
-/// What is here of what comes in pieces.
+/// What comes in pieces, as far as it is here.
 #[derive(Debug, Default)]
 struct Gathered {
-    /// Of a message.
+    /// The message under way.
     message: Vec<u8>,
     /// How many bytes of `message` are known to be UTF-8.
     valid: usize,
-    /// Of a control frame.
+    /// The control frame under way.
     control: Vec<u8>,
 }
 
@@ -113,28 +113,19 @@ impl Decoder {
             self.frame = (!whole).then(|| frame.after(here));
 
             if frame.opcode.is_control() {
-                if whole
-                    && self
-                        .gathered
-                        .as_ref()
-                        .is_none_or(|it| it.control.is_empty())
-                {
+                if whole && self.control().is_empty() {
                     return control_event(frame.opcode, payload).map(Some);
                 }
                 self.gathered().control.extend_from_slice(payload);
                 if whole {
-                    return control_event(frame.opcode, &self.gathered().control).map(Some);
+                    return control_event(frame.opcode, self.control()).map(Some);
                 }
             } else {
                 let text = self.message_kind == Some(Opcode::Text);
                 let last = whole && frame.fin;
                 if last {
                     self.message_kind = None;
-                    if self
-                        .gathered
-                        .as_ref()
-                        .is_none_or(|it| it.message.is_empty())
-                    {
+                    if self.message().is_empty() {
                         return message_event(text, payload).map(Some);
                     }
                 }
@@ -143,7 +134,7 @@ impl Decoder {
                     self.gathered().validate()?;
                 }
                 if last {
-                    return message_event(text, &self.gathered().message).map(Some);
+                    return message_event(text, self.message()).map(Some);
                 }
                 if whole {
                     return Ok(Some(Event::Fragment));
@@ -168,6 +159,16 @@ impl Decoder {
         if gathered.message.is_empty() && gathered.control.is_empty() {
             self.gathered = None;
         }
+    }
+
+    /// What is here of a message that comes in pieces.
+    fn message(&self) -> &[u8] {
+        self.gathered.as_ref().map_or(&[], |it| &it.message)
+    }
+
+    /// What is here of a control frame that comes in pieces.
+    fn control(&self) -> &[u8] {
+        self.gathered.as_ref().map_or(&[], |it| &it.control)
     }
 
     /// A place for what comes in pieces.
@@ -263,8 +264,7 @@ impl Decoder {
             return Err(Violation::Protocol("a length not in its shortest form"));
         }
         if !opcode.is_control() {
-            let here = self.gathered.as_ref().map_or(0, |it| it.message.len());
-            if length > (self.limit - here) as u64 {
+            if length > (self.limit - self.message().len()) as u64 {
                 return Err(Violation::TooLong);
             }
             if opcode != Opcode::Continuation {

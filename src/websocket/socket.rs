@@ -13,13 +13,13 @@ use std::{
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use rustix::net::{SendFlags, send};
 use tokio::{
-    io::{self as stream, AsyncRead, AsyncWrite, ReadBuf},
+    io::{self as stream, AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    task::coop::consume_budget,
 };
 use tokio_util::either::Either;
 
@@ -73,6 +73,8 @@ pub(crate) struct Writer {
     frames: VecDeque<Frame>,
     /// How many bytes of the first frame are written.
     written: usize,
+    /// Whether the stream has last taken less than it was given.
+    is_full: bool,
     traffic: Arc<Traffic>,
 }
 
@@ -183,6 +185,7 @@ impl Writer {
             stream,
             frames: VecDeque::new(),
             written: 0,
+            is_full: false,
             traffic,
         }
     }
@@ -210,7 +213,12 @@ impl Writer {
                 }
                 _ => first,
             };
-            write(&mut self.stream, cx, &bytes[self.written..])
+            write(
+                &mut self.stream,
+                &mut self.is_full,
+                cx,
+                &bytes[self.written..],
+            )
         });
         let mut written = ready!(written)?;
         if written == 0 {
@@ -257,13 +265,12 @@ impl Writer {
     /// nothing more will come.
     pub(crate) async fn close(&mut self, frames: impl Iterator<Item = Frame>) -> io::Result<()> {
         self.frames.extend(frames);
-        poll_fn(|cx| {
-            while !self.frames.is_empty() {
-                ready!(self.poll_write(cx))?;
-            }
-            Pin::new(&mut self.stream).poll_shutdown(cx)
-        })
-        .await
+        while !self.frames.is_empty() {
+            poll_fn(|cx| self.poll_write(cx)).await?;
+            // There may be much, and others are to have their turns.
+            consume_budget().await;
+        }
+        self.stream.shutdown().await
     }
 }
 
@@ -278,19 +285,30 @@ fn gather(frames: &VecDeque<Frame>, buffer: &mut Vec<u8>) {
     }
 }
 
-/// Writes once. A plain socket mostly takes what it is given: it is asked itself first, and tokio,
-/// whose knowledge of it is far away in memory, only when it does not.
+/// Writes once. A plain socket mostly takes what it is given, and is tried directly: tokio's record of
+/// its readiness is cold memory. Once it has not taken everything, tokio must try for itself: only its
+/// own failed write clears that record, and has the task woken.
 fn write(
     stream: &mut Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>,
+    is_full: &mut bool,
     cx: &mut Context<'_>,
     bytes: &[u8],
 ) -> Poll<io::Result<usize>> {
+    #[cfg(target_os = "linux")]
     if let Either::Left(socket) = stream
-        && let Ok(count) = send(socket.as_ref(), bytes, SendFlags::NOSIGNAL)
+        && !*is_full
     {
-        return Poll::Ready(Ok(count));
+        use rustix::net::{SendFlags, send};
+
+        let sent = send(socket.as_ref(), bytes, SendFlags::NOSIGNAL);
+        *is_full = sent != Ok(bytes.len());
+        if let Ok(count) = sent {
+            return Poll::Ready(Ok(count));
+        }
     }
-    Pin::new(stream).poll_write(cx, bytes)
+    let written = ready!(Pin::new(stream).poll_write(cx, bytes))?;
+    *is_full = written < bytes.len();
+    Poll::Ready(Ok(written))
 }
 
 /// Reads once; 0 is the end of the stream.

@@ -53,7 +53,12 @@ impl Dialect {
 
     /// The id of the session of this number, where the client chooses it.
     pub fn chosen_id(self, number: usize) -> Option<String> {
-        (!self.tells_news()).then(|| format!("p{number}"))
+        match self {
+            Dialect::PeerJs => Some(format!("p{number}")),
+            // As long as anteroom's, and the same for both of a pair: so each says whose a message is.
+            Dialect::Relayed => Some(format!("{:032}-pair", number / 2)),
+            Dialect::Rooms | Dialect::Resuming | Dialect::SocketIo => None,
+        }
     }
 
     /// Whether sessions are told of each other.

@@ -8,7 +8,7 @@
 //! | file | what is in it |
 //! | --- | --- |
 //! | `servers` | the servers: how each is started, what it costs |
-//! | `peers/` | those that are made for this benchmark, the same rooms on other foundations |
+//! | `peers/` | those that are made for this benchmark: the same rooms on other foundations, and a bare relay |
 //! | `dialect` | what clients say to each of them |
 //! | `swarm` | thousands of clients in one thread |
 //! | `works` | the work |
@@ -68,16 +68,16 @@ struct Plan {
 }
 
 const FULL: Plan = Plan {
-    repetitions: 3,
+    repetitions: 5,
     span: Span {
-        warm_up: Duration::from_millis(500),
-        measured: Duration::from_millis(1000),
+        warm_up: Duration::from_millis(300),
+        measured: Duration::from_millis(800),
     },
     storm: 2000,
     idle: 10_000,
     pinging: Duration::from_secs(20),
     growth: &[10, 100, 1000, 10_000],
-    long: Duration::from_secs(8),
+    long: Duration::from_secs(5),
     chart: true,
 };
 

@@ -73,7 +73,7 @@ pub struct Report {
 struct Row {
     label: String,
     unit: Unit,
-    /// What each run has shown.
+    /// What each run has shown, in their order.
     cells: Vec<(Kind, f64)>,
 }
 
@@ -89,8 +89,9 @@ impl Report {
         row.expect("it is there now").cells.push((kind, value));
     }
 
-    /// The table: the median of each figure, in parentheses as a ratio to anteroom's, and half the
-    /// distance between the least and the greatest where there is more than one.
+    /// The table: the median of each figure, in parentheses the median of its ratios to anteroom's in
+    /// the same round, and half the distance between the least and the greatest where there is more
+    /// than one.
     pub fn table(&self) -> String {
         let mut table = "| less is better |".to_owned();
         for kind in Kind::ALL {
@@ -102,8 +103,7 @@ impl Report {
             write!(table, "\n| {}, {} |", row.label, row.unit.name()).unwrap();
             for kind in Kind::ALL {
                 let cell = row.median(kind).map(|median| {
-                    let ratio = row.median(Kind::Anteroom).map(|ours| median / ours);
-                    let ratio = match ratio {
+                    let ratio = match row.ratio(kind) {
                         Some(ratio) if kind != Kind::Anteroom && row.unit != Unit::Percent => {
                             format!(" ({})", digits(ratio))
                         }
@@ -178,27 +178,40 @@ impl Report {
 }
 
 impl Row {
-    /// What the runs of this server have shown, in ascending order; `None` where there was none.
-    fn figures(&self, kind: Kind) -> Option<Vec<f64>> {
-        let own = self.cells.iter().filter(|cell| cell.0 == kind);
-        let mut figures: Vec<f64> = own.map(|cell| cell.1).collect();
-        figures.sort_by(f64::total_cmp);
-        Some(figures).filter(|figures| !figures.is_empty())
+    /// What the runs of this server have shown.
+    fn figures(&self, kind: Kind) -> impl Iterator<Item = f64> {
+        let own = self.cells.iter().filter(move |cell| cell.0 == kind);
+        own.map(|cell| cell.1)
     }
 
     fn median(&self, kind: Kind) -> Option<f64> {
-        self.figures(kind).map(|figures| figures[figures.len() / 2])
+        median(self.figures(kind))
+    }
+
+    /// How it compares to anteroom: as both have run in the same round, one after the other, what
+    /// slows the machine down has mostly slowed down both.
+    fn ratio(&self, kind: Kind) -> Option<f64> {
+        let rounds = self.figures(kind).zip(self.figures(Kind::Anteroom));
+        median(rounds.map(|(figure, ours)| figure / ours))
     }
 
     /// Half the distance between the least and the greatest, as a part of the median; `None` where
     /// there is only one.
     fn spread(&self, kind: Kind) -> Option<f64> {
-        let figures = self.figures(kind)?;
-        let [least, .., greatest] = figures[..] else {
-            return None;
-        };
-        Some((greatest - least) / 2.0 / figures[figures.len() / 2])
+        let (least, greatest) = (
+            self.figures(kind).reduce(f64::min)?,
+            self.figures(kind).reduce(f64::max)?,
+        );
+        let several = self.figures(kind).nth(1).is_some();
+        several.then_some((greatest - least) / 2.0 / self.median(kind)?)
     }
+}
+
+/// The one in the middle; `None` if there is none.
+fn median(figures: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut figures: Vec<f64> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied()
 }
 
 /// A figure with three digits that count.

@@ -1,8 +1,12 @@
 //! Who does not read is closed, and delays nobody.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::support::{Client, Raw, TestServer, eventually, text, within_deadline};
 
@@ -159,6 +163,45 @@ async fn a_flood_to_a_large_room_closes_nobody_whose_socket_takes_it() {
 async fn many_floods_to_a_large_room_close_nobody_whose_socket_takes_them() {
     // Each of them may have its turn, of some 17,000 bytes, before anything is written.
     flood(8, 200_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_many_threads_write_to_a_room_comes_whole_and_in_order() {
+    const SESSIONS: usize = 100;
+    const WRITERS: usize = 4;
+    const MESSAGES: usize = 200;
+    let server = TestServer::with(|config| config.pong_seconds = 3600).await;
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        sessions.push(Raw::join(&server, "threads").await);
+    }
+    let message = |number| {
+        let message = json!({"type": "x", "receiver": "all", "data": number});
+        text(message.to_string())
+    };
+    let mut tasks = JoinSet::new();
+    for (place, mut session) in sessions.into_iter().enumerate() {
+        tasks.spawn(async move {
+            let is_writer = place < WRITERS;
+            if is_writer {
+                let messages: Vec<u8> = (0..MESSAGES).flat_map(message).collect();
+                session.write(messages).await;
+            }
+            let mut heard: HashMap<String, usize> = HashMap::new();
+            let mut missing = MESSAGES * (WRITERS - usize::from(is_writer));
+            while missing > 0 {
+                let message = session.read_message().await;
+                if message["type"] == "x" {
+                    let sender = message["sender"].as_str().unwrap().to_owned();
+                    let count = heard.entry(sender).or_default();
+                    assert_eq!(message["data"], *count);
+                    *count += 1;
+                    missing -= 1;
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
 }
 
 /// Has so many send to a large room as fast as they can, while nobody's outbox may hold more than so
