@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How many rooms, sessions or messages are counted.
 const COUNTED: usize = 2000;
 
+/// How often a node is measured alone and with another: the difference is small.
+const PAIRS: usize = 9;
+
 /// A NATS server, alone with the nodes on their core.
 struct Nats {
     process: Child,
@@ -167,7 +170,7 @@ pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     let span = plan.span;
     // Alone and with another node, by turns: each pair of runs is a ratio.
     let mut ratios = Vec::new();
-    for _ in 0..3 * plan.repetitions {
+    for _ in 0..PAIRS {
         let alone = Server::start(Kind::Anteroom, peers)?;
         let off = works::unicast(&alone, span, 200, 100)?.micros_each();
         drop(alone);

@@ -146,7 +146,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
     ];
     let fastest = [Kind::Anteroom, Kind::Bun];
     // What may be resumed is compared where that could matter, the relay where it can do the work.
-    let (others, with_sessions) = (&Kind::ALL[..6], &Kind::ALL[..7]);
+    let with_sessions = &Kind::ALL[..7];
     let growing = [Kind::Anteroom, Kind::Bun, Kind::Relay];
     let span = plan.span;
 
@@ -167,7 +167,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
             own,
         ])
     });
-    bench.each(others, |server| {
+    bench.each(Kind::SERVERS, |server| {
         let cost = works::unicast(server, span, 200, 4000)?;
         Ok(vec![Figure::new(
             "one to one, 4,000 bytes",
@@ -207,7 +207,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
         Ok(figures)
     });
     let rate = achieved.get() / 2.0;
-    bench.each(others, |server| {
+    bench.each(Kind::SERVERS, |server| {
         let latencies = works::latency(server, span, 200, rate)?;
         let figures = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)].map(|(label, part)| {
             let latency = latencies[((latencies.len() - 1) as f64 * part).round() as usize];

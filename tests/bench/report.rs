@@ -149,9 +149,9 @@ impl Report {
                 r#"<text x="{x}" y="{y}" font-weight="600">{label}</text>"#
             )
             .unwrap();
-            let medians: Vec<(Kind, f64)> = Kind::ALL
-                .into_iter()
-                .filter_map(|kind| Some((kind, row.median(kind)?)))
+            let medians: Vec<(Kind, f64)> = Kind::SERVERS
+                .iter()
+                .filter_map(|&kind| Some((kind, row.median(kind)?)))
                 .collect();
             let most = medians.iter().map(|median| median.1).fold(0.0, f64::max);
             for (place, (kind, median)) in medians.into_iter().enumerate() {

@@ -49,6 +49,9 @@ impl Kind {
         Kind::Relay,
     ];
 
+    /// Each server as it comes.
+    pub const SERVERS: &[Kind] = Kind::ALL.split_at(6).0;
+
     pub fn name(self) -> &'static str {
         match self {
             Kind::Anteroom => "anteroom",
