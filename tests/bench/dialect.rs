@@ -56,7 +56,7 @@ impl Dialect {
         match self {
             Dialect::PeerJs => Some(format!("p{number}")),
             // As long as anteroom's, and the same for both of a pair: so each says whose a message is.
-            Dialect::Relayed => Some(format!("{:032}-pair", number / 2)),
+            Dialect::Relayed => Some(format!("{:031}-pair", number / 2)),
             Dialect::Rooms | Dialect::Resuming | Dialect::SocketIo => None,
         }
     }

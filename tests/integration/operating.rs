@@ -91,7 +91,7 @@ impl Coturn {
                     "--allow-loopback-peers",
                     "--use-auth-secret",
                 ])
-                .arg("--realm=anteroom.test")
+                .args(["--realm=anteroom.test", "--simple-log"])
                 .arg(format!("--static-auth-secret={}", Coturn::SECRET))
                 .arg(format!("--listening-port={port}"))
                 .arg(format!("--pidfile={}", pid.path().display()))
