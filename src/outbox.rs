@@ -505,9 +505,9 @@ impl Unflushed {
     /// Flushes all of them, as far as their sockets take it: the first at once, the others in `tasks`
     /// of their own.
     pub(crate) fn flush(&mut self, tasks: &TaskTracker) {
-        let mut others = self.others.drain(..).peekable();
-        while others.peek().is_some() {
-            let batch: Batch = others.by_ref().take(FLUSHED_AT_ONCE).collect();
+        while !self.others.is_empty() {
+            let rest = self.others.len().saturating_sub(FLUSHED_AT_ONCE);
+            let batch: Batch = self.others.drain(rest..).collect();
             tasks.spawn(async move { batch.iter().for_each(Sender::flush) });
         }
         self.first.drain(..).for_each(|sender| sender.flush());

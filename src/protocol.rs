@@ -258,17 +258,16 @@ pub(crate) fn parse(text: &str) -> Result<Message<'_>, Invalid<'_>> {
         },
         reference,
     };
-    if !text
-        .trim_start_matches([' ', '\t', '\n', '\r'])
-        .starts_with('{')
-    {
-        return Err(fail(
-            "a message is a JSON object: it begins with {".into(),
-            None,
-        ));
-    }
-    let fields: Fields<'_> =
-        serde_json::from_str(text).map_err(|error| fail(format!("not JSON: {error}"), None))?;
+    let fields: Fields<'_> = serde_json::from_str(text).map_err(|error| {
+        let begins = text
+            .trim_start_matches([' ', '\t', '\n', '\r'])
+            .starts_with('{');
+        let message = match begins {
+            true => format!("not JSON: {error}"),
+            false => "a message is a JSON object: it begins with {".into(),
+        };
+        fail(message, None)
+    })?;
     let reference = fields.reference.filter(|raw| is_reference(raw.get()));
     fields.check().map_err(|message| fail(message, reference))
 }

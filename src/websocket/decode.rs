@@ -104,7 +104,7 @@ impl Decoder {
         input: &mut &'i mut [u8],
     ) -> Result<Option<Event<'a>>, Violation> {
         self.drop_delivered();
-        while let Some(frame) = self.header(input)? {
+        while let Some(frame) = self.frame(input)? {
             let here = frame.remaining.min(input.len());
             let (payload, rest) = mem::take(input).split_at_mut(here);
             *input = rest;
@@ -177,40 +177,78 @@ impl Decoder {
     }
 
     /// The frame whose payload comes next: the one under way, or a new one once its header is here.
-    fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Incoming>, Violation> {
+    fn frame(&mut self, input: &mut &mut [u8]) -> Result<Option<Incoming>, Violation> {
         if self.frame.is_some() {
             return Ok(self.frame.filter(|_| !input.is_empty()));
         }
-        loop {
-            // The first two bytes say how long the header is.
-            let length = match (self.header_len, self.header[1] & 0x7F) {
-                (0 | 1, _) => 2,
-                (_, 126) => 2 + 2 + 4,
-                (_, 127) => 2 + 8 + 4,
-                _ => 2 + 4,
-            };
-            let missing = length - self.header_len;
-            if missing == 0 {
-                self.header_len = 0;
-                return self.start_frame().map(Some);
-            }
-            let here = missing.min(input.len());
-            let (taken, rest) = mem::take(input).split_at_mut(here);
-            *input = rest;
-            self.header[self.header_len..][..here].copy_from_slice(taken);
-            self.header_len += here;
-            if here < missing {
-                return Ok(None);
-            }
-            if self.header_len == 2 {
-                self.check_first_two()?;
-            }
+        let Some(frame) = self.header(input)? else {
+            return Ok(None);
+        };
+        if let Opcode::Text | Opcode::Binary = frame.opcode {
+            self.message_kind = Some(frame.opcode);
         }
+        Ok(Some(frame))
     }
 
-    /// What can be said of a frame by its first two bytes (section 5.2), as soon as they are here.
-    fn check_first_two(&self) -> Result<(), Violation> {
-        let [first, second, ..] = self.header;
+    /// What the next header says. Mostly it is here as a whole; otherwise it is gathered.
+    fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Incoming>, Violation> {
+        if self.header_len == 0
+            && let Some((frame, length)) = self.read_header(input)?
+        {
+            *input = &mut mem::take(input)[length..];
+            return Ok(Some(frame));
+        }
+        while let Some((byte, rest)) = mem::take(input).split_first_mut() {
+            *input = rest;
+            self.header[self.header_len] = *byte;
+            self.header_len += 1;
+            if let Some((frame, _)) = self.read_header(&self.header[..self.header_len])? {
+                self.header_len = 0;
+                return Ok(Some(frame));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads a header (section 5.2); returns also its length, or `None` if it is not all here. It fails
+    /// at the first wrong byte, and nothing is allocated for the length it announces.
+    fn read_header(&self, bytes: &[u8]) -> Result<Option<(Incoming, usize)>, Violation> {
+        let [first, second, rest @ ..] = bytes else {
+            return Ok(None);
+        };
+        let opcode = self.check_first_two(*first, *second)?;
+        let extended = match second & 0x7F {
+            126 => rest
+                .first_chunk()
+                .map(|bytes| (u16::from_be_bytes(*bytes).into(), 126, 2)),
+            127 => rest
+                .first_chunk()
+                .map(|bytes| (u64::from_be_bytes(*bytes), 1 << 16, 8)),
+            length => Some((length.into(), 0, 0)),
+        };
+        let Some((length, least, mask_at)) = extended else {
+            return Ok(None);
+        };
+        if length >> 63 != 0 {
+            return Err(Violation::Protocol("a length of more than 63 bits"));
+        }
+        if length < least {
+            return Err(Violation::Protocol("a length not in its shortest form"));
+        }
+        if !opcode.is_control() && length > (self.limit - self.message().len()) as u64 {
+            return Err(Violation::TooLong);
+        }
+        let frame = rest[mask_at..].first_chunk().map(|mask| Incoming {
+            opcode,
+            fin: first & 0x80 != 0,
+            mask: *mask,
+            remaining: length as usize,
+        });
+        Ok(frame.map(|frame| (frame, 2 + mask_at + frame.mask.len())))
+    }
+
+    /// What can be said of a frame by its first two bytes (section 5.2).
+    fn check_first_two(&self, first: u8, second: u8) -> Result<Opcode, Violation> {
         if first & 0x70 != 0 {
             return Err(Violation::Protocol("a reserved bit is set"));
         }
@@ -237,46 +275,8 @@ impl Decoder {
             (Opcode::Text | Opcode::Binary, Some(_)) => {
                 Err(Violation::Protocol("a new message inside a fragmented one"))
             }
-            _ => Ok(()),
+            _ => Ok(opcode),
         }
-    }
-
-    /// Reads the whole header (section 5.2). Nothing is allocated for the length it announces.
-    fn start_frame(&mut self) -> Result<Incoming, Violation> {
-        let header = self.header;
-        let opcode = Opcode::from_bits(header[0] & 0x0F).expect("checked with the first two bytes");
-        let (length, least, mask_at) = match header[1] & 0x7F {
-            126 => (
-                u64::from(u16::from_be_bytes([header[2], header[3]])),
-                126,
-                4,
-            ),
-            127 => {
-                let length = header[2..10].try_into().expect("eight bytes");
-                (u64::from_be_bytes(length), 1 << 16, 10)
-            }
-            length => (u64::from(length), 0, 2),
-        };
-        if length >> 63 != 0 {
-            return Err(Violation::Protocol("a length of more than 63 bits"));
-        }
-        if length < least {
-            return Err(Violation::Protocol("a length not in its shortest form"));
-        }
-        if !opcode.is_control() {
-            if length > (self.limit - self.message().len()) as u64 {
-                return Err(Violation::TooLong);
-            }
-            if opcode != Opcode::Continuation {
-                self.message_kind = Some(opcode);
-            }
-        }
-        Ok(Incoming {
-            opcode,
-            fin: header[0] & 0x80 != 0,
-            mask: header[mask_at..][..4].try_into().expect("four bytes"),
-            remaining: length as usize,
-        })
     }
 }
 
@@ -306,12 +306,12 @@ impl Incoming {
 /// Takes the mask off (section 5.3).
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
-    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-    let (words, tail) = payload.as_chunks_mut::<8>();
+    let wide = [a, b, c, d, a, b, c, d];
+    let (words, tail) = payload.as_chunks_mut();
     for word in words {
-        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+        *word = (u64::from_ne_bytes(*word) ^ u64::from_ne_bytes(wide)).to_ne_bytes();
     }
-    for (byte, key) in tail.iter_mut().zip(mask.into_iter().cycle()) {
+    for (byte, key) in tail.iter_mut().zip(wide) {
         *byte ^= key;
     }
 }

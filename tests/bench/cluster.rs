@@ -172,10 +172,10 @@ pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     let mut ratios = Vec::new();
     for _ in 0..PAIRS {
         let alone = Server::start(Kind::Anteroom, peers)?;
-        let off = works::unicast(&alone, span, 200, 100)?.micros_each();
+        let off = works::unicast(&alone, span, 200, 200, 100)?.micros_each();
         drop(alone);
         let nodes = Nodes::start(2, peers)?;
-        let on = works::unicast(&nodes.nodes[0], span, 200, 100)?.micros_each();
+        let on = works::unicast(&nodes.nodes[0], span, 200, 200, 100)?.micros_each();
         eprintln!("one to one on a node: {off:.2} µs alone, {on:.2} µs with another node");
         ratios.push(on / off);
     }
@@ -243,7 +243,7 @@ fn measure(
 /// Pairs of sessions, one on each node, that answer each other.
 fn remote_unicast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
     let mut pairs = works::Pairs::join(&nodes.addresses(), Dialect::Rooms, 200, 100)?;
-    pairs.start()?;
+    pairs.start(100)?;
     measure(nodes, span, || pairs.answer())
 }
 

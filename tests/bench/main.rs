@@ -61,7 +61,8 @@ struct Plan {
     idle: usize,
     /// How long idle sessions are watched while they are pinged.
     pinging: Duration,
-    growth: &'static [usize],
+    /// Among how many sessions messages are sent, and how many of them are busy with that.
+    growth: &'static [(usize, usize)],
     /// Who takes longer than this for some work does it only once.
     long: Duration,
     chart: bool,
@@ -76,7 +77,13 @@ const FULL: Plan = Plan {
     storm: 2000,
     idle: 10_000,
     pinging: Duration::from_secs(20),
-    growth: &[10, 100, 1000, 10_000],
+    growth: &[
+        (10, 10),
+        (100, 100),
+        (1000, 1000),
+        (10_000, 10_000),
+        (10_000, 100),
+    ],
     long: Duration::from_secs(5),
     chart: true,
 };
@@ -90,7 +97,7 @@ const QUICK: Plan = Plan {
     storm: 500,
     idle: 2000,
     pinging: Duration::ZERO,
-    growth: &[10, 100, 1000],
+    growth: &[(10, 10), (100, 100), (1000, 1000), (1000, 100)],
     long: Duration::MAX,
     chart: false,
 };
@@ -153,7 +160,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
     // Half of what the slower of the fastest achieves is the load at which latency is measured.
     let achieved = Cell::new(f64::INFINITY);
     bench.each(&Kind::ALL, |server| {
-        let cost = works::unicast(server, span, 200, 100)?;
+        let cost = works::unicast(server, span, 200, 200, 100)?;
         if fastest.contains(&server.kind) {
             achieved.set(achieved.get().min(cost.rate()));
         }
@@ -168,7 +175,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
         ])
     });
     bench.each(Kind::SERVERS, |server| {
-        let cost = works::unicast(server, span, 200, 4000)?;
+        let cost = works::unicast(server, span, 200, 200, 4000)?;
         Ok(vec![Figure::new(
             "one to one, 4,000 bytes",
             Unit::Micros,
@@ -216,11 +223,14 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
         });
         Ok(figures.into())
     });
-    for &sessions in plan.growth {
+    for &(sessions, busy) in plan.growth {
+        let mut label = format!("one to one among {sessions} sessions");
+        if busy < sessions {
+            label += &format!(", {busy} of them busy");
+        }
         bench.each(&growing, |server| {
-            let cost = works::unicast(server, span, sessions, 100)?;
-            let label = format!("one to one among {sessions} sessions");
-            Ok(vec![Figure::new(label, Unit::Micros, cost.micros_each())])
+            let cost = works::unicast(server, span, sessions, busy, 100)?;
+            Ok(vec![Figure::new(&label, Unit::Micros, cost.micros_each())])
         });
     }
 

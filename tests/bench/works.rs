@@ -175,10 +175,10 @@ impl Pairs {
         self.swarm.send(number, &self.frames[number])
     }
 
-    /// Puts a message on its way in each pair.
-    pub fn start(&mut self) -> io::Result<()> {
-        for starter in self.starters.clone() {
-            self.send(starter)?;
+    /// Puts a message on its way in each of so many pairs.
+    pub fn start(&mut self, pairs: usize) -> io::Result<()> {
+        for pair in 0..pairs {
+            self.send(self.starters[pair])?;
         }
         Ok(())
     }
@@ -196,16 +196,18 @@ impl Pairs {
     }
 }
 
-/// Each session answers what comes, so that each pair has one message on its way.
+/// Of `sessions` so many are `busy`: each answers what comes, so that each pair of them has one message on
+/// its way.
 pub fn unicast(
     server: &Server,
     span: Span,
     sessions: usize,
+    busy: usize,
     data_bytes: usize,
 ) -> io::Result<Cost> {
     let dialect = server.kind.dialect();
     let mut pairs = Pairs::join(&server.addresses, dialect, sessions, data_bytes)?;
-    pairs.start()?;
+    pairs.start(busy / 2)?;
     measure(server, span, || pairs.answer())
 }
 
