@@ -182,16 +182,19 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
             cost.micros_each(),
         )])
     });
-    for (label, rooms, size, in_flight) in [
+    let broadcasts = [
         (BROADCAST, 1, 1001, 1),
         (BROADCASTS, 1, 1001, 16),
         (ROOMS, 100, 10, 1),
-    ] {
-        bench.each(&with_rooms, |server| {
+    ];
+    bench.each_of(
+        &broadcasts,
+        &with_rooms,
+        |server, (label, rooms, size, in_flight)| {
             let cost = works::broadcast(server, span, rooms, size, in_flight)?;
             Ok(vec![Figure::new(label, Unit::Micros, cost.micros_each())])
-        });
-    }
+        },
+    );
     bench.each(&with_rooms, |server| {
         let cost = works::storm(server, plan.storm)?;
         Ok(vec![Figure::new(
@@ -223,16 +226,14 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
         });
         Ok(figures.into())
     });
-    for &(sessions, busy) in plan.growth {
+    bench.each_of(plan.growth, &growing, |server, (sessions, busy)| {
+        let cost = works::unicast(server, span, sessions, busy, 100)?;
         let mut label = format!("one to one among {sessions} sessions");
         if busy < sessions {
             label += &format!(", {busy} of them busy");
         }
-        bench.each(&growing, |server| {
-            let cost = works::unicast(server, span, sessions, busy, 100)?;
-            Ok(vec![Figure::new(&label, Unit::Micros, cost.micros_each())])
-        });
-    }
+        Ok(vec![Figure::new(label, Unit::Micros, cost.micros_each())])
+    });
 
     println!("{}", bench.report.table());
     println!(
@@ -270,11 +271,24 @@ impl Bench<'_> {
     /// Gives the same work to one server after the other, each newly started, as often as the plan
     /// says; but only once to who takes long for it. Who cannot do it is left out, and told of.
     fn each(&mut self, kinds: &[Kind], work: impl Fn(&Server) -> io::Result<Vec<Figure>>) {
-        let mut kinds = kinds.to_vec();
+        self.each_of(&[()], kinds, |server, ()| work(server));
+    }
+
+    /// The same for several sizes of the work, which take turns, too.
+    fn each_of<T: Copy>(
+        &mut self,
+        sizes: &[T],
+        kinds: &[Kind],
+        work: impl Fn(&Server, T) -> io::Result<Vec<Figure>>,
+    ) {
+        let turns = sizes
+            .iter()
+            .flat_map(|&size| kinds.iter().map(move |&kind| (size, kind)));
+        let mut turns: Vec<(T, Kind)> = turns.collect();
         for _ in 0..self.plan.repetitions {
-            kinds.retain(|&kind| {
+            turns.retain(|&(size, kind)| {
                 let begin = Instant::now();
-                match Server::start(kind, &self.peers).and_then(|server| work(&server)) {
+                match Server::start(kind, &self.peers).and_then(|server| work(&server, size)) {
                     Ok(figures) => {
                         for figure in figures {
                             eprintln!("{:20} {figure}", kind.name());
