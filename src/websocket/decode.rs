@@ -210,8 +210,9 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Reads a header (section 5.2); returns also its length, or `None` if it is not all here. It fails
-    /// at the first wrong byte, and nothing is allocated for the length it announces.
+    /// Reads a header (section 5.2); returns also its length, or `None` if it is not all here. What is
+    /// wrong with its first two bytes or its length is said before the mask is here, and nothing is
+    /// allocated for the length it announces.
     fn read_header(&self, bytes: &[u8]) -> Result<Option<(Incoming, usize)>, Violation> {
         let [first, second, rest @ ..] = bytes else {
             return Ok(None);

@@ -21,8 +21,8 @@ enum Outcome {
     Failed(u16),
 }
 
-fn ours(pieces: Vec<Vec<u8>>) -> Vec<Outcome> {
-    let mut decoder = Decoder::new(LIMIT);
+fn ours(limit: usize, pieces: Vec<Vec<u8>>) -> Vec<Outcome> {
+    let mut decoder = Decoder::new(limit);
     let mut outcomes = Vec::new();
     for mut piece in pieces {
         let mut input = &mut piece[..];
@@ -113,12 +113,14 @@ fn tungstenites(bytes: Vec<u8>) -> Vec<Outcome> {
 fn frame_bytes((first, masked, mask, payload): (u8, bool, [u8; 4], Vec<u8>)) -> Vec<u8> {
     let mut bytes = vec![first];
     let mask_bit = if masked { 0x80 } else { 0 };
-    match u8::try_from(payload.len()) {
-        Ok(length @ 0..=125) => bytes.push(mask_bit | length),
-        _ => {
-            bytes.push(mask_bit | 126);
-            bytes.extend((payload.len() as u16).to_be_bytes());
-        }
+    if payload.len() <= 125 {
+        bytes.push(mask_bit | payload.len() as u8);
+    } else if let Ok(length) = u16::try_from(payload.len()) {
+        bytes.push(mask_bit | 126);
+        bytes.extend(length.to_be_bytes());
+    } else {
+        bytes.push(mask_bit | 127);
+        bytes.extend((payload.len() as u64).to_be_bytes());
     }
     if masked {
         bytes.extend(mask);
@@ -159,6 +161,10 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
     (first, prop::bool::weighted(0.98), any::<[u8; 4]>(), payload).prop_map(frame_bytes)
 }
 
+fn bytewise(bytes: &[u8]) -> Vec<Vec<u8>> {
+    bytes.iter().map(|byte| vec![*byte]).collect()
+}
+
 /// Cuts `bytes` at these places, and characters and headers with them.
 fn split(bytes: &[u8], cuts: &[prop::sample::Index]) -> Vec<Vec<u8>> {
     let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
@@ -183,10 +189,9 @@ proptest! {
         cuts in vec(any::<prop::sample::Index>(), 0..20),
     ) {
         let bytes = frames.concat();
-        let whole = ours(vec![bytes.clone()]);
-        prop_assert_eq!(&ours(split(&bytes, &cuts)), &whole);
-        let bytewise = bytes.iter().map(|byte| vec![*byte]).collect();
-        prop_assert_eq!(&ours(bytewise), &whole);
+        let whole = ours(LIMIT, vec![bytes.clone()]);
+        prop_assert_eq!(&ours(LIMIT, split(&bytes, &cuts)), &whole);
+        prop_assert_eq!(&ours(LIMIT, bytewise(&bytes)), &whole);
 
         let theirs = tungstenites(bytes);
         if whole != theirs {
@@ -210,4 +215,35 @@ fn nothing_is_kept_between_messages() {
         while decoder.decode(&mut input).unwrap().is_some() {}
     }
     assert!(decoder.gathered.is_none());
+}
+
+#[test]
+fn a_header_of_any_length_may_come_in_pieces() {
+    for length in [125, 126, 65_535, 65_536] {
+        let payload = vec![b'x'; length];
+        let bytes = frame_bytes((0x82, true, [1, 2, 3, 4], payload.clone()));
+        let expected = [Outcome::Binary(payload), Outcome::Ping(Vec::new())];
+        let bytes = [bytes, frame_bytes((0x89, true, [5, 6, 7, 8], Vec::new()))].concat();
+        for cut in 0..=MAX_HEADER + 1 {
+            let (begin, end) = bytes.split_at(cut);
+            let pieces = vec![begin.to_vec(), end.to_vec()];
+            assert_eq!(ours(1 << 16, pieces), expected, "cut at {cut}");
+        }
+        assert_eq!(ours(1 << 16, bytewise(&bytes)), expected);
+    }
+}
+
+#[test]
+fn a_length_has_one_form() {
+    let too_long = |length: u64| [&[0x82, 0x80 | 127][..], &length.to_be_bytes()].concat();
+    for header in [
+        vec![0x82, 0x80 | 126, 0, 125],
+        too_long(125),
+        too_long(65_535),
+        too_long(1 << 63),
+    ] {
+        // The mask need not be there.
+        assert_eq!(ours(LIMIT, bytewise(&header)), [Outcome::Failed(1002)]);
+        assert_eq!(ours(LIMIT, vec![header]), [Outcome::Failed(1002)]);
+    }
 }
