@@ -6,6 +6,8 @@
 
 use std::{mem, str};
 
+use arrayvec::ArrayVec;
+
 use super::frame::{MAX_CONTROL_PAYLOAD, Opcode};
 
 /// The longest header of a masked frame, in bytes: two, a length of eight, a mask of four.
@@ -45,9 +47,8 @@ pub(crate) enum Violation {
 pub(super) struct Decoder {
     /// The longest message accepted, in bytes of payload.
     limit: usize,
-    /// The header that is arriving, and how many of its bytes are here.
-    header: [u8; MAX_HEADER],
-    header_len: usize,
+    /// What is here of a header that comes in pieces.
+    header: ArrayVec<u8, MAX_HEADER>,
     /// The frame whose payload is arriving.
     frame: Option<Incoming>,
     /// `Text` or `Binary` while a message is unfinished, be it in this frame or by fragments to come.
@@ -84,8 +85,7 @@ impl Decoder {
     pub(super) fn new(limit: usize) -> Decoder {
         Decoder {
             limit,
-            header: [0; MAX_HEADER],
-            header_len: 0,
+            header: ArrayVec::new(),
             frame: None,
             message_kind: None,
             gathered: None,
@@ -181,18 +181,20 @@ impl Decoder {
         if self.frame.is_some() {
             return Ok(self.frame.filter(|_| !input.is_empty()));
         }
-        let Some(frame) = self.header(input)? else {
-            return Ok(None);
-        };
-        if let Opcode::Text | Opcode::Binary = frame.opcode {
-            self.message_kind = Some(frame.opcode);
+        let frame = self.header(input)?;
+        if let Some(Incoming {
+            opcode: kind @ (Opcode::Text | Opcode::Binary),
+            ..
+        }) = frame
+        {
+            self.message_kind = Some(kind);
         }
-        Ok(Some(frame))
+        Ok(frame)
     }
 
     /// What the next header says. Mostly it is here as a whole; otherwise it is gathered.
     fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Incoming>, Violation> {
-        if self.header_len == 0
+        if self.header.is_empty()
             && let Some((frame, length)) = self.read_header(input)?
         {
             *input = &mut mem::take(input)[length..];
@@ -200,10 +202,9 @@ impl Decoder {
         }
         while let Some((byte, rest)) = mem::take(input).split_first_mut() {
             *input = rest;
-            self.header[self.header_len] = *byte;
-            self.header_len += 1;
-            if let Some((frame, _)) = self.read_header(&self.header[..self.header_len])? {
-                self.header_len = 0;
+            self.header.push(*byte);
+            if let Some((frame, _)) = self.read_header(&self.header)? {
+                self.header.clear();
                 return Ok(Some(frame));
             }
         }

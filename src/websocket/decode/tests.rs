@@ -235,12 +235,12 @@ fn a_header_of_any_length_may_come_in_pieces() {
 
 #[test]
 fn a_length_has_one_form() {
-    let too_long = |length: u64| [&[0x82, 0x80 | 127][..], &length.to_be_bytes()].concat();
+    let in_eight_bytes = |length: u64| [&[0x82, 0x80 | 127][..], &length.to_be_bytes()].concat();
     for header in [
         vec![0x82, 0x80 | 126, 0, 125],
-        too_long(125),
-        too_long(65_535),
-        too_long(1 << 63),
+        in_eight_bytes(125),
+        in_eight_bytes(65_535),
+        in_eight_bytes(1 << 63),
     ] {
         // The mask need not be there.
         assert_eq!(ours(LIMIT, bytewise(&header)), [Outcome::Failed(1002)]);
