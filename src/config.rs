@@ -13,7 +13,7 @@ use clap::Args;
 use http::{HeaderValue, uri::Authority};
 use ipnet::IpNet;
 
-use crate::{cluster::NatsUrl, ice::IceUrl, rates, session::FRAME_BYTES};
+use crate::{cluster::NatsUrl, ice::IceUrl};
 
 /// How many of the open files are kept back from the sessions by default: for the listener, for
 /// requests that are no sessions, and to say 503 to who comes when all places are taken. Where few
@@ -513,14 +513,6 @@ impl Config {
             let given = self.outbox_bytes;
             return Err(format!(
                 "--outbox-bytes must hold one message of --max-message-bytes: at least {least}, not {given}"
-            ));
-        }
-        let burst = self.bytes_per_second.map(rates::burst);
-        let longest = self.max_message_bytes + FRAME_BYTES;
-        if burst.is_some_and(|burst| (burst.get() as usize) < longest) {
-            let least = longest.div_ceil(2);
-            return Err(format!(
-                "--bytes-per-second must let one message of --max-message-bytes pass: at least {least}"
             ));
         }
         self.check_companions()

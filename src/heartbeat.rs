@@ -37,6 +37,8 @@ struct Pulse {
     sender: Sender,
     /// The tick of the first ping that is not answered.
     pinged: Option<u64>,
+    /// Whether the session is not read from, so that an answer cannot be seen.
+    paused: bool,
 }
 
 /// A session's place among those that are pinged; dropping it gives it back.
@@ -63,6 +65,7 @@ impl Heartbeat {
             Pulse {
                 sender,
                 pinged: None,
+                paused: false,
             },
         );
         Beat {
@@ -75,7 +78,7 @@ impl Heartbeat {
     pub(crate) fn tick(&self, now: u64) {
         if let Some(due) = now.checked_sub(self.pong_seconds) {
             for pulse in self.slot_at(due).lock().pulses.values() {
-                if pulse.pinged.is_some_and(|pinged| pinged <= due) {
+                if !pulse.paused && pulse.pinged.is_some_and(|pinged| pinged <= due) {
                     let reason = format!("no pong within {} s", self.pong_seconds);
                     let close = Close::new(CloseCode::GoingAway, reason);
                     pulse.sender.give_up(close);
@@ -109,6 +112,16 @@ impl Beat {
         let mut slot = self.heartbeat.slot(self.id).lock();
         slot.pulses.get_mut(&self.id)?.pinged.take()?;
         slot.pinged.map(|time| time.elapsed())
+    }
+
+    /// The session is not read from, or it is again. Its answers may stand behind what is not read yet,
+    /// so it owes none until it is pinged again.
+    pub(crate) fn pause(&self, paused: bool) {
+        let mut slot = self.heartbeat.slot(self.id).lock();
+        if let Some(pulse) = slot.pulses.get_mut(&self.id) {
+            pulse.paused = paused;
+            pulse.pinged = None;
+        }
     }
 }
 
@@ -194,6 +207,18 @@ mod tests {
             }
             assert!(alive.pings().is_ok());
         }
+    }
+
+    #[test]
+    fn who_is_not_read_from_is_not_given_up_before_it_is_again() {
+        let heartbeat = Arc::new(Heartbeat::new(5, 2));
+        let mut session = Session::register(&heartbeat);
+        session.beat.pause(true);
+        (0..100).for_each(|now| heartbeat.tick(now));
+        assert_eq!(session.pings(), Ok(20));
+        session.beat.pause(false);
+        (100..108).for_each(|now| heartbeat.tick(now));
+        assert_eq!(session.pings(), Err(CloseCode::GoingAway));
     }
 
     #[test]

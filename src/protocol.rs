@@ -5,11 +5,16 @@ use std::{
     borrow::Cow,
     fmt::{self, Display},
     hash::{Hash, Hasher},
+    num::NonZeroU32,
     str,
     sync::Arc,
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::{
+    constant_time::verify_slices_are_equal,
+    digest::{SHA256, digest},
+    hmac,
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use nohash_hasher::IsEnabled;
 use percent_encoding::percent_decode;
@@ -36,6 +41,9 @@ const MAX_TYPE: usize = 64;
 
 /// The longest `ref` that is a string, in bytes.
 const MAX_REF: usize = 64;
+
+/// The most digits of a `ref` that is an integer: those of the largest number of 64 bits.
+const MAX_REF_DIGITS: usize = 20;
 
 /// How much of a client's own words an error message repeats, in bytes.
 const MAX_QUOTE: usize = 64;
@@ -159,32 +167,101 @@ impl<'de> Deserialize<'de> for RoomName {
     }
 }
 
-/// The secret by which a session is taken up again: 128 random bits, on the wire in base64url
-/// (RFC 4648, section 5). It has neither `Debug` nor `Display`: no log shall have it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Token([u8; 16]);
+/// How many random bytes a token has.
+const TOKEN_BYTES: usize = 16;
 
-impl Token {
-    pub(crate) fn random() -> Token {
-        let mut bits = [0; 16];
-        getrandom::fill(&mut bits).expect("the operating system has random bits");
-        Token(bits)
+/// How many bytes of a token tell it from a made-up one.
+const TAG_BYTES: usize = 8;
+
+/// The secret by which a session is taken up again: 128 random bits, on the wire in base64url (RFC
+/// 4648, section 5). In a cluster a tag stands behind them, an HMAC (RFC 2104) that is cut short. It
+/// has neither `Debug` nor `Display`: no log shall have it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Token {
+    bits: [u8; TOKEN_BYTES],
+    tag: Option<[u8; TAG_BYTES]>,
+}
+
+/// The key of the tags of a node's tokens. All nodes of a cluster know it, so that none asks the others
+/// for a session that never was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TokenKey([u8; 16]);
+
+impl TokenKey {
+    pub(crate) fn random() -> TokenKey {
+        TokenKey(random_bits())
     }
 
-    /// The token that is written so.
-    pub(crate) fn parse(text: &str) -> Option<Token> {
-        let bits = URL_SAFE_NO_PAD.decode(text).ok()?;
-        bits.try_into().ok().map(Token)
+    fn tag(&self, bits: &[u8]) -> [u8; TAG_BYTES] {
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), bits);
+        let tag = tag.as_ref().first_chunk();
+        *tag.expect("an HMAC with SHA-256 has 32 bytes")
+    }
+}
+
+impl fmt::Debug for TokenKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenKey")
+    }
+}
+
+impl Serialize for TokenKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TokenKey, D::Error> {
+        bits(deserializer).map(TokenKey)
     }
 }
 
 impl Token {
+    /// A new token, with the tag of this key if there is one.
+    pub(crate) fn random(key: Option<&TokenKey>) -> Token {
+        let bits = random_bits();
+        let tag = key.map(|key| key.tag(&bits));
+        Token { bits, tag }
+    }
+
+    /// The token that is written so.
+    pub(crate) fn parse(text: &str) -> Option<Token> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (bits, tag) = bytes.split_first_chunk()?;
+        let tag = match tag {
+            [] => None,
+            tag => Some(tag.try_into().ok()?),
+        };
+        Some(Token { bits: *bits, tag })
+    }
+
+    /// Whether it has the tag of this key.
+    pub(crate) fn is_of(&self, key: &TokenKey) -> bool {
+        self.tag
+            .is_some_and(|tag| verify_slices_are_equal(&tag, &key.tag(&self.bits)).is_ok())
+    }
+
     /// What nodes say to each other in place of the token.
     pub(crate) fn hash(&self) -> TokenHash {
-        let hash = digest(&SHA256, &self.0);
+        let hash = digest(&SHA256, &self.bits);
         let bits = hash.as_ref().first_chunk().expect("SHA-256 has 32 bytes");
         TokenHash(*bits)
     }
+}
+
+fn random_bits<const N: usize>() -> [u8; N] {
+    let mut bits = [0; N];
+    getrandom::fill(&mut bits).expect("the operating system has random bits");
+    bits
+}
+
+/// So many bytes in base64url.
+fn bits<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; N], D::Error> {
+    let Text(text) = Text::deserialize(deserializer)?;
+    let bits = URL_SAFE_NO_PAD.decode(&*text).ok();
+    bits.and_then(|bits| bits.try_into().ok())
+        .ok_or_else(|| D::Error::custom(format_args!("not {N} bytes in base64url")))
 }
 
 /// The first half of a token's SHA-256 (FIPS 180-4), on the wire in base64url: who has it has not got
@@ -200,15 +277,14 @@ impl Serialize for TokenHash {
 
 impl<'de> Deserialize<'de> for TokenHash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TokenHash, D::Error> {
-        let Text(text) = Text::deserialize(deserializer)?;
-        let Token(bits) = Token::parse(&text).ok_or_else(|| D::Error::custom("not a hash"))?;
-        Ok(TokenHash(bits))
+        bits(deserializer).map(TokenHash)
     }
 }
 
 impl Serialize for Token {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(self.0))
+        let bytes = [&self.bits[..], self.tag.as_ref().map_or(&[], |tag| tag)].concat();
+        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(bytes))
     }
 }
 
@@ -268,6 +344,9 @@ pub(crate) fn parse(text: &str) -> Result<Message<'_>, Invalid<'_>> {
         };
         fail(message, None)
     })?;
+    let mut fields = fields;
+    // Serializers write what is not there as null.
+    fields.reference.take_if(|raw| raw.get() == "null");
     let reference = fields.reference.filter(|raw| is_reference(raw.get()));
     fields.check().map_err(|message| fail(message, reference))
 }
@@ -304,7 +383,8 @@ impl<'a> Fields<'a> {
         };
         if self.reference.is_some_and(|raw| !is_reference(raw.get())) {
             return Err(format!(
-                "ref must be a string of at most {MAX_REF} bytes or an integer"
+                "ref must be a string of at most {MAX_REF} bytes or an integer of at most \
+                 {MAX_REF_DIGITS} digits"
             ));
         }
         Ok(Message {
@@ -334,8 +414,9 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = Fields::default();
         let mut sender = None;
-        while let Some(Text(name)) = map.next_key()? {
+        while let Some(Name(name)) = map.next_key()? {
             let value = map.next_value()?;
+            let name = String::from_utf8_lossy(&name);
             let field = match &*name {
                 "type" => &mut fields.kind,
                 "sender" => &mut sender,
@@ -359,6 +440,42 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             }
         }
         Ok(fields)
+    }
+}
+
+/// The name of a field as JSON allows it: what an escape stands for need not be Unicode (RFC 8259,
+/// section 8.2). Borrowed where it has no escapes.
+struct Name<'a>(Cow<'a, [u8]>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(NameVisitor)
+    }
+}
+
+struct NameVisitor;
+
+impl<'de> Visitor<'de> for NameVisitor {
+    type Value = Name<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+        Ok(Name(bytes.into()))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Name(text.as_bytes().into()))
+    }
+
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        Ok(Name(bytes.to_vec().into()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Name(text.as_bytes().to_vec().into()))
     }
 }
 
@@ -388,13 +505,17 @@ fn string<'a>(name: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, S
     }
 }
 
-/// Whether this JSON may be a `ref`: a short string, or a number without fraction and exponent.
+/// Whether this JSON may be a `ref`: a short string, or an integer of few digits, which some serializers
+/// write with a fraction of zeros.
 fn is_reference(json: &str) -> bool {
-    match json.as_bytes() {
-        [b'"', ..] => serde_json::from_str(json).is_ok_and(|Text(text)| text.len() <= MAX_REF),
-        [b'-' | b'0'..=b'9', digits @ ..] => digits.iter().all(u8::is_ascii_digit),
-        _ => false,
+    if json.starts_with('"') {
+        return serde_json::from_str(json).is_ok_and(|Text(text)| text.len() <= MAX_REF);
     }
+    let number = json.strip_prefix('-').unwrap_or(json);
+    let (integer, fraction) = number.split_once('.').unwrap_or((number, ""));
+    integer.len() + fraction.len() <= MAX_REF_DIGITS
+        && integer.bytes().all(|byte| byte.is_ascii_digit())
+        && fraction.bytes().all(|byte| byte == b'0')
 }
 
 /// The beginning of a client's own words, for an error message.
@@ -425,8 +546,6 @@ pub(crate) enum ErrorCode {
     EmptyRoom,
     /// The server does not know this request.
     UnknownRequest,
-    /// Over the session's message rate.
-    RateLimited,
     /// The session's token does not allow this, or is none that is good.
     NotAllowed,
     /// The session that was asked for could not be resumed.
@@ -434,12 +553,11 @@ pub(crate) enum ErrorCode {
 }
 
 impl ErrorCode {
-    pub(crate) const ALL: [ErrorCode; 7] = [
+    pub(crate) const ALL: [ErrorCode; 6] = [
         ErrorCode::BadMessage,
         ErrorCode::UnknownReceiver,
         ErrorCode::EmptyRoom,
         ErrorCode::UnknownRequest,
-        ErrorCode::RateLimited,
         ErrorCode::NotAllowed,
         ErrorCode::ResumeFailed,
     ];
@@ -452,7 +570,6 @@ impl From<ErrorCode> for &'static str {
             ErrorCode::UnknownReceiver => "unknown_receiver",
             ErrorCode::EmptyRoom => "empty_room",
             ErrorCode::UnknownRequest => "unknown_request",
-            ErrorCode::RateLimited => "rate_limited",
             ErrorCode::NotAllowed => "not_allowed",
             ErrorCode::ResumeFailed => "resume_failed",
         }
@@ -481,14 +598,6 @@ impl Problem {
             message:
                 "the session could not be resumed: this is a new one, and hello tells who is here"
                     .into(),
-        }
-    }
-
-    /// `limit` is the option that sets the limit.
-    pub(crate) fn rate_limited(limit: &str) -> Problem {
-        Problem {
-            code: ErrorCode::RateLimited,
-            message: format!("over --{limit}: this was not delivered, send less or you are closed"),
         }
     }
 
@@ -712,6 +821,9 @@ pub(crate) struct Peer<'a> {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Limits {
     pub(crate) message_bytes: usize,
+    /// The session's rates; `None` for no limit.
+    pub(crate) messages_per_second: Option<NonZeroU32>,
+    pub(crate) bytes_per_second: Option<NonZeroU32>,
 }
 
 /// The close code of a client that gives its connection up and will be back: it counts as lost.

@@ -1,20 +1,27 @@
-//! How much may be said in a second, and how often one may come.
+//! How much a session may cause in a second, and how often an address may ask for something.
 
-use std::{net::IpAddr, num::NonZeroU32};
+use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
 use governor::{
     DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
 };
+use tokio::time::{Instant, sleep_until};
 
 use crate::{Config, address};
 
 /// For how long a rate may be exceeded by a burst: what may come in that time may come at once.
 const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(2).expect("it is not zero");
 
-/// How often a session may be refused something before it is closed; each refusal is forgotten after
-/// a while, and all of them after a minute.
-const PATIENCE: Quota = Quota::per_minute(NonZeroU32::new(64).expect("it is not zero"));
+/// The longest time that a session is not read from, however much it has spent.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// How many sessions of other nodes an address may ask for in a second: one network may be an office
+/// whose node has just died.
+const LOOKUPS_OF_ADDRESS: NonZeroU32 = NonZeroU32::new(50).expect("it is not zero");
+
+/// How many a node asks for in a second: every other node answers each.
+const LOOKUPS_OF_NODE: NonZeroU32 = NonZeroU32::new(1000).expect("it is not zero");
 
 /// What there may be only so much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,30 +60,24 @@ impl Limit {
     }
 }
 
-/// How much may come at once, where so much may come in a second.
-pub(crate) fn burst(per_second: NonZeroU32) -> NonZeroU32 {
-    per_second.saturating_mul(BURST_SECONDS)
-}
-
 /// So many a second, with a burst.
 fn quota(per_second: NonZeroU32) -> Quota {
-    Quota::per_second(per_second).allow_burst(burst(per_second))
+    Quota::per_second(per_second).allow_burst(per_second.saturating_mul(BURST_SECONDS))
 }
 
-/// How much one session may say.
+/// The rates of one session. They pace it: whatever it sends is taken, and once that is over a rate,
+/// the session is not read from until it is within the rate again.
 pub(crate) struct Rates {
-    messages: Option<DefaultDirectRateLimiter>,
-    bytes: Option<DefaultDirectRateLimiter>,
-    refusals: DefaultDirectRateLimiter,
+    messages: Option<Bucket>,
+    bytes: Option<Bucket>,
 }
 
-/// What has come over the rate.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Excess {
-    /// It is refused.
-    Refused(Limit),
-    /// It has been refused too often.
-    Ignored(Limit),
+/// A leaky bucket that may be overdrawn (the virtual scheduling algorithm of ITU-T I.371, annex A):
+/// what something costs is known only when it is done.
+struct Bucket {
+    per_second: NonZeroU32,
+    /// When all that was taken has drained.
+    empty_at: Instant,
 }
 
 impl Rates {
@@ -85,41 +86,59 @@ impl Rates {
         if config.messages_per_second.is_none() && config.bytes_per_second.is_none() {
             return None;
         }
-        let limiter = |rate| RateLimiter::direct(quota(rate));
+        let bucket = |per_second| Bucket {
+            per_second,
+            empty_at: Instant::now(),
+        };
         Some(Box::new(Rates {
-            messages: config.messages_per_second.map(limiter),
-            bytes: config.bytes_per_second.map(limiter),
-            refusals: RateLimiter::direct(PATIENCE),
+            messages: config.messages_per_second.map(bucket),
+            bytes: config.bytes_per_second.map(bucket),
         }))
     }
 
-    /// Takes a message, or a ping, of so many bytes.
-    ///
-    /// # Errors
-    ///
-    /// The [`Excess`], if it is too much.
-    pub(crate) fn check(&self, bytes: usize) -> Result<(), Excess> {
-        let limit = if self
-            .messages
-            .as_ref()
-            .is_some_and(|rate| rate.check().is_err())
-        {
-            Limit::MessageRate
-        } else if self.bytes.as_ref().is_some_and(|rate| !takes(rate, bytes)) {
-            Limit::ByteRate
-        } else {
-            return Ok(());
-        };
-        Err(match self.refusals.check() {
-            Ok(()) => Excess::Refused(limit),
-            Err(_) => Excess::Ignored(limit),
-        })
+    /// Takes a frame that has come, and the bytes that it has caused to be sent.
+    pub(crate) fn spend(&mut self, bytes: usize) {
+        let now = Instant::now();
+        if let Some(messages) = &mut self.messages {
+            messages.take(now, 1);
+        }
+        if let Some(rate) = &mut self.bytes {
+            rate.take(now, bytes);
+        }
+    }
+
+    /// Which rate is exceeded, and until when.
+    pub(crate) fn excess(&self) -> Option<(Limit, Instant)> {
+        let now = Instant::now();
+        let messages = self.messages.iter().map(|rate| (Limit::MessageRate, rate));
+        let bytes = self.bytes.iter().map(|rate| (Limit::ByteRate, rate));
+        messages
+            .chain(bytes)
+            .filter_map(|(limit, rate)| Some((limit, rate.exceeded_until(now)?)))
+            .max_by_key(|(_, until)| *until)
     }
 }
 
-fn takes(rate: &DefaultDirectRateLimiter, count: usize) -> bool {
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    NonZeroU32::new(count).is_none_or(|count| matches!(rate.check_n(count), Ok(Ok(()))))
+impl Bucket {
+    fn take(&mut self, now: Instant, count: usize) {
+        let burst = Duration::from_secs(BURST_SECONDS.get().into());
+        let seconds = count as f64 / f64::from(self.per_second.get());
+        // Longer than the longest pause is all the same.
+        let drains_in = Duration::from_secs_f64(seconds.min(2.0 * MAX_PAUSE.as_secs_f64()));
+        let latest = now + burst + MAX_PAUSE;
+        self.empty_at = (self.empty_at.max(now) + drains_in).min(latest);
+    }
+
+    /// When nothing more is taken beyond the burst; `None` if that is now.
+    fn exceeded_until(&self, now: Instant) -> Option<Instant> {
+        let burst = Duration::from_secs(BURST_SECONDS.get().into());
+        let excess = self
+            .empty_at
+            .saturating_duration_since(now)
+            .checked_sub(burst)?;
+        // Where the burst is just used up, the smallest wait that the clock can tell is due.
+        Some(now + excess.max(Duration::from_millis(1)))
+    }
 }
 
 /// How often each address may come.
@@ -151,40 +170,122 @@ impl JoinRate {
     }
 }
 
+/// How often sessions of other nodes are asked for: who is over the rate waits.
+pub(crate) struct LookupRate {
+    of_address: DefaultKeyedRateLimiter<IpAddr>,
+    of_node: DefaultDirectRateLimiter,
+}
+
+impl LookupRate {
+    pub(crate) fn new() -> LookupRate {
+        LookupRate {
+            of_address: RateLimiter::keyed(quota(LOOKUPS_OF_ADDRESS)),
+            of_node: RateLimiter::direct(quota(LOOKUPS_OF_NODE)),
+        }
+    }
+
+    /// Waits until one more may be asked for; false if that is not before `deadline`.
+    pub(crate) async fn wait(&self, address: Option<IpAddr>, deadline: Instant) -> bool {
+        let clock = DefaultClock::default();
+        loop {
+            let of_address = address.map(|address| {
+                let network = address::network(address);
+                self.of_address.check_key(&network)
+            });
+            let checked = of_address
+                .unwrap_or(Ok(()))
+                .and_then(|()| self.of_node.check());
+            let Err(until) = checked else {
+                return true;
+            };
+            let at = Instant::now() + until.wait_time_from(clock.now());
+            if at > deadline {
+                return false;
+            }
+            sleep_until(at).await;
+        }
+    }
+
+    /// Forgets who has not asked for so long that it makes no difference.
+    pub(crate) fn forget(&self) {
+        self.of_address.retain_recent();
+        self.of_address.shrink_to_fit();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_session_has_a_burst_then_is_refused_then_has_ignored_it() {
-        let rates = Rates::new(&Config {
-            messages_per_second: NonZeroU32::new(10),
-            bytes_per_second: NonZeroU32::new(100_000),
+    fn rates(messages: u32, bytes: u32) -> Box<Rates> {
+        Rates::new(&Config {
+            messages_per_second: NonZeroU32::new(messages),
+            bytes_per_second: NonZeroU32::new(bytes),
             ..Config::default()
         })
-        .unwrap();
-        for _ in 0..20 {
-            assert_eq!(rates.check(100), Ok(()));
-        }
-        // A slow machine may let one or two more pass.
-        let mut outcomes: Vec<_> = (0..100).filter_map(|_| rates.check(100).err()).collect();
-        outcomes.dedup();
-        let (refused, ignored) = (Limit::MessageRate, Limit::MessageRate);
-        let expected = [Excess::Refused(refused), Excess::Ignored(ignored)];
-        assert_eq!(outcomes[..2], expected);
+        .unwrap()
     }
 
-    #[test]
-    fn bytes_count_too() {
-        let rates = Rates::new(&Config {
-            bytes_per_second: NonZeroU32::new(1000),
-            ..Config::default()
-        })
-        .unwrap();
-        assert_eq!(rates.check(1900), Ok(()));
-        assert_eq!(rates.check(0), Ok(()));
-        assert_eq!(rates.check(1000), Err(Excess::Refused(Limit::ByteRate)));
-        assert_eq!(rates.check(100_000), Err(Excess::Refused(Limit::ByteRate)));
+    /// How long the session is not read from, and for which rate.
+    fn pause(rates: &Rates) -> Option<(Limit, Duration)> {
+        let (limit, until) = rates.excess()?;
+        Some((limit, until - Instant::now()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_has_a_burst_and_then_its_rate() {
+        let mut rates = rates(10, 0);
+        for _ in 0..19 {
+            rates.spend(100);
+            assert_eq!(pause(&rates), None);
+        }
+        rates.spend(100);
+        let (limit, time) = pause(&rates).unwrap();
+        assert_eq!(
+            (limit, time),
+            (Limit::MessageRate, Duration::from_millis(1))
+        );
+        for _ in 0..5 {
+            rates.spend(100);
+        }
+        let (_, time) = pause(&rates).unwrap();
+        assert_eq!(time, Duration::from_millis(500));
+        tokio::time::advance(time + Duration::from_millis(1)).await;
+        assert_eq!(pause(&rates), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_costs_more_than_a_burst_is_taken_and_waited_for() {
+        let mut rates = rates(0, 1000);
+        rates.spend(1900);
+        assert_eq!(pause(&rates), None);
+        rates.spend(10_000);
+        let (limit, time) = pause(&rates).unwrap();
+        assert_eq!((limit, time.as_millis()), (Limit::ByteRate, 9900));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_pause_is_longer_than_a_minute() {
+        let mut rates = rates(0, 1);
+        for bytes in [usize::MAX, 1, usize::MAX] {
+            rates.spend(bytes);
+            assert_eq!(pause(&rates), Some((Limit::ByteRate, MAX_PAUSE)));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_looks_up_more_than_others_waits() {
+        let rate = LookupRate::new();
+        let address = |last| Some(IpAddr::from([192, 0, 2, last]));
+        let mut count = 0;
+        while rate.wait(address(1), Instant::now()).await {
+            count += 1;
+            assert!(count < 20 * LOOKUPS_OF_ADDRESS.get(), "nobody is so slow");
+        }
+        assert!(count >= LOOKUPS_OF_ADDRESS.get() * BURST_SECONDS.get());
+        assert!(rate.wait(address(2), Instant::now()).await);
+        let later = Instant::now() + Duration::from_secs(10);
+        assert!(rate.wait(address(1), later).await);
     }
 
     #[test]

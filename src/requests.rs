@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 
 use crate::{
-    protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume, Token},
+    protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
     session::Session,
     tokens::{Denied, now},
 };
@@ -29,25 +29,25 @@ impl Request {
     }
 }
 
-/// Answers a message to the server, into the outbox of the session that sent it.
-pub(crate) fn answer(session: &mut Session, message: &Message<'_>) -> Result<(), Problem> {
+/// Answers a message to the server, into the outbox of the session that sent it; returns how many bytes
+/// that is.
+pub(crate) fn answer(session: &mut Session, message: &Message<'_>) -> Result<usize, Problem> {
     let takes_tokens = session.shared.admission.tokens().is_some();
     match Request::of_type(&message.kind) {
-        Some(Request::Hello) => hello(session, &HelloRequest::parse(message.data)),
-        Some(Request::Ping) => ping(session, message.data),
-        Some(Request::Token) if takes_tokens => token(session, message.data)?,
+        Some(Request::Hello) => Ok(hello(session, &HelloRequest::parse(message.data))),
+        Some(Request::Ping) => Ok(ping(session, message.data)),
+        Some(Request::Token) if takes_tokens => token(session, message.data).map(|()| 0),
         Some(Request::Token) | None => {
             let known = match takes_tokens {
                 true => "hello, ping and token",
                 false => "hello and ping",
             };
-            return Err(Problem::unknown_request(&message.kind, known));
+            Err(Problem::unknown_request(&message.kind, known))
         }
     }
-    Ok(())
 }
 
-fn hello(session: &Session, request: &HelloRequest) {
+fn hello(session: &Session, request: &HelloRequest) -> usize {
     let Session {
         shared,
         membership,
@@ -60,7 +60,7 @@ fn hello(session: &Session, request: &HelloRequest) {
     let ticket = (resumable && known.is_none()).then(|| {
         let user = session.user().map(str::to_owned);
         let room = membership.room().clone();
-        let token = Token::random();
+        let token = shared.resumes.token();
         shared.resumes.register(token, room, user, outbox.sender())
     });
     let token = known.or(ticket.as_ref().map(|ticket| ticket.token()));
@@ -76,19 +76,25 @@ fn hello(session: &Session, request: &HelloRequest) {
             }),
             limits: Limits {
                 message_bytes: config.max_message_bytes,
+                messages_per_second: config.messages_per_second,
+                bytes_per_second: config.bytes_per_second,
             },
         };
         let hello = protocol::hello(membership.id(), &hello);
+        let bytes = hello.len();
         match ticket {
             Some(ticket) => outbox.push_and_keep(hello, ticket),
             None => outbox.push(hello),
         }
-    });
+        bytes
+    })
 }
 
-fn ping(session: &Session, data: Option<&RawValue>) {
+fn ping(session: &Session, data: Option<&RawValue>) -> usize {
     let pong = protocol::pong(session.membership.id(), data);
+    let bytes = pong.len();
     session.outbox.push(pong);
+    bytes
 }
 
 /// Takes a token of the same user in place of the last one.

@@ -6,14 +6,15 @@ use std::{
     future::poll_fn,
     net::IpAddr,
     ops::ControlFlow,
+    pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use hyper::upgrade::OnUpgrade;
 use log::debug;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::{
     Shared,
@@ -28,11 +29,11 @@ use crate::{
     protocol::{
         self, BACK_SOON, Close, CloseCode, Message, Problem, Receiver, RoomName, SessionId, Token,
     },
-    rates::{Excess, Limit, Rates},
+    rates::{Limit, Rates},
     requests, resume,
     rooms::{Guest, Membership, Seat, Sought},
     tokens::Grant,
-    websocket::{self, Event, Frame, Reader, Stop, Violation, Writer},
+    websocket::{self, Event, Frame, Next, Reader, Stop, Violation, Writer},
 };
 
 /// How long a client has to take its Close frame and close its side. A restarting server grants its
@@ -44,7 +45,7 @@ const SEEK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What a frame has at the least besides its payload, in bytes: two, and a mask (RFC 6455, section
 /// 5.2).
-pub(crate) const FRAME_BYTES: usize = 6;
+const FRAME_BYTES: usize = 6;
 
 /// Starts a session on `connection` once it is upgraded, or has the one that the client wants to
 /// `resume` go on with it.
@@ -85,9 +86,15 @@ pub(crate) fn start(
             }
         }
         match (&shared.cluster, request.read()) {
-            (Some(cluster), Some((token, received))) => {
+            // Nobody is asked for what no node has made.
+            (Some(cluster), Some((token, received))) if shared.resumes.may_be(&token) => {
                 arrival.received = received;
                 let (limit, stopped) = (cluster.down, shared.stopped.clone());
+                let deadline = Instant::now() + limit;
+                let address = arrival.visitor.address;
+                if !shared.admission.may_look_up(address, deadline).await {
+                    return Session::begin_anew(shared, arrival);
+                }
                 tokio::select! {
                     () = Session::take_over(shared.clone(), arrival, token, limit) => {}
                     // Nobody answers any more.
@@ -165,6 +172,8 @@ pub(crate) struct Session {
     permit: Option<Box<Permit>>,
     /// There where it may not say as much as it likes.
     rates: Option<Box<Rates>>,
+    /// There while it is not read from: done when it is to be again.
+    pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 /// Who is about to join a room.
@@ -252,7 +261,19 @@ impl Session {
         tasks.clone().spawn(async move {
             // Who is there on other nodes was there before.
             in_time(&shared, limit, newcomer.seat.enter(limit)).await;
-            let (session, reader) = Session::join(shared, newcomer, problem);
+            let (session, reader) = {
+                let rooms = shared.rooms.clone();
+                let Some(_line) = in_time(&shared, limit, rooms.in_line()).await else {
+                    let message = "the cluster is slow: try again later";
+                    let end = End::Closed(Close::new(CloseCode::TryAgainLater, message));
+                    let Newcomer {
+                        writer, visitor, ..
+                    } = newcomer;
+                    let goodbye = Goodbye::new(shared, end, writer, visitor.address);
+                    return goodbye.say(newcomer.reader).await;
+                };
+                Session::join(shared, newcomer, problem)
+            };
             in_time(&session.shared, limit, session.membership.settled(limit)).await;
             // Its waiting shall not be part of what it costs.
             tasks.spawn(session.live(Some(reader)));
@@ -312,6 +333,7 @@ impl Session {
                 })
             }),
             rates: Rates::new(&shared.config),
+            pause: None,
             shared,
             outbox,
             place,
@@ -429,10 +451,15 @@ impl Session {
             .expect("it is here while there is a connection");
         // Whom it sends something that is not written yet.
         let mut unflushed = Unflushed::default();
-        let mut read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
-        if let Poll::Ready(Ok(false)) = read {
-            // Nothing more is there; this asks to be woken when there is.
+        let mut read = Poll::Pending;
+        if self.poll_pause(cx).is_ready() {
             read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
+            if let Poll::Ready(Ok(false)) = read
+                && self.pause.is_none()
+            {
+                // Nothing more is there; this asks to be woken when there is.
+                read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
+            }
         }
         if let Poll::Ready(Err(stop)) = read {
             return Poll::Ready(self.on_stop(stop));
@@ -448,6 +475,50 @@ impl Session {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+
+    /// Waits until the session is to be read from.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.pause.is_none() {
+            self.pause(None);
+        }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+            self.beat.pause(false);
+        }
+        Poll::Ready(())
+    }
+
+    /// Takes what a frame has cost, with what it has caused to be sent.
+    fn spend(&mut self, bytes: usize) -> Next {
+        let excess = self.rates.as_mut().and_then(|rates| {
+            rates.spend(bytes);
+            rates.excess()
+        });
+        self.pause(excess)
+    }
+
+    /// Where a rate is exceeded, or other nodes take no more for the moment, nothing is read for a while:
+    /// the client's own TCP window tells it.
+    fn pause(&mut self, excess: Option<(Limit, Instant)>) -> Next {
+        let uplink = self.membership.has_to_wait();
+        if excess.is_none() && uplink.is_none() {
+            return Next::Event;
+        }
+        if let Some((limit, _)) = excess {
+            self.shared.metrics.limits_hit(limit).inc();
+        }
+        self.beat.pause(true);
+        self.pause = Some(Box::pin(async move {
+            if let Some((_, until)) = excess {
+                sleep_until(until).await;
+            }
+            if let Some(uplink) = uplink {
+                uplink.await;
+            }
+        }));
+        Next::Pause
     }
 
     /// Says goodbye to a connection that is lost.
@@ -524,7 +595,13 @@ impl Session {
         if in_time(&self.shared, 2 * limit, offer).await != Some(true) {
             return Ok(());
         }
-        let Some(gone) = self.membership.hand_over(&self.outbox, &takeover, permit) else {
+        let rooms = self.shared.rooms.clone();
+        let line = in_time(&self.shared, limit, rooms.in_line()).await;
+        let handed = match &line {
+            Some(_) => self.membership.hand_over(&self.outbox, &takeover, permit),
+            None => None,
+        };
+        let Some(gone) = handed else {
             let answer = match self.outbox.has_successor() {
                 true => Answer::Superseded,
                 false => Answer::NotHere,
@@ -532,6 +609,7 @@ impl Session {
             refuse(&self.shared, takeover, answer);
             return Ok(());
         };
+        drop(line);
         // That node waits for others, too.
         in_time(&self.shared, 2 * limit, gone).await;
         Err(End::Gone)
@@ -611,16 +689,24 @@ impl Session {
         self.membership.id()
     }
 
-    fn on_event(&mut self, event: Event<'_>, unflushed: &mut Unflushed) -> ControlFlow<End> {
+    fn on_event(&mut self, event: Event<'_>, unflushed: &mut Unflushed) -> ControlFlow<End, Next> {
         // Nothing more is done for a session that is called away.
         if let Some(call) = self.outbox.called() {
             return ControlFlow::Break(call.into());
         }
-        let size = match event {
+        let bytes = match event {
             // What is asked for costs nothing.
-            Event::Pong(payload) if self.is_answer(payload) => return ControlFlow::Continue(()),
-            Event::Text(text) => text.len(),
-            Event::Ping(payload) | Event::Pong(payload) => payload.len(),
+            Event::Pong(payload) if self.is_answer(payload) => {
+                return ControlFlow::Continue(Next::Event);
+            }
+            Event::Text(text) => self.on_message(text, unflushed).saturating_add(text.len()),
+            Event::Ping(payload) => {
+                let pong = Frame::pong(payload);
+                let bytes = payload.len() + pong.len();
+                self.outbox.push(pong);
+                bytes
+            }
+            Event::Pong(payload) => payload.len(),
             Event::Fragment => 0,
             Event::Binary(_) => {
                 let reason = "a binary message: send JSON as text";
@@ -629,25 +715,7 @@ impl Session {
             }
             Event::Close(status) => return ControlFlow::Break(End::Left(status.map(|s| s.0))),
         };
-        let rates = self.rates.as_ref();
-        let limit = match rates.map_or(Ok(()), |rates| rates.check(size + FRAME_BYTES)) {
-            Ok(()) => None,
-            Err(Excess::Refused(limit)) => Some(limit),
-            Err(Excess::Ignored(limit)) => {
-                let reason = format!("over --{} for too long", limit.option());
-                let close = Close::new(CloseCode::PolicyViolation, reason);
-                return ControlFlow::Break(End::Closed(close));
-            }
-        };
-        if let Some(limit) = limit {
-            self.shared.metrics.limits_hit(limit).inc();
-        }
-        match event {
-            Event::Text(text) => self.on_message(text, limit, unflushed),
-            Event::Ping(payload) if limit.is_none() => self.outbox.push(Frame::pong(payload)),
-            _ => {}
-        }
-        ControlFlow::Continue(())
+        ControlFlow::Continue(self.spend(bytes.saturating_add(FRAME_BYTES)))
     }
 
     /// Takes in the payload of a pong; returns whether it has been asked for.
@@ -679,54 +747,52 @@ impl Session {
         })
     }
 
-    /// Routes one message, unless it is over a `limit`, and answers what must be answered.
-    fn on_message(&mut self, text: &str, limit: Option<Limit>, unflushed: &mut Unflushed) {
+    /// Routes one message, and answers what must be answered; returns how many bytes that causes to be
+    /// sent.
+    fn on_message(&mut self, text: &str, unflushed: &mut Unflushed) -> usize {
         self.membership.take_in();
         self.shared.metrics.traffic.messages_received.inc();
         let (result, reference) = match protocol::parse(text) {
-            Ok(message) => {
-                let result = match limit {
-                    None => self.route(&message, unflushed),
-                    Some(limit) => Err(Problem::rate_limited(limit.option())),
-                };
-                (result, message.reference)
-            }
-            Err(invalid) => {
-                let problem = limit.map(|limit| Problem::rate_limited(limit.option()));
-                (Err(problem.unwrap_or(invalid.problem)), invalid.reference)
-            }
+            Ok(message) => (self.route(&message, unflushed), message.reference),
+            Err(invalid) => (Err(invalid.problem), invalid.reference),
         };
         let id = self.id();
-        let answer = match (result, reference) {
-            (Ok(receivers), Some(reference)) => protocol::ack(id, reference, receivers),
-            (Ok(_), None) => return,
+        let (answer, bytes) = match (result, reference) {
+            (Ok(routed), Some(reference)) => {
+                (protocol::ack(id, reference, routed.receivers), routed.bytes)
+            }
+            (Ok(routed), None) => return routed.bytes,
             (Err(problem), reference) => {
                 self.shared.metrics.errors(problem.code).inc();
-                protocol::error(id, &problem, reference)
+                (protocol::error(id, &problem, reference), 0)
             }
         };
+        let bytes = bytes.saturating_add(answer.len());
         self.outbox.push(answer);
+        bytes
     }
 
-    /// Delivers a message; returns to how many.
+    /// Delivers a message.
     fn route(
         &mut self,
         message: &Message<'_>,
         unflushed: &mut Unflushed,
-    ) -> Result<usize, Problem> {
+    ) -> Result<Routed, Problem> {
         if let Receiver::Server = message.receiver {
-            requests::answer(self, message)?;
-            return Ok(1);
+            let bytes = requests::answer(self, message)?;
+            let receivers = 1;
+            return Ok(Routed { receivers, bytes });
         }
         if self.permit.as_ref().is_some_and(|permit| !permit.may_send) {
             return Err(Problem::not_allowed("your token lets you listen only"));
         }
         let membership = &self.membership;
-        let receivers = match &message.receiver {
+        let (bytes, receivers) = match &message.receiver {
             Receiver::Session(id) => {
                 let frame = protocol::relayed(message, membership.id(), Some(*id));
-                match membership.send(*id, frame, unflushed) {
-                    true => 1,
+                let bytes = frame.len();
+                match membership.send(*id, frame, message.reference, unflushed) {
+                    true => (bytes, 1),
                     false => return Err(Problem::unknown_receiver(id)),
                 }
             }
@@ -735,7 +801,7 @@ impl Session {
                 let frame = protocol::relayed(message, membership.id(), None);
                 match membership.broadcast(&frame, unflushed) {
                     0 => return Err(Problem::empty_room()),
-                    receivers => receivers,
+                    receivers => (frame.len().saturating_mul(receivers), receivers),
                 }
             }
         };
@@ -744,8 +810,16 @@ impl Session {
             .traffic
             .deliveries
             .inc_by(receivers as u64);
-        Ok(receivers)
+        Ok(Routed { receivers, bytes })
     }
+}
+
+/// What has become of a message.
+struct Routed {
+    /// How many sessions it is for.
+    receivers: usize,
+    /// How many bytes it causes to be sent.
+    bytes: usize,
 }
 
 /// What is to be said to a client whose session or connection has ended.

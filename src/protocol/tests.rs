@@ -81,7 +81,12 @@ fn is_valid(fields: &[(String, Value)]) -> bool {
         })
         && of("receiver").any(Value::is_string)
         && of("ref").all(|mark| {
-            mark.is_i64() || mark.is_u64() || mark.as_str().is_some_and(|mark| mark.len() <= 64)
+            let is_round = |mark: f64| mark.fract() == 0.0 && mark.abs() < 1e16;
+            mark.is_null()
+                || mark.is_i64()
+                || mark.is_u64()
+                || mark.as_f64().is_some_and(is_round)
+                || mark.as_str().is_some_and(|mark| mark.len() <= 64)
         })
 }
 
@@ -113,7 +118,8 @@ proptest! {
             let as_value = |raw: &RawValue| serde_json::from_str::<Value>(raw.get()).unwrap();
             prop_assert_eq!(&object["type"], &*message.kind);
             prop_assert_eq!(&object["data"], &message.data.map_or(Value::Null, as_value));
-            prop_assert_eq!(object.get("ref").cloned(), message.reference.map(as_value));
+            let mark = object.get("ref").filter(|mark| !mark.is_null()).cloned();
+            prop_assert_eq!(mark, message.reference.map(as_value));
             let receiver = object["receiver"].as_str().unwrap();
             match message.receiver {
                 Receiver::All => prop_assert_eq!(receiver, "all"),
@@ -164,6 +170,23 @@ proptest! {
         let start = relayed.bytes().windows(7).position(|bytes| bytes == b"{\"type\"").unwrap();
         let back: Value = serde_json::from_slice(&relayed.bytes()[start..]).unwrap();
         prop_assert_eq!(&back["type"], &*kind);
+    }
+}
+
+#[test]
+fn a_ref_is_a_short_string_or_a_short_integer() {
+    let good = ["0", "-1", "18446744073709551615", "1.0", "-1.000", r#""""#];
+    for mark in good.map(str::to_owned).into_iter().chain(["9".repeat(20)]) {
+        assert!(is_reference(&mark), "{mark}");
+    }
+    let bad = ["1.5", "1e3", "1.0e0", "true", "[]", "null"];
+    let long = [
+        "9".repeat(21),
+        "9".repeat(60_000),
+        format!("1.{}", "0".repeat(60_000)),
+    ];
+    for mark in bad.map(str::to_owned).into_iter().chain(long) {
+        assert!(!is_reference(&mark), "{mark}");
     }
 }
 

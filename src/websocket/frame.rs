@@ -103,7 +103,7 @@ impl Frame {
     }
 
     /// How many bytes the frame has on the wire.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 

@@ -11,5 +11,5 @@ mod upgrade;
 
 pub(crate) use decode::{Event, Violation};
 pub(crate) use frame::Frame;
-pub(crate) use socket::{Reader, Stop, Writer, split};
+pub(crate) use socket::{Next, Reader, Stop, Writer, split};
 pub(crate) use upgrade::accept;

@@ -13,14 +13,16 @@ use std::{
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::{
-    io::{self as stream, AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     task::coop::consume_budget,
 };
+use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use crate::traffic::Traffic;
@@ -43,6 +45,16 @@ thread_local! {
     static WRITE_BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(WRITE_BYTES));
 }
 
+/// What is to follow an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The next event.
+    Event,
+    /// Nothing yet: what has been read behind the event is kept for the next read.
+    #[allow(dead_code, reason = "websocket-echo never pauses")]
+    Pause,
+}
+
 /// What stops the reading.
 #[derive(Debug)]
 pub(crate) enum Stop<B> {
@@ -56,12 +68,68 @@ pub(crate) enum Stop<B> {
     Break(B),
 }
 
+/// A stream that is no plain socket.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Has the kernel forget what the peer has not taken, as soon as the stream is dropped. Nothing where
+    /// its socket is not known.
+    fn abort(&self) {}
+}
+
+impl Stream for TlsStream<TcpStream> {
+    fn abort(&self) {
+        // Where that fails, the connection is gone already.
+        let _ = self.get_ref().0.set_zero_linger();
+    }
+}
+
+/// Under another server than ours the stream is of a type we cannot name.
+impl Stream for TokioIo<Upgraded> {}
+
+/// One of the two halves of such a stream.
+struct Half(Arc<Mutex<dyn Stream>>);
+
+impl Half {
+    fn split(stream: impl Stream + 'static) -> (Half, Half) {
+        let stream: Arc<Mutex<dyn Stream>> = Arc::new(Mutex::new(stream));
+        (Half(stream.clone()), Half(stream))
+    }
+}
+
+impl AsyncRead for Half {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Half {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.lock()).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_shutdown(cx)
+    }
+}
+
 /// The receiving half of a connection. It keeps no buffer while nothing is under way.
 pub(crate) struct Reader {
     /// A plain socket, as most are, or another stream.
-    stream: Either<OwnedReadHalf, Box<dyn AsyncRead + Send + Unpin>>,
-    /// What the peer has sent right behind its handshake.
-    early: Box<[u8]>,
+    stream: Either<OwnedReadHalf, Half>,
+    /// What has been read already: what the peer has sent right behind its handshake, or what stood
+    /// behind the event at which the caller has paused.
+    unread: Box<[u8]>,
     decoder: Decoder,
     traffic: Arc<Traffic>,
 }
@@ -90,16 +158,19 @@ pub(crate) fn split(
             let early = Vec::from(parts.read_buf);
             (Either::Left(reader), Either::Left(writer), early)
         }
-        // Under another server than ours the stream is of a type we cannot name.
         Err(upgraded) => {
-            let (reader, writer) = stream::split(TokioIo::new(upgraded));
-            let (reader, writer) = (Box::new(reader) as _, Box::new(writer) as _);
-            (Either::Right(reader), Either::Right(writer), Vec::new())
+            let (halves, early) = match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
+                Ok(parts) => (Half::split(parts.io.into_inner()), parts.read_buf.into()),
+                Err(upgraded) => (Half::split(TokioIo::new(upgraded)), Vec::new()),
+            };
+            let writer = Either::Right(Box::new(halves.1) as _);
+            (Either::Right(halves.0), writer, early)
         }
     };
+    traffic.received_bytes.inc_by(early.len() as u64);
     let reader = Reader {
         stream: reader,
-        early: early.into(),
+        unread: early.into(),
         decoder: Decoder::new(max_message_bytes),
         traffic: traffic.clone(),
     };
@@ -116,12 +187,11 @@ impl Reader {
     pub(crate) fn poll_read<B>(
         &mut self,
         cx: &mut Context<'_>,
-        on_event: impl FnMut(Event<'_>) -> ControlFlow<B>,
+        on_event: impl FnMut(Event<'_>) -> ControlFlow<B, Next>,
     ) -> Poll<Result<bool, Stop<B>>> {
-        if !self.early.is_empty() {
-            let mut early = mem::take(&mut self.early);
-            self.traffic.received_bytes.inc_by(early.len() as u64);
-            self.feed(&mut early, on_event)?;
+        if !self.unread.is_empty() {
+            let mut unread = mem::take(&mut self.unread);
+            self.feed(&mut unread, on_event)?;
             return Poll::Ready(Ok(true));
         }
         READ_BUFFER.with_borrow_mut(|buffer| {
@@ -144,11 +214,16 @@ impl Reader {
     fn feed<B>(
         &mut self,
         mut bytes: &mut [u8],
-        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<B>,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<B, Next>,
     ) -> Result<(), Stop<B>> {
         while let Some(event) = self.decoder.decode(&mut bytes).map_err(Stop::Violation)? {
-            if let ControlFlow::Break(value) = on_event(event) {
-                return Err(Stop::Break(value));
+            match on_event(event) {
+                ControlFlow::Continue(Next::Event) => {}
+                ControlFlow::Continue(Next::Pause) => {
+                    self.unread = Box::from(&*bytes);
+                    break;
+                }
+                ControlFlow::Break(value) => return Err(Stop::Break(value)),
             }
         }
         Ok(())
@@ -168,9 +243,10 @@ impl Reader {
     /// Ends the connection without waiting for what the peer has not taken: the kernel must not go
     /// on trying for minutes.
     pub(crate) fn abort(self) {
-        if let Either::Left(socket) = &self.stream {
+        match &self.stream {
             // Where that fails, the connection is gone already.
-            let _ = socket.as_ref().set_zero_linger();
+            Either::Left(socket) => _ = socket.as_ref().set_zero_linger(),
+            Either::Right(half) => half.0.lock().abort(),
         }
     }
 }

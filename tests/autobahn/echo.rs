@@ -25,7 +25,7 @@ use hyper::{
 use tokio::net::TcpListener;
 use warp::{Filter, Reply};
 
-use websocket::{Event, Frame, Reader, Stop, Violation, Writer};
+use websocket::{Event, Frame, Next, Reader, Stop, Violation, Writer};
 
 /// The longest message, in bytes.
 const LIMIT: usize = 16 * 1024 * 1024;
@@ -97,10 +97,10 @@ async fn echo(reader: &mut Reader, writer: &mut Writer) -> Stop<Option<u16>> {
                 }
                 Event::Binary(bytes) => Frame::binary(bytes),
                 Event::Ping(payload) => Frame::pong(payload),
-                Event::Pong(_) | Event::Fragment => return ControlFlow::Continue(()),
+                Event::Pong(_) | Event::Fragment => return ControlFlow::Continue(Next::Event),
                 Event::Close(status) => return ControlFlow::Break(status.map(|status| status.0)),
             });
-            ControlFlow::Continue(())
+            ControlFlow::Continue(Next::Event)
         };
         let read = poll_fn(|cx| reader.poll_read(cx, &mut on_event)).await;
         while writer.refill(&mut frames) {

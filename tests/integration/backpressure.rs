@@ -6,9 +6,18 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+use tokio_rustls::rustls::version::TLS13;
+use tokio_tungstenite::client_async;
 
-use crate::support::{Client, Raw, TestServer, eventually, text, within_deadline};
+use crate::{
+    support::{Client, Raw, TestServer, eventually, handshake, text, within_deadline},
+    tls::{Authority, Files, shake_hands},
+};
 
 /// A message of some 50 KB to all.
 fn much() -> serde_json::Value {
@@ -89,23 +98,57 @@ async fn a_stalled_connection_is_cut_even_when_nothing_can_be_said() {
     let mut alice = Client::join(&server, "tea").await;
     let stalled = Raw::join(&server, "tea").await;
     alice.next().await;
-    let mut unread = 0;
-    loop {
-        unread += 1;
-        assert!(unread < 2000, "100 MB were not too much");
-        alice.send(much()).await;
-        alice
+    overwhelm(&mut alice).await;
+    expect_cut(&stalled.stream).await;
+}
+
+#[tokio::test]
+async fn a_stalled_connection_with_tls_is_cut_as_well() {
+    let authority = Authority::new();
+    let files = Files::new("stalled", authority.issue("stalled.test"));
+    let server = TestServer::with(|config| {
+        config.outbox_bytes = 200_000;
+        config.tls_cert = Some(files.cert.path());
+        config.tls_key = Some(files.key.path());
+    })
+    .await;
+    let connect = async || {
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let connector = authority.connector(&[&TLS13]);
+        shake_hands(&connector, stream).await.unwrap()
+    };
+    let upgrade = client_async("wss://localhost/room/tea", connect().await);
+    let mut alice = Client::over(within_deadline("the upgrade", upgrade).await.unwrap().0);
+    alice.hello().await;
+    let mut stalled = connect().await;
+    let request = handshake("/room/tea");
+    let joining = stalled.write_all(request.as_bytes());
+    within_deadline("the handshake", joining).await.unwrap();
+    alice.expect_new_of_anybody().await;
+    overwhelm(&mut alice).await;
+    expect_cut(stalled.get_ref().0).await;
+}
+
+/// Writes to all until one who does not read is closed for it.
+async fn overwhelm<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) {
+    for _ in 0..2000 {
+        client.send(much()).await;
+        client
             .send(json!({"type": "ping", "receiver": "server"}))
             .await;
-        if alice.next().await["type"] == "close" {
-            break;
+        if client.next().await["type"] == "close" {
+            return;
         }
     }
-    // It has read nothing, so nothing could be said: the connection is reset, after 2 s.
+    panic!("100 MB were not too much");
+}
+
+/// It has read nothing, so nothing could be said: the connection is reset, after 2 s.
+async fn expect_cut(stalled: &TcpStream) {
     let left = Instant::now();
     let mut turn = tokio::time::interval(Duration::from_millis(5));
     within_deadline("the cut", async {
-        while stalled.stream.take_error().unwrap().is_none() {
+        while stalled.take_error().unwrap().is_none() {
             turn.tick().await;
         }
     })

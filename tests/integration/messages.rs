@@ -15,6 +15,10 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
         r#"{{"type":"x","receiver":"all","ref":"{}"}}"#,
         "r".repeat(65)
     );
+    let long_number = format!(
+        r#"{{"type":"x","receiver":"all","ref":{}}}"#,
+        "9".repeat(60_000)
+    );
     let deep_array = "[".repeat(60_000);
     let wrong = [
         ("", "JSON object"),
@@ -93,8 +97,12 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
             r#"{"type":"x","receiver":["all"]}"#,
             "receiver must be a string",
         ),
-        (r#"{"type":"x","receiver":"all","ref":null}"#, "ref must be"),
-        (r#"{"type":"x","receiver":"all","ref":1.0}"#, "ref must be"),
+        (r#"{"type":"x","receiver":"all","ref":1.5}"#, "ref must be"),
+        (&long_number, "ref must be"),
+        (
+            r#"{"\ud800":1,"type":"x","receiver":"all"}"#,
+            "unknown field",
+        ),
         (r#"{"type":"x","receiver":"all","ref":1e3}"#, "ref must be"),
         (r#"{"type":"x","receiver":"all","ref":true}"#, "ref must be"),
         (
@@ -125,6 +133,11 @@ async fn an_error_carries_the_ref_wherever_it_can_be_read() {
             json!("mine"),
         ),
         (r#"{"type":7,"ref":-1,"receiver":"all"}"#, json!(-1)),
+        (
+            r#"{"\ud800":1,"type":"x","receiver":"all","ref":7}"#,
+            json!(7),
+        ),
+        (r#"{"type":7,"ref":1.0,"receiver":"all"}"#, json!(1.0)),
         (r#"{"type":"x","receiver":"all","ref":1.5}"#, json!(null)),
     ];
     for (text, reference) in wrong {

@@ -19,7 +19,7 @@ async fn hello_says_who_is_here_longest_joined_first_and_what_is_allowed() {
     let hello = last.next_text().await;
     last.id = first.next().await["sender"].as_str().unwrap().into();
     let expected = format!(
-        r#"{{"type":"hello","sender":"server","receiver":"{}","data":{{"room":"tea","peers":[{{"id":"{}","data":null}},{{"id":"{}","data":null}},{{"id":"{}","data":null}}],"iceServers":[],"resume":null,"limits":{{"messageBytes":1234}}}}}}"#,
+        r#"{{"type":"hello","sender":"server","receiver":"{}","data":{{"room":"tea","peers":[{{"id":"{}","data":null}},{{"id":"{}","data":null}},{{"id":"{}","data":null}}],"iceServers":[],"resume":null,"limits":{{"messageBytes":1234,"messagesPerSecond":null,"bytesPerSecond":null}}}}}}"#,
         last.id, first.id, second.id, third.id
     );
     assert_eq!(hello, expected);

@@ -384,6 +384,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         error["data"].clone()
     }
 
+    /// So many messages of this type have been answered, or none of them need be: the answers come before
+    /// that to a question asked now. What others do meanwhile is passed over.
+    pub async fn expect_answers(&mut self, count: usize, kind: &Value) {
+        self.send(json!({"type": "ping", "receiver": "server", "data": "answered?"}))
+            .await;
+        let answer = match kind.as_str() {
+            Some("hello") => "hello",
+            Some("ping") => "pong",
+            _ => "",
+        };
+        let mut answers = 0;
+        loop {
+            let message = self.next().await;
+            if message["type"] == "pong" && message["data"] == "answered?" {
+                break;
+            }
+            answers += usize::from(message["type"] == answer);
+        }
+        assert_eq!(answers, if answer.is_empty() { 0 } else { count });
+    }
+
     /// Nothing waits: the next message is the answer to a question asked now.
     pub async fn expect_quiet(&mut self) {
         self.send(json!({"type": "ping", "receiver": "server", "data": "quiet?"}))
