@@ -12,6 +12,7 @@ use http::{
 use jiff::Timestamp;
 use log::info;
 use serde::Serialize;
+use tokio::time::timeout;
 use warp::{
     Filter, Rejection,
     filters::BoxedFilter,
@@ -27,7 +28,7 @@ use crate::{
     page::{self, Source},
     protocol::{self, Close, Receiver, RoomName, SessionId},
     refusal::Refusal,
-    rooms::{Glimpse, Seat, Way},
+    rooms::{Busy, Glimpse, Way},
 };
 
 /// What the envelope adds to a message's own bytes, at the most.
@@ -132,26 +133,24 @@ fn rooms(anteroom: Anteroom) -> Response {
     json(&serde_json::json!({ "rooms": rooms.collect::<Vec<_>>() }))
 }
 
-/// A room that an operator asks about.
-struct Visited {
-    room: Result<RoomName, &'static str>,
-    /// Lets this node know who is there on others.
-    _seat: Option<Seat>,
+/// The name of a room in a URL.
+fn name(segment: &str) -> Result<RoomName, Wrong> {
+    RoomName::from_segment(segment).map_err(|message| Wrong {
+        status: StatusCode::BAD_REQUEST,
+        code: "bad_room",
+        message: message.into(),
+    })
 }
 
-/// Looks a room up, also on other nodes if there may be some.
-async fn visit(segment: &str, anteroom: &Anteroom) -> Visited {
-    let room = RoomName::from_segment(segment);
-    let shared = anteroom.shared();
-    let (Ok(name), Some(cluster)) = (&room, &shared.cluster) else {
-        return Visited { room, _seat: None };
-    };
-    // Where there are too many rooms, this node still knows those that it has.
-    let seat = shared.rooms.reserve(name).ok();
-    if let Some(seat) = &seat {
-        seat.enter(cluster.down).await;
+/// The sessions of a room, on other nodes, too, if there may be some.
+async fn look(room: &RoomName, shared: &Shared) -> Result<Vec<Glimpse>, Wrong> {
+    let limit = shared.cluster.as_ref().map(|cluster| cluster.down);
+    let looking = shared.rooms.look(room, limit.unwrap_or_default());
+    let glimpses = looking.await.map_err(|Busy| BUSY)?;
+    match glimpses.is_empty() {
+        true => Err(UNKNOWN_ROOM),
+        false => Ok(glimpses),
     }
-    Visited { room, _seat: seat }
 }
 
 async fn sessions(room: String, anteroom: Anteroom) -> Result<Response, Wrong> {
@@ -178,8 +177,8 @@ async fn sessions(room: String, anteroom: Anteroom) -> Result<Response, Wrong> {
         waiting_bytes: usize,
         away: bool,
     }
-    let visited = visit(&room, &anteroom).await;
-    let (room, glimpses) = find(visited, |room| anteroom.shared().rooms.look_into(room))?;
+    let room = name(&room)?;
+    let glimpses = look(&room, anteroom.shared()).await?;
     let sessions = glimpses.into_iter().map(|Glimpse { id, way, guest }| {
         let since = Timestamp::try_from(guest.since).unwrap_or_default();
         let (here, node) = match way {
@@ -214,15 +213,13 @@ async fn sessions(room: String, anteroom: Anteroom) -> Result<Response, Wrong> {
 }
 
 async fn close(room: String, id: String, anteroom: Anteroom) -> Result<Response, Wrong> {
-    let visited = visit(&room, &anteroom).await;
-    let rooms = &anteroom.shared().rooms;
-    let id = SessionId::parse(&id);
-    let close = |id, room: &RoomName| rooms.close(room, id, Close::by_operator());
-    let (room, closed) = find(visited, |room| {
-        let exists = rooms.look_into(room).is_some();
-        exists.then(|| id.filter(|id| close(*id, room)))
-    })?;
-    let id = closed.ok_or(UNKNOWN_SESSION)?;
+    let room = name(&room)?;
+    let shared = anteroom.shared();
+    let glimpses = look(&room, shared).await?;
+    let id = SessionId::parse(&id).ok_or(UNKNOWN_SESSION)?;
+    let session = glimpses.iter().find(|session| session.id == id);
+    let session = session.ok_or(UNKNOWN_SESSION)?;
+    shared.rooms.close(&room, session, Close::by_operator());
     info!("{id} in {room} is closed by an operator");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -249,10 +246,19 @@ async fn speak(room: String, body: Bytes, anteroom: Anteroom) -> Result<Response
     };
     let frame = protocol::announced(&message, receiver);
     let shared = anteroom.shared();
-    let visited = visit(&room, &anteroom).await;
-    let (_, receivers) = find(visited, |room| {
-        shared.rooms.announce(room, receiver, &frame)
-    })?;
+    let room = name(&room)?;
+    let mut seat = None;
+    if let Some(cluster) = &shared.cluster {
+        // It speaks from here, where it may be the only one in the room.
+        let backends = seat.insert(shared.rooms.enter_backend(&room));
+        if let Some(seat) = backends {
+            seat.enter(cluster.down).await;
+        }
+        let line = timeout(cluster.down, shared.rooms.in_line()).await;
+        drop(line.map_err(|_| BUSY)?);
+    }
+    let receivers = shared.rooms.announce(&room, receiver, &frame);
+    let receivers = receivers.ok_or(UNKNOWN_ROOM)?;
     if receivers == 0 {
         return Err(UNKNOWN_SESSION);
     }
@@ -266,24 +272,6 @@ fn drain(anteroom: Anteroom) -> Response {
     json(&serde_json::json!({ "sessions": anteroom.sessions() }))
 }
 
-/// What there is of a room.
-fn find<T>(
-    visited: Visited,
-    look: impl FnOnce(&RoomName) -> Option<T>,
-) -> Result<(RoomName, T), Wrong> {
-    let room = visited.room.map_err(|message| Wrong {
-        status: StatusCode::BAD_REQUEST,
-        code: "bad_room",
-        message: message.into(),
-    })?;
-    let found = look(&room).ok_or(Wrong {
-        status: StatusCode::NOT_FOUND,
-        code: "unknown_room",
-        message: "no such room".into(),
-    })?;
-    Ok((room, found))
-}
-
 /// What is wrong with a request.
 struct Wrong {
     status: StatusCode,
@@ -292,6 +280,18 @@ struct Wrong {
     /// For people.
     message: Cow<'static, str>,
 }
+
+const UNKNOWN_ROOM: Wrong = Wrong {
+    status: StatusCode::NOT_FOUND,
+    code: "unknown_room",
+    message: Cow::Borrowed("no such room"),
+};
+
+const BUSY: Wrong = Wrong {
+    status: StatusCode::SERVICE_UNAVAILABLE,
+    code: "busy",
+    message: Cow::Borrowed("too much is asked of the other nodes at once: try again"),
+};
 
 const UNKNOWN_SESSION: Wrong = Wrong {
     status: StatusCode::NOT_FOUND,
@@ -443,7 +443,7 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
     Ok(response)
 }
 
-fn line(status: StatusCode, message: &'static str) -> Response {
+fn line(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Response {
     Refusal::new(status, message).into_response()
 }
 

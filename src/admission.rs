@@ -14,13 +14,16 @@ use http::{
 };
 use log::{info, warn};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    time,
+};
 
 use crate::{
     Config, address,
     metrics::Metrics,
     protocol::RoomName,
-    rates::{JoinRate, Limit},
+    rates::{JoinRate, Limit, LookupRate},
     refusal::Refusal,
     rooms::{Full, Rooms, Seat, release_spare},
     tokens::{Denied, Grant, Tokens},
@@ -43,6 +46,7 @@ pub(crate) struct Admission {
     metrics: Arc<Metrics>,
     tokens: Option<Tokens>,
     join_rate: Option<JoinRate>,
+    lookup_rate: LookupRate,
     places: Arc<Semaphore>,
     addresses: Arc<Addresses>,
     connections: Arc<Addresses>,
@@ -100,6 +104,7 @@ impl Admission {
             metrics,
             tokens,
             join_rate: config.joins_per_second.map(JoinRate::new),
+            lookup_rate: LookupRate::new(),
             places: Arc::new(Semaphore::new(places)),
             addresses: Arc::default(),
             connections: Arc::default(),
@@ -256,6 +261,16 @@ impl Admission {
         if let Some(rate) = &self.join_rate {
             rate.forget();
         }
+        self.lookup_rate.forget();
+    }
+
+    /// Waits until the other nodes may be asked for a session; false if that is not before `deadline`.
+    pub(crate) async fn may_look_up(
+        &self,
+        address: Option<IpAddr>,
+        deadline: time::Instant,
+    ) -> bool {
+        self.lookup_rate.wait(address, deadline).await
     }
 }
 

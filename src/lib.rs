@@ -64,7 +64,7 @@ mod tokens;
 mod traffic;
 mod websocket;
 
-use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use log::{info, warn};
 use tokio::{
@@ -319,7 +319,7 @@ impl Anteroom {
             rooms,
             heartbeat: Heartbeat::new(config.ping_seconds, config.pong_seconds).into(),
             expiries: Arc::default(),
-            resumes: Arc::default(),
+            resumes: Resumes::new(cluster.is_some()).into(),
             ice: IceServers::new(&config)?,
             cluster,
             admin_token: admin_token.transpose()?,
@@ -402,15 +402,17 @@ impl Anteroom {
         self.why_not_ready().is_none()
     }
 
-    fn why_not_ready(&self) -> Option<&'static str> {
+    fn why_not_ready(&self) -> Option<Cow<'static, str>> {
         let shared = self.shared();
         let cluster = shared.cluster.as_ref();
         if !shared.admission.is_open() {
-            Some("draining")
+            Some("draining".into())
         } else if cluster.is_some_and(|cluster| !cluster.is_connected()) {
-            Some("not connected to NATS")
+            Some("not connected to NATS".into())
+        } else if let Some(refusal) = cluster.and_then(|cluster| cluster.refusal()) {
+            Some(format!("NATS refuses something: {refusal:?}").into())
         } else if cluster.is_some_and(|cluster| !cluster.has_begun()) {
-            Some("waiting for other nodes")
+            Some("waiting for other nodes".into())
         } else {
             None
         }

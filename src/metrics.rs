@@ -45,6 +45,7 @@ pub(crate) struct Metrics {
     pub(crate) cluster_received: Counter,
     pub(crate) cluster_refused: Counter,
     pub(crate) cluster_dropped: Counter,
+    pub(crate) cluster_lost: Counter,
     gauges: Gauges<Gauge>,
 }
 
@@ -79,6 +80,7 @@ impl Metrics {
             cluster_received: Counter::default(),
             cluster_refused: Counter::default(),
             cluster_dropped: Counter::default(),
+            cluster_lost: Counter::default(),
             gauges: Gauges::default(),
         };
         metrics.register();
@@ -173,6 +175,8 @@ impl Metrics {
         );
         let help = "Times that messages of other nodes came faster than they were taken in, and some were lost";
         registry.register("cluster_overflows", help, self.cluster_dropped.clone());
+        let help = "Messages of clients to nodes that were given up before they had taken them in, once for each node";
+        registry.register("cluster_messages_lost", help, self.cluster_lost.clone());
     }
 
     /// Shows everything that has not happened yet as zero: what grows must have a beginning.

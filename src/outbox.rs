@@ -240,6 +240,7 @@ struct Queue {
     resumable: Option<Box<Resumable>>,
 }
 
+/// What goes with it takes locks of its own when it is dropped: that must not be under the queue's.
 struct Resumable {
     ticket: Ticket,
     /// What may have to be sent again.
@@ -538,15 +539,21 @@ impl Outbox {
     /// The same, and keeps from then on what may have to be sent again. Who has the token has got
     /// the frame that tells it, and all before.
     pub(crate) fn push_and_keep(&self, frame: Frame, ticket: Ticket) {
+        let mut resumable = Box::new(Resumable {
+            ticket,
+            kept: Kept::new(self.0.limit, 0),
+            successor: None,
+        });
         let mut queue = self.0.queue.lock();
-        if self.0.push(&mut queue, frame).is_ok() {
-            let resumable = Resumable {
-                ticket,
-                kept: Kept::new(self.0.limit, queue.messages),
-                successor: None,
-            };
-            queue.resumable = Some(Box::new(resumable));
-        }
+        let unused = match self.0.push(&mut queue, frame) {
+            Ok(_) => {
+                resumable.kept = Kept::new(self.0.limit, queue.messages);
+                queue.resumable.replace(resumable)
+            }
+            Err(_) => Some(resumable),
+        };
+        drop(queue);
+        drop(unused);
     }
 
     /// By which the session can be resumed.
@@ -686,7 +693,9 @@ impl Outbox {
         }
         let missed = resumable.kept.after(received)?.cloned().collect();
         queue.state = State::Closed;
-        queue.resumable = None;
+        let resumable = queue.resumable.take();
+        drop(queue);
+        drop(resumable);
         Some(missed)
     }
 
@@ -697,9 +706,11 @@ impl Outbox {
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
         let resumable = queue.resumable.take();
+        let frames = mem::take(&mut queue.frames);
+        drop(queue);
         Rest {
             writer,
-            frames: mem::take(&mut queue.frames),
+            frames,
             successor: resumable.and_then(|resumable| resumable.successor),
         }
     }
@@ -707,11 +718,12 @@ impl Outbox {
 
 impl Drop for Outbox {
     fn drop(&mut self) {
-        self.0.writer.lock().take();
+        let writer = self.0.writer.lock().take();
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
-        queue.frames = VecDeque::new();
-        queue.resumable = None;
+        let rest = (mem::take(&mut queue.frames), queue.resumable.take());
+        drop(queue);
+        drop((writer, rest));
     }
 }
 

@@ -2,7 +2,7 @@
 //! become of them. How a session is taken up again is in `session`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -13,9 +13,12 @@ use parking_lot::Mutex;
 
 use crate::{
     outbox::Sender,
-    protocol::{RoomName, Token, TokenHash},
+    protocol::{RoomName, Token, TokenHash, TokenKey},
     rooms::release_spare,
 };
+
+/// How many keys of other nodes are known. Those of nodes that have long gone make room.
+const MAX_KEYS: usize = 256;
 
 /// What a client wants that comes with `?resume=`.
 pub(crate) struct Request {
@@ -30,6 +33,15 @@ pub(crate) struct Request {
 pub(crate) struct Resumes {
     sessions: Mutex<HashMap<TokenHash, Resumable>>,
     away: AtomicUsize,
+    keys: TokenKeys,
+}
+
+/// The keys of this node's tokens, and of those of other nodes. A server that is alone has none.
+#[derive(Default)]
+struct TokenKeys {
+    own: Option<TokenKey>,
+    /// Last come those that were heard of last by their nodes themselves.
+    others: Mutex<VecDeque<TokenKey>>,
 }
 
 struct Resumable {
@@ -64,6 +76,52 @@ impl Request {
 }
 
 impl Resumes {
+    /// Whether other nodes are to know this one's tokens from made-up ones.
+    pub(crate) fn new(is_clustered: bool) -> Resumes {
+        let keys = TokenKeys {
+            own: is_clustered.then(TokenKey::random),
+            others: Mutex::default(),
+        };
+        Resumes {
+            keys,
+            ..Resumes::default()
+        }
+    }
+
+    /// A token for another session.
+    pub(crate) fn token(&self) -> Token {
+        Token::random(self.keys.own.as_ref())
+    }
+
+    /// Whether the token may be a session's of any node.
+    pub(crate) fn may_be(&self, token: &Token) -> bool {
+        let others = self.keys.others.lock();
+        let mut keys = self.keys.own.iter().chain(others.iter());
+        keys.any(|key| token.is_of(key))
+    }
+
+    /// The keys of tokens, this node's own first.
+    pub(crate) fn keys(&self) -> Vec<TokenKey> {
+        let others = self.keys.others.lock();
+        self.keys.own.iter().chain(others.iter()).copied().collect()
+    }
+
+    /// Takes in the keys that another node knows, its own first.
+    pub(crate) fn learn(&self, keys: &[TokenKey]) {
+        let mut others = self.keys.others.lock();
+        let is_others = |key: &TokenKey| Some(*key) != self.keys.own;
+        for (index, key) in keys.iter().enumerate().filter(|(_, key)| is_others(key)) {
+            match others.iter().position(|known| known == key) {
+                Some(place) if index == 0 => _ = others.remove(place),
+                Some(_) => continue,
+                None => {}
+            }
+            others.push_back(*key);
+        }
+        let surplus = others.len().saturating_sub(MAX_KEYS);
+        others.drain(..surplus);
+    }
+
     /// Lets the session behind `sender`, which is in this room and this user's, be found by its token
     /// from now on.
     pub(crate) fn register(
@@ -155,11 +213,38 @@ mod tests {
             "AAAAAAAAAAAAAAAAAAAAAAA",
             "AAAAAAAAAAAAAAAAAAAAAA==",
             "%41AAAAAAAAAAAAAAAAAAAAA",
+            "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
         ] {
             assert!(Request::parse(token, None).token.is_none(), "{token}");
         }
         for count in ["", "-1", "1.5", "18446744073709551616", "many"] {
             assert_eq!(Request::parse(good, Some(count)).received, None, "{count}");
         }
+    }
+
+    #[test]
+    fn a_token_is_known_wherever_its_key_is() {
+        let (here, there) = (Resumes::new(true), Resumes::new(true));
+        let token = there.token();
+        assert!(there.may_be(&token) && !here.may_be(&token));
+        here.learn(&there.keys());
+        assert!(here.may_be(&token));
+        let third = Resumes::new(true);
+        third.learn(&here.keys());
+        assert!(third.may_be(&token), "it is told on");
+        let made_up = Token::parse("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").unwrap();
+        assert!(!here.may_be(&made_up));
+    }
+
+    #[test]
+    fn the_keys_of_nodes_that_are_there_stay() {
+        let here = Resumes::new(true);
+        let node = Resumes::new(true);
+        for _ in 0..2 * MAX_KEYS {
+            here.learn(&node.keys());
+            here.learn(&Resumes::new(true).keys());
+        }
+        assert_eq!(here.keys().len(), 1 + MAX_KEYS);
+        assert!(here.may_be(&node.token()));
     }
 }

@@ -37,6 +37,7 @@ use futures_util::{
     task::AtomicWaker,
 };
 use log::{debug, info, warn};
+use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use tokio::{
     sync::mpsc,
@@ -50,16 +51,16 @@ use self::{
     wire::{Heard, IDS_BYTES, LINE_BYTES, Say, ToAll},
 };
 pub(crate) use self::{
-    uplink::{Chain, Cut, Uplink},
+    uplink::{Chain, Cut, Load, Share, Uplink},
     wire::{
         Answer, Digest, Event, Handed, MAX_IDS, MAX_NUMBER, MAX_ROOMS, Member, Members, NodeId,
-        PART_BYTES, Permit, ToNode, ToRoom, Want, parts,
+        PART_BYTES, Permit, ToNode, ToRoom, Want,
     },
 };
 use crate::{
     Config, Shared,
     outbox::{Successor, Takeover, Unflushed},
-    protocol::RoomName,
+    protocol::{ErrorCode, RoomName},
     rooms::Replies,
     session,
 };
@@ -79,8 +80,12 @@ const NATS_LIMIT: Duration = Duration::from_secs(2);
 /// How long to wait between attempts to connect.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How many messages may wait to be taken in, of a room or of a node.
-const INCOMING: usize = 16_384;
+/// How many messages may wait to be taken in, of a room or of a node. Nodes wait for each other before
+/// that many do.
+const INCOMING: usize = 1 << 20;
+
+/// A node is told each time that so many bytes of what it said have been taken in.
+const TOLD_BYTES: usize = 256 << 10;
 
 /// How many messages may have been given to the client that it has not written: when the connection is
 /// back, it writes them, however old they are.
@@ -143,6 +148,8 @@ pub(crate) struct Cluster {
     /// Whether the other nodes had the time to say that they are there.
     has_begun: AtomicBool,
     is_connected: AtomicBool,
+    /// What NATS has refused on this connection.
+    refusal: Arc<Mutex<Option<String>>>,
 }
 
 impl Cluster {
@@ -161,6 +168,7 @@ impl Cluster {
                 + LINE_BYTES,
             has_begun: AtomicBool::new(false),
             is_connected: AtomicBool::new(false),
+            refusal: Arc::default(),
         })
     }
 
@@ -172,6 +180,11 @@ impl Cluster {
     /// Whether it is connected.
     pub(crate) fn is_connected(&self) -> bool {
         self.is_connected.load(Relaxed)
+    }
+
+    /// What NATS has refused, such as to let this node hear a subject.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.refusal.lock().clone()
     }
 
     fn subject(&self, to: &To) -> String {
@@ -203,6 +216,7 @@ impl Cluster {
 
     async fn try_connect(&self, shared: &Shared) -> Result<Client, String> {
         let metrics = shared.metrics.clone();
+        let refusal = self.refusal.clone();
         let mut options = ConnectOptions::new()
             .name(format!("anteroom {}", self.uplink.node()))
             .no_echo()
@@ -218,6 +232,12 @@ impl Cluster {
             .event_callback(move |event| {
                 match event {
                     NatsEvent::SlowConsumer(_) => _ = metrics.cluster_dropped.inc(),
+                    NatsEvent::ServerError(error) => {
+                        let error = error.to_string();
+                        warn!("NATS refuses something, and this node is not ready: {error:?}");
+                        *refusal.lock() = Some(error);
+                    }
+                    NatsEvent::Connected => *refusal.lock() = None,
                     event => debug!("NATS: {event}"),
                 }
                 async {}
@@ -251,26 +271,34 @@ impl Cluster {
     async fn write(&self, shared: &Shared, client: &Client, subscribed: mpsc::Sender<Subscribed>) {
         while let Some((time, waiting)) = self.uplink.next().await {
             for item in waiting {
-                if self.uplink.time() != time {
-                    // It is of a time that is over.
-                    break;
-                }
-                match item {
-                    Outgoing::Say(to, message) => {
-                        shared.metrics.cluster_sent.inc();
-                        // It fails where the client is closed, or the message too long, which it is not.
-                        let _ = client.publish(self.subject(&to), message.into()).await;
+                let cost = item.cost();
+                // What is of a time that is over is not said any longer.
+                let is_due = self.uplink.is_time(time);
+                let load = match item {
+                    Outgoing::Say(to, message, load) => {
+                        if is_due {
+                            shared.metrics.cluster_sent.inc();
+                            // It fails where the client is closed, or the message too long, which it is
+                            // not.
+                            let _ = client.publish(self.subject(&to), message.into()).await;
+                        }
+                        load
                     }
                     Outgoing::Subscribe(room) => {
                         let subject = self.subject(&To::Room(room.clone()));
-                        if let Ok(subscriber) = client.subscribe(subject).await {
+                        if is_due && let Ok(subscriber) = client.subscribe(subject).await {
                             let _ = subscribed.send(Subscribed::To(room, subscriber)).await;
                         }
+                        Load::Control
                     }
                     Outgoing::Unsubscribe(room) => {
-                        let _ = subscribed.send(Subscribed::NoLonger(room)).await;
+                        if is_due {
+                            let _ = subscribed.send(Subscribed::NoLonger(room)).await;
+                        }
+                        Load::Control
                     }
-                }
+                };
+                self.uplink.done(time, cost, &load);
             }
         }
         let _ = client.flush().await;
@@ -355,7 +383,10 @@ impl Reader<'_> {
                 Some(subscribed) = self.subscribed.recv() => self.incoming.change(subscribed),
                 // What other nodes say.
                 messages = unconstrained(self.incoming.batch()) => self.hear(&messages),
+                // What there is to say in pieces.
+                () = self.shared.rooms.has_room(), if self.shared.rooms.has_pieces() => {}
             }
+            self.shared.rooms.say_pieces();
             // What there is to say must be said, too, however much comes.
             yield_now().await;
         }
@@ -381,7 +412,9 @@ impl Reader<'_> {
             self.alive();
             self.shared.rooms.ask_again();
             // By now everybody else has been heard.
-            let has_begun = self.connected.is_some_and(|since| now - since >= ALIVE);
+            let is_heard = self.cluster.refusal.lock().is_none();
+            let has_begun = self.connected.is_some_and(|since| now - since >= ALIVE) && is_heard;
+            self.tell_taken(1);
             self.cluster.has_begun.fetch_or(has_begun, Relaxed);
         }
         if now >= self.digest_at {
@@ -451,14 +484,29 @@ impl Reader<'_> {
         let mut replies = Replies::default();
         let mut unflushed = Unflushed::default();
         for heard in heard {
-            if !self.cluster.uplink.witness(heard.number) {
-                self.shared.metrics.cluster_refused.inc();
-            } else if self.nodes.is_news(heard.node, heard.number) {
+            self.cluster.uplink.observe(heard.number);
+            if self.nodes.is_news(heard.node, heard.number) {
+                self.nodes.took_in(heard.node, heard.bytes);
                 self.take_in(heard, &mut replies, &mut unflushed);
             }
         }
+        let undelivered = self.shared.metrics.errors(ErrorCode::UnknownReceiver);
+        undelivered.inc_by(replies.told_undelivered);
         replies.say(&self.cluster.uplink);
         unflushed.flush(&self.shared.tasks);
+        self.tell_taken(TOLD_BYTES);
+    }
+
+    /// Tells the nodes how far they have been heard, of which at least so many bytes have been since that
+    /// was told.
+    fn tell_taken(&mut self, least: usize) {
+        let nodes = self.nodes.to_tell(least);
+        if !nodes.is_empty() {
+            let mut turn = self.cluster.uplink.turn();
+            for (node, number) in nodes {
+                turn.notify(node, ToNode::Taken { number });
+            }
+        }
     }
 
     fn take_in(&mut self, heard: Heard<'_>, replies: &mut Replies, unflushed: &mut Unflushed) {
@@ -467,11 +515,13 @@ impl Reader<'_> {
             number,
             say,
             text,
+            ..
         } = heard;
         let rooms = &self.shared.rooms;
         let is_up = self.nodes.is_up(node);
         match say {
-            Say::All(ToAll::Alive { heard }) => {
+            Say::All(ToAll::Alive { heard, keys }) => {
+                self.shared.resumes.learn(&keys);
                 let (change, is_new) = self.nodes.heard(Instant::now(), node, number, &heard);
                 if let Some(change) = change {
                     self.follow(change);
@@ -492,6 +542,7 @@ impl Reader<'_> {
             // Who does not hear this node, or is not heard, may only ask.
             _ if !is_up && !matches!(say, Say::Node(ToNode::Ask(_))) => {}
             Say::All(ToAll::Want(want)) => self.hand_over(node, want),
+            Say::Node(ToNode::Taken { number }) => self.cluster.uplink.taken(node, number),
             Say::Room(said) => rooms.event(node, number, said, text, replies, unflushed),
             Say::Node(said) => rooms.said(node, number, said, text, replies, unflushed),
         }
@@ -536,10 +587,13 @@ impl Reader<'_> {
         match change {
             Change::Up(node) => {
                 info!("node {node} is there");
+                self.cluster.uplink.up(node);
                 self.shared.rooms.up(node);
             }
             Change::Down(node) => {
                 info!("node {node} is no longer there");
+                let lost = self.cluster.uplink.down(node);
+                self.shared.metrics.cluster_lost.inc_by(lost);
                 self.shared.rooms.down(node);
             }
         }
@@ -552,8 +606,10 @@ impl Reader<'_> {
     /// Says that this node is there.
     fn alive(&self) {
         let heard = self.nodes.list();
+        let keys = self.shared.resumes.keys();
+        let mut turn = self.cluster.uplink.turn();
         // Where it is cut off, nobody shall hear it.
-        let _ = self.cluster.uplink.turn().tell_all(ToAll::Alive { heard });
+        let _ = turn.tell_all(ToAll::Alive { heard, keys });
     }
 }
 

@@ -23,6 +23,8 @@ struct Node {
     number: u64,
     /// Whether it hears this one. Only who can hear and be heard is there.
     hears_me: bool,
+    /// How many bytes of what it said have been taken in since it was told so.
+    untold: usize,
 }
 
 /// What has become of a node.
@@ -80,6 +82,7 @@ impl Nodes {
             last: now,
             number,
             hears_me: false,
+            untold: 0,
         });
         known.last = now;
         let change = match (known.hears_me, hears_me) {
@@ -89,6 +92,26 @@ impl Nodes {
         };
         known.hears_me = hears_me;
         (change, is_news)
+    }
+
+    /// So many bytes of what a node said have been taken in.
+    pub(super) fn took_in(&mut self, node: NodeId, bytes: usize) {
+        if let Some(known) = self.heard.get_mut(&node) {
+            known.untold += bytes;
+        }
+    }
+
+    /// The nodes of which at least so many bytes have been taken in since they were told so, and up to
+    /// which number that was.
+    pub(super) fn to_tell(&mut self, least: usize) -> Vec<(NodeId, u64)> {
+        let nodes = self.heard.iter_mut();
+        nodes
+            .filter(|(_, node)| node.hears_me && node.untold >= least)
+            .map(|(id, node)| {
+                node.untold = 0;
+                (*id, node.number)
+            })
+            .collect()
     }
 
     /// A node has said that it stops.

@@ -13,10 +13,10 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use serde_json::value::RawValue;
 
-use crate::protocol::{RoomName, SessionId, TokenHash};
+use crate::protocol::{RoomName, SessionId, TokenHash, TokenKey};
 
-/// The version of this format.
-const VERSION: u32 = 1;
+/// The version of this format. What an older one says is not understood.
+const VERSION: u32 = 2;
 
 /// The greatest number a message can have: the greatest that JSON is sure to keep (RFC 8259, section
 /// 6).
@@ -96,7 +96,12 @@ impl<'de> Deserialize<'de> for NodeId {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ToAll {
     /// I am here, and I hear these.
-    Alive { heard: Vec<NodeId> },
+    Alive {
+        heard: Vec<NodeId>,
+        /// The keys by which tokens of sessions are told from made-up ones: mine, and others that I
+        /// know.
+        keys: Vec<TokenKey>,
+    },
     /// I am about to stop: do not wait for me.
     Bye,
     /// I am in this room from now on, without anybody yet; who else is?
@@ -141,12 +146,25 @@ pub(crate) enum ToNode {
     Absent(Vec<RoomName>),
     /// I have taken in what you said of this room, up to this number.
     Seen { room: RoomName, number: u64 },
+    /// I have taken in all that you said, up to this number.
+    Taken { number: u64 },
     /// A session, or a backend in the server's name, says what stands behind the line, to one of
     /// yours.
     Unicast {
         room: RoomName,
         sender: Option<SessionId>,
         receiver: SessionId,
+        /// The client's mark for it.
+        #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
+        reference: Option<Box<RawValue>>,
+    },
+    /// What a session of yours wrote to one of mine has not reached it: it is not here any longer.
+    Undelivered {
+        room: RoomName,
+        sender: SessionId,
+        receiver: SessionId,
+        #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
+        reference: Option<Box<RawValue>>,
     },
     /// An operator closes one of yours.
     Expel { room: RoomName, id: SessionId },
@@ -157,7 +175,11 @@ pub(crate) enum ToNode {
         answer: Answer,
     },
     /// I have the session that you want; do you still?
-    Offer { room: RoomName, seek: u64 },
+    Offer {
+        room: RoomName,
+        seek: u64,
+        token: TokenHash,
+    },
     /// I do, and wait for it; or I do no longer.
     Accept {
         room: RoomName,
@@ -176,6 +198,9 @@ pub(crate) enum ToNode {
         source: NodeId,
         number: u64,
         sender: Option<SessionId>,
+        receiver: SessionId,
+        #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
+        reference: Option<Box<RawValue>>,
     },
     /// Nothing more is forwarded to you.
     Done { room: RoomName, seek: u64 },
@@ -187,18 +212,19 @@ pub(crate) enum ToNode {
     },
 }
 
-/// The sessions of a node in a room, after it has said what has the number `last`.
+/// Some of the sessions of a node in a room, after it has said what has the number `last`: all whose
+/// ids are in a range. The ranges follow each other, and what happens in the room is told between them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Members {
     pub(crate) room: RoomName,
     pub(crate) last: u64,
     /// The highest number of joining there has been.
     pub(crate) clock: u64,
-    /// How many there are before these.
-    pub(crate) before: usize,
+    /// The id behind which the range begins; `None` for the first.
+    pub(crate) after: Option<SessionId>,
+    /// The last id that is in it; `None` if it is the last range.
+    pub(crate) until: Option<SessionId>,
     pub(crate) members: Vec<Member>,
-    /// Whether there are more.
-    pub(crate) more: bool,
 }
 
 /// A session.
@@ -220,7 +246,7 @@ pub(crate) struct Member {
 
 impl Member {
     /// About how long it is on the wire, in bytes.
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         96 + self.data.as_ref().map_or(0, |data| data.get().len())
     }
 }
@@ -261,6 +287,7 @@ pub(crate) enum Answer {
 pub(crate) struct Handed {
     pub(crate) room: RoomName,
     pub(crate) seek: u64,
+    pub(crate) token: TokenHash,
     pub(crate) member: Member,
     /// How many of its client's messages have been taken in.
     pub(crate) taken_in: u64,
@@ -283,22 +310,6 @@ pub(crate) struct Permit {
     pub(crate) may_send: bool,
     /// In seconds since 1970.
     pub(crate) expires: u64,
-}
-
-/// Cuts a list of sessions into parts that are short enough for a message each: at least one.
-pub(crate) fn parts(members: Vec<Member>) -> Vec<Vec<Member>> {
-    let mut parts = vec![Vec::new()];
-    let mut bytes = 0;
-    for member in members {
-        let len = member.len();
-        if bytes > 0 && bytes + len > PART_BYTES {
-            parts.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += len;
-        parts.last_mut().expect("there is one").push(member);
-    }
-    parts
 }
 
 /// What a node holds of a room.
@@ -340,6 +351,8 @@ pub(crate) struct Heard<'a> {
     pub(crate) say: Say,
     /// What stands behind the line.
     pub(crate) text: &'a str,
+    /// How long all of it is.
+    pub(crate) bytes: usize,
 }
 
 /// Writes a message.
@@ -374,11 +387,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
     let text = text[lines.byte_offset()..]
         .strip_prefix('\n')
         .ok_or("no end of the line")?;
-    if line.version == 0 || line.number > MAX_NUMBER {
+    if line.version < VERSION || line.number > MAX_NUMBER {
         return Err(format!("version {}, number {}", line.version, line.number));
     }
     let length = match &line.say {
-        Say::All(ToAll::Alive { heard }) => heard.len(),
+        Say::All(ToAll::Alive { heard, keys }) => heard.len().max(keys.len()),
         Say::Node(ToNode::Ask(rooms) | ToNode::Absent(rooms)) => rooms.len(),
         Say::Node(ToNode::Digest { rooms, .. }) => rooms.len(),
         Say::All(ToAll::Want(want)) => want.seen.len(),
@@ -410,6 +423,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
         number: line.number,
         say: line.say,
         text,
+        bytes: bytes.len(),
     })
 }
 
@@ -467,6 +481,7 @@ mod tests {
             room: room("tea"),
             sender: None,
             receiver: said.id,
+            reference: None,
         });
         let bytes = encode(node(), 43, &unicast, text.as_bytes());
         assert_eq!(decode(&bytes).unwrap().text, text);
@@ -475,7 +490,7 @@ mod tests {
     #[test]
     fn a_newer_version_may_add_fields() {
         let line = json!({"v": 9, "node": "00000000000000ff", "n": 1, "new": [], "say":
-            {"all": {"alive": {"heard": [], "load": 0.5}}}});
+            {"all": {"alive": {"heard": [], "keys": [], "load": 0.5}}}});
         assert!(decode(format!("{line}\n").as_bytes()).is_ok());
         // What it adds besides is left alone.
         let line = json!({"v": 9, "node": "00000000000000ff", "n": 1, "say": {"all": {"sing": 1}}});
@@ -485,9 +500,9 @@ mod tests {
     #[test]
     fn what_breaks_a_rule_is_refused() {
         let line = |number: u64, say: serde_json::Value| {
-            json!({"v": 1, "node": "00000000000000ff", "n": number, "say": say}).to_string()
+            json!({"v": 2, "node": "00000000000000ff", "n": number, "say": say}).to_string()
         };
-        let alive = |count| json!({"all": {"alive": {"heard": vec!["00000000000000ff"; count]}}});
+        let alive = |count| json!({"all": {"alive": {"heard": vec!["00000000000000ff"; count], "keys": []}}});
         let enter = |room: &str| json!({"all": {"enter": {"room": room}}});
         let broadcast = json!({"room": {"room": "a", "after": 1, "what": {"broadcast": null}}});
         assert!(decode(format!("{}\n", line(1, alive(MAX_ROOMS))).as_bytes()).is_ok());
@@ -513,19 +528,5 @@ mod tests {
         ] {
             assert!(id.parse::<NodeId>().is_err(), "{id}");
         }
-    }
-
-    #[test]
-    fn a_long_list_comes_in_parts() {
-        assert_eq!(parts(Vec::new()).len(), 1);
-        let long = format!("\"{}\"", "x".repeat(PART_BYTES / 3));
-        let all: Vec<Member> = (0..5).map(|_| member(Some(&long))).collect();
-        let parts = parts(all.clone());
-        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
-        let ids = |members: &[Member]| members.iter().map(|member| member.id).collect::<Vec<_>>();
-        assert_eq!(ids(&parts.concat()), ids(&all));
-        // One that is longer than a part is a part.
-        let longer = format!("\"{}\"", "x".repeat(2 * PART_BYTES));
-        assert_eq!(super::parts(vec![member(Some(&longer))]).len(), 1);
     }
 }

@@ -17,19 +17,22 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use serde_json::value::RawValue;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    Guest, Member, Members, Membership, Room, Rooms, Seat, Way,
+    Guest, Member, Members, Membership, Room, Rooms, Seat, Speaker, Way,
     handover::{Handovers, Said},
     release_spare,
+    roster::{Listing, Roster},
 };
 use crate::{
     cluster::{
-        self, Chain, Cut, Digest, Event, MAX_NUMBER, MAX_ROOMS, NodeId, ToNode, ToRoom, Uplink,
+        self, Chain, Cut, Digest, Event, Load, MAX_NUMBER, MAX_ROOMS, NodeId, ToNode, ToRoom,
+        Uplink,
     },
     outbox::Unflushed,
-    protocol::{self, Close, RoomName, SessionId},
+    protocol::{self, Close, Problem, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -51,6 +54,8 @@ pub(super) struct Elsewhere {
     joining: BTreeMap<SessionId, Joining>,
     hearing: Vec<Hearing>,
     pub(super) handovers: Handovers,
+    /// The lists of this node's sessions that are being told, by who is told.
+    pub(super) rosters: BTreeMap<NodeId, Roster>,
 }
 
 /// Who waits until nodes have been heard up to these numbers.
@@ -70,8 +75,13 @@ struct View {
     presence: Presence,
     /// The number of what it has last seen of this node.
     seen: u64,
-    /// The beginning of a list of its sessions.
-    part: Vec<cluster::Member>,
+    /// The list of its sessions that is being heard.
+    listing: Option<Listing>,
+    /// Whether all its sessions are known, and whether they ever were.
+    is_whole: bool,
+    has_entered: bool,
+    /// Whether some of the list has come lately.
+    is_listing: bool,
     /// Whether the digest that is under way has named the room.
     listed: bool,
 }
@@ -86,6 +96,13 @@ enum Presence {
     Present(u64),
 }
 
+/// Why a session of this node, or a backend, hears that its message has not arrived.
+struct Undelivered<'a> {
+    sender: Option<SessionId>,
+    receiver: SessionId,
+    reference: Option<&'a RawValue>,
+}
+
 /// What is to be said about what was heard.
 #[derive(Default)]
 pub(crate) struct Replies {
@@ -95,6 +112,10 @@ pub(crate) struct Replies {
     asked: BTreeMap<NodeId, BTreeSet<RoomName>>,
     /// Which are told that this one is not in which rooms.
     absent: BTreeMap<NodeId, BTreeSet<RoomName>>,
+    /// Which are told that a message of their sessions has not arrived.
+    undelivered: Vec<(NodeId, ToNode)>,
+    /// How many sessions of this node were told that.
+    pub(crate) told_undelivered: u64,
 }
 
 impl View {
@@ -102,7 +123,10 @@ impl View {
         View {
             presence: Presence::Asked,
             seen: 0,
-            part: Vec::new(),
+            listing: None,
+            is_whole: false,
+            has_entered: false,
+            is_listing: false,
             listed: false,
         }
     }
@@ -115,6 +139,20 @@ impl Replies {
 
     fn absent(&mut self, node: NodeId, room: RoomName) {
         self.absent.entry(node).or_default().insert(room);
+    }
+
+    /// A message that a node has sent here has not arrived.
+    fn undelivered(&mut self, node: NodeId, room: &RoomName, message: Undelivered<'_>) {
+        // A backend does not wait to hear it.
+        if let Some(sender) = message.sender {
+            let undelivered = ToNode::Undelivered {
+                room: room.clone(),
+                sender,
+                receiver: message.receiver,
+                reference: message.reference.map(ToOwned::to_owned),
+            };
+            self.undelivered.push((node, undelivered));
+        }
     }
 
     /// Says it. Where this node is cut off, nobody waits for it.
@@ -132,6 +170,9 @@ impl Replies {
             for rooms in chunks(rooms) {
                 turn.notify(node, ToNode::Absent(rooms));
             }
+        }
+        for (node, undelivered) in self.undelivered {
+            turn.notify(node, undelivered);
         }
     }
 }
@@ -162,6 +203,7 @@ impl Elsewhere {
             joining: BTreeMap::new(),
             hearing: Vec::new(),
             handovers: Handovers::default(),
+            rosters: BTreeMap::new(),
         }
     }
 
@@ -174,6 +216,16 @@ impl Elsewhere {
     pub(super) fn present(&self) -> BTreeSet<NodeId> {
         let nodes = self.views.keys().copied();
         nodes.filter(|node| self.is_present(*node)).collect()
+    }
+
+    /// How many sessions there are on other nodes.
+    pub(super) fn there(&self) -> usize {
+        self.there
+    }
+
+    /// The number of what was last said of the room here.
+    pub(super) fn last(&self) -> u64 {
+        self.chain.last()
     }
 
     /// Whether a node is in the room.
@@ -201,8 +253,28 @@ impl Elsewhere {
     }
 
     /// Says to the other nodes what happens in the room; returns the number of that.
-    pub(super) fn say(&self, room: &RoomName, what: Event, text: &[u8]) -> Result<u64, Cut> {
-        self.uplink.turn().tell_room(room, &self.chain, what, text)
+    pub(super) fn say(&self, room: &RoomName, what: Event) -> Result<u64, Cut> {
+        let load = match what {
+            Event::Join(_) | Event::Arrive { .. } => Load::Bulk,
+            _ => Load::Control,
+        };
+        let mut turn = self.uplink.turn();
+        turn.tell_room(room, &self.chain, what, &[], load)
+    }
+
+    /// Says to the other nodes in the room what is for all.
+    pub(super) fn broadcast(
+        &self,
+        room: &RoomName,
+        speaker: Speaker<'_>,
+        text: &[u8],
+    ) -> Result<u64, Cut> {
+        let views = self.views.iter();
+        let present = views.filter(|(_, view)| matches!(view.presence, Presence::Present(_)));
+        let nodes = present.map(|(node, _)| *node);
+        let what = Event::Broadcast(speaker.id);
+        let mut turn = self.uplink.turn();
+        turn.broadcast(room, &self.chain, what, text, speaker.share, nodes)
     }
 
     /// Says to the node of a session what is for that alone.
@@ -210,12 +282,14 @@ impl Elsewhere {
         &self,
         room: &RoomName,
         way: &Way,
-        sender: Option<SessionId>,
+        speaker: Speaker<'_>,
         receiver: SessionId,
         frame: Frame,
     ) -> Result<(), Cut> {
         let mut turn = self.uplink.turn();
         let room = room.clone();
+        let sender = speaker.id;
+        let reference = speaker.reference.map(ToOwned::to_owned);
         let (node, unicast) = match way {
             Way::There(node) => (
                 *node,
@@ -223,6 +297,7 @@ impl Elsewhere {
                     room,
                     sender,
                     receiver,
+                    reference,
                 },
             ),
             Way::Going(node) => {
@@ -236,6 +311,8 @@ impl Elsewhere {
                         source,
                         number,
                         sender,
+                        receiver,
+                        reference,
                     },
                 )
             }
@@ -247,7 +324,9 @@ impl Elsewhere {
             }
             Way::Here(_) => return Err(Cut),
         };
-        turn.tell_node(node, unicast, frame.payload()).map(drop)
+        let load = Load::Message(speaker.share.cloned());
+        turn.tell_node(node, unicast, frame.payload(), load)
+            .map(drop)
     }
 
     /// Keeps what is sent here to all for the sessions that are on their way to this node.
@@ -268,8 +347,11 @@ impl Elsewhere {
 
     /// Whether all nodes have said who is there.
     fn is_entered(&self) -> bool {
-        let mut presences = self.views.values().map(|view| view.presence);
-        !presences.any(|presence| matches!(presence, Presence::Asked))
+        self.views.values().all(|view| match view.presence {
+            Presence::Asked => false,
+            Presence::Absent => true,
+            Presence::Present(_) => view.has_entered,
+        })
     }
 
     /// Whether nodes have been heard up to these numbers, as far as they are there.
@@ -328,7 +410,7 @@ impl Members {
             return;
         };
         let join = Event::Join(member.to_wire(id));
-        let said = elsewhere.say(room, join, &[]);
+        let said = elsewhere.say(room, join);
         if let Ok(number) = said
             && !elsewhere.is_seen(number)
         {
@@ -344,7 +426,7 @@ impl Members {
             elsewhere.joining.remove(&id);
             elsewhere.forget(room, id);
             // Where nobody hears it, all is told as soon as somebody does.
-            let said = elsewhere.say(room, Event::Leave(id), &[]);
+            let said = elsewhere.say(room, Event::Leave(id));
             elsewhere.record(said, &Said::Left(id, close));
         }
     }
@@ -507,19 +589,7 @@ impl cluster::Member {
 impl Seat {
     /// Waits until the other nodes have said who is in the room, for so long at most.
     pub(crate) async fn enter(&self, limit: Duration) {
-        let entered = {
-            let mut members = self.room.members.write();
-            match &mut members.elsewhere {
-                Some(elsewhere) if !elsewhere.is_entered() => {
-                    let (entered, waiting) = oneshot::channel();
-                    elsewhere.entering.push(entered);
-                    waiting
-                }
-                _ => return,
-            }
-        };
-        // Who has not said it by then is not waited for any longer.
-        let _ = timeout(limit, entered).await;
+        self.room.enter(limit).await;
     }
 }
 
@@ -550,6 +620,24 @@ impl Membership {
 }
 
 impl Room {
+    /// Waits until the other nodes have said who is in the room, for so long at most.
+    pub(super) async fn enter(&self, limit: Duration) {
+        let entered = {
+            let mut members = self.members.write();
+            match &mut members.elsewhere {
+                Some(elsewhere) if !elsewhere.is_entered() => {
+                    let (entered, waiting) = oneshot::channel();
+                    elsewhere.entering.retain(|other| !other.is_closed());
+                    elsewhere.entering.push(entered);
+                    waiting
+                }
+                _ => return,
+            }
+        };
+        // Who has not said it by then is not waited for any longer.
+        let _ = timeout(limit, entered).await;
+    }
+
     /// Waits until nodes have been heard up to these numbers, for so long at most.
     pub(super) async fn caught_up(&self, numbers: &[(NodeId, u64)], limit: Duration) {
         let waiting = {
@@ -558,6 +646,7 @@ impl Room {
                 Some(elsewhere) if !elsewhere.has_heard(numbers) => {
                     let (heard, waiting) = oneshot::channel();
                     let numbers = numbers.to_vec();
+                    elsewhere.hearing.retain(|other| !other.heard.is_closed());
                     elsewhere.hearing.push(Hearing { numbers, heard });
                     waiting
                 }
@@ -575,36 +664,10 @@ impl Room {
         }
     }
 
-    /// Says to a node who is here.
-    fn tell_members(&self, node: NodeId) {
+    /// Whether anybody is on another node.
+    pub(super) fn reaches_others(&self) -> bool {
         let members = self.members.read();
-        let Some(elsewhere) = &members.elsewhere else {
-            return;
-        };
-        let own = members
-            .senders
-            .iter()
-            .filter(|(_, member)| member.way.is_own());
-        let own = own.map(|(id, member)| member.to_wire(*id));
-        // That these have gone the other may not know yet.
-        let here = own.chain(elsewhere.handovers.all_gone()).collect();
-        let mut parts = cluster::parts(here).into_iter().peekable();
-        let mut before = 0;
-        let mut turn = elsewhere.uplink.turn();
-        let last = elsewhere.chain.last();
-        while let Some(part) = parts.next() {
-            let count = part.len();
-            let part = cluster::Members {
-                room: self.name.clone(),
-                last,
-                clock: members.clock,
-                before,
-                members: part,
-                more: parts.peek().is_some(),
-            };
-            before += count;
-            turn.notify(node, ToNode::Members(part));
-        }
+        members.elsewhere.as_ref().is_some_and(|it| it.there() > 0)
     }
 
     /// There is another node.
@@ -621,6 +684,7 @@ impl Room {
             return;
         };
         elsewhere.views.remove(&node);
+        elsewhere.rosters.remove(&node);
         elsewhere.handovers.down(node);
         let number = elsewhere.uplink.number();
         members.clear(self, node, number, unflushed);
@@ -631,11 +695,14 @@ impl Room {
         let mut members = self.members.write();
         if let Some(view) = members.view(node) {
             view.presence = presence;
+            view.listing = None;
+            view.is_whole = true;
+            view.has_entered = true;
             members.clear(self, node, number, unflushed);
         }
     }
 
-    /// A node says who of its is in the room.
+    /// A node says who of its is in the room, piece by piece.
     fn members(
         &self,
         node: NodeId,
@@ -645,31 +712,46 @@ impl Room {
         unflushed: &mut Unflushed,
     ) {
         let mut members = self.members.write();
+        let is_first = said.after.is_none();
+        let known = match is_first {
+            true => members.there(node),
+            false => Vec::new(),
+        };
         let Some(view) = members.view(node) else {
             return;
         };
-        if said.before == 0 {
-            view.part = Vec::new();
-        }
-        if said.before != view.part.len() || view.part.len() > MAX_THERE {
-            // Something of it was lost.
-            view.part = Vec::new();
+        view.is_listing = true;
+        let heard = Listing::hear(&mut view.listing, &said, known);
+        let Some(heard) = heard else {
+            // A piece was lost.
+            view.is_whole = false;
             return replies.ask(node, &self.name);
+        };
+        let mut is_whole = heard.is_whole;
+        match view.presence {
+            Presence::Present(last) if !is_first && last != said.last => {
+                // Something that happened meanwhile was lost.
+                is_whole = false;
+                if let Some(listing) = &mut view.listing {
+                    listing.missed();
+                }
+            }
+            _ => {}
         }
-        view.part.extend(said.members);
-        if said.more {
-            return;
-        }
-        let all = mem::take(&mut view.part);
         view.presence = Presence::Present(said.last);
+        view.is_whole = is_whole;
+        view.has_entered |= is_whole;
         members.clock = members.clock.max(said.clock.min(MAX_NUMBER));
-        let ids = all.iter().map(|member| member.id).collect();
-        members.keep(node, number, &ids, unflushed);
-        for member in all {
+        for id in heard.gone {
+            members.go(node, number, id, unflushed);
+        }
+        for member in said.members {
             members.come(&self.name, node, number, member, unflushed);
         }
         members.settle();
-        replies.seen.insert((node, self.name.clone()), said.last);
+        if is_whole {
+            replies.seen.insert((node, self.name.clone()), said.last);
+        }
     }
 
     /// A node says what has happened in the room.
@@ -691,17 +773,25 @@ impl Room {
             Presence::Asked => return,
             Presence::Absent => {
                 // So it is in the room after all.
-                view.presence = Presence::Asked;
+                *view = View {
+                    seen: view.seen,
+                    ..View::asked()
+                };
                 return replies.ask(node, &self.name);
             }
         };
         if number <= *last {
             return;
         }
-        if said.after != *last {
+        let has_gap = said.after != *last;
+        *last = number;
+        if has_gap {
+            view.is_whole = false;
+            if let Some(listing) = &mut view.listing {
+                listing.missed();
+            }
             replies.ask(node, &self.name);
         }
-        *last = number;
         match said.what {
             Event::Join(member) => {
                 members.come(&self.name, node, number, member, unflushed);
@@ -724,6 +814,7 @@ impl Room {
             }
             Event::Exit => {
                 view.presence = Presence::Absent;
+                view.listing = None;
                 members.clear(self, node, number, unflushed);
             }
         }
@@ -748,43 +839,79 @@ impl Room {
         &self,
         node: NodeId,
         number: u64,
-        sender: Option<SessionId>,
-        receiver: SessionId,
+        message: Undelivered<'_>,
         text: &str,
+        replies: &mut Replies,
         unflushed: &mut Unflushed,
     ) {
         let members = self.members.read();
-        let (Some(member), Some(elsewhere)) = (members.senders.get(&receiver), &members.elsewhere)
-        else {
-            return;
-        };
-        if !elsewhere.is_present(node) || !sender.is_none_or(|id| members.is_of(node, id)) {
-            return;
+        let Undelivered {
+            sender, receiver, ..
+        } = message;
+        if let Some(elsewhere) = &members.elsewhere
+            && elsewhere.is_present(node)
+            && sender.is_none_or(|id| members.is_of(node, id))
+        {
+            let way = members.senders.get(&receiver).map(|member| &member.way);
+            match (way, elsewhere.handovers.gone_to(receiver)) {
+                (Some(Way::Here(outbox)), _) => {
+                    if outbox.push(relayed(text), unflushed).is_ok() {
+                        return;
+                    }
+                }
+                (Some(Way::Arriving(seek, _)), _) => {
+                    let handovers = &elsewhere.handovers;
+                    return handovers.record_for(*seek, node, number, sender, relayed(text));
+                }
+                (Some(_), Some((to, seek))) => {
+                    let forward = ToNode::Forward {
+                        room: self.name.clone(),
+                        seek,
+                        source: node,
+                        number,
+                        sender,
+                        receiver,
+                        reference: message.reference.map(ToOwned::to_owned),
+                    };
+                    let mut turn = elsewhere.uplink.turn();
+                    let text = text.as_bytes();
+                    if turn
+                        .tell_node(to, forward, text, Load::Message(None))
+                        .is_ok()
+                    {
+                        return;
+                    }
+                }
+                _ => {}
+            }
         }
-        match (&member.way, elsewhere.handovers.gone_to(receiver)) {
-            (Way::Here(outbox), _) => {
-                // Who takes no more is leaving; the sender is about to hear of that.
-                let _ = outbox.push(relayed(text), unflushed);
+        replies.undelivered(node, &self.name, message);
+    }
+
+    /// What a session of this node wrote has not arrived. Returns whether it was told so here.
+    fn undelivered(&self, message: &Undelivered<'_>, unflushed: &mut Unflushed) -> bool {
+        let members = self.members.read();
+        let Some(sender) = message.sender else {
+            return false;
+        };
+        let way = members.senders.get(&sender).map(|member| &member.way);
+        match (way, &members.elsewhere) {
+            (Some(Way::Here(outbox) | Way::Arriving(_, outbox)), _) => {
+                let problem = Problem::unknown_receiver(message.receiver);
+                let error = protocol::error(sender, &problem, message.reference);
+                outbox.push(error, unflushed).is_ok()
             }
-            (Way::Arriving(seek, _), _) => {
-                let handovers = &elsewhere.handovers;
-                handovers.record_for(*seek, node, number, sender, relayed(text));
-            }
-            (_, Some((to, seek))) => {
-                let forward = ToNode::Forward {
+            (Some(Way::There(node) | Way::Going(node)), Some(elsewhere)) => {
+                let undelivered = ToNode::Undelivered {
                     room: self.name.clone(),
-                    seek,
-                    source: node,
-                    number,
                     sender,
+                    receiver: message.receiver,
+                    reference: message.reference.map(ToOwned::to_owned),
                 };
-                // Where this node is cut off, it is lost.
-                let _ = elsewhere
-                    .uplink
-                    .turn()
-                    .tell_node(to, forward, text.as_bytes());
+                elsewhere.uplink.turn().notify(*node, undelivered);
+                false
             }
-            _ => {}
+            _ => false,
         }
     }
 
@@ -797,30 +924,36 @@ impl Room {
         }
     }
 
-    /// Asks the nodes again that have not said yet whether they are in the room.
-    fn ask_again(&self, replies: &mut Replies) {
-        let members = self.members.read();
-        for (node, view) in members.elsewhere.iter().flat_map(|it| &it.views) {
-            if let Presence::Asked = view.presence {
-                replies.ask(*node, &self.name);
+    /// Names the room to the nodes of which it is not known who of theirs is in it.
+    fn ask_again(&self, rooms: &mut BTreeMap<NodeId, Vec<RoomName>>) {
+        let is_known = |view: &View| matches!(view.presence, Presence::Absent) || view.is_whole;
+        let all_known = {
+            let members = self.members.read();
+            let mut views = members.elsewhere.iter().flat_map(|it| it.views.values());
+            views.all(is_known)
+        };
+        if all_known {
+            return;
+        }
+        let mut members = self.members.write();
+        let views = members.elsewhere.iter_mut();
+        for (node, view) in views.flat_map(|it| &mut it.views) {
+            // Where a list is being heard, it need not begin again.
+            if !mem::take(&mut view.is_listing) && !is_known(view) {
+                rooms.entry(*node).or_default().push(self.name.clone());
             }
         }
     }
 
-    /// Adds to what is to be said to each node about what this one has said of the room.
-    fn sum_up(&self, digests: &mut BTreeMap<NodeId, Vec<Digest>>) {
+    /// What this node has said of the room, if that node is in it.
+    pub(super) fn digest(&self, node: NodeId) -> Option<Digest> {
         let members = self.members.read();
-        let Some(elsewhere) = &members.elsewhere else {
-            return;
-        };
-        let hash = members.hash(Way::is_own);
-        for node in elsewhere.present() {
-            digests.entry(node).or_default().push(Digest {
-                room: self.name.clone(),
-                last: elsewhere.chain.last(),
-                hash,
-            });
-        }
+        let elsewhere = members.elsewhere.as_ref()?;
+        elsewhere.is_present(node).then(|| Digest {
+            room: self.name.clone(),
+            last: elsewhere.chain.last(),
+            hash: members.hash(Way::is_own),
+        })
     }
 
     /// Compares what is known of a node with what it has said.
@@ -832,13 +965,17 @@ impl Room {
         };
         view.listed = true;
         let agrees = match view.presence {
+            // It is being asked.
+            Presence::Asked => true,
+            Presence::Present(_) if !view.is_whole => true,
             // It is asked again.
-            Presence::Asked | Presence::Absent => false,
+            Presence::Absent => false,
             Presence::Present(last) => {
                 digest.last < last || (digest.last == last && digest.hash == known)
             }
         };
         if !agrees {
+            view.is_whole = false;
             replies.ask(node, &self.name);
         }
     }
@@ -849,29 +986,25 @@ impl Room {
         if let Some(view) = members.view(node)
             && !mem::take(&mut view.listed)
             && let Presence::Present(_) = view.presence
+            && view.is_whole
         {
+            view.is_whole = false;
             replies.ask(node, &self.name);
         }
     }
 }
 
 impl Rooms {
-    fn rooms(&self) -> Vec<Arc<Room>> {
+    pub(super) fn rooms(&self) -> Vec<Arc<Room>> {
         self.all().into_iter().map(|(room, _)| room).collect()
     }
 
     /// There is another node: asks it who is where.
     pub(crate) fn up(&self, node: NodeId) {
-        let Some(uplink) = &self.uplink else {
-            return;
-        };
         self.index.lock().nodes.insert(node);
-        let mut replies = Replies::default();
-        for room in self.rooms() {
-            room.up(node);
-            replies.ask(node, &room.name);
-        }
-        replies.say(uplink);
+        let rooms = self.rooms();
+        rooms.iter().for_each(|room| room.up(node));
+        self.ask(node, rooms.iter().map(|room| room.name.clone()).collect());
     }
 
     /// There is no such node any longer: its sessions have gone.
@@ -903,7 +1036,7 @@ impl Rooms {
         match self.find(&room) {
             Some(room) => {
                 room.alone(node, number, Presence::Present(number), unflushed);
-                room.tell_members(node);
+                self.list_to(node, &room);
             }
             None => replies.absent(node, room),
         }
@@ -939,19 +1072,21 @@ impl Rooms {
             ToNode::Ask(rooms) => {
                 for name in rooms {
                     match self.find(&name) {
-                        Some(room) => room.tell_members(node),
+                        Some(room) => self.list_to(node, &room),
                         None => replies.absent(node, name),
                     }
                 }
             }
-            ToNode::Members(said) => {
-                if let Some(room) = self.find(&said.room) {
-                    room.members(node, number, said, replies, unflushed);
-                }
-            }
+            ToNode::Members(said) => match self.find(&said.room) {
+                Some(room) => room.members(node, number, said, replies, unflushed),
+                None => self.listed_abroad(node, said),
+            },
             ToNode::Absent(rooms) => {
-                for room in rooms.iter().filter_map(|name| self.find(name)) {
-                    room.alone(node, number, Presence::Absent, unflushed);
+                for name in rooms {
+                    match self.find(&name) {
+                        Some(room) => room.alone(node, number, Presence::Absent, unflushed),
+                        None => self.absent_abroad(node, &name),
+                    }
                 }
             }
             ToNode::Seen { room, number } => {
@@ -959,13 +1094,38 @@ impl Rooms {
                     room.seen(node, number);
                 }
             }
+            // That concerns no room.
+            ToNode::Taken { .. } => {}
             ToNode::Unicast {
                 room,
                 sender,
                 receiver,
+                reference,
             } => {
-                if let Some(room) = self.find(&room) {
-                    room.unicast(node, number, sender, receiver, text, unflushed);
+                let message = Undelivered {
+                    sender,
+                    receiver,
+                    reference: reference.as_deref(),
+                };
+                match self.find(&room) {
+                    Some(room) => room.unicast(node, number, message, text, replies, unflushed),
+                    None => replies.undelivered(node, &room, message),
+                }
+            }
+            ToNode::Undelivered {
+                room,
+                sender,
+                receiver,
+                reference,
+            } => {
+                let message = Undelivered {
+                    sender: Some(sender),
+                    receiver,
+                    reference: reference.as_deref(),
+                };
+                let room = self.find(&room);
+                if room.is_some_and(|room| room.undelivered(&message, unflushed)) {
+                    replies.told_undelivered += 1;
                 }
             }
             ToNode::Expel { room, id } => {
@@ -978,10 +1138,10 @@ impl Rooms {
                     room.answered(node, seek, answer);
                 }
             }
-            ToNode::Offer { room, seek } => {
+            ToNode::Offer { room, seek, token } => {
                 let accepted = self
                     .find(&room)
-                    .is_some_and(|room| room.offered(node, seek));
+                    .is_some_and(|room| room.offered(node, seek, &token));
                 let accept = ToNode::Accept {
                     room,
                     seek,
@@ -1016,9 +1176,18 @@ impl Rooms {
                 source,
                 number,
                 sender,
+                receiver,
+                reference,
             } => {
-                if let Some(room) = self.find(&room) {
-                    room.forwarded(seek, source, number, sender, text);
+                let message = Undelivered {
+                    sender,
+                    receiver,
+                    reference: reference.as_deref(),
+                };
+                let is_for =
+                    |room: Arc<Room>| room.forwarded(node, seek, source, number, sender, text);
+                if !self.find(&room).is_some_and(is_for) {
+                    replies.undelivered(source, &room, message);
                 }
             }
             ToNode::Done { room, seek } => {
@@ -1043,38 +1212,12 @@ impl Rooms {
 
     /// Asks again who has not answered.
     pub(crate) fn ask_again(&self) {
-        if let Some(uplink) = &self.uplink {
-            let mut replies = Replies::default();
-            self.rooms()
-                .iter()
-                .for_each(|room| room.ask_again(&mut replies));
-            replies.say(uplink);
-        }
-    }
-
-    /// Tells each node where it should be with what this one has said.
-    pub(crate) fn digest(&self) {
-        let Some(uplink) = &self.uplink else {
-            return;
-        };
-        let mut digests: BTreeMap<_, _> = {
-            let nodes = &self.index.lock().nodes;
-            nodes.iter().map(|node| (*node, Vec::new())).collect()
-        };
+        let mut asked = BTreeMap::new();
         for room in self.rooms() {
-            room.sum_up(&mut digests);
+            room.ask_again(&mut asked);
         }
-        let mut turn = uplink.turn();
-        for (node, digests) in digests {
-            let mut chunks = chunks(digests).peekable();
-            loop {
-                let rooms = chunks.next().unwrap_or_default();
-                let more = chunks.peek().is_some();
-                turn.notify(node, ToNode::Digest { rooms, more });
-                if !more {
-                    break;
-                }
-            }
+        for (node, rooms) in asked {
+            self.ask(node, rooms);
         }
     }
 }

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -23,7 +23,9 @@ use super::{
     elsewhere::{Elsewhere, relayed},
 };
 use crate::{
-    cluster::{self, Answer, Event, Handed, MAX_IDS, NodeId, PART_BYTES, Permit, ToNode, Want},
+    cluster::{
+        self, Answer, Event, Handed, Load, MAX_IDS, NodeId, PART_BYTES, Permit, ToNode, Want,
+    },
     outbox::{Outbox, Sender, Takeover, Unflushed},
     protocol::{self, Close, CloseCode, RoomName, SessionId, TokenHash},
     websocket::Frame,
@@ -37,8 +39,6 @@ const MAX_ASKERS: usize = 64;
 pub(super) struct Handovers {
     /// Sessions that are wanted here, by this node's marks.
     seeks: Mutex<BTreeMap<u64, Seek>>,
-    /// How many there have been.
-    count: u64,
     /// Sessions that are going.
     going: BTreeMap<SessionId, Going>,
     /// To whom a session is offered, by those nodes' marks.
@@ -48,6 +48,8 @@ pub(super) struct Handovers {
 /// A session that is wanted here.
 struct Seek {
     token: TokenHash,
+    /// Whose it must be, if that is known.
+    user: Option<String>,
     /// Who has not answered yet.
     waiting: BTreeSet<NodeId>,
     /// Whether it is on its way to another node, or this.
@@ -212,6 +214,12 @@ impl Handovers {
         gone.map(|going| going.member.clone())
     }
 
+    /// A session that has gone, as it was here.
+    pub(super) fn gone_as(&self, id: SessionId) -> Option<cluster::Member> {
+        let gone = self.going.get(&id).filter(|going| going.waiting.is_some());
+        gone.map(|going| going.member.clone())
+    }
+
     /// Where a session has gone for which something may still come here.
     pub(super) fn gone_to(&self, id: SessionId) -> Option<(NodeId, u64)> {
         self.going.get(&id).map(|going| (going.to, going.seek))
@@ -311,10 +319,34 @@ impl Members {
     }
 }
 
-/// A session that is sought.
-pub(crate) struct Seeking {
-    seat: Seat,
+/// A session that is sought; dropping it ends the search.
+struct Seeking {
+    room: Arc<Room>,
     seek: u64,
+}
+
+/// A session that is offered to a node; dropping it takes the offer back.
+struct Offer<'a> {
+    room: &'a Room,
+    key: (NodeId, u64),
+}
+
+impl Drop for Seeking {
+    fn drop(&mut self) {
+        let mut members = self.room.members.write();
+        let elsewhere = members.elsewhere.as_mut();
+        let seek = elsewhere.and_then(|it| it.handovers.seeks.get_mut().remove(&self.seek));
+        drop(members);
+        drop(seek);
+    }
+}
+
+impl Drop for Offer<'_> {
+    fn drop(&mut self) {
+        if let Some(elsewhere) = &mut self.room.members.write().elsewhere {
+            elsewhere.handovers.offers.remove(&self.key);
+        }
+    }
 }
 
 /// What has come of the search for a session.
@@ -330,6 +362,7 @@ pub(crate) enum Sought {
 
 /// A session that has been handed over, and has not arrived yet.
 pub(crate) struct Arriving {
+    seat: Seat,
     seeking: Seeking,
     found: Found,
 }
@@ -368,10 +401,10 @@ impl Seat {
                 drop(members);
                 return Sought::Nobody(self);
             };
-            elsewhere.handovers.count += 1;
-            let mark = elsewhere.handovers.count;
+            let mark = elsewhere.uplink.mark();
             let mut seek = Seek {
                 token,
+                user: user.clone(),
                 is_going: false,
                 offered: None,
                 waiting: elsewhere.nodes(),
@@ -397,19 +430,21 @@ impl Seat {
             elsewhere.handovers.seeks.get_mut().insert(mark, seek);
             mark
         };
-        let seeking = Seeking { seat: self, seek };
+        let room = self.room.clone();
+        let seeking = Seeking { room, seek };
         let mut outcome = timeout(limit, &mut waiting).await;
         if outcome.is_err() && seeking.is_offered() {
             outcome = timeout(offer_limit, waiting).await;
         }
         match outcome {
-            Ok(Ok(Outcome::Found(found))) => Sought::Found(Arriving { seeking, found }),
-            Ok(Ok(Outcome::Answered(Answer::AskAgain))) => Sought::Again(seeking.give_up()),
-            Ok(Ok(Outcome::Answered(Answer::Superseded))) => {
-                seeking.give_up();
-                Sought::Superseded
-            }
-            _ => Sought::Nobody(seeking.give_up()),
+            Ok(Ok(Outcome::Found(found))) => Sought::Found(Arriving {
+                seat: self,
+                seeking,
+                found,
+            }),
+            Ok(Ok(Outcome::Answered(Answer::AskAgain))) => Sought::Again(self),
+            Ok(Ok(Outcome::Answered(Answer::Superseded))) => Sought::Superseded,
+            _ => Sought::Nobody(self),
         }
     }
 }
@@ -417,7 +452,7 @@ impl Seat {
 impl Seeking {
     /// Whether a node is about to hand the session over. Otherwise it need not begin to.
     fn is_offered(&self) -> bool {
-        let members = self.seat.room.members.read();
+        let members = self.room.members.read();
         members.elsewhere.as_ref().is_some_and(|elsewhere| {
             let mut seeks = elsewhere.handovers.seeks.lock();
             let is_offered = seeks
@@ -428,14 +463,6 @@ impl Seeking {
             }
             is_offered
         })
-    }
-
-    fn give_up(self) -> Seat {
-        let Seeking { seat, seek } = self;
-        if let Some(elsewhere) = &mut seat.room.members.write().elsewhere {
-            elsewhere.handovers.seeks.get_mut().remove(&seek);
-        }
-        seat
     }
 }
 
@@ -453,14 +480,23 @@ impl Arriving {
     /// Lets the session be here, and waits, for so long at most, until nothing more for it goes to its
     /// last node. All that it has missed is in its outbox then.
     pub(crate) async fn arrive(self, sender: Sender, limit: Duration) -> Membership {
-        let Arriving { seeking, found } = self;
+        let Arriving {
+            seat,
+            seeking,
+            found,
+        } = self;
         let (id, from) = (found.handed.member.id, found.from);
         let member = cluster::Member {
             moves: found.handed.member.moves.saturating_add(1),
             ..found.handed.member.clone()
         };
-        let room = seeking.seat.room.clone();
+        let room = seat.room.clone();
         let (done, waiting) = oneshot::channel();
+        {
+            // Nobody waits for it longer than for a session that is not there.
+            let line = timeout(limit, seat.rooms.in_line());
+            let _line = line.await;
+        }
         let guest = {
             let mut unflushed = Unflushed::default();
             let mut members = room.members.write();
@@ -485,10 +521,12 @@ impl Arriving {
                 }
                 let member = member.clone();
                 // Where this node is cut off, the session is told of when it is no longer.
-                let _ = elsewhere.say(&room.name, Event::Arrive { member, from }, &[]);
+                let _ = elsewhere.say(&room.name, Event::Arrive { member, from });
             }
             guest
         };
+        // Whatever happens from now on, it leaves as any other.
+        let membership = Membership::new(seat, id, member.moves, guest);
         let _ = timeout(limit, waiting).await;
         // What it was told there shall be known here.
         room.caught_up(&found.handed.seen, limit).await;
@@ -497,12 +535,7 @@ impl Arriving {
         members.catch_up(seeking.seek, &found, &sender);
         members.replace_way(id, Way::Here(sender));
         drop(members);
-        Membership {
-            seat: seeking.give_up(),
-            id,
-            moves: member.moves,
-            guest,
-        }
+        membership
     }
 }
 
@@ -575,6 +608,8 @@ impl Membership {
     /// most.
     pub(crate) async fn offer(&self, to: &Takeover, limit: Duration) -> bool {
         let key = (to.node, to.seek);
+        let room = &self.seat.room;
+        let _offer = Offer { room, key };
         let answer = {
             let mut members = self.seat.room.members.write();
             let Some(elsewhere) = &mut members.elsewhere else {
@@ -585,15 +620,12 @@ impl Membership {
             let offer = ToNode::Offer {
                 room: to.room.clone(),
                 seek: to.seek,
+                token: to.token,
             };
             elsewhere.uplink.turn().notify(to.node, offer);
             answer
         };
-        let accepted = timeout(limit, answer).await;
-        if let Some(elsewhere) = &mut self.seat.room.members.write().elsewhere {
-            elsewhere.handovers.offers.remove(&key);
-        }
-        matches!(accepted, Ok(Ok(true)))
+        matches!(timeout(limit, answer).await, Ok(Ok(true)))
     }
 
     /// Hands the session over to a node that wants it, with its outbox, and what its token allows. Returns
@@ -646,6 +678,7 @@ impl Membership {
             let handed = Handed {
                 room: room.name.clone(),
                 seek: to.seek,
+                token: to.token,
                 member: member.clone(),
                 taken_in: self.guest.taken_in.load(Relaxed),
                 permit: permit.clone(),
@@ -656,7 +689,8 @@ impl Membership {
             };
             let text = text.unwrap_or_else(|| b"[]".to_vec());
             // Where this node is cut off, the session cannot arrive, and leaves.
-            let _ = turn.tell_node(to.node, ToNode::Handed(Box::new(handed)), &text);
+            let handed = ToNode::Handed(Box::new(handed));
+            let _ = turn.tell_node(to.node, handed, &text, Load::Bulk);
             if !more {
                 break;
             }
@@ -709,13 +743,14 @@ impl Room {
         }
     }
 
-    /// A node is about to hand a session over; returns whether it is still wanted.
-    pub(super) fn offered(&self, node: NodeId, seek: u64) -> bool {
+    /// A node is about to hand a session over; returns whether that is what is still wanted of it.
+    pub(super) fn offered(&self, node: NodeId, seek: u64, token: &TokenHash) -> bool {
         let members = self.members.read();
         members.elsewhere.as_ref().is_some_and(|elsewhere| {
             let mut seeks = elsewhere.handovers.seeks.lock();
             seeks.get_mut(&seek).is_some_and(|seek| {
-                let wanted = seek.found.is_some();
+                let wanted =
+                    seek.found.is_some() && seek.token == *token && seek.waiting.contains(&node);
                 if wanted {
                     seek.offered = Some(node);
                 }
@@ -745,6 +780,13 @@ impl Room {
         let Some(seek) = seeks.get_mut(&handed.seek) else {
             return debug!("{} comes too late", handed.member.id);
         };
+        let user = handed
+            .permit
+            .as_ref()
+            .and_then(|permit| permit.user.as_ref());
+        if seek.offered != Some(node) || seek.token != handed.token || seek.user.as_ref() != user {
+            return debug!("{} is not what {node} was asked for", handed.member.id);
+        }
         let Ok(missed) = serde_json::from_str::<Vec<&RawValue>>(text) else {
             return debug!("{} is handed over with something else", handed.member.id);
         };
@@ -776,21 +818,26 @@ impl Room {
         }
     }
 
-    /// A node forwards what was for a session that has come here from it.
+    /// A node forwards what was for a session that has come here from it; false if that does not get it.
     pub(super) fn forwarded(
         &self,
+        node: NodeId,
         seek: u64,
         source: NodeId,
         number: u64,
         sender: Option<SessionId>,
         text: &str,
-    ) {
+    ) -> bool {
         let members = self.members.read();
-        if let Some(elsewhere) = &members.elsewhere {
-            let frame = relayed(text);
-            let handovers = &elsewhere.handovers;
-            handovers.record_for(seek, source, number, sender, frame);
-        }
+        members.elsewhere.as_ref().is_some_and(|elsewhere| {
+            let mut seeks = elsewhere.handovers.seeks.lock();
+            let seek = seeks.get_mut(&seek);
+            let seek = seek.filter(|seek| seek.offered == Some(node));
+            seek.is_some_and(|seek| {
+                seek.record(source, number, Said::ToOne(sender, relayed(text)));
+                true
+            })
+        })
     }
 
     /// A node forwards nothing more.

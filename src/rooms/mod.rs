@@ -9,6 +9,7 @@
 
 mod elsewhere;
 mod handover;
+mod roster;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,11 +27,11 @@ use nohash_hasher::IntMap;
 use parking_lot::{Mutex, RwLock};
 use serde_json::value::RawValue;
 
-use self::{elsewhere::Elsewhere, handover::Said};
-pub(crate) use self::{elsewhere::Replies, handover::Sought};
+use self::{elsewhere::Elsewhere, handover::Said, roster::Rosters};
+pub(crate) use self::{elsewhere::Replies, handover::Sought, roster::Busy};
 use crate::{
     Config,
-    cluster::{Event, MAX_NUMBER, NodeId, ToNode, Uplink},
+    cluster::{MAX_NUMBER, NodeId, Share, ToNode, Uplink},
     outbox::{Sender, Unflushed},
     protocol::{self, Close, Peer, RoomName, SessionId},
     websocket::Frame,
@@ -46,6 +47,7 @@ pub(crate) struct Rooms {
     /// How other nodes are spoken to, if there may be any.
     uplink: Option<Arc<Uplink>>,
     index: Mutex<Index>,
+    rosters: Rosters,
 }
 
 #[derive(Default)]
@@ -57,9 +59,10 @@ struct Index {
 
 struct Entry {
     room: Arc<Room>,
-    /// How many sessions of this node are in the room, on their way in, or on their way out. With the
-    /// last the room goes.
+    /// How many sessions of this node are in the room, on their way in, or on their way out.
     seats: usize,
+    /// How many backends speak to the room from here. With the last of both the room goes.
+    backends: usize,
 }
 
 struct Room {
@@ -136,6 +139,18 @@ pub(crate) enum Full {
 pub(crate) struct Seat {
     rooms: Arc<Rooms>,
     room: Arc<Room>,
+    /// Whether it is a backend's, which is no session.
+    is_backends: bool,
+}
+
+/// Who says something.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Speaker<'a> {
+    /// The session; `None` for a backend, which speaks in the server's name.
+    id: Option<SessionId>,
+    share: Option<&'a Arc<Share>>,
+    /// The client's mark for the message.
+    reference: Option<&'a RawValue>,
 }
 
 /// A session that is in a room; dropping it is the leaving.
@@ -145,9 +160,12 @@ pub(crate) struct Membership {
     /// How many nodes the session had left behind when it came here: it may come again.
     moves: u32,
     guest: Arc<Guest>,
+    /// What it has in the uplink, if there is one.
+    share: Option<Arc<Share>>,
 }
 
 /// A session as an operator sees it.
+#[derive(Clone)]
 pub(crate) struct Glimpse {
     pub(crate) id: SessionId,
     pub(crate) way: Way,
@@ -184,6 +202,7 @@ impl Rooms {
             max_room_sessions: limit(config.max_room_sessions),
             uplink,
             index: Mutex::default(),
+            rosters: Rosters::default(),
         }
     }
 
@@ -193,9 +212,18 @@ impl Rooms {
     ///
     /// What there is too much of already.
     pub(crate) fn reserve(self: &Arc<Rooms>, name: &RoomName) -> Result<Seat, Full> {
+        self.take_seat(name, false)
+    }
+
+    /// Lets a backend speak to a room from here. It is no session, and no limit is its.
+    pub(crate) fn enter_backend(self: &Arc<Rooms>, name: &RoomName) -> Option<Seat> {
+        self.take_seat(name, true).ok()
+    }
+
+    fn take_seat(self: &Arc<Rooms>, name: &RoomName, is_backends: bool) -> Result<Seat, Full> {
         let Index { rooms, nodes } = &mut *self.index.lock();
         if !rooms.contains_key(name) {
-            if rooms.len() >= self.max_rooms {
+            if rooms.len() >= self.max_rooms && !is_backends {
                 return Err(Full::Rooms);
             }
             let uplink = self.uplink.as_ref();
@@ -207,17 +235,33 @@ impl Rooms {
                     ..Members::default()
                 }),
             });
-            rooms.insert(name.clone(), Entry { room, seats: 0 });
+            let entry = Entry {
+                room,
+                seats: 0,
+                backends: 0,
+            };
+            rooms.insert(name.clone(), entry);
         }
         let entry = rooms.get_mut(name).expect("it has just been seen to");
-        if entry.seats >= self.max_room_sessions {
-            return Err(Full::Room);
+        match is_backends {
+            true => entry.backends += 1,
+            false if entry.seats >= self.max_room_sessions => return Err(Full::Room),
+            false => entry.seats += 1,
         }
-        entry.seats += 1;
         Ok(Seat {
             rooms: self.clone(),
             room: entry.room.clone(),
+            is_backends,
         })
+    }
+
+    /// Waits in line for room in the uplink, for what can wait and is no client's message. Nobody else in
+    /// the line goes on while the outcome lives.
+    pub(crate) async fn in_line(&self) -> Option<impl Drop> {
+        match &self.uplink {
+            Some(uplink) => Some(uplink.in_line().await),
+            None => None,
+        }
     }
 
     /// The senders of all sessions of this node.
@@ -232,10 +276,11 @@ impl Rooms {
             .collect()
     }
 
-    /// The name of each room, and how many sessions of this node are in it.
+    /// The name of each room that a session of this node is in, and how many are.
     pub(crate) fn list(&self) -> Vec<(RoomName, usize)> {
         let name = |(room, seats): (Arc<Room>, usize)| (room.name.clone(), seats);
-        self.all().into_iter().map(name).collect()
+        let rooms = self.all().into_iter().filter(|(_, seats)| *seats > 0);
+        rooms.map(name).collect()
     }
 
     fn all(&self) -> Vec<(Arc<Room>, usize)> {
@@ -265,51 +310,23 @@ impl Rooms {
         }
         let mut unflushed = Unflushed::default();
         Some(match receiver {
-            Some(id) => usize::from(room.send(None, id, frame.clone(), &mut unflushed)),
-            None => room.broadcast(None, frame, &mut unflushed),
+            Some(id) => {
+                let speaker = Speaker::default();
+                usize::from(room.send(speaker, id, frame.clone(), &mut unflushed))
+            }
+            None => room.broadcast(Speaker::default(), frame, &mut unflushed),
         })
     }
 
-    /// The sessions of a room, longest-joined first; `None` if nobody is there.
-    pub(crate) fn look_into(&self, name: &RoomName) -> Option<Vec<Glimpse>> {
-        let room = self.find(name)?;
-        let members = room.members.read();
-        let mut glimpses: Vec<(u64, Glimpse)> = members
-            .senders
-            .iter()
-            .map(|(id, member)| {
-                let glimpse = Glimpse {
-                    id: *id,
-                    way: member.way.clone(),
-                    guest: member.guest.clone(),
-                };
-                (member.joined, glimpse)
-            })
-            .collect();
-        glimpses.sort_unstable_by_key(|(joined, glimpse)| (*joined, glimpse.id));
-        let glimpses: Vec<Glimpse> = glimpses.into_iter().map(|(_, glimpse)| glimpse).collect();
-        (!glimpses.is_empty()).then_some(glimpses)
-    }
-
-    /// Closes a session, wherever it is; false if there is none.
-    pub(crate) fn close(&self, name: &RoomName, id: SessionId, close: Close) -> bool {
-        let Some(room) = self.find(name) else {
-            return false;
-        };
-        let members = room.members.read();
-        match members.senders.get(&id).map(|member| &member.way) {
-            Some(Way::Here(sender) | Way::Arriving(_, sender)) => {
-                sender.close(close);
-                true
+    /// Closes a session, wherever it is.
+    pub(crate) fn close(&self, name: &RoomName, session: &Glimpse, close: Close) {
+        match (&session.way, &self.uplink) {
+            (Way::Here(sender) | Way::Arriving(_, sender), _) => sender.close(close),
+            (Way::There(node) | Way::Going(node), Some(uplink)) => {
+                let (room, id) = (name.clone(), session.id);
+                uplink.turn().notify(*node, ToNode::Expel { room, id });
             }
-            Some(Way::There(node) | Way::Going(node)) => {
-                members.elsewhere.as_ref().is_some_and(|elsewhere| {
-                    let room = name.clone();
-                    let expel = ToNode::Expel { room, id };
-                    elsewhere.uplink.turn().tell_node(*node, expel, &[]).is_ok()
-                })
-            }
-            None => false,
+            (Way::There(_) | Way::Going(_), None) => {}
         }
     }
 
@@ -326,10 +343,24 @@ impl Rooms {
 }
 
 impl Room {
+    /// Its sessions, longest-joined first.
+    fn glimpses(&self) -> Vec<Glimpse> {
+        let members = self.members.read();
+        let glimpses = members.senders.iter().map(|(id, member)| {
+            let glimpse = Glimpse {
+                id: *id,
+                way: member.way.clone(),
+                guest: member.guest.clone(),
+            };
+            (member.joined, glimpse)
+        });
+        longest_joined_first(glimpses.collect())
+    }
+
     /// Sends to one session; false if there is none of that id that still takes messages.
     fn send(
         &self,
-        sender: Option<SessionId>,
+        speaker: Speaker<'_>,
         receiver: SessionId,
         frame: Frame,
         unflushed: &mut Unflushed,
@@ -340,19 +371,15 @@ impl Room {
             Some(way) => {
                 let elsewhere = members.elsewhere.as_ref();
                 elsewhere
-                    .is_some_and(|it| it.send(&self.name, way, sender, receiver, frame).is_ok())
+                    .is_some_and(|it| it.send(&self.name, way, speaker, receiver, frame).is_ok())
             }
             None => false,
         }
     }
 
     /// Sends to every session but the sender; returns how many took it.
-    fn broadcast(
-        &self,
-        sender: Option<SessionId>,
-        frame: &Frame,
-        unflushed: &mut Unflushed,
-    ) -> usize {
+    fn broadcast(&self, speaker: Speaker<'_>, frame: &Frame, unflushed: &mut Unflushed) -> usize {
+        let sender = speaker.id;
         let members = self.members.read();
         let (mut here, mut there) = (0, 0);
         for (id, member) in &members.senders {
@@ -366,7 +393,7 @@ impl Room {
         }
         match &members.elsewhere {
             Some(elsewhere) if there > 0 => {
-                let said = elsewhere.say(&self.name, Event::Broadcast(sender), frame.payload());
+                let said = elsewhere.broadcast(&self.name, speaker, frame.payload());
                 elsewhere.record(said, &Said::ToAll(sender, frame.clone()));
                 here + said.map_or(0, |_| there)
             }
@@ -394,12 +421,7 @@ impl Seat {
         members.tell_joined(&self.room.name, id, new);
         drop(members);
         drop(unflushed);
-        Membership {
-            seat: self,
-            id,
-            moves: 0,
-            guest,
-        }
+        Membership::new(self, id, 0, guest)
     }
 }
 
@@ -407,8 +429,11 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let rooms = &mut self.rooms.index.lock().rooms;
         if let Some(entry) = rooms.get_mut(&self.room.name) {
-            entry.seats -= 1;
-            if entry.seats == 0 {
+            match self.is_backends {
+                true => entry.backends -= 1,
+                false => entry.seats -= 1,
+            }
+            if entry.seats + entry.backends == 0 {
                 rooms.remove(&self.room.name);
                 release_spare(rooms);
                 self.room.exit();
@@ -418,6 +443,36 @@ impl Drop for Seat {
 }
 
 impl Membership {
+    fn new(seat: Seat, id: SessionId, moves: u32, guest: Arc<Guest>) -> Membership {
+        let share = seat.rooms.uplink.is_some().then(Arc::default);
+        Membership {
+            seat,
+            id,
+            moves,
+            guest,
+            share,
+        }
+    }
+
+    fn speaker<'a>(&'a self, reference: Option<&'a RawValue>) -> Speaker<'a> {
+        Speaker {
+            id: Some(self.id),
+            share: self.share.as_ref(),
+            reference,
+        }
+    }
+
+    /// What the session has to wait for before it says more to other nodes, if it has to.
+    pub(crate) fn has_to_wait(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let share = self.share.as_ref()?;
+        let uplink = self.seat.rooms.uplink.as_ref()?;
+        let reaches = || self.seat.room.reaches_others();
+        uplink.holds_up(share, reaches).then(|| {
+            let (uplink, share) = (uplink.clone(), share.clone());
+            async move { uplink.has_room(&share).await }
+        })
+    }
+
     /// The room's name.
     pub(crate) fn room(&self) -> &RoomName {
         &self.seat.room.name
@@ -441,26 +496,27 @@ impl Membership {
     }
 
     /// Sends to one session of the room; false if there is none of that id that still takes
-    /// messages.
+    /// messages. `reference` is the client's mark for the message.
     pub(crate) fn send(
         &self,
         receiver: SessionId,
         frame: Frame,
+        reference: Option<&RawValue>,
         unflushed: &mut Unflushed,
     ) -> bool {
-        self.seat
-            .room
-            .send(Some(self.id), receiver, frame, unflushed)
+        let speaker = self.speaker(reference);
+        self.seat.room.send(speaker, receiver, frame, unflushed)
     }
 
     /// Sends to every other session of the room; returns how many took it.
     pub(crate) fn broadcast(&self, frame: &Frame, unflushed: &mut Unflushed) -> usize {
-        self.seat.room.broadcast(Some(self.id), frame, unflushed)
+        let speaker = self.speaker(None);
+        self.seat.room.broadcast(speaker, frame, unflushed)
     }
 
     /// Gives `tell` the others, longest-joined first. Nobody comes or goes meanwhile: what it puts
     /// into the session's outbox is true where it stands among all else that the session gets.
-    pub(crate) fn with_roster(&self, tell: impl FnOnce(&[Peer])) {
+    pub(crate) fn with_roster<T>(&self, tell: impl FnOnce(&[Peer]) -> T) -> T {
         let members = self.seat.room.members.read();
         let others = members.senders.iter().filter(|(id, _)| **id != self.id);
         let mut others: Vec<(u64, Peer<'_>)> = others
@@ -471,7 +527,7 @@ impl Membership {
             .collect();
         others.sort_unstable_by_key(|(joined, peer)| (*joined, peer.id));
         let peers: Vec<Peer<'_>> = others.into_iter().map(|(_, peer)| peer).collect();
-        tell(&peers);
+        tell(&peers)
     }
 }
 
@@ -517,6 +573,12 @@ impl Members {
             let _ = sender.push(frame.clone(), unflushed);
         }
     }
+}
+
+/// Sorts sessions by their numbers of joining.
+fn longest_joined_first(mut glimpses: Vec<(u64, Glimpse)>) -> Vec<Glimpse> {
+    glimpses.sort_unstable_by_key(|(joined, glimpse)| (*joined, glimpse.id));
+    glimpses.into_iter().map(|(_, glimpse)| glimpse).collect()
 }
 
 /// Gives back what a map that was once full no longer needs.

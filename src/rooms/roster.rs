@@ -1,0 +1,441 @@
+//! Lists of who is where, which nodes tell each other in pieces, as the uplink has room. No I/O.
+//!
+//! A list goes through the ids of a room's sessions in their order, a range at a time. Each piece is
+//! what is true of its range when it is said, and what happens in the room is said between the pieces:
+//! so nothing need stand still meanwhile, neither the room nor others, however long the list is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    sync::Arc,
+    time::Duration,
+    vec,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use super::{Glimpse, Member, Members, Room, Rooms, Way, longest_joined_first};
+use crate::{
+    cluster::{self, Digest, Load, MAX_ROOMS, NodeId, PART_BYTES, Share, ToNode, Uplink},
+    protocol::{RoomName, SessionId},
+};
+
+/// How many pieces are said in one turn: what others say is to be heard, too.
+const PIECES_AT_ONCE: usize = 16;
+
+/// How many rooms may be looked up on other nodes at once, and for how many operators each.
+const MAX_LOOKUPS: usize = 64;
+
+/// What is to be said to other nodes piece by piece, and what is listed for operators.
+#[derive(Default)]
+pub(super) struct Rosters {
+    /// Each takes its turn with one piece.
+    pieces: Mutex<VecDeque<Pieces>>,
+    /// What this has in the uplink.
+    share: Arc<Share>,
+    lookups: Mutex<BTreeMap<RoomName, Lookup>>,
+}
+
+/// What takes several messages to a node.
+enum Pieces {
+    /// Who is in a room.
+    Roster(NodeId, RoomName),
+    /// Who of its is in these rooms?
+    Ask(NodeId, vec::IntoIter<RoomName>),
+    /// Where it should be with what was said of these rooms.
+    Digest(NodeId, vec::IntoIter<Arc<Room>>),
+}
+
+impl Pieces {
+    fn node(&self) -> NodeId {
+        match self {
+            Pieces::Roster(node, _) | Pieces::Ask(node, _) | Pieces::Digest(node, _) => *node,
+        }
+    }
+}
+
+/// A list of a room's sessions that is being told to a node.
+#[derive(Default)]
+pub(super) struct Roster {
+    /// The sessions that are left, from the first piece on.
+    left: Option<BTreeSet<SessionId>>,
+    /// Up to where it has been told.
+    until: Option<SessionId>,
+}
+
+/// A list of a node's sessions in a room that is being heard.
+pub(super) struct Listing {
+    /// Up to where it has been heard.
+    until: Option<SessionId>,
+    /// The sessions of the node that were known before, as far as they have not been listed.
+    unlisted: BTreeSet<SessionId>,
+    /// Whether something that happened meanwhile has been missed.
+    has_gap: bool,
+}
+
+/// What has come of a piece of a list.
+pub(super) struct Heard {
+    /// The sessions that are not in it, though their ids are in its range.
+    pub(super) gone: Vec<SessionId>,
+    /// Whether the list is at its end, and nothing is missing.
+    pub(super) is_whole: bool,
+}
+
+/// A room that is listed for operators, of which nobody is here.
+struct Lookup {
+    /// Which nodes have not said all, and up to where they have.
+    waiting: BTreeMap<NodeId, Option<SessionId>>,
+    found: Vec<(u64, Glimpse)>,
+    operators: Vec<oneshot::Sender<Vec<Glimpse>>>,
+}
+
+/// Too many operators look up too many rooms.
+#[derive(Debug)]
+pub(crate) struct Busy;
+
+impl Listing {
+    /// Takes in a piece; where it is the first, `known` are the sessions of the node that are known. `None`
+    /// if a piece before it is missing.
+    pub(super) fn hear(
+        listing: &mut Option<Listing>,
+        piece: &cluster::Members,
+        known: Vec<SessionId>,
+    ) -> Option<Heard> {
+        let mut list = match (listing.take(), piece.after) {
+            (_, None) => Listing {
+                until: None,
+                unlisted: known.into_iter().collect(),
+                has_gap: false,
+            },
+            (Some(list), after) if list.until == after => list,
+            _ => return None,
+        };
+        let rest = match piece.until {
+            // Nothing is greater than what is in this range, but for that itself.
+            Some(until) => {
+                let mut rest = list.unlisted.split_off(&until);
+                if rest.remove(&until) {
+                    list.unlisted.insert(until);
+                }
+                rest
+            }
+            None => BTreeSet::new(),
+        };
+        let mut gone = mem::replace(&mut list.unlisted, rest);
+        for member in &piece.members {
+            gone.remove(&member.id);
+        }
+        let is_whole = piece.until.is_none() && !list.has_gap;
+        if piece.until.is_some() {
+            list.until = piece.until;
+            *listing = Some(list);
+        }
+        let gone = gone.into_iter().collect();
+        Some(Heard { gone, is_whole })
+    }
+
+    /// Something that happened in the room has been missed.
+    pub(super) fn missed(&mut self) {
+        self.has_gap = true;
+    }
+}
+
+impl Members {
+    /// The next piece of a list of this node's sessions, and whether it is the last.
+    fn piece(&self, name: &RoomName, roster: &mut Roster, last: u64) -> cluster::Members {
+        let elsewhere = self.elsewhere.as_deref();
+        let left = roster.left.get_or_insert_with(|| {
+            let own = self.senders.iter();
+            let own = own.filter(|(_, member)| member.way.is_own());
+            let own = own.map(|(id, _)| *id);
+            // That these have gone the other may not know yet.
+            let gone = elsewhere.into_iter().flat_map(|it| it.handovers.all_gone());
+            own.chain(gone.map(|member| member.id)).collect()
+        });
+        let after = roster.until;
+        let mut members = Vec::new();
+        let mut bytes = 0;
+        while bytes < PART_BYTES
+            && let Some(id) = left.pop_first()
+        {
+            roster.until = Some(id);
+            let own = self.senders.get(&id).filter(|it| it.way.is_own());
+            let own = own.map(|member| member.to_wire(id));
+            let gone = || elsewhere.and_then(|it| it.handovers.gone_as(id));
+            if let Some(member) = own.or_else(gone) {
+                bytes += member.len();
+                members.push(member);
+            }
+        }
+        cluster::Members {
+            room: name.clone(),
+            last,
+            clock: self.clock,
+            after,
+            until: roster.until.filter(|_| !left.is_empty()),
+            members,
+        }
+    }
+}
+
+impl Room {
+    /// Begins a list of who is here for a node; false if that is under way.
+    fn begin_roster(&self, node: NodeId) -> bool {
+        let mut members = self.members.write();
+        members.elsewhere.as_mut().is_some_and(|elsewhere| {
+            let is_new = !elsewhere.rosters.contains_key(&node);
+            elsewhere.rosters.entry(node).or_default();
+            is_new
+        })
+    }
+
+    /// Says the next piece of the list to a node; returns whether there is more.
+    fn say_piece(&self, node: NodeId) -> bool {
+        let mut members = self.members.write();
+        let Some(elsewhere) = &mut members.elsewhere else {
+            return false;
+        };
+        let (last, uplink) = (elsewhere.last(), elsewhere.uplink.clone());
+        let Some(mut roster) = elsewhere.rosters.remove(&node) else {
+            return false;
+        };
+        let piece = members.piece(&self.name, &mut roster, last);
+        let more = piece.until.is_some();
+        // Where this node is cut off, all is told when it is no longer.
+        let said = uplink
+            .turn()
+            .tell_node(node, ToNode::Members(piece), &[], Load::Bulk);
+        if more
+            && said.is_ok()
+            && let Some(elsewhere) = &mut members.elsewhere
+        {
+            elsewhere.rosters.insert(node, roster);
+        }
+        more && said.is_ok()
+    }
+}
+
+impl Rooms {
+    /// Tells a node in pieces who is in a room here.
+    pub(super) fn list_to(&self, node: NodeId, room: &Room) {
+        if room.begin_roster(node) {
+            let roster = Pieces::Roster(node, room.name.clone());
+            self.rosters.pieces.lock().push_back(roster);
+        }
+    }
+
+    /// Asks a node in pieces who of its is in these rooms, unless it is being asked.
+    pub(super) fn ask(&self, node: NodeId, rooms: Vec<RoomName>) {
+        let mut pieces = self.rosters.pieces.lock();
+        let is_asked = |it: &Pieces| matches!(it, Pieces::Ask(asked, _) if *asked == node);
+        if !rooms.is_empty() && !pieces.iter().any(is_asked) {
+            pieces.push_back(Pieces::Ask(node, rooms.into_iter()));
+        }
+    }
+
+    /// Tells each node in pieces where it should be with what this one has said.
+    pub(crate) fn digest(&self) {
+        let nodes: Vec<NodeId> = self.index.lock().nodes.iter().copied().collect();
+        for node in nodes {
+            let rooms = self.rooms();
+            let mut pieces = self.rosters.pieces.lock();
+            let is_told = |it: &Pieces| matches!(it, Pieces::Digest(told, _) if *told == node);
+            if !pieces.iter().any(is_told) {
+                pieces.push_back(Pieces::Digest(node, rooms.into_iter()));
+            }
+        }
+    }
+
+    /// Whether there is something to be said in pieces.
+    pub(crate) fn has_pieces(&self) -> bool {
+        !self.rosters.pieces.lock().is_empty()
+    }
+
+    /// Waits until the uplink has room for a piece.
+    pub(crate) async fn has_room(&self) {
+        if let Some(uplink) = &self.uplink {
+            uplink.has_room(&self.rosters.share).await;
+        }
+    }
+
+    /// Says some pieces, as far as there is room for them.
+    pub(crate) fn say_pieces(&self) {
+        let Some(uplink) = &self.uplink else {
+            return;
+        };
+        let mut passed_over = 0;
+        for _ in 0..PIECES_AT_ONCE {
+            let mut pieces = self.rosters.pieces.lock();
+            if passed_over >= pieces.len() {
+                return;
+            }
+            let Some(mut next) = pieces.pop_front() else {
+                return;
+            };
+            if !uplink.has_room_for(next.node(), &self.rosters.share) {
+                // Others may have.
+                pieces.push_back(next);
+                passed_over += 1;
+                continue;
+            }
+            drop(pieces);
+            passed_over = 0;
+            if self.say_piece(uplink, &mut next) {
+                self.rosters.pieces.lock().push_back(next);
+            }
+        }
+    }
+
+    /// Says the next piece; returns whether there is more.
+    fn say_piece(&self, uplink: &Uplink, pieces: &mut Pieces) -> bool {
+        let (node, what, more) = match pieces {
+            Pieces::Roster(node, room) => {
+                return self.find(room).is_some_and(|room| room.say_piece(*node));
+            }
+            Pieces::Ask(node, rooms) => {
+                let asked = rooms.by_ref().take(MAX_ROOMS).collect();
+                (*node, ToNode::Ask(asked), rooms.len() > 0)
+            }
+            Pieces::Digest(node, rooms) => {
+                let next = rooms.by_ref().take(MAX_ROOMS);
+                let digests = next.filter_map(|room| room.digest(*node));
+                let digests: Vec<Digest> = digests.collect();
+                let more = rooms.len() > 0;
+                let rooms = digests;
+                (*node, ToNode::Digest { rooms, more }, more)
+            }
+        };
+        // Where this node is cut off, it is not heard in any case.
+        let _ = uplink.turn().tell_node(node, what, &[], Load::Bulk);
+        more
+    }
+
+    /// The sessions of a room on all nodes, longest-joined first. What other nodes do not say within
+    /// `limit` is left out. Nothing comes to be by that: where nobody is in the room here, the other nodes
+    /// are asked for their lists.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`] where too many rooms are being looked up.
+    pub(crate) async fn look(
+        &self,
+        name: &RoomName,
+        limit: Duration,
+    ) -> Result<Vec<Glimpse>, Busy> {
+        match self.find(name) {
+            Some(room) => {
+                room.enter(limit).await;
+                Ok(room.glimpses())
+            }
+            None => self.look_abroad(name, limit).await,
+        }
+    }
+
+    async fn look_abroad(&self, name: &RoomName, limit: Duration) -> Result<Vec<Glimpse>, Busy> {
+        let Some(uplink) = &self.uplink else {
+            return Ok(Vec::new());
+        };
+        let nodes = self.index.lock().nodes.clone();
+        let (done, mut waiting) = oneshot::channel();
+        {
+            let mut lookups = self.rosters.lookups.lock();
+            if let Some(lookup) = lookups.get_mut(name) {
+                lookup.operators.retain(|operator| !operator.is_closed());
+                if lookup.operators.len() >= MAX_LOOKUPS {
+                    return Err(Busy);
+                }
+                lookup.operators.push(done);
+            } else {
+                if lookups.len() >= MAX_LOOKUPS {
+                    return Err(Busy);
+                }
+                let lookup = Lookup {
+                    waiting: nodes.iter().map(|node| (*node, None)).collect(),
+                    found: Vec::new(),
+                    operators: vec![done],
+                };
+                lookups.insert(name.clone(), lookup);
+                let mut turn = uplink.turn();
+                for node in &nodes {
+                    turn.notify(*node, ToNode::Ask(vec![name.clone()]));
+                }
+            }
+        }
+        let _guard = LookupGuard { rooms: self, name };
+        self.end_lookup(name, false);
+        match timeout_at(Instant::now() + limit, &mut waiting).await {
+            Ok(found) => Ok(found.unwrap_or_default()),
+            Err(_) => {
+                self.end_lookup(name, true);
+                Ok(waiting.try_recv().unwrap_or_default())
+            }
+        }
+    }
+
+    /// Ends a lookup to which nobody has anything to add, or which `is_over` in any case.
+    fn end_lookup(&self, name: &RoomName, is_over: bool) {
+        let mut lookups = self.rosters.lookups.lock();
+        let Some(lookup) = lookups.get(name) else {
+            return;
+        };
+        if !is_over && !lookup.waiting.is_empty() {
+            return;
+        }
+        if let Some(lookup) = lookups.remove(name) {
+            let found = longest_joined_first(lookup.found);
+            for operator in lookup.operators {
+                // Who has gone need not know.
+                let _ = operator.send(found.clone());
+            }
+        }
+    }
+
+    /// A node lists its sessions in a room that is not here.
+    pub(super) fn listed_abroad(&self, node: NodeId, piece: cluster::Members) {
+        let name = piece.room.clone();
+        if let Some(lookup) = self.rosters.lookups.lock().get_mut(&name) {
+            match lookup.waiting.get_mut(&node) {
+                Some(until) if *until == piece.after => *until = piece.until,
+                _ => return,
+            }
+            if piece.until.is_none() {
+                lookup.waiting.remove(&node);
+            }
+            let glimpses = piece.members.into_iter().map(|member| {
+                let (id, joined) = (member.id, member.joined);
+                let Member { way, guest, .. } = member.into_member(Way::There(node));
+                (joined, Glimpse { id, way, guest })
+            });
+            lookup.found.extend(glimpses);
+        }
+        self.end_lookup(&name, false);
+    }
+
+    /// A node is not in a room that is not here either, or is not there.
+    pub(super) fn absent_abroad(&self, node: NodeId, name: &RoomName) {
+        if let Some(lookup) = self.rosters.lookups.lock().get_mut(name) {
+            lookup.waiting.remove(&node);
+        }
+        self.end_lookup(name, false);
+    }
+}
+
+/// An operator's part in a lookup. Dropping it ends what nobody waits for any longer.
+struct LookupGuard<'a> {
+    rooms: &'a Rooms,
+    name: &'a RoomName,
+}
+
+impl Drop for LookupGuard<'_> {
+    fn drop(&mut self) {
+        let mut lookups = self.rooms.rosters.lookups.lock();
+        let is_left = |lookup: &Lookup| lookup.operators.iter().all(oneshot::Sender::is_closed);
+        if lookups.get(self.name).is_some_and(is_left) {
+            lookups.remove(self.name);
+        }
+    }
+}
