@@ -107,7 +107,9 @@ impl<'de> Deserialize<'de> for SessionId {
     }
 }
 
-/// The name of a room: 1 to 128 bytes of UTF-8 without control characters.
+/// The name of a room: 1 to 128 bytes of UTF-8 without control characters, and neither `.` nor `..`,
+/// which URLs cannot hold: clients remove such path segments, encoded ones too (WHATWG URL, section
+/// 4.4).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RoomName(Arc<str>);
 
@@ -143,6 +145,9 @@ impl RoomName {
         }
         if name.chars().any(char::is_control) {
             return Err("a room name has no control characters");
+        }
+        if [".", ".."].contains(&name) {
+            return Err("a room name is neither . nor .., which browsers remove: take another");
         }
         Ok(RoomName(name.into()))
     }

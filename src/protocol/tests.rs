@@ -212,3 +212,25 @@ fn every_answer_is_as_the_protocol_prints_it() {
     let text = format!(r#"{{"type":"error","sender":"server","receiver":"{to}","data":{data}}}"#);
     ends(error(to, &Problem::empty_room(), None), &text);
 }
+
+#[test]
+fn a_room_name_keeps_to_its_rule_wherever_it_comes_from() {
+    let read = |name: &str| serde_json::from_value::<RoomName>(name.into()).is_ok();
+    for name in ["lobby", "a b", "/", "...", ".a", "a..", "\u{2028}"] {
+        assert!(read(name), "{name:?}");
+        let segment =
+            percent_encoding::percent_encode(name.as_bytes(), percent_encoding::NON_ALPHANUMERIC);
+        assert_eq!(
+            RoomName::from_segment(&segment.to_string())
+                .unwrap()
+                .as_str(),
+            name
+        );
+    }
+    for name in ["", ".", "..", "a\nb", "\u{7f}", "\u{85}", &"n".repeat(129)] {
+        assert!(!read(name), "{name:?}");
+    }
+    for segment in ["", ".", "..", "%2e", "%2E.", ".%2e", "%0a", "%C2%85"] {
+        assert!(RoomName::from_segment(segment).is_err(), "{segment}");
+    }
+}

@@ -557,3 +557,22 @@ async fn the_program_says_where_operators_are_answered() {
     stop.send(()).unwrap();
     let _ = asking.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_room_that_no_client_can_join_is_no_room_for_operators() {
+    let server = server().await;
+    let message = r#"{"type":"notice","receiver":"all"}"#;
+    for name in [".", "..", "%2e", "%2E%2e", ".%2E"] {
+        for (method, path) in [
+            ("GET", format!("/rooms/{name}")),
+            ("POST", format!("/rooms/{name}/messages")),
+            (
+                "DELETE",
+                format!("/rooms/{name}/sessions/6c1f0000-0000-4000-8000-000000000001"),
+            ),
+        ] {
+            let answer = ask(&server, method, &path, "", message).await;
+            assert_eq!(answer.code(), (400, "bad_room".into()), "{method} {path}");
+        }
+    }
+}
