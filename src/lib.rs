@@ -31,6 +31,7 @@
 //! | `resume` | the sessions that may be resumed |
 //! | `heartbeat`, `expiry` | who is pinged, who is given up; whose token ends |
 //! | `protocol` | the wire format |
+//! | `escape` | what comes from outside, as it is logged |
 //! | `admin` | every URL for operators |
 //! | `metrics`, `traffic` | everything that is counted |
 //! | `reload` | what is read from files, and read again |
@@ -42,6 +43,7 @@ mod admin;
 mod admission;
 mod cluster;
 mod config;
+mod escape;
 mod expiry;
 mod heartbeat;
 mod ice;
@@ -78,6 +80,7 @@ use crate::{
     admission::Admission,
     cluster::Cluster,
     config::sessions_by_files,
+    escape::Escaped,
     expiry::Expiries,
     heartbeat::Heartbeat,
     ice::IceServers,
@@ -489,7 +492,7 @@ struct Readme;
 fn report(what: &str, result: io::Result<()>) {
     match result {
         Ok(()) => info!("read {what} again"),
-        Err(error) => warn!("{what}: as before, for {error}"),
+        Err(error) => warn!("{what}: as before, for {}", Escaped(error)),
     }
 }
 

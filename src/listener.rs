@@ -23,7 +23,10 @@ use warp::{
     reply::{Reply, Response},
 };
 
-use crate::{Shared, admission::AddressPlace, refusal::Refusal, routes::PeerAddress, tls::Tls};
+use crate::{
+    Shared, admission::AddressPlace, escape::Escaped, refusal::Refusal, routes::PeerAddress,
+    tls::Tls,
+};
 
 /// How many connections the kernel holds until they are accepted: a storm of them waits instead of
 /// being retried.
@@ -123,7 +126,7 @@ impl Service {
         };
         match accepted {
             Ok(Ok(stream)) => self.serve(stream, peer).await,
-            Ok(Err(error)) => debug!("no TLS with {peer}: {error}"),
+            Ok(Err(error)) => debug!("no TLS with {peer}: {}", Escaped(error)),
             Err(_) => debug!("TLS with {peer} took too long"),
         }
     }
@@ -157,7 +160,7 @@ impl Service {
         };
         match served {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!("the connection of {peer} ended: {error}"),
+            Ok(Err(error)) => debug!("the connection of {peer} ended: {}", Escaped(error)),
             Err(_) => debug!("the connection of {peer} took too long"),
         }
     }

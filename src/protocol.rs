@@ -25,7 +25,7 @@ use serde::{
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::websocket::Frame;
+use crate::{escape::Escaped, websocket::Frame};
 
 /// The subprotocol a client gets if it offers it.
 pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";
@@ -153,9 +153,10 @@ impl RoomName {
     }
 }
 
+/// The name for the log, [`Escaped`]; everything else takes [`as_str`](RoomName::as_str).
 impl Display for RoomName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        Escaped(&self.0).fmt(f)
     }
 }
 

@@ -234,3 +234,12 @@ fn a_room_name_keeps_to_its_rule_wherever_it_comes_from() {
         assert!(RoomName::from_segment(segment).is_err(), "{segment}");
     }
 }
+
+#[test]
+fn a_room_name_is_escaped_in_the_log_and_nowhere_else() {
+    let name = "tea\u{2028}\u{202E}";
+    let room: RoomName = serde_json::from_value(name.into()).unwrap();
+    assert_eq!(room.to_string(), r"tea\u{2028}\u{202e}");
+    assert_eq!(serde_json::to_value(&room).unwrap(), name);
+    assert_eq!(room.as_str(), name);
+}

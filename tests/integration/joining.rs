@@ -1,8 +1,11 @@
 //! Who comes and who goes.
 
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{Client, Raw, TestServer, eventually, frame, handshake, text};
+use crate::support::{
+    Client, Program, Raw, TestServer, eventually, frame, handshake, text, within_deadline,
+};
 
 #[tokio::test]
 async fn everyone_else_hears_who_comes_and_who_goes() {
@@ -221,4 +224,33 @@ async fn a_room_goes_with_its_last_session() {
     assert_eq!(server.anteroom.rooms(), 1);
     second.leave().await;
     eventually("the last leave", || server.anteroom.rooms() == 0).await;
+}
+
+#[tokio::test]
+async fn a_room_name_cannot_write_lines_of_its_own_into_the_log() {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
+    command
+        .args(["--listen", "127.0.0.1:0"])
+        .env("RUST_LOG", "anteroom=debug")
+        .stderr(std::process::Stdio::piped());
+    let mut server = Program::run(command).await;
+    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    // A line separator, and what turns the direction of text.
+    let path = "/room/tea%E2%80%A8INFO%20forged%E2%80%AE%5C";
+    let mut client = Client::connect(server.address, path).await;
+    let room = client.hello().await["data"]["room"].clone();
+    assert_eq!(room, "tea\u{2028}INFO forged\u{202E}\\");
+    let joined = async {
+        loop {
+            let line = log.next_line().await.unwrap().unwrap();
+            if line.contains(" joined ") {
+                return line;
+            }
+        }
+    };
+    let line = within_deadline("the line", joined).await;
+    assert!(
+        line.ends_with(r" joined tea\u{2028}INFO forged\u{202e}\\"),
+        "{line:?}"
+    );
 }
