@@ -2,7 +2,7 @@
 //! place.
 
 use std::{
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::UNIX_EPOCH,
 };
 
@@ -45,6 +45,9 @@ const PAGE_HEADERS: [(HeaderName, HeaderValue); 4] = [
     ),
     (ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
 ];
+
+/// The one folder of a site whose name may begin with a dot (RFC 8615).
+const WELL_KNOWN: &str = ".well-known";
 
 /// Where the page for operators is among the files.
 const ADMIN_FOLDER: &str = "admin/";
@@ -123,11 +126,13 @@ fn embedded(path: &str) -> Option<File> {
 }
 
 /// Opens a file of `folder`; there is none where it is no plain file, or outside, be it by `..` or
-/// by a link.
+/// by a link, or where it is hidden, under the name that is asked for or the one it leads to.
 async fn open(folder: &Path, path: &str) -> Option<File> {
     let folder = fs::canonicalize(folder).await.ok()?;
-    let path = fs::canonicalize(folder.join(path)).await.ok()?;
-    if !path.starts_with(folder) || !fs::metadata(&path).await.ok()?.is_file() {
+    let asked = Path::new(path);
+    let path = fs::canonicalize(folder.join(asked)).await.ok()?;
+    let inside = path.strip_prefix(folder).ok()?;
+    if is_hidden(asked) || is_hidden(inside) || !fs::metadata(&path).await.ok()?.is_file() {
         return None;
     }
     let file = fs::File::open(path).await.ok()?;
@@ -140,6 +145,19 @@ async fn open(folder: &Path, path: &str) -> Option<File> {
     Some(File {
         etag: format!("{:x}-{:x}", modified.as_nanos(), metadata.len()),
         response,
+    })
+}
+
+/// Whether a path in the folder leads to a file, or into a folder, whose name begins with a dot: a
+/// secret or a repository that nobody meant to publish. `.well-known` at the top is for the public.
+fn is_hidden(path: &Path) -> bool {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    });
+    names.enumerate().any(|(index, name)| {
+        let is_public = index == 0 && name == WELL_KNOWN;
+        name.as_encoded_bytes().starts_with(b".") && !is_public
     })
 }
 

@@ -371,3 +371,66 @@ async fn who_closes_its_side_behind_the_request_is_answered() {
     assert_eq!(raw.read_message().await["type"], "hello");
     assert_eq!(raw.read_to_end().await, b"");
 }
+
+#[tokio::test]
+async fn files_whose_names_begin_with_a_dot_are_not_served() {
+    let folder = std::env::temp_dir().join(format!("anteroom-dots-{}", std::process::id()));
+    for name in ["sub", ".git", ".well-known/sub", "sub/.well-known"] {
+        std::fs::create_dir_all(folder.join(name)).unwrap();
+    }
+    for name in [
+        ".env",
+        ".git/config",
+        ".git/index.html",
+        "sub/.hidden",
+        "sub/plain",
+        ".well-known/security.txt",
+        ".well-known/sub/plain",
+        ".well-known/.hidden",
+        "sub/.well-known/plain",
+    ] {
+        std::fs::write(folder.join(name), "contents").unwrap();
+    }
+    for (target, link) in [
+        (".env", "env"),
+        (".git", "git"),
+        ("sub/plain", ".plain"),
+        (".well-known/security.txt", "security.txt"),
+    ] {
+        std::os::unix::fs::symlink(target, folder.join(link)).unwrap();
+    }
+    let server = TestServer::with(|config| config.static_dir = Some(folder.clone())).await;
+    for (path, status) in [
+        ("/.env", 404),
+        ("/%2eenv", 404),
+        ("/%2Eenv", 404),
+        ("/.git/config", 404),
+        ("/.git/", 404),
+        ("/sub/.hidden", 404),
+        ("/sub/%2ehidden", 404),
+        ("/sub%2f.hidden", 404),
+        ("/sub/../.env", 404),
+        ("/.well-known/../.env", 404),
+        ("/.well-known/.hidden", 404),
+        ("/sub/.well-known/plain", 404),
+        ("//.env", 404),
+        // By a link to one, and by a link that is one.
+        ("/env", 404),
+        ("/git/config", 404),
+        ("/.plain", 404),
+        ("/sub/plain", 200),
+        ("/.well-known/security.txt", 200),
+        ("/%2ewell-known/sub/plain", 200),
+        ("/security.txt", 200),
+    ] {
+        let answer = ask(&server, "GET", path, "").await;
+        assert_eq!(answer.status, status, "{path}");
+        if status == 404 {
+            assert_eq!(
+                answer.line(),
+                "nothing here: the page is at /, the rooms are at /room"
+            );
+        }
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
