@@ -5,9 +5,8 @@ use std::{borrow::Cow, convert::Infallible, net::IpAddr, sync::atomic::Ordering:
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, StatusCode, Uri,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE},
-    uri::Authority,
+    HeaderMap, HeaderValue, StatusCode, Uri, Version,
+    header::{CACHE_CONTROL, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE},
 };
 use jiff::Timestamp;
 use log::info;
@@ -24,7 +23,7 @@ use crate::{
     Anteroom, Shared,
     admission::bearer,
     cluster::NodeId,
-    metrics,
+    host, metrics,
     page::{self, Source},
     protocol::{self, Close, Receiver, RoomName, SessionId},
     refusal::Refusal,
@@ -350,10 +349,8 @@ fn is_of_proxies(header: &str) -> bool {
 fn is_operator(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized> {
     // What is given twice is nobody's.
     let is_doubled = |name| headers.get_all(name).iter().nth(1).is_some();
-    let host: Option<Authority> = headers
-        .get(HOST)
-        .and_then(|host| Authority::try_from(host.as_bytes()).ok())
-        .filter(|host| !host.as_str().contains('@') && !is_doubled(HOST));
+    // The listener has refused what is none.
+    let host = host::of(Version::HTTP_10, headers).ok().flatten();
     let is_own_page = headers.get(ORIGIN).is_none_or(|origin| {
         let origin = Uri::try_from(origin.as_bytes()).ok();
         origin.is_some_and(|origin| {

@@ -19,6 +19,7 @@
 //! | `config` | every option |
 //! | `listener`, `tls` | the accept loop, with its limits |
 //! | `routes`, `page`, `refusal` | every URL; the files behind `/`; how a request is turned away |
+//! | `host` | which host a request is for |
 //! | `admission` | who may join |
 //! | `address`, `tokens`, `rates` | where a request is from; what a token grants; how much is too much |
 //! | `websocket` | the handshake, the frames, the socket |
@@ -46,6 +47,7 @@ mod config;
 mod escape;
 mod expiry;
 mod heartbeat;
+mod host;
 mod ice;
 mod kept;
 mod listener;

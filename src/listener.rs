@@ -24,7 +24,7 @@ use warp::{
 };
 
 use crate::{
-    Shared, admission::AddressPlace, escape::Escaped, refusal::Refusal, routes::PeerAddress,
+    Shared, admission::AddressPlace, escape::Escaped, host, refusal::Refusal, routes::PeerAddress,
     tls::Tls,
 };
 
@@ -166,17 +166,30 @@ impl Service {
     }
 }
 
-/// Answers a request by the routes, if it asks for a path; warp knows of nothing else
-/// (RFC 9112, section 3.2).
+/// Answers a request by the routes, if it is one that HTTP allows.
 async fn answer<R>(mut routes: R, request: Request<Incoming>) -> Result<Response, R::Error>
 where
     R: tower_service::Service<Request<Incoming>, Response = Response>,
 {
+    match check(&request) {
+        Ok(()) => routes.call(request).await,
+        Err(refusal) => Ok(refusal.into_response()),
+    }
+}
+
+/// Checks what is demanded of every request, whatever it is for.
+///
+/// # Errors
+///
+/// The [`Refusal`] (400) of one that does not name one host, or asks for something else than a path:
+/// warp knows of nothing else (RFC 9112, section 3.2).
+fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
+    host::of(request.version(), request.headers())?;
     if !request.uri().path().starts_with('/') {
         let message = "the request target must be a path, such as /room";
-        return Ok(Refusal::new(StatusCode::BAD_REQUEST, message).into_response());
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
     }
-    routes.call(request).await
+    Ok(())
 }
 
 /// Whether only the connection that was being accepted is concerned (accept(2) hands on what has

@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version,
     header::{
         ALLOW, CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
         SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
@@ -12,7 +12,7 @@ use http::{
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
 
-use crate::refusal::Refusal;
+use crate::{host, refusal::Refusal};
 
 /// What a server appends to the key before it hashes it (section 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -35,7 +35,7 @@ pub(crate) struct Upgrade {
 ///
 /// The [`Refusal`] for what is not a valid handshake (section 4.2.1): 405 for another method than
 /// GET, 426 without an upgrade to WebSocket or for another version than 13, 400 for a missing or
-/// malformed key.
+/// malformed host or key.
 pub(crate) fn accept(
     method: &Method,
     headers: &HeaderMap,
@@ -61,6 +61,7 @@ pub(crate) fn accept(
         .with(UPGRADE, HeaderValue::from_static("websocket"))
         .with(CONNECTION, HeaderValue::from_static("upgrade")));
     };
+    host::of(Version::HTTP_11, headers)?;
     if only(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(Refusal::new(
             StatusCode::UPGRADE_REQUIRED,

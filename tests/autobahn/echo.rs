@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 // The very files of the server, which shows them to nobody.
+#[path = "../../src/host.rs"]
+mod host;
 #[allow(dead_code)]
 #[path = "../../src/refusal.rs"]
 mod refusal;

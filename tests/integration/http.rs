@@ -1,10 +1,14 @@
 //! Everything that is not a WebSocket.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::SocketAddr};
 
-use tokio::io::AsyncWriteExt;
+use anteroom::{Anteroom, Config};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+};
 
-use crate::support::{Raw, TestServer, handshake};
+use crate::support::{Client, Raw, TestServer, handshake};
 
 struct Response {
     status: u16,
@@ -28,12 +32,19 @@ async fn ask(server: &TestServer, method: &str, path: &str, headers: &str) -> Re
 }
 
 async fn ask_raw(server: &TestServer, request: &str) -> Response {
-    let mut raw = Raw::connect(server).await;
+    ask_at(server.address, request).await
+}
+
+/// The same at any address.
+async fn ask_at(address: SocketAddr, request: &str) -> Response {
+    let mut raw = Raw {
+        stream: TcpStream::connect(address).await.unwrap(),
+    };
     let close = request.replacen("\r\n", "\r\nConnection: close\r\n", 1);
     raw.write(&close).await;
     let head = raw.read_head().await;
     let mut lines = head.lines();
-    let status = lines
+    let status: u16 = lines
         .next()
         .unwrap()
         .split(' ')
@@ -48,7 +59,11 @@ async fn ask_raw(server: &TestServer, request: &str) -> Response {
     Response {
         status,
         headers,
-        body: raw.read_to_end().await,
+        // An upgraded connection does not end.
+        body: match status {
+            101 => Vec::new(),
+            _ => raw.read_to_end().await,
+        },
     }
 }
 
@@ -433,4 +448,89 @@ async fn files_whose_names_begin_with_a_dot_are_not_served() {
         }
     }
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Requests whose `Host` is not what HTTP/1.1 demands, made of one without.
+fn without_a_good_host(request: &str) -> Vec<String> {
+    let hosts = [
+        "",
+        "Host: test\r\nHost: test\r\n",
+        "Host: \r\n",
+        "Host: a b\r\n",
+        "Host: a/b\r\n",
+        "Host: http://test\r\n",
+        "Host: name@test\r\n",
+        "Host: test:port\r\n",
+        "Host: test:65536\r\n",
+        "Host: :80\r\n",
+        "Host: [::1\r\n",
+        "Host: [zzz]\r\n",
+        "Host: test, test\r\n",
+        "Host: caf\u{e9}\r\n",
+    ];
+    let with = |host: &&str| request.replacen("\r\n", &format!("\r\n{host}"), 1);
+    hosts.iter().map(with).collect()
+}
+
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let server = TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await;
+    let upgrade = handshake("/room").replace("Host: test\r\n", "");
+    let plain = |path| format!("GET {path} HTTP/1.1\r\n\r\n");
+    let admin = server.admin.unwrap();
+    for (address, request) in [
+        (server.address, plain("/health")),
+        (server.address, plain("/")),
+        (server.address, upgrade.clone()),
+        (admin, plain("/health")),
+        (admin, plain("/rooms")),
+        (admin, plain("/")),
+    ] {
+        for request in without_a_good_host(&request) {
+            let answer = ask_at(address, &request).await;
+            assert_eq!(answer.status, 400, "{request}");
+            assert!(answer.line().contains("Host"), "{request}");
+        }
+    }
+    assert_eq!(server.anteroom.sessions(), 0);
+
+    for host in [
+        "test",
+        "TEST.example:",
+        "test:8080",
+        "127.0.0.1:80",
+        "[::1]",
+        "[::1]:8080",
+        "under_score.example",
+    ] {
+        let request = format!("GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(ask_at(server.address, &request).await.line(), "ok");
+        assert_eq!(ask_at(admin, &request).await.line(), "ok");
+    }
+    // HTTP/1.0 has no such header, but one that is there must be good.
+    for address in [server.address, admin] {
+        let old = "GET /health HTTP/1.0\r\n\r\n";
+        assert_eq!(ask_at(address, old).await.line(), "ok");
+        let doubled = "GET /health HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n";
+        assert_eq!(ask_at(address, doubled).await.status, 400);
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_names_one_host_in_another_application_too() {
+    let anteroom = Anteroom::new(Config::default()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let served = tokio::spawn(warp::serve(anteroom.room()).incoming(listener).run());
+    let upgrade = handshake("/room").replace("Host: test\r\n", "");
+    for request in without_a_good_host(&upgrade) {
+        let answer = ask_at(address, &request).await;
+        assert_eq!(answer.status, 400, "{request}");
+        assert!(answer.line().contains("Host"), "{request}");
+    }
+    assert_eq!(anteroom.sessions(), 0);
+    let mut client = Client::connect(address, "/room").await;
+    client.expect_quiet().await;
+    client.leave().await;
+    served.abort();
 }
