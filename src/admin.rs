@@ -5,7 +5,7 @@ use std::{borrow::Cow, convert::Infallible, net::IpAddr, sync::atomic::Ordering:
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, StatusCode, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version,
     header::{CACHE_CONTROL, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE},
 };
 use jiff::Timestamp;
@@ -38,6 +38,12 @@ const OWN_TYPES: [&str; 7] = ["new", "close", "hello", "pong", "ack", "error", "
 
 /// Headers that proxies add, besides those that begin with `x-forwarded-`.
 const OF_PROXIES: [&str; 4] = ["forwarded", "via", "x-real-ip", "cf-connecting-ip"];
+
+/// Says where a browser's request is from (W3C Fetch Metadata, section 2.3).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Its values for the page itself, and for what a person has typed or chosen.
+const OWN_SITES: [&str; 2] = ["same-origin", "none"];
 
 /// All that the admin listener answers.
 pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
@@ -322,16 +328,19 @@ enum Unauthorized {
     Token,
     /// It is of a web page from elsewhere.
     Page,
+    /// It is for a name of this machine that anybody may have given to it.
+    Name,
     /// It has come through a proxy.
     Proxy,
 }
 
 impl Reject for Unauthorized {}
 
-/// Lets operators pass: who has the secret, or, where none is set, who is on this machine. There,
-/// web pages from elsewhere are kept out, which a browser on this machine may show: by the origin
-/// that they come from, and by the name that they have given to this machine's address. So is what a
-/// proxy lets in, where it can be told.
+/// Lets operators pass: who has the secret, or, where none is set, who is on this machine. Web pages
+/// from elsewhere are kept out, which a browser on this machine may show: by the origin that they
+/// have, by the site that they are from, for images, scripts, links and frames have no origin
+/// (`Sec-Fetch-Site`; W3C Fetch Metadata, section 2.3), and, where no secret is set, by the name that
+/// they have given to this machine's address. So is what a proxy lets in, where it can be told.
 fn authorize(anteroom: &Anteroom) -> impl Filter<Extract = (), Error = Rejection> + Clone + use<> {
     let anteroom = anteroom.clone();
     warp::header::headers_cloned()
@@ -347,17 +356,19 @@ fn is_of_proxies(header: &str) -> bool {
 }
 
 fn is_operator(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized> {
-    // What is given twice is nobody's.
-    let is_doubled = |name| headers.get_all(name).iter().nth(1).is_some();
     // The listener has refused what is none.
     let host = host::of(Version::HTTP_10, headers).ok().flatten();
-    let is_own_page = headers.get(ORIGIN).is_none_or(|origin| {
+    let is_own_origin = |origin: &HeaderValue| {
         let origin = Uri::try_from(origin.as_bytes()).ok();
         origin.is_some_and(|origin| {
             origin.authority().is_some() && origin.authority() == host.as_ref()
         })
-    });
-    if !is_own_page || is_doubled(ORIGIN) {
+    };
+    let is_own_site = |site: &HeaderValue| OWN_SITES.iter().any(|own| site == own);
+    // What is given twice is nobody's.
+    let mut origins = headers.get_all(ORIGIN).iter();
+    let is_own_page = origins.next().is_none_or(is_own_origin) && origins.next().is_none();
+    if !is_own_page || !headers.get_all(SEC_FETCH_SITE).iter().all(is_own_site) {
         return Err(Unauthorized::Page);
     }
     match &shared.admin_token {
@@ -374,7 +385,7 @@ fn is_operator(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized>
                 let address = host.parse::<IpAddr>();
                 host == "localhost" || address.is_ok_and(|address| address.is_loopback())
             });
-            is_here.then_some(()).ok_or(Unauthorized::Page)
+            is_here.then_some(()).ok_or(Unauthorized::Name)
         }
     }
 }
@@ -391,8 +402,13 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
             Unauthorized::Page => (
                 StatusCode::FORBIDDEN,
                 "forbidden",
-                "this is not for pages of other origins, nor for names of this machine other than \
-                 localhost: set --admin-token-file to use others",
+                "this is not for pages of other sites: ask from the page at /, or from a program",
+            ),
+            Unauthorized::Name => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "this is not for names of this machine other than localhost: set \
+                 --admin-token-file to use others",
             ),
             Unauthorized::Proxy => (
                 StatusCode::FORBIDDEN,

@@ -1,6 +1,7 @@
 //! The accept loop: hands each connection to the routes, with limits on its time and size.
 
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
     pin::pin,
@@ -8,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, StatusCode};
+use http::{HeaderName, HeaderValue, Request, StatusCode, header::X_CONTENT_TYPE_OPTIONS};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use log::{debug, warn};
@@ -44,6 +45,16 @@ const HTTP_LIFETIME: Duration = Duration::from_secs(300);
 /// The smallest buffer hyper reads headers with, in bytes.
 const MIN_BUFFER: usize = 8192;
 
+/// What browsers are told of every answer to operators: a page from elsewhere gets nothing of it (WHATWG
+/// Fetch, section 3.7), and it is taken for what its type says (section 3.6), not for a script.
+const OPERATORS_HEADERS: [(HeaderName, HeaderValue); 2] = [
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        HeaderValue::from_static("same-origin"),
+    ),
+];
+
 /// Listens on `address`.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
@@ -64,6 +75,8 @@ pub(crate) struct Service {
     pub(crate) tls: Option<Arc<Tls>>,
     /// Whether anybody may connect, so that no address shall have too many connections.
     pub(crate) is_public: bool,
+    /// Whether the answers are the operators', which no page from elsewhere may embed.
+    pub(crate) is_for_operators: bool,
     /// The connections' tasks.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when they shall end.
@@ -140,7 +153,14 @@ impl Service {
         let routes = warp::service(self.routes);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(PeerAddress(peer));
-            answer(routes.clone(), request)
+            let response = answer(routes.clone(), request);
+            async move {
+                let mut response = response.await?;
+                if self.is_for_operators {
+                    response.headers_mut().extend(OPERATORS_HEADERS);
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

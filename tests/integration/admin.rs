@@ -589,3 +589,136 @@ async fn a_room_that_no_client_can_join_is_no_room_for_operators() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_a_page_of_another_site_embeds_is_refused_with_the_secret_too() {
+    let file = File::new("embedded", format!("{SECRET}\n"));
+    let open = server().await;
+    let secret = TestServer::with(|config| {
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.admin_token_file = Some(file.path());
+    })
+    .await;
+    let bearer = format!("Authorization: Bearer {SECRET}\r\n");
+    for (server, header) in [(&open, ""), (&secret, &*bearer)] {
+        let alice = Client::join(server, "tea").await;
+        let delete = format!("/rooms/tea/sessions/{}", alice.id);
+        // Images, scripts, links and frames come without `Origin`; browsers say where they are from.
+        for (sites, allowed) in [
+            ("Sec-Fetch-Site: same-origin\r\n", true),
+            ("Sec-Fetch-Site: none\r\n", true),
+            ("Sec-Fetch-Site: cross-site\r\n", false),
+            ("Sec-Fetch-Site: same-site\r\n", false),
+            ("Sec-Fetch-Site: \r\n", false),
+            ("Sec-Fetch-Site: of a later version\r\n", false),
+            (
+                "Sec-Fetch-Site: none\r\nSec-Fetch-Site: cross-site\r\n",
+                false,
+            ),
+        ] {
+            let headers = format!("{sites}{header}");
+            for path in ["/rooms", "/rooms/tea", "/metrics"] {
+                for method in ["GET", "HEAD"] {
+                    let answer = ask(server, method, path, &headers, "").await;
+                    let status = if allowed { 200 } else { 403 };
+                    assert_eq!(answer.status, status, "{method} {path} {sites}");
+                    if !allowed && method == "GET" {
+                        assert_eq!(answer.code(), (403, "forbidden".into()));
+                    }
+                }
+            }
+            if !allowed {
+                for (method, path) in [
+                    ("DELETE", &*delete),
+                    ("POST", "/drain"),
+                    ("POST", "/rooms/tea/messages"),
+                ] {
+                    let message = r#"{"type":"notice","receiver":"all"}"#;
+                    let answer = ask(server, method, path, &headers, message).await;
+                    assert_eq!(answer.code(), (403, "forbidden".into()), "{method} {path}");
+                }
+            }
+            // What says nothing of anyone may be linked to.
+            for path in ["/", "/admin.js", "/health", "/ready"] {
+                assert_eq!(ask(server, "GET", path, sites, "").await.status, 200);
+            }
+        }
+        assert!(server.anteroom.is_ready());
+        assert_eq!(server.anteroom.sessions(), 1);
+    }
+}
+
+#[tokio::test]
+async fn no_answer_to_operators_can_be_embedded_elsewhere_or_taken_for_something_else() {
+    let server = server().await;
+    let address = server.admin.unwrap();
+    let request = |first: &str, more: &str| {
+        format!("{first} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{more}\r\n")
+    };
+    let too_long = "Content-Length: 70000\r\n";
+    for (status, request) in [
+        (200, request("GET /", "")),
+        (200, request("GET /admin.js", "")),
+        (200, request("GET /health", "")),
+        (200, request("GET /ready", "")),
+        (200, request("GET /metrics", "")),
+        (200, request("GET /rooms", "")),
+        (304, request("GET /", "If-None-Match: *\r\n")),
+        (400, request("GET /rooms/%FF", "")),
+        (400, request("OPTIONS *", "")),
+        (
+            400,
+            "GET /rooms HTTP/1.1\r\nConnection: close\r\n\r\n".into(),
+        ),
+        (403, request("GET /rooms", "Origin: null\r\n")),
+        (404, request("GET /rooms/tea", "")),
+        (404, request("GET /nothing", "")),
+        (405, request("GET /drain", "")),
+        (413, request("POST /rooms/tea/messages", too_long)),
+    ] {
+        let mut raw = Raw {
+            stream: TcpStream::connect(address).await.unwrap(),
+        };
+        raw.write(&request).await;
+        let head = raw.read_head().await.to_ascii_lowercase();
+        assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
+        for header in [
+            "\r\nx-content-type-options: nosniff\r\n",
+            "\r\ncross-origin-resource-policy: same-origin\r\n",
+        ] {
+            assert!(head.contains(header), "{request}{head}");
+        }
+    }
+    // The other listener's page is there for other pages, too.
+    let mut raw = Raw::connect(&server).await;
+    raw.write("GET /anteroom.js HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await;
+    let head = raw.read_head().await;
+    assert!(!head.contains("cross-origin-resource-policy"), "{head}");
+}
+
+#[tokio::test]
+async fn asking_changes_nothing() {
+    let server = server().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let session = format!("/rooms/tea/sessions/{}", alice.id);
+    for method in ["GET", "HEAD"] {
+        for (path, status) in [
+            ("/metrics", 200),
+            ("/rooms", 200),
+            ("/rooms/tea", 200),
+            ("/rooms/nowhere", 404),
+            (&session, 405),
+            ("/rooms/tea/messages", 405),
+            ("/drain", 405),
+        ] {
+            let answer = ask(&server, method, path, "", "").await;
+            assert_eq!(answer.status, status, "{method} {path}");
+        }
+    }
+    assert!(server.anteroom.is_ready());
+    let counts = (server.anteroom.rooms(), server.anteroom.sessions());
+    assert_eq!(counts, (1, 1));
+    assert_eq!(server.count("anteroom_deliveries_total"), 0);
+    alice.expect_quiet().await;
+}
