@@ -10,6 +10,7 @@ use http::{
 };
 use jiff::Timestamp;
 use log::info;
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::time::timeout;
 use warp::{
@@ -53,6 +54,8 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         warp::any().map(move || anteroom.clone())
     };
     let room = || warp::path::param::<String>();
+    let session = warp::path::param()
+        .map(|id: String| percent_decode_str(&id).decode_utf8_lossy().into_owned());
     let longest = anteroom.shared().config.max_message_bytes as u64 + ENVELOPE_BYTES;
 
     let health = warp::path!("health")
@@ -73,7 +76,9 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .map(answer);
     let close = warp::path("rooms")
         .and(room())
-        .and(warp::path!("sessions" / String))
+        .and(warp::path("sessions"))
+        .and(session)
+        .and(warp::path::end())
         .and(warp::delete())
         .and(with.clone())
         .then(close)

@@ -1,6 +1,7 @@
 //! Every URL on one screen.
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
 };
@@ -78,10 +79,13 @@ fn room_name() -> impl Filter<Extract = (Result<RoomName, &'static str>,), Error
 struct Query(String);
 
 impl Query {
-    /// The first value of this name, as it is written.
-    fn get(&self, name: &str) -> Option<&str> {
-        let mut pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|pair| pair.0 == name).map(|pair| pair.1)
+    /// The first value of this name that is not empty, both decoded (WHATWG URL, section 5.1): what is
+    /// percent-encoded without need is the same (RFC 3986, section 2.3). Bytes that are no UTF-8
+    /// become U+FFFD.
+    fn get(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut pairs = form_urlencoded::parse(self.0.as_bytes());
+        let pair = pairs.find(|(key, value)| key == name && !value.is_empty());
+        pair.map(|(_, value)| value)
     }
 }
 
@@ -118,9 +122,10 @@ fn join(
     let room = room.map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
     let shared = anteroom.shared();
+    let token = query.get("token");
     let visitor = shared
         .admission
-        .identify(&room, peer, headers, query.get("token"))?;
+        .identify(&room, peer, headers, token.as_deref())?;
     if shared
         .cluster
         .as_ref()
@@ -130,9 +135,10 @@ fn join(
             "the server waits for its cluster: try again later",
         ));
     }
+    let received = query.get("received");
     let resume = query
         .get("resume")
-        .map(|token| resume::Request::parse(token, query.get("received")));
+        .map(|token| resume::Request::parse(&token, received.as_deref()));
     let resumable = resume.as_ref().is_some_and(|request| {
         let session = shared.resumes.find(request, &room, visitor.user());
         session.is_some() && !shared.stopping.is_cancelled()
@@ -159,4 +165,34 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
         Refusal::new(StatusCode::NOT_FOUND, message)
     };
     Ok(refusal.into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_decoded_and_what_is_empty_is_not_there() {
+        for (query, value) in [
+            ("", None),
+            ("token", None),
+            ("token=", None),
+            ("token=a", Some("a")),
+            ("other=b&token=a&token=c", Some("a")),
+            ("token=&token=a", Some("a")),
+            ("token=a%2Eb%2e%63", Some("a.b.c")),
+            ("t%6Fken=a", Some("a")),
+            ("token=a=b", Some("a=b")),
+            ("token=%&x=%zz", Some("%")),
+            ("token=%FFa", Some("\u{FFFD}a")),
+            ("%FF=a&%", None),
+            ("Token=a", None),
+        ] {
+            assert_eq!(
+                Query(query.into()).get("token").as_deref(),
+                value,
+                "{query}"
+            );
+        }
+    }
 }

@@ -722,3 +722,18 @@ async fn asking_changes_nothing() {
     assert_eq!(server.count("anteroom_deliveries_total"), 0);
     alice.expect_quiet().await;
 }
+
+#[tokio::test]
+async fn operators_may_percent_encode_a_session_id() {
+    let server = server().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let path = format!("/rooms/t%65a/sessions/{}", alice.id.replace('-', "%2D"));
+    let closed = ask(&server, "DELETE", &path, "", "").await;
+    assert_eq!(closed.status, 204, "{}", closed.body);
+    assert_eq!(alice.expect_close().await.0, 1008);
+    for id in ["%", "%FF", "%2F", "a%00"] {
+        let path = format!("/rooms/tea/sessions/{id}");
+        let answer = ask(&server, "DELETE", &path, "", "").await;
+        assert_eq!(answer.status, 404, "{id}");
+    }
+}

@@ -1,10 +1,12 @@
 //! Who comes and who goes.
 
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::{
-    Client, Program, Raw, TestServer, eventually, frame, handshake, text, within_deadline,
+    Client, File, Program, Raw, TestServer, eventually, frame, handshake, in_seconds, text,
+    within_deadline,
 };
 
 #[tokio::test]
@@ -253,4 +255,75 @@ async fn a_room_name_cannot_write_lines_of_its_own_into_the_log() {
         line.ends_with(r" joined tea\u{2028}INFO forged\u{202e}\\"),
         "{line:?}"
     );
+}
+
+#[tokio::test]
+async fn a_query_may_be_percent_encoded_wherever_a_client_likes() {
+    let secret = "a-secret-of-this-test-that-has-more-than-32-bytes";
+    let file = File::new("encoded", format!("{secret}\n"));
+    let server = TestServer::with(|config| config.token_key_file = Some(file.path())).await;
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    let claims = json!({"exp": in_seconds(600)});
+    let token = encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();
+    let encoded = |text: &str| -> String {
+        let bytes = text.bytes().map(|byte| format!("%{byte:02X}"));
+        bytes.collect()
+    };
+    for query in [
+        // Swift's URLComponents write so.
+        format!("token={}", token.replace('.', "%2E")),
+        format!("token={}", encoded(&token)),
+        format!("{}={token}", encoded("token")),
+        format!("other=%&token=&token={token}"),
+    ] {
+        let mut client = Client::connect(server.address, &format!("/room?{query}")).await;
+        client.expect_quiet().await;
+    }
+    for query in ["token=%", "token=%zz", "token=%FF%C3", "%FF=%FF"] {
+        let refused = Raw::ask(&server, &format!("/room?{query}"), "").await;
+        assert_eq!(refused.err().unwrap().status, 401, "{query}");
+    }
+    // An empty one is none.
+    for query in ["token=", "token", "token=&token="] {
+        let path = format!("/room?{query}");
+        let refused = Raw::ask(&server, &path, "").await.err().unwrap();
+        assert!(
+            refused.body.starts_with("a token is needed: "),
+            "{refused:?}"
+        );
+        let header = format!("Authorization: Bearer {token}\r\n");
+        assert!(Raw::ask(&server, &path, &header).await.is_ok(), "{query}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_by_a_percent_encoded_query() {
+    let server = TestServer::start().await;
+    let encoded = |text: &str| -> String {
+        let bytes = text.bytes().map(|byte| format!("%{byte:02x}"));
+        bytes.collect()
+    };
+    let mut client = Client::connect(server.address, "/room/tea").await;
+    client
+        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+        .await;
+    let hello = client.next().await;
+    let token = hello["data"]["resume"]["token"].as_str().unwrap();
+    drop(client.into_raw());
+    eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+    let path = format!("/room/tea?res%75me={}&received=%31", encoded(token));
+    let mut client = Client::connect(server.address, &path).await;
+    assert_eq!(client.next().await["type"], "resumed");
+
+    // An empty one asks for nothing.
+    for query in [
+        "resume=",
+        "resume=&received=",
+        "resume",
+        "resume=&received=5",
+    ] {
+        let mut client = Client::connect(server.address, &format!("/room/milk?{query}")).await;
+        client.expect_quiet().await;
+        client.leave().await;
+    }
 }

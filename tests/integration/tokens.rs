@@ -142,11 +142,12 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
     let swapped = format!("{head}.{other_claims}.{}", tail.split_once('.').unwrap().1);
 
     let invalid = "the token is not valid here";
+    let needed = "a token is needed: connect with ?token=<jwt>, or Authorization: Bearer <jwt>";
     let expired = "the token has expired";
     let lacking = "the token lacks exp, or the iss or aud that is asked for";
     for (token, status, message) in [
         // Who has no signature of ours learns nothing more.
-        (String::new(), 401, invalid),
+        (String::new(), 401, needed),
         ("nonsense".into(), 401, invalid),
         ("a.b.c".into(), 401, invalid),
         ("..".into(), 401, invalid),
