@@ -655,6 +655,7 @@ async fn no_answer_to_operators_can_be_embedded_elsewhere_or_taken_for_something
     let request = |first: &str, more: &str| {
         format!("{first} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{more}\r\n")
     };
+    let long = format!("X-Filler: {}\r\n", "f".repeat(20_000));
     let too_long = "Content-Length: 70000\r\n";
     for (status, request) in [
         (200, request("GET /", "")),
@@ -675,6 +676,8 @@ async fn no_answer_to_operators_can_be_embedded_elsewhere_or_taken_for_something
         (404, request("GET /nothing", "")),
         (405, request("GET /drain", "")),
         (413, request("POST /rooms/tea/messages", too_long)),
+        (431, request("GET /", &long)),
+        (431, request("GET /", &"A: b\r\n".repeat(200))),
     ] {
         let mut raw = Raw {
             stream: TcpStream::connect(address).await.unwrap(),

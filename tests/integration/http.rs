@@ -534,3 +534,62 @@ async fn a_handshake_names_one_host_in_another_application_too() {
     client.leave().await;
     served.abort();
 }
+
+#[tokio::test]
+async fn who_sends_too_many_headers_or_too_long_ones_is_told_what_to_do() {
+    let server = TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await;
+    let lines = "at most 100 header lines are taken: send fewer";
+    let bytes = "the headers are over --max-header-bytes: send less, such as smaller cookies";
+    let upgrade = handshake("/room");
+    let plain = "GET /health HTTP/1.1\r\nHost: test\r\n\r\n";
+    for (address, request, status) in [
+        (server.address, plain, 200),
+        (server.address, &*upgrade, 101),
+        (server.admin.unwrap(), plain, 200),
+    ] {
+        let with = |more: &str| request.replace("\r\n\r\n", &format!("\r\n{more}\r\n"));
+        let own = request.lines().count() - 2;
+        // With the one that `ask_at` adds.
+        let most = 100 - own - 1;
+        for (request, refused) in [
+            (with(&"A: b\r\n".repeat(most)), None),
+            (with(&"A: b\r\n".repeat(most + 1)), Some(lines)),
+            (with(&"A: b\r\n".repeat(1000)), Some(lines)),
+            (with(&format!("A: {}\r\n", "f".repeat(15_000))), None),
+            (with(&format!("A: {}\r\n", "f".repeat(16_384))), Some(bytes)),
+            (with(&format!("A: {}\r\n", "f".repeat(30_000))), Some(bytes)),
+        ] {
+            let answer = ask_at(address, &request).await;
+            match refused {
+                None => assert_eq!(answer.status, status),
+                Some(line) => assert_eq!((answer.status, answer.line()), (431, line)),
+            }
+        }
+    }
+    let long = format!("GET /{} HTTP/1.1\r\nHost: test\r\n\r\n", "a".repeat(20_000));
+    let answer = ask_at(server.address, &long).await;
+    assert_eq!((answer.status, answer.line()), (431, bytes));
+}
+
+#[tokio::test]
+async fn no_number_of_headers_hurts_the_server() {
+    let server = TestServer::with(|config| config.max_header_bytes = 1 << 20).await;
+    for (line, count) in [
+        ("A:\n", 2_000),
+        ("A:\n", 30_000),
+        ("A:\n", 340_000),
+        ("A: b\r\n", 24_000),
+    ] {
+        let mut raw = Raw::connect(&server).await;
+        let lines = line.repeat(count);
+        let request = format!("GET /health HTTP/1.1\r\nHost: test\r\n{lines}\r\n");
+        // It may be answered, and the connection closed, before all of it is sent.
+        let _ = raw.try_write(request).await;
+        let answer = String::from_utf8(raw.read_to_end().await).unwrap();
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 431 "),
+            "{answer}"
+        );
+    }
+    assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
+}
