@@ -379,7 +379,8 @@ fn is_operator(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized>
     match &shared.admin_token {
         Some(token) => {
             let given = bearer(headers).unwrap_or_default();
-            verify_slices_are_equal(given.as_bytes(), &token.get()).map_err(|_| Unauthorized::Token)
+            verify_slices_are_equal(given.as_bytes(), token.get().expose())
+                .map_err(|_| Unauthorized::Token)
         }
         None if headers.keys().any(|name| is_of_proxies(name.as_str())) => Err(Unauthorized::Proxy),
         None => {

@@ -25,6 +25,9 @@ const ENVELOPE_BYTES: usize = 1024;
 
 /// The options of a server. The binary reads them from its command line and environment;
 /// [`Config::default`] has the same defaults.
+///
+/// An option whose value may have a password in it is marked with `hide_env_values`: the program shows
+/// its value neither in `--help` nor in a usage error.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where to listen; port 0 picks a free one
@@ -268,6 +271,7 @@ pub struct Config {
     #[arg(
         long,
         env = "ANTEROOM_ICE_SERVER",
+        hide_env_values = true,
         value_name = "URL",
         value_delimiter = ',',
         help_heading = "WebRTC"
@@ -279,6 +283,7 @@ pub struct Config {
     #[arg(
         long,
         env = "ANTEROOM_TURN_URL",
+        hide_env_values = true,
         value_name = "URL",
         value_delimiter = ',',
         help_heading = "WebRTC"
@@ -331,6 +336,7 @@ pub struct Config {
     #[arg(
         long,
         env = "ANTEROOM_CLUSTER",
+        hide_env_values = true,
         value_name = "URL",
         value_delimiter = ',',
         help_heading = "Cluster"
@@ -548,7 +554,7 @@ impl Config {
         }
         let mut passwords = self.cluster.iter().filter_map(NatsUrl::credentials);
         let first = passwords.next();
-        if passwords.any(|other| first.as_ref() != Some(&other)) {
+        if passwords.any(|other| first != Some(other)) {
             return Err("all servers of --cluster must have the same user and password".into());
         }
         let is_token = |token: &str| {

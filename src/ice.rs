@@ -11,6 +11,7 @@ use crate::{
     Config,
     protocol::{IceServer, SessionId},
     reload::{Reloadable, invalid, read_file},
+    secret::Secret,
 };
 
 /// The schemes of RFC 7064 and RFC 7065.
@@ -25,7 +26,7 @@ pub(crate) struct IceServers {
 /// TURN servers that share a secret with us.
 struct Turn {
     urls: Vec<String>,
-    secret: Reloadable<Vec<u8>>,
+    secret: Reloadable<Secret<Vec<u8>>>,
     /// How long credentials are good.
     seconds: u64,
 }
@@ -36,7 +37,7 @@ struct Turn {
 pub struct IceUrl {
     url: String,
     /// Name and password.
-    credentials: Option<(String, String)>,
+    credentials: Option<(String, Secret<String>)>,
 }
 
 impl IceServers {
@@ -60,7 +61,7 @@ impl IceServers {
                 let secret = read_file(&path)?.trim_ascii_end().to_vec();
                 match secret.is_empty() {
                     true => Err(invalid(format!("{} is empty", path.display()))),
-                    false => Ok(secret),
+                    false => Ok(Secret::new(secret)),
                 }
             })?;
             io::Result::Ok(Turn {
@@ -94,11 +95,14 @@ impl IceServers {
 impl Turn {
     fn server(&self, id: SessionId, now: u64) -> IceServer {
         let username = format!("{}:{id}", now + self.seconds);
-        let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &self.secret.get());
+        let key = hmac::Key::new(
+            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+            self.secret.get().expose(),
+        );
         let credential = hmac::sign(&key, username.as_bytes());
         IceServer {
             urls: self.urls.clone(),
-            credential: Some(STANDARD.encode(credential)),
+            credential: Some(Secret::new(STANDARD.encode(credential))),
             username: Some(username),
         }
     }
@@ -133,7 +137,7 @@ impl FromStr for IceUrl {
                 if name.is_empty() || password.is_empty() || !scheme.starts_with("turn") {
                     return Err(ERROR);
                 }
-                (Some((name.into(), password.into())), address)
+                (Some((name.into(), Secret::new(password.into()))), address)
             }
             None => (None, rest),
         };
@@ -178,7 +182,9 @@ mod tests {
         }
         let url: IceUrl = "turn:alice:p@ss:word@turn.example.org".parse().unwrap();
         assert_eq!(url.url, "turn:turn.example.org");
-        assert_eq!(url.credentials, Some(("alice".into(), "p@ss:word".into())));
+        let password = Secret::new("p@ss:word".into());
+        assert_eq!(url.credentials, Some(("alice".into(), password)));
+        assert!(!format!("{url:?}").contains("word"), "{url:?}");
         for text in [
             "",
             "stun",

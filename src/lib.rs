@@ -35,7 +35,7 @@
 //! | `escape` | what comes from outside, as it is logged |
 //! | `admin` | every URL for operators |
 //! | `metrics`, `traffic` | everything that is counted |
-//! | `reload` | what is read from files, and read again |
+//! | `reload`, `secret` | what is read from files, and read again; what no log may have |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -62,6 +62,7 @@ mod requests;
 mod resume;
 mod rooms;
 mod routes;
+mod secret;
 mod session;
 mod tls;
 mod tokens;
@@ -92,6 +93,7 @@ use crate::{
     reload::{Reloadable, read_secret},
     resume::Resumes,
     rooms::Rooms,
+    secret::Secret,
     tls::Tls,
 };
 pub use crate::{
@@ -282,7 +284,7 @@ struct Shared {
     /// There if other nodes may be.
     cluster: Option<Arc<Cluster>>,
     /// What operators must give, if they must.
-    admin_token: Option<Reloadable<Vec<u8>>>,
+    admin_token: Option<Reloadable<Secret<Vec<u8>>>>,
     metrics: Arc<Metrics>,
     /// Every task there is: the ticker, connections, sessions.
     tasks: TaskTracker,

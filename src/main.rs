@@ -1,5 +1,7 @@
 //! The server as a program: options, logging, signals, exit code.
 
+mod logging;
+
 use std::{
     fmt::Display,
     io::{self, Write},
@@ -8,7 +10,10 @@ use std::{
 };
 
 use anteroom::{Config, Server, TokenRequest};
-use clap::{Parser, Subcommand};
+use clap::{
+    CommandFactory, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 use log::warn;
 #[cfg(feature = "jemalloc")]
 use tikv_jemallocator::Jemalloc;
@@ -40,6 +45,9 @@ enum Command {
     Token(TokenRequest),
 }
 
+/// What a usage error has in place of a word that may be a secret.
+const NOT_SHOWN: &str = "(not shown: it may be a secret)";
+
 /// Exit code for options that make no sense.
 const USAGE: u8 = 2;
 
@@ -55,7 +63,9 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 fn main() -> ExitCode {
     let Options { config, command } = match Options::try_parse() {
         Ok(options) => options,
-        Err(error) if error.use_stderr() => return fail(USAGE, one_line(&error.to_string())),
+        Err(error) if error.use_stderr() => {
+            return fail(USAGE, one_line(&without_secrets(error).to_string()));
+        }
         Err(help) => {
             // Who closes the pipe has seen enough.
             let _ = help.print();
@@ -71,8 +81,7 @@ fn main() -> ExitCode {
     if let Err(message) = config.check() {
         return fail(USAGE, message);
     }
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("anteroom=info"))
-        .init();
+    logging::init();
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         warn!("cannot raise the open-file limit: {error}");
     }
@@ -134,6 +143,50 @@ async fn run(config: Config) -> io::Result<()> {
         // Asked twice, it does not wait for anyone.
         () = signals => exit(FAILURE.into()),
     }
+}
+
+/// The usage error without what may be a secret: the value of an option that is marked as such, and a
+/// word that belongs to no option, for it may be a part of such a value.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    // A tip repeats the word that it is about.
+    error.remove(ContextKind::Suggested);
+    let mut options = Options::command();
+    options.build();
+    let is_public = |name: &ContextValue| {
+        let commands = [&options].into_iter().chain(options.get_subcommands());
+        let mut arguments = commands.flat_map(clap::Command::get_arguments);
+        arguments.any(|argument| {
+            argument.to_string() == name.to_string()
+                && argument.get_action().takes_values()
+                && !argument.is_hide_env_values_set()
+        })
+    };
+    if !error.get(ContextKind::InvalidArg).is_some_and(is_public)
+        && error.get(ContextKind::InvalidValue).is_some()
+    {
+        error.insert(
+            ContextKind::InvalidValue,
+            ContextValue::String(NOT_SHOWN.into()),
+        );
+    }
+    for word in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand] {
+        if let Some(ContextValue::String(text)) = error.get(word)
+            && !is_option(text)
+            && options.find_subcommand(text).is_none()
+        {
+            error.insert(word, ContextValue::String(NOT_SHOWN.into()));
+        }
+    }
+    error
+}
+
+/// Whether the text names an option, perhaps with what its value is called (`--listen <ADDRESS:PORT>`).
+fn is_option(text: &str) -> bool {
+    let (name, value) = text.split_once(' ').unwrap_or((text, "<>"));
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+    let is_long = name.starts_with("--") && name.bytes().all(is_letter);
+    let is_short = name.starts_with('-') && name.len() == 2;
+    (is_long || is_short) && value.starts_with('<')
 }
 
 /// What clap has to say about a usage error, without its hints on separate lines.

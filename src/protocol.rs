@@ -25,7 +25,11 @@ use serde::{
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{escape::Escaped, websocket::Frame};
+use crate::{
+    escape::Escaped,
+    secret::{Secret, expose_to_client},
+    websocket::Frame,
+};
 
 /// The subprotocol a client gets if it offers it.
 pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";
@@ -785,8 +789,11 @@ pub(crate) struct IceServer {
     pub(crate) urls: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) username: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) credential: Option<String>,
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "expose_to_client"
+    )]
+    pub(crate) credential: Option<Secret<String>>,
 }
 
 /// How a session is taken up again.

@@ -9,6 +9,8 @@ use std::{
 
 use parking_lot::RwLock;
 
+use crate::secret::Secret;
+
 /// The longest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -77,12 +79,12 @@ pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 /// # Errors
 ///
 /// A file that cannot be read, or a secret that is too short; the message names it.
-pub(crate) fn read_secret(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read_secret(path: &Path) -> io::Result<Secret<Vec<u8>>> {
     check_secret(read_file(path)?, path)
 }
 
 /// The same of the contents of a file.
-pub(crate) fn check_secret(mut bytes: Vec<u8>, path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn check_secret(mut bytes: Vec<u8>, path: &Path) -> io::Result<Secret<Vec<u8>>> {
     bytes.truncate(bytes.trim_ascii_end().len());
     if bytes.len() < MIN_SECRET {
         return Err(invalid(format!(
@@ -91,7 +93,7 @@ pub(crate) fn check_secret(mut bytes: Vec<u8>, path: &Path) -> io::Result<Vec<u8
             bytes.len()
         )));
     }
-    Ok(bytes)
+    Ok(Secret::new(bytes))
 }
 
 /// An error about what stands in a file.
@@ -124,7 +126,7 @@ mod tests {
         let good = [b'a'; MIN_SECRET];
         for end in ["", "\n", "\r\n"] {
             let bytes = [&good, end.as_bytes()].concat();
-            assert_eq!(secret(&bytes).unwrap(), good);
+            assert_eq!(*secret(&bytes).unwrap().expose(), good);
         }
         let error = secret(&good[1..]).unwrap_err().to_string();
         assert!(

@@ -24,6 +24,7 @@ use serde_json::{Value, json, value::RawValue};
 use crate::{
     protocol::RoomName,
     reload::{Reloadable, check_secret, invalid, read_file},
+    secret::Secret,
 };
 
 /// How PEM begins (RFC 7468, section 2).
@@ -266,7 +267,7 @@ fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
         })?
     } else {
         let secret = hs256_secret(bytes, path)?;
-        (Algorithm::HS256, DecodingKey::from_secret(&secret))
+        (Algorithm::HS256, DecodingKey::from_secret(secret.expose()))
     };
     let id = None;
     Ok(vec![Key { id, algorithm, key }])
@@ -279,14 +280,15 @@ fn is_pem(bytes: &[u8]) -> bool {
 
 /// The secret of HS256 in a file. A public key must never be taken for one, however it is written:
 /// everybody could sign with it.
-fn hs256_secret(bytes: Vec<u8>, path: &Path) -> io::Result<Vec<u8>> {
+fn hs256_secret(bytes: Vec<u8>, path: &Path) -> io::Result<Secret<Vec<u8>>> {
     let secret = check_secret(bytes.trim_ascii_start().to_vec(), path)?;
     // Keys have spaces, lines, quotes or escapes, wherever they have been copied from; otherwise they
     // are in base64 or in hexadecimal.
-    let is_word = secret
+    let word = secret.expose();
+    let is_word = word
         .iter()
         .all(|byte| byte.is_ascii_graphic() && !br#""'\%[]{}"#.contains(byte));
-    if is_word && !is_key(&secret) && !decodings(&secret).iter().any(|bytes| is_key(bytes)) {
+    if is_word && !is_key(word) && !decodings(word).iter().any(|bytes| is_key(bytes)) {
         return Ok(secret);
     }
     Err(invalid(format!(
@@ -482,7 +484,7 @@ fn signing_key(path: &Path) -> io::Result<(Algorithm, EncodingKey)> {
     let bytes = read_file(path)?;
     if !is_pem(&bytes) {
         let secret = hs256_secret(bytes, path)?;
-        return Ok((Algorithm::HS256, EncodingKey::from_secret(&secret)));
+        return Ok((Algorithm::HS256, EncodingKey::from_secret(secret.expose())));
     }
     None.or_else(|| Some((Algorithm::RS256, EncodingKey::from_rsa_pem(&bytes).ok()?)))
         .or_else(|| Some((Algorithm::ES256, EncodingKey::from_ec_pem(&bytes).ok()?)))
@@ -513,7 +515,7 @@ mod tests {
                     URL_SAFE_NO_PAD.encode(bytes),
                 ] {
                     let secret = hs256_secret(word.clone().into(), Path::new("file"));
-                    assert_eq!(secret.unwrap(), word.as_bytes());
+                    assert_eq!(secret.unwrap().expose(), word.as_bytes());
                 }
             }
         }

@@ -62,6 +62,7 @@ use crate::{
     outbox::{Successor, Takeover, Unflushed},
     protocol::{ErrorCode, RoomName},
     rooms::Replies,
+    secret::Secret,
     session,
 };
 
@@ -91,9 +92,14 @@ const TOLD_BYTES: usize = 256 << 10;
 /// back, it writes them, however old they are.
 const OUTGOING: usize = 64;
 
-/// The address of a NATS server.
+/// The address of a NATS server, and who connects to it. The address that the client library gets has
+/// no user and password in it: the library logs addresses.
 #[derive(Clone, PartialEq, Eq)]
-pub struct NatsUrl(ServerAddr);
+pub struct NatsUrl {
+    server: ServerAddr,
+    /// User and password. A user without a password may be a token of NATS, a secret as well.
+    credentials: Option<(Secret<String>, Secret<String>)>,
+}
 
 impl FromStr for NatsUrl {
     type Err = &'static str;
@@ -105,26 +111,47 @@ impl FromStr for NatsUrl {
         if !["nats", "tls"].contains(&scheme) || authority.contains(['/', '?', '#']) {
             return Err(ERROR);
         }
-        let server: ServerAddr = text.parse().map_err(|_| ERROR)?;
-        (!server.host().is_empty())
-            .then_some(NatsUrl(server))
-            .ok_or(ERROR)
+        let (user_info, host) = match authority.rsplit_once('@') {
+            Some((user_info, host)) => (Some(user_info), host),
+            None => (None, authority),
+        };
+        let server: ServerAddr = format!("{scheme}://{host}").parse().map_err(|_| ERROR)?;
+        if server.host().is_empty() {
+            return Err(ERROR);
+        }
+        let credentials = user_info.map(credentials).transpose();
+        let credentials = credentials.map_err(|()| ERROR)?;
+        Ok(NatsUrl {
+            server,
+            credentials,
+        })
     }
+}
+
+/// The user and the password that a URL names (RFC 3986, section 3.2.1).
+fn credentials(user_info: &str) -> Result<(Secret<String>, Secret<String>), ()> {
+    let decode = |text: &str| {
+        let decoded = percent_decode_str(text).decode_utf8();
+        decoded.map_or(Err(()), |text| Ok(Secret::new(text.into_owned())))
+    };
+    let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
+    if user.is_empty() {
+        return Err(());
+    }
+    Ok((decode(user)?, decode(password)?))
 }
 
 impl NatsUrl {
-    /// The user and the password in it (RFC 3986, section 3.2.1), if there are any.
-    pub(crate) fn credentials(&self) -> Option<(String, String)> {
-        let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-        let user = self.0.username().map(decode)?;
-        Some((user, self.0.password().map(decode).unwrap_or_default()))
+    /// The user and the password in it, if there are any.
+    pub(crate) fn credentials(&self) -> Option<&(Secret<String>, Secret<String>)> {
+        self.credentials.as_ref()
     }
 }
 
-/// Without the password.
+/// Without user and password.
 impl Display for NatsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.0.host(), self.0.port())
+        write!(f, "{}:{}", self.server.host(), self.server.port())
     }
 }
 
@@ -244,7 +271,7 @@ impl Cluster {
             });
         // All have the same.
         if let Some((user, password)) = self.servers.iter().find_map(NatsUrl::credentials) {
-            options = options.user_and_password(user, password);
+            options = options.user_and_password(user.expose().clone(), password.expose().clone());
         }
         if let Some(file) = &self.credentials {
             let name = |error: io::Error| format!("cannot use {}: {error}", file.display());
@@ -253,7 +280,7 @@ impl Cluster {
         if let Some(file) = &self.ca {
             options = options.add_root_certificates(file.clone());
         }
-        let servers: Vec<ServerAddr> = self.servers.iter().map(|url| url.0.clone()).collect();
+        let servers: Vec<ServerAddr> = self.servers.iter().map(|url| url.server.clone()).collect();
         let connecting = timeout(2 * NATS_LIMIT, options.connect(servers)).await;
         let client = connecting
             .map_err(|_| "no answer".to_owned())?

@@ -5,7 +5,18 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::{support::Program, tls::Authority};
+use nkeys::KeyPair;
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+};
+use tokio_tungstenite::{client_async, tungstenite::client::IntoClientRequest};
+
+use crate::{
+    support::{Client, File, Program, ask_operator, finally, within_deadline},
+    tls::{Authority, Files, shake_hands},
+};
 
 const README: &str = include_str!("../../README.md");
 
@@ -42,7 +53,11 @@ fn options_that_make_no_sense_are_one_clear_line_and_exit_code_2() {
             "invalid value '127.0.0.1' for '--listen",
         ),
         (&["--no-such"], &[], "unexpected argument '--no-such' found"),
-        (&["extra"], &[], "unrecognized subcommand 'extra'"),
+        (
+            &["extra"],
+            &[],
+            "unrecognized subcommand '(not shown: it may be a secret)'",
+        ),
         (
             &["--ping-seconds", "0"],
             &[],
@@ -206,8 +221,10 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
             .split_once(option)
             .unwrap_or_else(|| panic!("{option}"));
         let own = after.split("\n      --").next().unwrap();
+        let may_be_secret = ["ICE_SERVER", "TURN_URL", "CLUSTER"].contains(&variable);
+        let end = if may_be_secret { ']' } else { '=' };
         assert!(
-            own.contains(&format!("[env: ANTEROOM_{variable}=")),
+            own.contains(&format!("[env: ANTEROOM_{variable}{end}")),
             "{option}: {own}"
         );
         let (name, _) = option.split_once(' ').unwrap();
@@ -280,4 +297,301 @@ fn a_closed_standard_output_is_no_panic() {
         .unwrap();
     drop((child.stdout.take(), child.stderr.take()));
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn usage_errors_and_help_do_not_repeat_what_may_be_a_secret() {
+    const SECRET: &str = "hunter2";
+    let not_shown = "'(not shown: it may be a secret)'";
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+    let cases: [Case<'_>; 14] = [
+        (
+            &["--cluster", "nats://user:hunter2/x@nats"],
+            &[],
+            "'--cluster <URL>': not the",
+        ),
+        (
+            &["--cluster=nats://user:hunter2/x@nats"],
+            &[],
+            "'--cluster <URL>': not the",
+        ),
+        (
+            &["--cluster", "nats://:hunter2@nats"],
+            &[],
+            "'--cluster <URL>': not the",
+        ),
+        (
+            &["--ice-server", "turn:alice:hunter2"],
+            &[],
+            "'--ice-server <URL>': not the",
+        ),
+        (
+            &["--turn-url", "turn:alice:hunter2"],
+            &[],
+            "'--turn-url <URL>': not the",
+        ),
+        (
+            &[],
+            &[("ANTEROOM_CLUSTER", "http://user:hunter2@nats")],
+            not_shown,
+        ),
+        (
+            &[],
+            &[("ANTEROOM_ICE_SERVER", "turn:alice:hunter2")],
+            not_shown,
+        ),
+        (&["hunter2"], &[], not_shown),
+        (&["--ping-seconds", "20", "hunter2"], &[], not_shown),
+        (&["--", "hunter2"], &[], not_shown),
+        (&["token", "hunter2"], &[], not_shown),
+        (
+            &["--clutser", "nats://user:hunter2@nats"],
+            &[],
+            "'--clutser' found",
+        ),
+        (
+            &["--clutser=nats://user:hunter2@nats"],
+            &[],
+            "'--clutser' found",
+        ),
+        (
+            &["token", "--token-key-file=x", "--listen-only=hunter2"],
+            &[],
+            "'--listen-only'",
+        ),
+    ];
+    for (options, environment, message) in cases {
+        let output = run(options, environment);
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+        let line = stderr_line(&output);
+        assert!(line.contains(message), "{options:?}: {line}");
+        assert!(!line.contains(SECRET), "{options:?}: {line}");
+    }
+    let conflict = run(&["--ping-seconds", "20", "token"], &[]);
+    let line = stderr_line(&conflict);
+    assert!(line.contains("the subcommand 'token' cannot"), "{line}");
+    for words in [&["--help"][..], &["-h"], &["token", "--help"]] {
+        let environment = [
+            ("ANTEROOM_CLUSTER", "nats://user:hunter2@nats"),
+            ("ANTEROOM_ICE_SERVER", "turn:alice:hunter2@turn.example.org"),
+            ("ANTEROOM_TURN_URL", "turn:alice:hunter2@turn.example.org"),
+        ];
+        let output = run(words, &environment);
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && !help.contains(SECRET), "{help}");
+    }
+}
+
+#[test]
+fn the_configuration_shows_no_secret_of_its_urls() {
+    let config = anteroom::Config {
+        ice_server: vec!["turn:alice:hunter2@turn.example.org".parse().unwrap()],
+        turn_url: vec!["turn:alice:hunter2@turn.example.org".parse().unwrap()],
+        cluster: vec!["nats://alice:hunter2@nats.example.org".parse().unwrap()],
+        ..anteroom::Config::default()
+    };
+    let shown = format!("{config:?} {config:#?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+    assert!(shown.contains("nats.example.org"), "{shown}");
+    let url = config.cluster[0].to_string();
+    assert_eq!(url, "nats.example.org:4222");
+}
+
+/// Speaks as much of NATS as a node needs to be connected, and says `message` to whoever subscribes.
+/// Returns what it has been told with CONNECT.
+async fn pretend_to_be_nats(
+    stream: TcpStream,
+    message: &str,
+    told: tokio::sync::mpsc::UnboundedSender<String>,
+) {
+    let (reader, mut writer) = stream.into_split();
+    let info = json!({"server_id": "x", "version": "2.10.0", "proto": 1, "headers": true,
+        "max_payload": 1 << 20, "nonce": "abcdefgh", "auth_required": true});
+    let _ = writer
+        .write_all(format!("INFO {info}\r\n").as_bytes())
+        .await;
+    let mut lines = BufReader::new(reader).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let answer = match line.split_once(' ').unwrap_or((&line, "")) {
+            ("CONNECT", options) => {
+                let _ = told.send(options.into());
+                continue;
+            }
+            ("PING", _) => "PONG\r\n".into(),
+            ("SUB", subject) => {
+                let (subject, id) = subject.rsplit_once(' ').unwrap();
+                let length = message.len();
+                format!("MSG {} {id} {length}\r\n{message}\r\n", subject.trim())
+            }
+            _ => continue,
+        };
+        let _ = writer.write_all(answer.as_bytes()).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_that_is_logged_has_a_secret() {
+    let secret = |name: &str| format!("{name}-secret-that-has-more-than-32-bytes");
+    let [token_secret, turn_secret, operators_secret] = ["token", "turn", "operators"].map(secret);
+    let [nats_password, ice_password, payload] = ["nats%2Fpass", "ice-pass", "payload"].map(secret);
+    let token_key = File::new("secrets.token", &token_secret);
+    let turn_key = File::new("secrets.turn", &turn_secret);
+    let operators_key = File::new("secrets.operators", &operators_secret);
+    let authority = Authority::new();
+    let (certificate, private_key) = authority.issue("secrets.test");
+    let files = Files::new("secrets", (certificate, private_key.clone()));
+    let seed = KeyPair::new_user().seed().unwrap();
+    let user_jwt = "eyJ0eXAiOiJKV1QifQ.eyJzdWIiOiJhbnRlcm9vbSJ9.c2lnbmF0dXJlLW9mLXRoaXMtdGVzdA";
+    let credentials = format!(
+        "-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    let credentials = File::new("secrets.creds", credentials);
+    let path = |file: &File| file.path().to_str().unwrap().to_owned();
+    let token = run(
+        &[
+            "token",
+            "--token-key-file",
+            &path(&token_key),
+            "--user",
+            "alice",
+        ],
+        &[],
+    );
+    let token = String::from_utf8(token.stdout)
+        .unwrap()
+        .trim_end()
+        .to_owned();
+
+    let nats = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nats_address = nats.local_addr().unwrap();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let said = payload.clone();
+    let pretending = tokio::spawn(async move {
+        loop {
+            let (stream, _) = nats.accept().await.unwrap();
+            pretend_to_be_nats(stream, &said, tell.clone()).await;
+        }
+    });
+
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .args([
+            "--tls-cert",
+            &path(&files.cert),
+            "--tls-key",
+            &path(&files.key),
+        ])
+        .args(["--token-key-file", &path(&token_key)])
+        .args(["--turn-url", "turn:turn.example.org"])
+        .args(["--turn-secret-file", &path(&turn_key)])
+        .args(["--admin-token-file", &path(&operators_key)])
+        .args(["--cluster-credentials-file", &path(&credentials)])
+        .args([
+            "--ice-server",
+            &format!("turn:alice:{ice_password}@turn.example.org"),
+        ])
+        .env(
+            "ANTEROOM_CLUSTER",
+            format!("nats://anteroom:{nats_password}@{nats_address}"),
+        )
+        .env("RUST_LOG", "trace")
+        .stderr(Stdio::piped());
+    let mut program = Program::run(command).await;
+    let mut stderr = program.child.stderr.take().unwrap();
+    let mut log = String::new();
+    let reading = stderr.read_to_string(&mut log);
+    let mut secrets = vec![
+        token_secret,
+        turn_secret,
+        operators_secret.clone(),
+        "nats%2Fpass".into(),
+        "nats/pass".into(),
+        ice_password,
+        payload,
+        seed,
+        user_jwt.into(),
+        token.clone(),
+        token[token.len() - 20..].into(),
+    ];
+    secrets.extend(private_key.lines().skip(1).take(2).map(str::to_owned));
+    let driving = async {
+        let connect = within_deadline("CONNECT", told.recv()).await.unwrap();
+        assert!(connect.contains("nats/pass"), "{connect}");
+        let admin = program.admin().await;
+        let headers = format!("Authorization: Bearer {operators_secret}\r\n");
+        finally("the node is ready", async || {
+            ask_operator(admin, "GET", "/ready", &headers, "")
+                .await
+                .status
+                == 200
+        })
+        .await;
+        assert_eq!(
+            ask_operator(admin, "GET", "/rooms", &headers, "")
+                .await
+                .status,
+            200
+        );
+        let wrong = "Authorization: Bearer wrong-secret-of-operators\r\n";
+        assert_eq!(
+            ask_operator(admin, "GET", "/rooms", wrong, "").await.status,
+            401
+        );
+        secrets.push("wrong-secret-of-operators".into());
+        let connector = authority.connector(&[&tokio_rustls::rustls::version::TLS13]);
+        let connect = async |query: &str, header: Option<String>| {
+            let stream = TcpStream::connect(program.address).await.unwrap();
+            let stream = shake_hands(&connector, stream).await.unwrap();
+            let url = format!("wss://localhost/room/tea{query}");
+            let mut request = url.into_client_request().unwrap();
+            if let Some(header) = header {
+                let name = "authorization";
+                request.headers_mut().insert(name, header.parse().unwrap());
+            }
+            let upgrade = within_deadline("the upgrade", client_async(request, stream)).await;
+            upgrade.map(|(socket, _)| Client::over(socket))
+        };
+        let bearer = Some(format!("Bearer {token}"));
+        let mut alice = connect("", bearer).await.unwrap();
+        let hello = json!({"type": "hello", "receiver": "server", "data": {"resume": true}});
+        alice.send(hello).await;
+        let data = alice.next().await["data"].clone();
+        let resume = data["resume"]["token"].as_str().unwrap();
+        for server in data["iceServers"].as_array().unwrap() {
+            secrets.push(server["credential"].as_str().unwrap().into());
+        }
+        secrets.push(resume.into());
+        drop(alice);
+        let mut alice = connect(&format!("?token={token}&resume={resume}&received=1"), None)
+            .await
+            .unwrap();
+        assert_eq!(alice.next().await["type"], "resumed");
+        // What is malformed or refused is a secret, too: perhaps of another server.
+        for query in [
+            format!("?token={token}x"),
+            format!("?token=malformed-{resume}%zz"),
+            format!("?token={token}&resume=malformed-{resume}"),
+        ] {
+            let _ = connect(&query, None).await;
+        }
+        program.signal("HUP").await;
+        alice
+            .send(json!({"type": "ping", "receiver": "server"}))
+            .await;
+        while alice.next().await["type"] != "pong" {}
+        program.signal("TERM").await;
+    };
+    let (read, ()) = within_deadline("the log", async { tokio::join!(reading, driving) }).await;
+    read.unwrap();
+    assert_eq!(program.exit_code().await, Some(0));
+    pretending.abort();
+    for part in ["async_nats", "rustls", "stopping"] {
+        assert!(log.contains(part), "{part} has logged nothing: {log}");
+    }
+    for secret in secrets {
+        let line = log.lines().find(|line| line.contains(&secret));
+        assert_eq!(line, None, "the log has {secret}");
+    }
 }
