@@ -299,7 +299,8 @@ pub struct Config {
     )]
     pub turn_secret_file: Option<PathBuf>,
 
-    /// How long these credentials are good, in seconds; calls do not outlast them
+    /// How long these credentials are good, in seconds, though no longer than the token of the session;
+    /// calls do not outlast them
     #[arg(
         long,
         env = "ANTEROOM_TURN_SECONDS",

@@ -6,6 +6,7 @@ use std::{io, str::FromStr};
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
     Config,
@@ -16,6 +17,17 @@ use crate::{
 
 /// The schemes of RFC 7064 and RFC 7065.
 const SCHEMES: [&str; 4] = ["stun", "stuns", "turn", "turns"];
+
+/// The characters of a user's name that do not stand for themselves in the user name of TURN: all but the
+/// unreserved ones of RFC 3986, section 2.3. A colon would end the time before it; logs have lines.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The longest user name of TURN, in bytes (RFC 8489, section 14.3).
+const MAX_USERNAME: usize = 508;
 
 /// The ICE servers there are.
 pub(crate) struct IceServers {
@@ -85,16 +97,25 @@ impl IceServers {
         self.turn.as_ref().map(|turn| turn.secret.reload())
     }
 
-    /// What the session is told at `now`, in seconds since 1970.
-    pub(crate) fn for_session(&self, id: SessionId, now: u64) -> Vec<IceServer> {
-        let turn = self.turn.iter().map(|turn| turn.server(id, now));
+    /// What a session is told at `now`, with credentials for `user` if its token names one. They are good no
+    /// longer than the token, which ends at `expires`. Both times are in seconds since 1970.
+    pub(crate) fn for_session(
+        &self,
+        id: SessionId,
+        user: Option<&str>,
+        expires: Option<u64>,
+        now: u64,
+    ) -> Vec<IceServer> {
+        let turn = self.turn.iter().map(|turn| {
+            let until = expires.unwrap_or(u64::MAX).min(now + turn.seconds);
+            turn.server(username(id, user, until))
+        });
         self.servers.iter().cloned().chain(turn).collect()
     }
 }
 
 impl Turn {
-    fn server(&self, id: SessionId, now: u64) -> IceServer {
-        let username = format!("{}:{id}", now + self.seconds);
+    fn server(&self, username: String) -> IceServer {
         let key = hmac::Key::new(
             hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
             self.secret.get().expose(),
@@ -106,6 +127,14 @@ impl Turn {
             username: Some(username),
         }
     }
+}
+
+/// The user name of credentials that are good `until` then: the time, and the user, or else the session.
+fn username(id: SessionId, user: Option<&str>, until: u64) -> String {
+    let user = user.filter(|user| !user.is_empty());
+    user.map(|user| format!("{until}:{}", utf8_percent_encode(user, ENCODED)))
+        .filter(|username| username.len() <= MAX_USERNAME)
+        .unwrap_or_else(|| format!("{until}:{id}"))
 }
 
 impl IceUrl {
@@ -168,6 +197,16 @@ impl FromStr for IceUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_name_is_no_longer_than_turn_allows_and_never_empty() {
+        let id = SessionId::random();
+        let of = |user: &str| username(id, Some(user), 1_790_000_000);
+        let longest = "x".repeat(MAX_USERNAME - "1790000000:".len());
+        assert_eq!(of(&longest), format!("1790000000:{longest}"));
+        assert_eq!(of(&format!("{longest}x")), format!("1790000000:{id}"));
+        assert_eq!(of(""), format!("1790000000:{id}"));
+    }
 
     #[test]
     fn urls_are_those_of_the_rfcs() {

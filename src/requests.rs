@@ -64,7 +64,10 @@ fn hello(session: &Session, request: &HelloRequest) -> usize {
         shared.resumes.register(token, room, user, outbox.sender())
     });
     let token = known.or(ticket.as_ref().map(|ticket| ticket.token()));
-    let ice_servers = shared.ice.for_session(membership.id(), now());
+    let (user, expires) = (session.user(), session.expires());
+    let ice_servers = shared
+        .ice
+        .for_session(membership.id(), user, expires, now());
     membership.with_roster(|peers| {
         let hello = Hello {
             room: membership.room(),

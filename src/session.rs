@@ -621,9 +621,8 @@ impl Session {
         let Attached { reader, visitor } = attached;
         *self.membership.guest().address.lock() = visitor.address;
         // It may come with the token that it has had at first, and be allowed more already.
-        let expires = self.permit.as_ref().map(|permit| permit.expiry.time());
         if let Some(grant) = visitor.grant
-            && Some(grant.expires) > expires
+            && Some(grant.expires) > self.expires()
         {
             self.renew(grant);
         }
@@ -674,6 +673,11 @@ impl Session {
     /// Whose session it is, if that is known.
     pub(crate) fn user(&self) -> Option<&str> {
         self.permit.as_ref()?.user.as_deref()
+    }
+
+    /// When its token ends, in seconds since 1970, if it has one.
+    pub(crate) fn expires(&self) -> Option<u64> {
+        self.permit.as_ref().map(|permit| permit.expiry.time())
     }
 
     fn count_slow(&self, end: &End) {

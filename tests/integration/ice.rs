@@ -4,7 +4,7 @@ use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::json;
 
-use crate::support::{Client, File, TestServer};
+use crate::support::{Client, File, TestServer, in_seconds};
 
 #[tokio::test]
 async fn hello_tells_of_the_servers_of_the_configuration() {
@@ -65,6 +65,90 @@ async fn each_session_gets_turn_credentials_of_its_own_that_end() {
         names.push(username.to_owned());
     }
     assert_ne!(names[0], names[1]);
+}
+
+/// A token of a user, good for so many hours.
+fn token(key: &File, user: Option<&str>, hours: f64) -> String {
+    let request = anteroom::TokenRequest {
+        token_key_file: key.path(),
+        token_issuer: None,
+        token_audience: None,
+        user: user.map(str::to_owned),
+        room: Vec::new(),
+        hours,
+        info: None,
+        listen_only: false,
+    };
+    request.sign().unwrap()
+}
+
+#[tokio::test]
+async fn turn_credentials_are_named_after_the_user_and_end_with_the_token() {
+    let secret = File::new("turn-token", "a secret shared with coturn\n");
+    let key = File::new(
+        "turn-token.key",
+        "a-secret-of-this-test-that-has-more-than-32-bytes",
+    );
+    let server = TestServer::with(|config| {
+        config.turn_url = vec!["turn:turn.example.org".parse().unwrap()];
+        config.turn_secret_file = Some(secret.path());
+        config.turn_seconds = 600;
+        config.token_key_file = Some(key.path());
+    })
+    .await;
+    // For how many seconds the credentials are good, and whose they are.
+    let given = async |client: &mut Client| {
+        let hello = client.hello().await;
+        let server = &hello["data"]["iceServers"][0];
+        let username = server["username"].as_str().unwrap();
+        let key = hmac::Key::new(
+            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+            b"a secret shared with coturn",
+        );
+        let credential = BASE64.encode(hmac::sign(&key, username.as_bytes()));
+        assert_eq!(server["credential"], credential);
+        client.id = hello["receiver"].as_str().unwrap().into();
+        let (until, name) = username.split_once(':').unwrap();
+        (
+            until.parse::<i64>().unwrap() - in_seconds(0),
+            name.to_owned(),
+        )
+    };
+    let join = async |user: Option<&str>, hours: f64| {
+        let path = format!("/room?token={}", token(&key, user, hours));
+        Client::connect(server.address, &path).await
+    };
+
+    let mut alice = join(Some("alice"), 0.05).await;
+    let (left, name) = given(&mut alice).await;
+    assert!((170..=180).contains(&left), "{left}");
+    assert_eq!(name, "alice");
+    // A fresher token lets the next credentials end later.
+    let fresher = token(&key, Some("alice"), 0.1);
+    alice
+        .send(json!({"type": "token", "receiver": "server", "data": fresher}))
+        .await;
+    let (left, _) = given(&mut alice).await;
+    assert!((350..=360).contains(&left), "{left}");
+
+    let mut nobody = join(None, 1.0).await;
+    let (left, name) = given(&mut nobody).await;
+    assert!((590..=600).contains(&left), "{left}");
+    assert_eq!(name, nobody.id);
+
+    for (user, expected) in [
+        ("Alice-1.2_3~", "Alice-1.2_3~"),
+        ("a:b@c d", "a%3Ab%40c%20d"),
+        ("50%\n<script>", "50%25%0A%3Cscript%3E"),
+        ("zoë", "zo%C3%AB"),
+    ] {
+        let mut client = join(Some(user), 1.0).await;
+        assert_eq!(given(&mut client).await.1, expected);
+    }
+    // A name that is too long for a TURN server is left out.
+    let mut client = join(Some(&"ë".repeat(128)), 1.0).await;
+    let (_, name) = given(&mut client).await;
+    assert_eq!(name, client.id);
 }
 
 #[test]
