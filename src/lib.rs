@@ -21,7 +21,7 @@
 //! | `routes`, `page`, `refusal` | every URL; the files behind `/`; how a request is turned away |
 //! | `host` | which host a request is for |
 //! | `admission` | who may join |
-//! | `address`, `tokens`, `rates` | where a request is from; what a token grants; how much is too much |
+//! | `address`, `tokens`, `keys`, `rates` | where a request is from; what a token grants, and who signs it; how much is too much |
 //! | `websocket` | the handshake, the frames, the socket |
 //! | `session` | one session's life |
 //! | `requests`, `ice` | what is addressed to the server; the ICE servers it tells of |
@@ -50,6 +50,7 @@ mod heartbeat;
 mod host;
 mod ice;
 mod kept;
+mod keys;
 mod listener;
 mod metrics;
 mod outbox;

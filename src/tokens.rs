@@ -1,34 +1,24 @@
 //! Tokens that admit to rooms: JSON Web Tokens (RFC 7519), checked and, for development, made.
 
 use std::{
-    collections::HashMap,
     io,
-    path::{Path, PathBuf},
-    str,
+    path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use base64::{
-    Engine,
-    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
-};
 use clap::Args;
 use jsonwebtoken::{
-    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
+    Algorithm, Header, Validation, decode, decode_header, encode,
     errors::{Error, ErrorKind},
-    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse},
 };
-use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
 use crate::{
+    keys::{Key, read_keys, signing_key},
     protocol::RoomName,
-    reload::{Reloadable, check_secret, invalid, read_file},
-    secret::Secret,
+    reload::{Reloadable, invalid},
 };
-
-/// How PEM begins (RFC 7468, section 2).
-const PEM: &[u8] = b"-----BEGIN ";
 
 /// How far the clock of who issues tokens may be ahead of ours, in seconds.
 const CLOCK_SKEW: u64 = 30;
@@ -44,22 +34,11 @@ const MAX_INFO: usize = 1024;
 const MIN_HOURS: f64 = 0.001;
 const MAX_HOURS: f64 = 8784.0;
 
-/// How many bytes the public key of ES256 has: an uncompressed point of P-256.
-const P256_POINT: usize = 65;
-
 /// The tokens that admit somebody.
 pub(crate) struct Tokens {
     keys: Reloadable<Vec<Key>>,
     issuer: Option<String>,
     audience: Option<String>,
-}
-
-/// A key for one algorithm: which one a token is checked with is not for the token to say.
-struct Key {
-    /// Its name, by which tokens ask for it.
-    id: Option<String>,
-    algorithm: Algorithm,
-    key: DecodingKey,
 }
 
 /// What a token grants.
@@ -84,13 +63,27 @@ pub(crate) enum Denied {
     Forbidden(&'static str),
 }
 
+/// The claims of a token. Those that are registered have the types of RFC 7519, section 4.1, also where
+/// nothing is asked of them; `null` is none of these.
 #[derive(Deserialize)]
 struct Claims {
-    exp: Option<f64>,
-    sub: Option<String>,
-    /// Neither this nor the next may be `null`: that could be meant to allow nothing.
+    #[serde(default, deserialize_with = "present", rename = "iss")]
+    _issuer: Option<String>,
     #[serde(default, deserialize_with = "present")]
-    room: Option<Patterns>,
+    sub: Option<String>,
+    #[serde(default, deserialize_with = "present", rename = "aud")]
+    _audience: Option<Names>,
+    #[serde(default, deserialize_with = "present")]
+    exp: Option<f64>,
+    #[serde(default, deserialize_with = "present", rename = "nbf")]
+    _not_before: Option<f64>,
+    #[serde(default, deserialize_with = "present", rename = "iat")]
+    _issued_at: Option<f64>,
+    #[serde(default, deserialize_with = "present", rename = "jti")]
+    _id: Option<String>,
+    /// Neither this nor `send` may be `null`: that could be meant to allow nothing.
+    #[serde(default, deserialize_with = "present")]
+    room: Option<Names>,
     info: Option<Box<RawValue>>,
     #[serde(default, deserialize_with = "present")]
     send: Option<bool>,
@@ -100,10 +93,11 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(json: D) -> Result<Op
     T::deserialize(json).map(Some)
 }
 
-/// The names of rooms, each as a whole or, with a `*` at its end, its beginning.
+/// A string or an array of strings: of rooms, each named as a whole or, with a `*` at its end, by its
+/// beginning; or of audiences.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Patterns {
+enum Names {
     One(String),
     Several(Vec<String>),
 }
@@ -164,7 +158,7 @@ impl Tokens {
         if expires <= now() {
             return Err(Denied::Invalid("the token has expired"));
         }
-        if !claims.room.is_none_or(|patterns| patterns.admit(room)) {
+        if !claims.room.is_none_or(|names| names.admit(room)) {
             return Err(Denied::Forbidden("the token does not admit to this room"));
         }
         if claims.sub.as_ref().is_some_and(|sub| sub.len() > MAX_USER) {
@@ -182,6 +176,9 @@ impl Tokens {
         })
     }
 
+    /// Checks the signature and the claims. A key without a name fits every token of its algorithm, and a
+    /// token without one is tried with every key of its algorithm (RFC 7515, section 4.1.4; RFC 7517,
+    /// section 4.5).
     fn verify(&self, token: &str) -> Result<Claims, Error> {
         let header = decode_header(token)?;
         if header.crit.is_some() {
@@ -189,17 +186,25 @@ impl Tokens {
             return Err(ErrorKind::InvalidToken.into());
         }
         let keys = self.keys.get();
-        let key = match (header.kid, &keys[..]) {
-            // A key without a name is for all tokens.
-            (_, [key]) if key.id.is_none() => key,
-            (None, [key]) => key,
-            (Some(id), keys) => keys
-                .iter()
-                .find(|key| key.id.as_ref() == Some(&id) && key.algorithm == header.alg)
-                .ok_or(ErrorKind::InvalidToken)?,
-            (None, _) => return Err(ErrorKind::InvalidToken.into()),
+        let fits = |key: &&Key| {
+            let is_same = |(own, asked)| own == asked;
+            let names = key.id.as_ref().zip(header.kid.as_ref());
+            key.algorithm == header.alg && names.is_none_or(is_same)
         };
-        let mut validation = Validation::new(key.algorithm);
+        let validation = self.validation(header.alg);
+        // What else is wrong with the token is told by the key that has signed it.
+        for key in keys.iter().filter(fits) {
+            match decode(token, &key.key, &validation) {
+                Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
+                result => return Ok(result?.claims),
+            }
+        }
+        Err(ErrorKind::InvalidSignature.into())
+    }
+
+    /// What is asked of the claims of a token.
+    fn validation(&self, algorithm: Algorithm) -> Validation {
+        let mut validation = Validation::new(algorithm);
         validation.leeway = CLOCK_SKEW;
         validation.validate_nbf = true;
         let mut required = vec!["exp"];
@@ -212,19 +217,19 @@ impl Tokens {
             required.push("aud");
         }
         validation.set_required_spec_claims(&required);
-        Ok(decode(token, &key.key, &validation)?.claims)
+        validation
     }
 }
 
-impl Patterns {
+impl Names {
     fn admit(&self, room: &RoomName) -> bool {
         let matches = |pattern: &String| match pattern.strip_suffix('*') {
             Some(prefix) => room.as_str().starts_with(prefix),
             None => room.as_str() == pattern,
         };
         match self {
-            Patterns::One(pattern) => matches(pattern),
-            Patterns::Several(patterns) => patterns.iter().any(matches),
+            Names::One(pattern) => matches(pattern),
+            Names::Several(names) => names.iter().any(matches),
         }
     }
 }
@@ -240,144 +245,6 @@ fn public(user: Option<&str>, info: Option<&RawValue>) -> Option<Box<RawValue>> 
     }
     (user.is_some() || info.is_some()).then(|| {
         serde_json::value::to_raw_value(&Public { user, info }).expect("strings become JSON")
-    })
-}
-
-/// The keys in a file: a secret, a public key as PEM, or a JSON Web Key Set (RFC 7517, section 5).
-fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
-    let bytes = read_file(path)?;
-    let file = path.display();
-    if bytes.trim_ascii_start().starts_with(b"{") {
-        let set: JwkSet = serde_json::from_slice(&bytes)
-            .map_err(|error| invalid(format!("{file} is no JSON Web Key Set: {error}")))?;
-        let keys: Vec<Key> = set.keys.iter().filter_map(of_jwk).collect();
-        return match keys.len() {
-            0 => Err(invalid(format!(
-                "{file} has no key for RS256, ES256 or EdDSA signatures"
-            ))),
-            _ => Ok(keys),
-        };
-    }
-    let (algorithm, key) = if is_pem(&bytes) {
-        of_pem(&bytes).ok_or_else(|| {
-            invalid(format!(
-                "{file} is no public key for RS256, ES256 (P-256) or EdDSA (Ed25519); \
-                 the private key stays with who issues the tokens"
-            ))
-        })?
-    } else {
-        let secret = hs256_secret(bytes, path)?;
-        (Algorithm::HS256, DecodingKey::from_secret(secret.expose()))
-    };
-    let id = None;
-    Ok(vec![Key { id, algorithm, key }])
-}
-
-/// Whether PEM stands in it, be there something else, too: that is no secret, whatever it is.
-fn is_pem(bytes: &[u8]) -> bool {
-    bytes.windows(PEM.len()).any(|window| window == PEM)
-}
-
-/// The secret of HS256 in a file. A public key must never be taken for one, however it is written:
-/// everybody could sign with it.
-fn hs256_secret(bytes: Vec<u8>, path: &Path) -> io::Result<Secret<Vec<u8>>> {
-    let secret = check_secret(bytes.trim_ascii_start().to_vec(), path)?;
-    // Keys have spaces, lines, quotes or escapes, wherever they have been copied from; otherwise they
-    // are in base64 or in hexadecimal.
-    let word = secret.expose();
-    let is_word = word
-        .iter()
-        .all(|byte| byte.is_ascii_graphic() && !br#""'\%[]{}"#.contains(byte));
-    if is_word && !is_key(word) && !decodings(word).iter().any(|bytes| is_key(bytes)) {
-        return Ok(secret);
-    }
-    Err(invalid(format!(
-        "{} is neither a secret, which is one word such as that of `openssl rand -hex 32`, nor a \
-         public key as PEM, nor a JSON Web Key Set",
-        path.display()
-    )))
-}
-
-/// Whether it may be a key: PEM, JSON, DER, what openssl prints, or the format of OpenSSH (RFC 4253,
-/// section 6.6), which begins with the length of a name.
-fn is_key(bytes: &[u8]) -> bool {
-    let has = |word: &[u8]| bytes.windows(word.len()).any(|window| window == word);
-    let is_json = serde_json::from_slice::<Structure>(bytes).is_ok();
-    is_der(bytes) || is_json || bytes.starts_with(&[0; 3]) || has(b"BEGIN") || has(b"Modulus=")
-}
-
-/// JSON that has parts: a number may well be random.
-#[derive(Deserialize)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "only its form counts")]
-enum Structure {
-    Object(HashMap<String, IgnoredAny>),
-    Array(Vec<IgnoredAny>),
-}
-
-/// What a word may stand for in base64, of either alphabet, padded or not, and in hexadecimal
-/// (RFC 4648).
-fn decodings(word: &[u8]) -> Vec<Vec<u8>> {
-    let bare = word.iter().rposition(|byte| *byte != b'=');
-    let bare = &word[..bare.map_or(0, |last| last + 1)];
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|digit| digit as u8);
-    let byte = |pair: &[u8; 2]| Some(digit(&pair[0])? << 4 | digit(&pair[1])?);
-    let hexadecimal: Option<Vec<u8>> = word.as_chunks().0.iter().map(byte).collect();
-    let base64 = [STANDARD_NO_PAD, URL_SAFE_NO_PAD].map(|base64| base64.decode(bare).ok());
-    base64.into_iter().chain([hexadecimal]).flatten().collect()
-}
-
-/// Whether it is one SEQUENCE of DER (X.690, section 8.1) that begins with another, or with a number,
-/// as keys are.
-fn is_der(bytes: &[u8]) -> bool {
-    let (length, start) = match *bytes {
-        [0x30, length @ 0..=0x7F, ..] => (length.into(), 2),
-        [0x30, 0x81, length, ..] => (length.into(), 3),
-        [0x30, 0x82, high, low, ..] => (usize::from(u16::from_be_bytes([high, low])), 4),
-        _ => return false,
-    };
-    bytes.len() == start + length && matches!(bytes.get(start), Some(0x30 | 0x02))
-}
-
-fn of_pem(pem: &[u8]) -> Option<(Algorithm, DecodingKey)> {
-    let text = str::from_utf8(pem).ok()?;
-    if text.contains("PRIVATE KEY") {
-        return None;
-    }
-    let ec = || DecodingKey::from_ec_pem(pem).ok().filter(is_p256);
-    None.or_else(|| Some((Algorithm::RS256, DecodingKey::from_rsa_pem(pem).ok()?)))
-        .or_else(|| Some((Algorithm::ES256, ec()?)))
-        .or_else(|| Some((Algorithm::EdDSA, DecodingKey::from_ed_pem(pem).ok()?)))
-}
-
-fn is_p256(key: &DecodingKey) -> bool {
-    key.try_get_as_bytes()
-        .is_ok_and(|point| point.len() == P256_POINT)
-}
-
-/// A key of a set, if it is one to check signatures with that we know. Secrets do not belong into a
-/// set, which is public.
-fn of_jwk(jwk: &Jwk) -> Option<Key> {
-    let (algorithm, same) = match &jwk.algorithm {
-        AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
-        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
-            (Algorithm::ES256, KeyAlgorithm::ES256)
-        }
-        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
-            (Algorithm::EdDSA, KeyAlgorithm::EdDSA)
-        }
-        _ => return None,
-    };
-    let common = &jwk.common;
-    let is_for_another = common.key_algorithm.is_some_and(|key| key != same);
-    let is_to_encrypt = matches!(common.public_key_use, Some(PublicKeyUse::Encryption));
-    if is_for_another || is_to_encrypt {
-        return None;
-    }
-    Some(Key {
-        id: common.key_id.clone(),
-        algorithm,
-        key: DecodingKey::from_jwk(jwk).ok()?,
     })
 }
 
@@ -476,48 +343,5 @@ impl TokenRequest {
             ));
         }
         Ok(())
-    }
-}
-
-/// The key in a file that signs: a secret, or a private key as PEM.
-fn signing_key(path: &Path) -> io::Result<(Algorithm, EncodingKey)> {
-    let bytes = read_file(path)?;
-    if !is_pem(&bytes) {
-        let secret = hs256_secret(bytes, path)?;
-        return Ok((Algorithm::HS256, EncodingKey::from_secret(secret.expose())));
-    }
-    None.or_else(|| Some((Algorithm::RS256, EncodingKey::from_rsa_pem(&bytes).ok()?)))
-        .or_else(|| Some((Algorithm::ES256, EncodingKey::from_ec_pem(&bytes).ok()?)))
-        .or_else(|| Some((Algorithm::EdDSA, EncodingKey::from_ed_pem(&bytes).ok()?)))
-        .ok_or_else(|| {
-            invalid(format!(
-                "{} is no private key for RS256, ES256 or EdDSA in PKCS #8 (openssl pkcs8 -topk8 \
-                 -nodes makes one of others)",
-                path.display()
-            ))
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whatever_is_random_is_a_secret() {
-        for first in 0..=255 {
-            for second in [0, 7, 30, b'{', b'"', 255] {
-                let mut bytes = [7; 32];
-                bytes[..2].copy_from_slice(&[first, second]);
-                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                for word in [
-                    hex,
-                    STANDARD_NO_PAD.encode(bytes),
-                    URL_SAFE_NO_PAD.encode(bytes),
-                ] {
-                    let secret = hs256_secret(word.clone().into(), Path::new("file"));
-                    assert_eq!(secret.unwrap().expose(), word.as_bytes());
-                }
-            }
-        }
     }
 }

@@ -33,8 +33,12 @@ fn claims(others: Value) -> Value {
 
 /// A token whose claims end in exactly this.
 fn signed_as_is(end: &str) -> String {
-    let claims = format!(r#"{{"exp":{}{end}}}"#, in_seconds(600));
-    let claims: Box<serde_json::value::RawValue> = serde_json::from_str(&claims).unwrap();
+    sign_text(&format!(r#"{{"exp":{}{end}}}"#, in_seconds(600)))
+}
+
+/// A token with exactly these claims.
+fn sign_text(claims: &str) -> String {
+    let claims: Box<serde_json::value::RawValue> = serde_json::from_str(claims).unwrap();
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
 }
@@ -230,6 +234,37 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
 }
 
 #[tokio::test]
+async fn registered_claims_have_the_types_of_the_rfc() {
+    let (server, _file) = server("types").await;
+    for name in ["iss", "sub", "aud", "exp", "nbf", "iat", "jti"] {
+        let is_time = ["exp", "nbf", "iat"].contains(&name);
+        let wrong = match (name, is_time) {
+            ("aud", _) => &["5", "null", "true", "{}", "[5]", "[null]", r#"["a",["b"]]"#][..],
+            (_, true) => &["\"1\"", "null", "true", "{}", "[]", "[1]"],
+            (_, false) => &["5", "null", "true", "{}", "[]", r#"["a"]"#],
+        };
+        for value in wrong {
+            let token = match name {
+                "exp" => sign_text(&format!(r#"{{"exp":{value}}}"#)),
+                _ => signed_as_is(&format!(r#","{name}":{value}"#)),
+            };
+            let refused = refusal(&server, &format!("/room?token={token}"), "").await;
+            assert_eq!(
+                (refused.status, &*refused.body),
+                (401, "the token is not valid here"),
+                "{name}: {value}"
+            );
+        }
+    }
+    let good = json!({"iss": "a", "sub": "b", "nbf": 1.5, "iat": in_seconds(0), "jti": ""});
+    assert!(
+        Raw::ask(&server, &format!("/room?token={}", sign(good)), "")
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
 async fn issuer_and_audience_must_be_the_ones_asked_for() {
     let file = File::new("issuer", SECRET);
     let server = TestServer::with(|config| {
@@ -393,7 +428,9 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
         (Some("third"), &pairs[0], false),
         (Some("fourth"), &pairs[0], false),
         (Some(""), &pairs[0], false),
-        (None, &pairs[0], false),
+        // A token that names no key may be signed with any.
+        (None, &pairs[0], true),
+        (None, &pairs[1], true),
     ] {
         let path = format!("/room?token={}", signed(id, pair));
         assert_eq!(
@@ -430,6 +467,171 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
     std::fs::write(file.path(), "{").unwrap();
     server.anteroom.reload();
     assert!(Raw::ask(&server, &fourth, "").await.is_ok());
+}
+
+/// A key of a set, with other members than `kty`, `crv` and `x`.
+fn jwk(pair: &KeyPair, others: Value) -> Value {
+    let x = BASE64.encode(pair.public_key_raw());
+    let mut jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": x});
+    for (name, value) in others.as_object().unwrap() {
+        jwk[name] = value.clone();
+    }
+    jwk
+}
+
+/// A token signed with a key that it names, if it does.
+fn signed_by(pair: &KeyPair, kid: Option<&str>, others: Value) -> String {
+    let header = Header {
+        kid: kid.map(str::to_owned),
+        ..Header::new(Algorithm::EdDSA)
+    };
+    let key = EncodingKey::from_ed_pem(pair.serialize_pem().as_bytes()).unwrap();
+    encode(&header, &claims(others), &key).unwrap()
+}
+
+#[tokio::test]
+async fn keys_without_a_name_are_all_tried() {
+    let pairs = [(); 4].map(|()| KeyPair::generate_for(&PKCS_ED25519).unwrap());
+    let ec = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let point = ec.public_key_raw();
+    let set = json!({"keys": [
+        {"kty": "EC", "crv": "P-256", "x": BASE64.encode(&point[1..33]), "y": BASE64.encode(&point[33..])},
+        jwk(&pairs[0], json!({})),
+        jwk(&pairs[1], json!({})),
+        jwk(&pairs[2], json!({"kid": "named"})),
+    ]});
+    let file = File::new("nameless.json", set.to_string());
+    let path = file.path();
+    let server = TestServer::with(|config| config.token_key_file = Some(path)).await;
+    let invalid = "the token is not valid here";
+    for (pair, kid, others, answer) in [
+        (&pairs[0], None, json!({}), Ok(())),
+        (&pairs[1], None, json!({}), Ok(())),
+        (&pairs[2], None, json!({}), Ok(())),
+        (&pairs[1], Some("named"), json!({}), Ok(())),
+        (&pairs[1], Some("other"), json!({}), Ok(())),
+        (&pairs[2], Some("named"), json!({}), Ok(())),
+        (&pairs[2], Some("other"), json!({}), Err(invalid)),
+        (&pairs[3], None, json!({}), Err(invalid)),
+        // What is wrong is told by the key that has signed.
+        (
+            &pairs[1],
+            None,
+            json!({"exp": in_seconds(-60)}),
+            Err("the token has expired"),
+        ),
+        (
+            &pairs[2],
+            None,
+            json!({"nbf": in_seconds(300)}),
+            Err("the token is not valid yet"),
+        ),
+        (
+            &pairs[3],
+            None,
+            json!({"exp": in_seconds(-60)}),
+            Err(invalid),
+        ),
+    ] {
+        let path = format!("/room?token={}", signed_by(pair, kid, others.clone()));
+        let given = Raw::ask(&server, &path, "").await.map(drop);
+        let given = given.map_err(|refused| refused.body);
+        assert_eq!(given, answer.map_err(str::to_owned), "{kid:?} {others}");
+    }
+    let key = EncodingKey::from_ec_pem(ec.serialize_pem().as_bytes()).unwrap();
+    let token = encode(&Header::new(Algorithm::ES256), &claims(json!({})), &key).unwrap();
+    assert!(
+        Raw::ask(&server, &format!("/room?token={token}"), "")
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn keys_of_a_set_that_are_not_understood_are_ignored_and_named_in_the_log() {
+    let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let short = BASE64.encode([0xFF; 128]);
+    let hidden = "hidden-in-a-key";
+    let others = [
+        (
+            json!({"kty": "OKP", "kid": 7, "d": hidden}),
+            "[0] (kid no string)",
+        ),
+        (json!(hidden), "[1] (no kid)"),
+        (
+            json!({"kty": "AKP", "kid": "a\n\u{1b}b"}),
+            "[2] (kid \"a\\n\\u{1b}b\")",
+        ),
+        (
+            jwk(&pair, json!({"kid": "enc", "use": "enc"})),
+            "(kid \"enc\")",
+        ),
+        (
+            jwk(&pair, json!({"kid": "ops", "key_ops": ["sign"]})),
+            "(kid \"ops\")",
+        ),
+        (
+            jwk(&pair, json!({"kid": "type", "key_ops": hidden})),
+            "(kid \"type\")",
+        ),
+        (
+            jwk(&pair, json!({"kid": "alg", "alg": "RS256"})),
+            "(kid \"alg\")",
+        ),
+        (jwk(&pair, json!({"kid": "x", "x": "AA"})), "(kid \"x\")"),
+        (
+            json!({"kty": "oct", "kid": "oct", "k": hidden}),
+            "(kid \"oct\")",
+        ),
+        (
+            json!({"kty": "RSA", "kid": "short", "n": short, "e": "AQAB"}),
+            "(kid \"short\")",
+        ),
+        (
+            json!({"kty": "EC", "crv": "P-256", "kid": "point", "x": "AA", "y": "AA"}),
+            "(kid \"point\")",
+        ),
+    ];
+    let mut keys: Vec<Value> = others.iter().map(|(key, _)| key.clone()).collect();
+    keys.push(jwk(
+        &pair,
+        json!({"kid": "good", "key_ops": ["verify"], "use": "sig"}),
+    ));
+    let file = File::new("foreign.json", json!({"keys": keys}).to_string());
+    let path = file.path();
+    let path = path.to_str().unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--token-key-file", path])
+        .env_remove("RUST_LOG")
+        .stderr(std::process::Stdio::piped());
+    let mut program = Program::run(command).await;
+    let token = signed_by(&pair, Some("good"), json!({}));
+    let client = Client::connect(program.address, &format!("/room?token={token}")).await;
+    client.leave().await;
+    program.signal("TERM").await;
+    let mut log = String::new();
+    let mut stderr = program.child.stderr.take().unwrap();
+    within_deadline(
+        "the log",
+        tokio::io::AsyncReadExt::read_to_string(&mut stderr, &mut log),
+    )
+    .await
+    .unwrap();
+    assert_eq!(program.exit_code().await, Some(0));
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
+    let warnings: Vec<&str> = warnings
+        .into_iter()
+        .filter(|line| line.contains("keys["))
+        .collect();
+    assert_eq!(warnings.len(), others.len(), "{log}");
+    for ((_, name), warning) in others.iter().zip(warnings) {
+        assert!(
+            warning.contains(name) && warning.contains(path),
+            "{name}: {warning}"
+        );
+    }
+    assert!(!log.contains(hidden) && !log.contains('\u{1b}'), "{log}");
 }
 
 #[tokio::test]
@@ -509,6 +711,16 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
             "has no key for RS256, ES256 or EdDSA signatures",
         ),
         ("json", "{nonsense".into(), "is no JSON Web Key Set: "),
+        (
+            "member",
+            format!(r#"{{"keys": "{SECRET}"}}"#),
+            "is no JSON Web Key Set: ",
+        ),
+        (
+            "many",
+            json!({"keys": vec![jwk(&ed, json!({})); 33]}).to_string(),
+            "has 33 keys: 32 at most",
+        ),
     ] {
         let file = File::new(name, contents);
         let config = anteroom::Config {
@@ -521,6 +733,7 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
             error.contains(file.path().to_str().unwrap()),
             "{name}: {error}"
         );
+        assert!(!error.contains(SECRET), "{name}: {error}");
     }
 }
 
