@@ -353,7 +353,7 @@ pub struct Config {
     )]
     pub cluster_credentials_file: Option<PathBuf>,
 
-    /// Which authorities may have signed its certificate, PEM, besides those that this machine trusts
+    /// Which authorities may have signed its certificate, PEM, in place of those that this machine trusts
     #[arg(
         long,
         env = "ANTEROOM_CLUSTER_CA_FILE",

@@ -1,6 +1,6 @@
 //! The keys that tokens are signed with, as they stand in files: secrets, PEM, JSON Web Key Sets.
 
-use std::{collections::HashMap, io, path::Path, str};
+use std::{collections::HashMap, io, path::Path};
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
@@ -19,6 +19,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, error::Category};
 
 use crate::{
+    pem::{self, Block},
     reload::{check_secret, invalid, read_file},
     secret::Secret,
 };
@@ -52,17 +53,11 @@ pub(crate) struct Key {
 /// The keys in a file: a secret, a public key as PEM, or a JSON Web Key Set (RFC 7517, section 5).
 pub(crate) fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
     let bytes = read_file(path)?;
-    let file = path.display();
     if bytes.trim_ascii_start().starts_with(b"{") {
         return of_set(&bytes, path);
     }
     let (algorithm, key) = if is_pem(&bytes) {
-        of_pem(&bytes).ok_or_else(|| {
-            invalid(format!(
-                "{file} is no public key for RS256, ES256 (P-256) or EdDSA (Ed25519); \
-                 the private key stays with who issues the tokens"
-            ))
-        })?
+        of_pem(&bytes, path)?
     } else {
         let secret = hs256_secret(bytes, path)?;
         (Algorithm::HS256, DecodingKey::from_secret(secret.expose()))
@@ -137,15 +132,45 @@ fn is_der(bytes: &[u8]) -> bool {
     bytes.len() == start + length && matches!(bytes.get(start), Some(0x30 | 0x02))
 }
 
-fn of_pem(pem: &[u8]) -> Option<(Algorithm, DecodingKey)> {
-    let text = str::from_utf8(pem).ok()?;
-    if text.contains("PRIVATE KEY") {
-        return None;
-    }
+/// The public key in a file of PEM, which must be the only thing in it.
+fn of_pem(pem: &[u8], path: &Path) -> io::Result<(Algorithm, DecodingKey)> {
+    let block = only_block(pem, path, "public key")?;
+    let file = path.display();
+    let key = match block.label {
+        "PUBLIC KEY" | "RSA PUBLIC KEY" => public_key(block.to_pem().expose()),
+        "CERTIFICATE" => {
+            let error = block.not_read("take its public key with openssl x509 -pubkey -noout");
+            return Err(invalid(format!("{file} {error}")));
+        }
+        _ => None,
+    };
+    key.ok_or_else(|| {
+        invalid(format!(
+            "{file} is no public key for RS256, ES256 (P-256) or EdDSA (Ed25519), of at least 2048 \
+             bits for RS256; the private key stays with who issues the tokens"
+        ))
+    })
+}
+
+fn public_key(pem: &[u8]) -> Option<(Algorithm, DecodingKey)> {
     None.or_else(|| Some((Algorithm::RS256, DecodingKey::from_rsa_pem(pem).ok()?)))
         .or_else(|| Some((Algorithm::ES256, DecodingKey::from_ec_pem(pem).ok()?)))
         .or_else(|| Some((Algorithm::EdDSA, DecodingKey::from_ed_pem(pem).ok()?)))
         .filter(|(algorithm, key)| is_usable(key, *algorithm))
+}
+
+/// The only block of PEM in a file, but for the parameters that openssl writes before an EC key.
+fn only_block<'a>(pem: &'a [u8], path: &Path, what: &str) -> io::Result<Block<'a>> {
+    let file = path.display();
+    let blocks = pem::parse(pem).map_err(|error| invalid(format!("{file} {error}")))?;
+    let is_other = |block: &Block<'_>| block.label != "EC PARAMETERS";
+    let mut blocks: Vec<Block<'_>> = blocks.into_iter().filter(is_other).collect();
+    match blocks.len() {
+        1 => Ok(blocks.remove(0)),
+        count => Err(invalid(format!(
+            "{file} must have one {what} as PEM and nothing else: it has {count} blocks"
+        ))),
+    }
 }
 
 /// The keys of a JSON Web Key Set. What is no key for us is ignored (RFC 7517, section 5), and named in
@@ -270,9 +295,11 @@ pub(crate) fn signing_key(path: &Path) -> io::Result<(Algorithm, EncodingKey)> {
         let secret = hs256_secret(bytes, path)?;
         return Ok((Algorithm::HS256, EncodingKey::from_secret(secret.expose())));
     }
-    None.or_else(|| Some((Algorithm::RS256, EncodingKey::from_rsa_pem(&bytes).ok()?)))
-        .or_else(|| Some((Algorithm::ES256, EncodingKey::from_ec_pem(&bytes).ok()?)))
-        .or_else(|| Some((Algorithm::EdDSA, EncodingKey::from_ed_pem(&bytes).ok()?)))
+    let pem = only_block(&bytes, path, "private key")?.to_pem();
+    let pem = pem.expose();
+    None.or_else(|| Some((Algorithm::RS256, EncodingKey::from_rsa_pem(pem).ok()?)))
+        .or_else(|| Some((Algorithm::ES256, EncodingKey::from_ec_pem(pem).ok()?)))
+        .or_else(|| Some((Algorithm::EdDSA, EncodingKey::from_ed_pem(pem).ok()?)))
         .ok_or_else(|| {
             invalid(format!(
                 "{} is no private key for RS256, ES256 or EdDSA in PKCS #8 (openssl pkcs8 -topk8 \

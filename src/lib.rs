@@ -35,7 +35,7 @@
 //! | `escape` | what comes from outside, as it is logged |
 //! | `admin` | every URL for operators |
 //! | `metrics`, `traffic` | everything that is counted |
-//! | `reload`, `secret` | what is read from files, and read again; what no log may have |
+//! | `reload`, `pem`, `secret` | what is read from files, and read again; what no log may have |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -55,6 +55,7 @@ mod listener;
 mod metrics;
 mod outbox;
 mod page;
+mod pem;
 mod protocol;
 mod rates;
 mod refusal;
@@ -95,7 +96,7 @@ use crate::{
     resume::Resumes,
     rooms::Rooms,
     secret::Secret,
-    tls::Tls,
+    tls::{Tls, check_authorities},
 };
 pub use crate::{
     cluster::NatsUrl,
@@ -317,6 +318,9 @@ impl Anteroom {
                     format!("cannot read the folder {}", folder.display()),
                 )
             })?;
+        }
+        if let Some(file) = &config.cluster_ca_file {
+            check_authorities(file)?;
         }
         let cluster = Cluster::new(&config).map(Arc::new);
         let uplink = cluster.as_ref().map(|cluster| cluster.uplink.clone());

@@ -10,19 +10,32 @@ use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        Error, ServerConfig,
+        CertificateError, Error, RootCertStore, ServerConfig,
         crypto::aws_lc_rs::default_provider,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+        pki_types::{CertificateDer, PrivateKeyDer},
         server::{ClientHello, ResolvesServerCert},
         sign::CertifiedKey,
     },
     server::TlsStream,
 };
 
-use crate::reload::{Reloadable, invalid, read_file};
+use crate::{
+    pem::{self, Block},
+    reload::{Reloadable, invalid, read_file},
+};
 
 /// What comes inside of it (RFC 7301): a WebSocket is opened by HTTP/1.1.
 const PROTOCOL: &[u8] = b"http/1.1";
+
+/// The labels of PEM that are read (RFC 7468, sections 5 and 10; RFC 8017; RFC 5915, section 4).
+const CERTIFICATE: &str = "CERTIFICATE";
+const PKCS8: &str = "PRIVATE KEY";
+const PKCS1: &str = "RSA PRIVATE KEY";
+const SEC1: &str = "EC PRIVATE KEY";
+const KEYS: [&str; 3] = [PKCS8, PKCS1, SEC1];
+
+/// What openssl writes beside keys, and TLS does not need.
+const PARAMETERS: [&str; 2] = ["EC PARAMETERS", "DH PARAMETERS"];
 
 /// The server's side of TLS.
 pub(crate) struct Tls {
@@ -83,14 +96,8 @@ impl fmt::Debug for Certificate {
 
 fn read(cert: &Path, key: &Path) -> io::Result<CertifiedKey> {
     let (cert_file, key_file) = (cert.display(), key.display());
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read_file(cert)?)
-        .collect::<Result<_, _>>()
-        .map_err(|_| invalid(format!("{cert_file} is no PEM, or only a part of it")))?;
-    if chain.is_empty() {
-        return Err(invalid(format!("{cert_file} has no certificate")));
-    }
-    let key = PrivateKeyDer::from_pem_slice(&read_file(key)?)
-        .map_err(|_| invalid(format!("{key_file} has no private key as PEM")))?;
+    let chain = certificates(cert)?;
+    let key = private_key(key)?;
     CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
         invalid(match error {
             Error::InconsistentKeys(_) => {
@@ -99,4 +106,88 @@ fn read(cert: &Path, key: &Path) -> io::Result<CertifiedKey> {
             error => format!("cannot use {cert_file} with {key_file}: {error}"),
         })
     })
+}
+
+/// Checks a file of certificate authorities.
+///
+/// # Errors
+///
+/// A file that cannot be read, holds no certificate, or holds what is none or cannot be trusted; the
+/// message names it.
+pub(crate) fn check_authorities(path: &Path) -> io::Result<()> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| {
+            let file = path.display();
+            invalid(format!("cannot trust a certificate in {file}: {error}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// The certificates in a file. Their key may stand beside them.
+fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let file = path.display();
+    let bytes = read_file(path)?;
+    let blocks = pem::parse(&bytes).map_err(|error| invalid(format!("{file} {error}")))?;
+    let mut certificates = Vec::new();
+    for block in blocks {
+        match block.label {
+            CERTIFICATE => certificate(&block).map(|certificate| certificates.push(certificate)),
+            label if KEYS.contains(&label) || PARAMETERS.contains(&label) => Ok(()),
+            "TRUSTED CERTIFICATE" | "X509 CERTIFICATE" => {
+                Err(block.not_read("convert it with openssl x509"))
+            }
+            "PKCS7" | "CMS" => Err(block.not_read("convert it with openssl pkcs7 -print_certs")),
+            _ => Err(block.not_read("take it out")),
+        }
+        .map_err(|error| invalid(format!("{file} {error}")))?;
+    }
+    match certificates.is_empty() {
+        true => Err(invalid(format!("{file} has no certificate as PEM"))),
+        false => Ok(certificates),
+    }
+}
+
+/// A certificate that is one of X.509 (RFC 5280). Whether it is to be trusted is for others to say.
+fn certificate(block: &Block<'_>) -> Result<CertificateDer<'static>, String> {
+    let certificate = CertificateDer::from(block.der.expose().clone());
+    match RootCertStore::empty().add(certificate.clone()) {
+        Err(Error::InvalidCertificate(CertificateError::BadEncoding)) => {
+            let line = block.line;
+            Err(format!(
+                "has something else than a certificate in line {line}"
+            ))
+        }
+        _ => Ok(certificate),
+    }
+}
+
+/// The only private key in a file. Its certificates may stand beside it.
+fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
+    let file = path.display();
+    let bytes = read_file(path)?;
+    let blocks = pem::parse(&bytes).map_err(|error| invalid(format!("{file} {error}")))?;
+    let mut keys = Vec::new();
+    for block in blocks {
+        let der = || block.der.expose().clone();
+        match block.label {
+            PKCS8 => keys.push(PrivateKeyDer::Pkcs8(der().into())),
+            PKCS1 => keys.push(PrivateKeyDer::Pkcs1(der().into())),
+            SEC1 => keys.push(PrivateKeyDer::Sec1(der().into())),
+            label if label == CERTIFICATE || PARAMETERS.contains(&label) => {}
+            _ => {
+                let error = block.not_read("convert it with openssl pkey, or take it out");
+                return Err(invalid(format!("{file} {error}")));
+            }
+        }
+    }
+    match (keys.pop(), keys.len()) {
+        (Some(key), 0) => Ok(key),
+        (Some(_), more) => Err(invalid(format!(
+            "{file} has {} private keys: leave the one of the certificate",
+            more + 1
+        ))),
+        (None, _) => Err(invalid(format!("{file} has no private key as PEM"))),
+    }
 }

@@ -252,10 +252,14 @@ async fn a_certificate_is_changed_under_load_without_dropping_anyone() {
     let second = connect(&newcomer(), program.address).await.unwrap();
     assert!(is_for(&shown(&second), "after.test"));
 
-    // What cannot be used changes nothing: no PEM, no key, or the key of another.
+    // What cannot be used changes nothing: no PEM, no key, the key of another, or an issuer that is not
+    // read because an end of line is missing.
     let (cert, _) = authority.issue("wrong.test");
     let (_, key) = authority.issue("wrong.test");
+    let (own_cert, own_key) = authority.issue("wrong.test");
+    let joined = format!("{}{}", own_cert.trim_end(), authority.pem());
     for (cert, key) in [
+        (joined, own_key),
         (cert.clone(), key),
         (cert, String::new()),
         ("nonsense".into(), "nonsense".into()),
@@ -281,6 +285,107 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
     let authority = Authority::new();
     let files = Files::new("start", authority.issue("one.test"));
     let other = Files::new("other", authority.issue("one.test"));
+    let (cert, key) = authority.issue("one.test");
+    let issuer = authority.pem();
+    let body = |pem: &str| pem.lines().skip(1).collect::<Vec<_>>().join("\n");
+    let relabelled = |pem: &str, label: &str| pem.replace("CERTIFICATE", label);
+    let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let broken = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n";
+    let alone = "must stand alone on their lines";
+    let convert = "which is not read: convert it with openssl x509";
+    // A text before and between them, and the key beside them, are understood.
+    let ec = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    let whole = format!("subject=one.test\n{cert}\nissuer=test -- x\n{issuer}{key}");
+    for (cert, key, error) in [
+        (whole.clone(), format!("{ec}{key}"), None),
+        (whole.replace('\n', "\r\n"), whole.clone(), None),
+        (cert.clone() + cert.trim_end(), key.clone(), None),
+        (
+            format!("{}{issuer}", cert.trim_end()),
+            key.clone(),
+            Some(alone),
+        ),
+        (format!("{cert} {issuer}"), key.clone(), Some(alone)),
+        (
+            format!("{cert}{}", body(&issuer)),
+            key.clone(),
+            Some("without its beginning"),
+        ),
+        (
+            format!("{cert}{}", &issuer[..100]),
+            key.clone(),
+            Some("has no end of"),
+        ),
+        (
+            cert.clone() + &relabelled(&issuer, "TRUSTED CERTIFICATE"),
+            key.clone(),
+            Some(convert),
+        ),
+        (
+            cert.clone() + &relabelled(&issuer, "X509 CERTIFICATE"),
+            key.clone(),
+            Some(convert),
+        ),
+        (
+            cert.clone() + &relabelled(&issuer, "X509 CRL"),
+            key.clone(),
+            Some("take it out"),
+        ),
+        (
+            cert.clone() + broken,
+            key.clone(),
+            Some("has something else than a certificate"),
+        ),
+        (cert.clone(), key.clone() + &key, Some("has 2 private keys")),
+        (cert.clone(), key.trim_end().to_owned() + &key, Some(alone)),
+        (cert.clone(), encrypted, Some("openssl pkey")),
+    ] {
+        let files = Files::new("strict", (cert.clone(), key.clone()));
+        let config = anteroom::Config {
+            listen: ([127, 0, 0, 1], 0).into(),
+            tls_cert: Some(files.cert.path()),
+            tls_key: Some(files.key.path()),
+            ..anteroom::Config::default()
+        };
+        let said = anteroom::Server::bind(config)
+            .err()
+            .map(|said| said.to_string());
+        match (said, error) {
+            (None, None) => {}
+            (Some(said), Some(error)) => {
+                assert!(said.contains(error), "{said}");
+                assert!(said.contains("strict"), "{said}");
+                let base64 = key.lines().nth(1).unwrap();
+                assert!(!said.contains(base64), "{said}");
+            }
+            (said, error) => panic!("{cert}{key}: {said:?}, not {error:?}"),
+        }
+    }
+    for (ca, error) in [
+        (issuer.clone() + &issuer, None),
+        (issuer.trim_end().to_owned() + &issuer, Some(alone)),
+        (relabelled(&issuer, "TRUSTED CERTIFICATE"), Some(convert)),
+        (
+            issuer.clone() + broken,
+            Some("has something else than a certificate"),
+        ),
+        (String::new(), Some("has no certificate")),
+    ] {
+        let file = File::new("strict-ca.pem", ca);
+        let config = anteroom::Config {
+            cluster: vec!["nats://127.0.0.1:1".parse().unwrap()],
+            cluster_ca_file: Some(file.path()),
+            ..anteroom::Config::default()
+        };
+        let said = anteroom::Anteroom::new(config)
+            .err()
+            .map(|said| said.to_string());
+        let is_so = match (&said, error) {
+            (Some(said), Some(error)) => said.contains(error) && said.contains("strict-ca.pem"),
+            (said, error) => said.is_none() && error.is_none(),
+        };
+        assert!(is_so, "{said:?}, not {error:?}");
+    }
     for (cert, key, message) in [
         (
             files.cert.path(),

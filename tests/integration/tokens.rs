@@ -659,6 +659,26 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
             "is no public key for RS256, ES256 (P-256) or EdDSA",
         ),
         (
+            "joined",
+            ed.public_key_pem().trim_end().to_owned() + &ed.public_key_pem(),
+            "must stand alone on their lines",
+        ),
+        (
+            "two",
+            ed.public_key_pem() + &ed.public_key_pem(),
+            "must have one public key as PEM and nothing else: it has 2 blocks",
+        ),
+        (
+            "both",
+            ed.public_key_pem() + &ed.serialize_pem(),
+            "must have one public key as PEM and nothing else: it has 2 blocks",
+        ),
+        (
+            "certificate",
+            crate::tls::Authority::new().pem(),
+            "take its public key with openssl x509 -pubkey -noout",
+        ),
+        (
             "der",
             format!("{}\n", BASE64_STANDARD.encode(&der)),
             "is neither a secret",
