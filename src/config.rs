@@ -545,6 +545,8 @@ impl Config {
         if !is_asked_for && (self.token_issuer.is_some() || self.token_audience.is_some()) {
             return Err("--token-issuer and --token-audience need --token-key-file".into());
         }
+        not_empty("--token-issuer", self.token_issuer.as_deref())?;
+        not_empty("--token-audience", self.token_audience.as_deref())?;
         if self.cluster.is_empty() {
             let files = [&self.cluster_credentials_file, &self.cluster_ca_file];
             if files.iter().any(|file| file.is_some()) {
@@ -642,6 +644,14 @@ fn network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().map(IpNet::from);
     let network = text.parse().or_else(|_| address());
     network.map_err(|_| "not an IP address or a network, such as 10.0.0.0/8 or fd00::/8".into())
+}
+
+/// Checks the value of an option that may be left out, but not be empty.
+pub(crate) fn not_empty(option: &str, value: Option<&str>) -> Result<(), String> {
+    match value {
+        Some("") => Err(format!("{option} must not be empty: leave it out")),
+        _ => Ok(()),
+    }
 }
 
 fn within(option: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), String> {

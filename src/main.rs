@@ -73,6 +73,9 @@ fn main() -> ExitCode {
         }
     };
     if let Some(Command::Token(request)) = command {
+        if let Err(message) = request.check() {
+            return fail(USAGE, message);
+        }
         return match request.sign() {
             Ok(token) => print(&token),
             Err(error) => fail(FAILURE, error),

@@ -12,9 +12,10 @@ use jsonwebtoken::{
     errors::{Error, ErrorKind},
 };
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, json, value::RawValue};
+use serde_json::value::RawValue;
 
 use crate::{
+    config::not_empty,
     keys::{Key, read_keys, signing_key},
     protocol::RoomName,
     reload::{Reloadable, invalid},
@@ -283,12 +284,43 @@ pub struct TokenRequest {
     pub hours: f64,
 
     /// Anything else that others are told, as JSON
-    #[arg(long, value_name = "JSON", value_parser = |json: &str| json.parse::<Value>())]
-    pub info: Option<Value>,
+    #[arg(long, value_name = "JSON", value_parser = json)]
+    pub info: Option<Box<RawValue>>,
 
     /// It admits a listener, who may not write to others
     #[arg(long)]
     pub listen_only: bool,
+}
+
+/// The claims of a token that is made. `info` stays as it was written, byte for byte.
+#[derive(Serialize)]
+struct NewClaims<'a> {
+    exp: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sub: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    info: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    room: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    send: Option<bool>,
+}
+
+fn json(text: &str) -> Result<Box<RawValue>, String> {
+    if text.trim().is_empty() {
+        return Err(
+            "no JSON: leave the option out, or give a value such as '{\"colour\":\"green\"}'"
+                .into(),
+        );
+    }
+    serde_json::from_str(text).map_err(|error| match error.is_syntax() {
+        true => "not JSON: a string needs double quotes, such as '\"green\"'".into(),
+        false => format!("not JSON: {error}"),
+    })
 }
 
 impl TokenRequest {
@@ -300,23 +332,15 @@ impl TokenRequest {
     pub fn sign(&self) -> io::Result<String> {
         self.check().map_err(invalid)?;
         let (algorithm, key) = signing_key(&self.token_key_file)?;
-        let mut claims = json!({ "exp": now() + (self.hours * 3600.0) as u64 });
-        let optional = [
-            ("sub", self.user.clone().map(Value::from)),
-            ("iss", self.token_issuer.clone().map(Value::from)),
-            ("aud", self.token_audience.clone().map(Value::from)),
-            ("info", self.info.clone()),
-            (
-                "room",
-                (!self.room.is_empty()).then(|| self.room.clone().into()),
-            ),
-            ("send", self.listen_only.then_some(Value::Bool(false))),
-        ];
-        for (name, value) in optional {
-            if let Some(value) = value {
-                claims[name] = value;
-            }
-        }
+        let claims = NewClaims {
+            exp: now() + (self.hours * 3600.0) as u64,
+            sub: self.user.as_deref(),
+            iss: self.token_issuer.as_deref(),
+            aud: self.token_audience.as_deref(),
+            info: self.info.as_deref(),
+            room: &self.room,
+            send: self.listen_only.then_some(false),
+        };
         encode(&Header::new(algorithm), &claims, &key).map_err(|_| {
             let file = self.token_key_file.display();
             invalid(format!("the key in {file} cannot sign"))
@@ -324,13 +348,24 @@ impl TokenRequest {
     }
 
     /// Checks that a server will take what it asks for.
-    fn check(&self) -> Result<(), String> {
+    ///
+    /// # Errors
+    ///
+    /// A line that names the option, and what it may be.
+    pub fn check(&self) -> Result<(), String> {
+        for (option, value) in [
+            ("--user", &self.user),
+            ("--token-issuer", &self.token_issuer),
+            ("--token-audience", &self.token_audience),
+        ] {
+            not_empty(option, value.as_deref())?;
+        }
         let length = |user: &String| user.len() > MAX_USER;
         if self.user.as_ref().is_some_and(length) {
             return Err(format!("--user may have {MAX_USER} bytes"));
         }
-        let length = |info: &Value| info.to_string().len() > MAX_INFO;
-        if self.info.as_ref().is_some_and(length) {
+        let length = |info: &RawValue| info.get().len() > MAX_INFO;
+        if self.info.as_deref().is_some_and(length) {
             return Err(format!("--info may have {MAX_INFO} bytes"));
         }
         if self.room.iter().any(String::is_empty) {

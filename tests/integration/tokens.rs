@@ -944,6 +944,85 @@ fn no_token_is_made_that_a_server_would_not_take() {
 }
 
 #[tokio::test]
+async fn the_info_of_a_token_reaches_others_byte_for_byte() {
+    let (server, file) = server("bytes").await;
+    let path = file.path();
+    let words = ["--token-key-file", path.to_str().unwrap(), "--info"];
+    for (info, seen) in [
+        (
+            "12345678901234567890123456789",
+            "12345678901234567890123456789",
+        ),
+        (
+            r#" {"z":1.10, "a":1E2,"z":0} "#,
+            r#"{"z":1.10, "a":1E2,"z":0}"#,
+        ),
+        (r#""\u00eb/\/""#, r#""\u00eb/\/""#),
+    ] {
+        let room = format!("bytes-{}", seen.len());
+        let token = TokenRequest::parse_from_words(&[&words[..], &[info]].concat());
+        let token = token.sign().unwrap();
+        let watch = format!("/room/{room}?token={}", sign(json!({})));
+        let mut watcher = Raw::ask(&server, &watch, "").await.unwrap();
+        let _alice = join(&server, &room, &token).await;
+        let new = String::from_utf8(watcher.read_frame().await.payload).unwrap();
+        let end = format!(r#""data":{{"info":{seen}}}}}"#);
+        assert!(new.ends_with(&end), "{new}");
+    }
+}
+
+#[test]
+fn values_that_make_no_token_are_one_clear_line_and_exit_code_2() {
+    let file = File::new("values", SECRET);
+    let path = file.path();
+    for (option, value, message) in [
+        (
+            "--info",
+            "",
+            "--info <JSON>': no JSON: leave the option out, or",
+        ),
+        (
+            "--info",
+            " ",
+            "--info <JSON>': no JSON: leave the option out, or",
+        ),
+        (
+            "--info",
+            "green",
+            r#"not JSON: a string needs double quotes, such as '"green"'"#,
+        ),
+        ("--info", "{\"a\":1", "not JSON: EOF while parsing"),
+        ("--user", "", "--user must not be empty"),
+        ("--token-issuer", "", "--token-issuer must not be empty"),
+        ("--token-audience", "", "--token-audience must not be empty"),
+        ("--room", "", "--room must name a room"),
+        ("--hours", "0", "--hours must be"),
+    ] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_anteroom"))
+            .args(["token", option, value])
+            .env("ANTEROOM_TOKEN_KEY_FILE", &path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{option} {value:?}: {said}");
+        assert!(
+            said.lines().count() == 1 && said.contains(message),
+            "{said}"
+        );
+    }
+    for (issuer, audience) in [(Some(""), None), (None, Some(""))] {
+        let config = anteroom::Config {
+            token_key_file: Some(file.path()),
+            token_issuer: issuer.map(str::to_owned),
+            token_audience: audience.map(str::to_owned),
+            ..anteroom::Config::default()
+        };
+        let error = config.check().unwrap_err();
+        assert!(error.contains("must not be empty"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn the_program_makes_tokens_and_no_log_has_them() {
     let file = File::new("program", SECRET);
     let path = file.path();
