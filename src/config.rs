@@ -20,6 +20,9 @@ use crate::{cluster::NatsUrl, ice::IceUrl};
 /// files may be open, a quarter of them.
 const SPARE_FILES: u64 = 256;
 
+/// The schemes whose URLs always have a host (WHATWG URL, section 4.2: the special ones but `file`).
+const SCHEMES_WITH_HOST: [&str; 5] = ["ftp", "http", "https", "ws", "wss"];
+
 /// What the envelope adds to a message's own bytes when it is relayed, at the most.
 const ENVELOPE_BYTES: usize = 1024;
 
@@ -395,7 +398,8 @@ pub struct Config {
 }
 
 /// The origin of a web page, as browsers write it: scheme, host, and the port if it is not the
-/// scheme's own (RFC 6454, section 6.2); or `null`, for pages that have none.
+/// scheme's own (RFC 6454, section 6.2); or `null`, for pages that have none. The pages of some schemes
+/// have no host: those of Electron send `file://`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(String);
 
@@ -411,18 +415,24 @@ impl FromStr for Origin {
 
     fn from_str(text: &str) -> Result<Origin, &'static str> {
         const ERROR: &str = "not an origin, such as https://example.org or http://localhost:3000: \
-                             scheme and host, without a path or wildcards; or null";
+                             scheme and host, without a path or wildcards; or file://, or null";
         let origin = text.to_ascii_lowercase();
         if origin == "null" {
             return Ok(Origin(origin));
         }
         let (scheme, host) = origin.split_once("://").ok_or(ERROR)?;
-        let authority: Authority = host.parse().map_err(|_| ERROR)?;
         let is_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
-        let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
-        if scheme.is_empty()
+        if !scheme.starts_with(|first: char| first.is_ascii_alphabetic())
             || !scheme.bytes().all(is_scheme)
-            || authority.host().is_empty()
+        {
+            return Err(ERROR);
+        }
+        if host.is_empty() && !SCHEMES_WITH_HOST.contains(&scheme) {
+            return Ok(Origin(origin));
+        }
+        let authority: Authority = host.parse().map_err(|_| ERROR)?;
+        let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
+        if authority.host().is_empty()
             || host.contains(['@', '*'])
             || has_port != authority.port_u16().is_some()
         {
@@ -685,6 +695,10 @@ mod tests {
             ("http://[::1]:3000", "http://[::1]:3000"),
             ("http://[::1]", "http://[::1]"),
             ("chrome-extension://abc", "chrome-extension://abc"),
+            ("file://", "file://"),
+            ("FILE://", "file://"),
+            ("app://", "app://"),
+            ("app://localhost", "app://localhost"),
             ("null", "null"),
         ] {
             let origin: Origin = text.parse().unwrap();
@@ -695,6 +709,16 @@ mod tests {
             "*",
             "example.org",
             "https://",
+            "http://",
+            "ws://",
+            "wss://",
+            "ftp://",
+            "https:",
+            "file:",
+            "file:///",
+            "file://*",
+            "1app://",
+            "a_b://",
             "https://example.org/",
             "https://example.org/a",
             "https://me@example.org",
