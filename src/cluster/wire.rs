@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::protocol::{RoomName, SessionId, TokenHash, TokenKey};
 
-/// The version of this format. What an older one says is not understood.
+/// The version of this format.
 const VERSION: u32 = 2;
 
 /// The greatest number a message can have: the greatest that JSON is sure to keep (RFC 8259, section
@@ -100,6 +100,7 @@ pub(crate) enum ToAll {
         heard: Vec<NodeId>,
         /// The keys by which tokens of sessions are told from made-up ones: mine, and others that I
         /// know.
+        #[serde(default)]
         keys: Vec<TokenKey>,
     },
     /// I am about to stop: do not wait for me.
@@ -221,8 +222,10 @@ pub(crate) struct Members {
     /// The highest number of joining there has been.
     pub(crate) clock: u64,
     /// The id behind which the range begins; `None` for the first.
+    #[serde(default)]
     pub(crate) after: Option<SessionId>,
     /// The last id that is in it; `None` if it is the last range.
+    #[serde(default)]
     pub(crate) until: Option<SessionId>,
     pub(crate) members: Vec<Member>,
 }
@@ -387,7 +390,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
     let text = text[lines.byte_offset()..]
         .strip_prefix('\n')
         .ok_or("no end of the line")?;
-    if line.version < VERSION || line.number > MAX_NUMBER {
+    if line.version == 0 || line.number > MAX_NUMBER {
         return Err(format!("version {}, number {}", line.version, line.number));
     }
     let length = match &line.say {

@@ -24,6 +24,8 @@
 //! | `embedding` | the filters in someone else's warp application |
 //! | `crowds` | storms, many rooms, and random comings and goings against a reference model |
 //! | `cluster` | several nodes over a real NATS server (started by `tests/run`) |
+//! | `cluster_load` | what much of anything does to several nodes (started by `tests/run`) |
+//! | `cluster_wire` | what a node says to others and takes from them (started by `tests/run`) |
 //! | `operating` | coturn, nginx and Prometheus beside it (started by `tests/run`) |
 //! | `../browser` | the page and the client module in a real Chromium (started by `tests/run`) |
 //! | `readme` | the README's walk-through with a real websocat (started by `tests/run`) |
@@ -35,6 +37,8 @@ mod backpressure;
 #[path = "../browser/mod.rs"]
 mod browser;
 mod cluster;
+mod cluster_load;
+mod cluster_wire;
 mod crowds;
 mod embedding;
 mod frames;

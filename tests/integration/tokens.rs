@@ -17,7 +17,7 @@ use crate::support::{
     Client, File, Program, Raw, Refused, TestServer, in_seconds, within_deadline,
 };
 
-const SECRET: &str = "a-secret-of-this-test-that-has-more-than-32-bytes";
+pub const SECRET: &str = "a-secret-of-this-test-that-has-more-than-32-bytes";
 
 /// Claims that are good for ten minutes, changed by others.
 fn claims(others: Value) -> Value {
@@ -43,7 +43,7 @@ fn sign_text(claims: &str) -> String {
     encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
 }
 
-fn sign(others: Value) -> String {
+pub fn sign(others: Value) -> String {
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     encode(&Header::new(Algorithm::HS256), &claims(others), &key).unwrap()
 }
