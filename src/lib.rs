@@ -424,7 +424,7 @@ impl Anteroom {
         } else if cluster.is_some_and(|cluster| !cluster.is_connected()) {
             Some("not connected to NATS".into())
         } else if let Some(refusal) = cluster.and_then(|cluster| cluster.refusal()) {
-            Some(format!("NATS refuses something: {refusal:?}").into())
+            Some(format!("NATS refuses something: {}", Escaped(refusal)).into())
         } else if cluster.is_some_and(|cluster| !cluster.has_begun()) {
             Some("waiting for other nodes".into())
         } else {

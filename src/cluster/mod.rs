@@ -59,6 +59,7 @@ pub(crate) use self::{
 };
 use crate::{
     Config, Shared,
+    escape::Escaped,
     outbox::{Successor, Takeover, Unflushed},
     protocol::{ErrorCode, RoomName},
     rooms::Replies,
@@ -232,7 +233,8 @@ impl Cluster {
                 Ok(client) => return client,
                 Err(error) => {
                     if last_error != error {
-                        warn!("waiting for NATS at {:?}: {error}", self.servers);
+                        let said = Escaped(&error);
+                        warn!("waiting for NATS at {:?}: {said}", self.servers);
                         last_error = error;
                     }
                     sleep(RETRY).await;
@@ -261,11 +263,12 @@ impl Cluster {
                     NatsEvent::SlowConsumer(_) => _ = metrics.cluster_dropped.inc(),
                     NatsEvent::ServerError(error) => {
                         let error = error.to_string();
-                        warn!("NATS refuses something, and this node is not ready: {error:?}");
+                        let said = Escaped(&error);
+                        warn!("NATS refuses something, and this node is not ready: {said}");
                         *refusal.lock() = Some(error);
                     }
                     NatsEvent::Connected => *refusal.lock() = None,
-                    event => debug!("NATS: {event}"),
+                    event => debug!("NATS: {}", Escaped(event)),
                 }
                 async {}
             });
@@ -351,7 +354,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
         match client.subscribe(subject).await {
             Ok(subscriber) => incoming.streams.push(abortable(subscriber).0),
             // The client is closed, as it is never.
-            Err(error) => return warn!("cannot hear other nodes: {error}"),
+            Err(error) => return warn!("cannot hear other nodes: {}", Escaped(error)),
         }
     }
     let (subscribe, subscribed) = mpsc::channel(INCOMING);
@@ -497,7 +500,7 @@ impl Reader<'_> {
                 Ok(heard) => Some(heard),
                 Err(error) => {
                     self.shared.metrics.cluster_refused.inc();
-                    debug!("not understood on {}: {error}", message.subject);
+                    debug!("not understood on {}: {error}", Escaped(&message.subject));
                     None
                 }
             })

@@ -386,7 +386,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
     let line = lines
         .next()
         .ok_or("nothing")?
-        .map_err(|error| error.to_string())?;
+        // What serde says of it may quote it.
+        .map_err(|error| format!("{:?} error in column {}", error.classify(), error.column()))?;
     let text = text[lines.byte_offset()..]
         .strip_prefix('\n')
         .ok_or("no end of the line")?;

@@ -16,8 +16,8 @@ use nkeys::KeyPair;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStderr, Command},
     sync::watch,
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
@@ -448,6 +448,41 @@ async fn nats_may_ask_for_credentials_and_tls() {
     alice.expect_new(&bob.id).await;
 }
 
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn what_nats_denies_is_said_and_the_node_is_not_ready() {
+    for (denied, verb) in [("subscribe", "Subscription"), ("publish", "Publish")] {
+        let may = |verb: &str| match verb == denied {
+            true => r#"{ allow: ["anteroom.>"], deny: ["anteroom.room.>"] }"#,
+            false => r#""anteroom.>""#,
+        };
+        let config = format!(
+            "authorization: {{ users: [ {{ user: node, password: secret, permissions: {{
+                subscribe: {}, publish: {} }} }} ] }}\n",
+            may("subscribe"),
+            may("publish")
+        );
+        let config = File::new(&format!("denied-{denied}.conf"), config);
+        let path = config.path().to_str().unwrap().to_owned();
+        let nats = Nats::with(&["--config", &path]).await;
+        let url = format!("nats://node:secret@127.0.0.1:{}", nats.port);
+        let mut node = Node::start(&url, &[]).await;
+        node.knows(0).await;
+        let _alice = Client::join(&node, "tea").await;
+        finally("it is not ready", async || {
+            node.ask("/ready").await.status == 503
+        })
+        .await;
+        let said = node.ask("/ready").await.body;
+        assert!(said.starts_with("NATS refuses something: "), "{said}");
+        assert!(said.to_lowercase().contains(&verb.to_lowercase()), "{said}");
+        let mut lines = String::new();
+        while !lines.contains("NATS refuses something, and this node is not ready") {
+            lines += &node.log_line().await;
+        }
+    }
+}
+
 /// What says in NATS who somebody is: a JSON Web Token with a signature of its own.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, kind: &str, mut claims: Value) -> String {
     claims["type"] = kind.into();
@@ -646,6 +681,7 @@ async fn behind_nginx_two_nodes_are_one() {
 struct Node {
     program: Program,
     admin: SocketAddr,
+    log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
 impl Node {
@@ -658,22 +694,30 @@ impl Node {
             .stderr(Stdio::piped());
         let mut program = Program::run(command).await;
         let admin = program.admin().await;
-        Node { program, admin }
+        Node {
+            program,
+            admin,
+            log: None,
+        }
+    }
+
+    /// The next line of its log.
+    async fn log_line(&mut self) -> String {
+        let log = self.log.get_or_insert_with(|| {
+            BufReader::new(self.program.child.stderr.take().unwrap()).lines()
+        });
+        let line = within_deadline("a line in the log", log.next_line()).await;
+        line.unwrap().unwrap()
     }
 
     /// The next line of its log that says more than that it serves.
     async fn log(&mut self) -> String {
-        let stderr = self.program.child.stderr.take().unwrap();
-        let mut lines = BufReader::new(stderr).lines();
-        within_deadline("a line in the log", async {
-            loop {
-                let line = lines.next_line().await.unwrap().unwrap();
-                if !line.contains("serving") {
-                    return line;
-                }
+        loop {
+            let line = self.log_line().await;
+            if !line.contains("serving") {
+                return line;
             }
-        })
-        .await
+        }
     }
 
     async fn ask(&self, path: &str) -> Answer {
