@@ -257,13 +257,11 @@ async fn speak(room: String, body: Bytes, anteroom: Anteroom) -> Result<Response
     let frame = protocol::announced(&message, receiver);
     let shared = anteroom.shared();
     let room = name(&room)?;
-    let mut seat = None;
-    if let Some(cluster) = &shared.cluster {
-        // It speaks from here, where it may be the only one in the room.
-        let backends = seat.insert(shared.rooms.enter_backend(&room));
-        if let Some(seat) = backends {
-            seat.enter(cluster.down).await;
-        }
+    // In a cluster it speaks from here, where it may be the only one in the room.
+    let cluster = shared.cluster.as_ref();
+    let seat = cluster.and_then(|_| shared.rooms.enter_backend(&room));
+    if let (Some(seat), Some(cluster)) = (&seat, cluster) {
+        seat.enter(cluster.down).await;
         let line = timeout(cluster.down, shared.rooms.in_line()).await;
         drop(line.map_err(|_| BUSY)?);
     }

@@ -196,8 +196,8 @@ pub struct Config {
     #[arg(value_parser = positive)]
     pub joins_per_second: Option<NonZeroU32>,
 
-    /// How many messages a session may send, pings and parts of messages among them, with a burst of
-    /// two seconds; more are refused (`rate_limited`), and who goes on is closed (1008) [default: no
+    /// How many messages a session may send on average, pings and parts of messages among them, with a
+    /// burst of two seconds; a session over that is not read from until it is within again [default: no
     /// limit]
     #[arg(
         long,
@@ -208,7 +208,8 @@ pub struct Config {
     #[arg(value_parser = positive)]
     pub messages_per_second: Option<NonZeroU32>,
 
-    /// How many bytes a session may send in them, likewise [default: no limit]
+    /// How many bytes a session may send in them, and cause to be sent to itself and others, likewise
+    /// [default: no limit]
     #[arg(
         long,
         env = "ANTEROOM_BYTES_PER_SECOND",

@@ -35,10 +35,17 @@ struct Slot {
 
 struct Pulse {
     sender: Sender,
-    /// The tick of the first ping that is not answered.
-    pinged: Option<u64>,
-    /// Whether the session is not read from, so that an answer cannot be seen.
-    paused: bool,
+    state: PulseState,
+}
+
+/// What a session owes.
+enum PulseState {
+    /// Nothing: it has answered.
+    Answered,
+    /// The answer to a ping; this is the tick of the first that is not answered.
+    Pinged(u64),
+    /// Nothing: it is not read from, so that no answer could be seen.
+    Paused,
 }
 
 /// A session's place among those that are pinged; dropping it gives it back.
@@ -64,8 +71,7 @@ impl Heartbeat {
             id,
             Pulse {
                 sender,
-                pinged: None,
-                paused: false,
+                state: PulseState::Answered,
             },
         );
         Beat {
@@ -78,7 +84,7 @@ impl Heartbeat {
     pub(crate) fn tick(&self, now: u64) {
         if let Some(due) = now.checked_sub(self.pong_seconds) {
             for pulse in self.slot_at(due).lock().pulses.values() {
-                if !pulse.paused && pulse.pinged.is_some_and(|pinged| pinged <= due) {
+                if matches!(pulse.state, PulseState::Pinged(pinged) if pinged <= due) {
                     let reason = format!("no pong within {} s", self.pong_seconds);
                     let close = Close::new(CloseCode::GoingAway, reason);
                     pulse.sender.give_up(close);
@@ -90,8 +96,9 @@ impl Heartbeat {
         let mut slot = self.slot_at(now).lock();
         slot.pinged = Some(Instant::now());
         for pulse in slot.pulses.values_mut() {
-            if pulse.sender.ping(&ping, &mut unflushed) {
-                pulse.pinged.get_or_insert(now);
+            let is_pinged = pulse.sender.ping(&ping, &mut unflushed);
+            if is_pinged && let PulseState::Answered = pulse.state {
+                pulse.state = PulseState::Pinged(now);
             }
         }
     }
@@ -110,7 +117,11 @@ impl Beat {
     /// if that was not answered yet.
     pub(crate) fn pong(&self) -> Option<Duration> {
         let mut slot = self.heartbeat.slot(self.id).lock();
-        slot.pulses.get_mut(&self.id)?.pinged.take()?;
+        let pulse = slot.pulses.get_mut(&self.id)?;
+        let PulseState::Pinged(_) = pulse.state else {
+            return None;
+        };
+        pulse.state = PulseState::Answered;
         slot.pinged.map(|time| time.elapsed())
     }
 
@@ -119,8 +130,10 @@ impl Beat {
     pub(crate) fn pause(&self, paused: bool) {
         let mut slot = self.heartbeat.slot(self.id).lock();
         if let Some(pulse) = slot.pulses.get_mut(&self.id) {
-            pulse.paused = paused;
-            pulse.pinged = None;
+            pulse.state = match paused {
+                true => PulseState::Paused,
+                false => PulseState::Answered,
+            };
         }
     }
 }

@@ -82,7 +82,7 @@ struct Bucket {
 
 impl Rates {
     /// `None` where there is no limit.
-    pub(crate) fn new(config: &Config) -> Option<Box<Rates>> {
+    pub(crate) fn new(config: &Config) -> Option<Rates> {
         if config.messages_per_second.is_none() && config.bytes_per_second.is_none() {
             return None;
         }
@@ -90,10 +90,10 @@ impl Rates {
             per_second,
             empty_at: Instant::now(),
         };
-        Some(Box::new(Rates {
+        Some(Rates {
             messages: config.messages_per_second.map(bucket),
             bytes: config.bytes_per_second.map(bucket),
-        }))
+        })
     }
 
     /// Takes a frame that has come, and the bytes that it has caused to be sent.
@@ -217,7 +217,7 @@ impl LookupRate {
 mod tests {
     use super::*;
 
-    fn rates(messages: u32, bytes: u32) -> Box<Rates> {
+    fn rates(messages: u32, bytes: u32) -> Rates {
         Rates::new(&Config {
             messages_per_second: NonZeroU32::new(messages),
             bytes_per_second: NonZeroU32::new(bytes),

@@ -14,12 +14,13 @@ use std::{
 
 use hyper::upgrade::OnUpgrade;
 use log::debug;
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::{
     Shared,
     admission::{AddressPlace, Admitted, Place, Visitor},
-    cluster::{self, Answer},
+    cluster::{self, Answer, Share},
     expiry::Expiry,
     heartbeat::Beat,
     outbox::{
@@ -31,7 +32,7 @@ use crate::{
     },
     rates::{Limit, Rates},
     requests, resume,
-    rooms::{Guest, Membership, Seat, Sought},
+    rooms::{Guest, Membership, Seat, Sought, Speaker},
     tokens::Grant,
     websocket::{self, Event, Frame, Next, Reader, Stop, Violation, Writer},
 };
@@ -171,7 +172,15 @@ pub(crate) struct Session {
     /// There where a token has been asked for.
     permit: Option<Box<Permit>>,
     /// There where it may not say as much as it likes.
-    rates: Option<Box<Rates>>,
+    pace: Option<Box<Pace>>,
+}
+
+/// What a session keeps to. Most are idle, and have none.
+#[derive(Default)]
+struct Pace {
+    rates: Option<Rates>,
+    /// What it has on its way to other nodes, once it has written to others where there are some.
+    share: Option<Arc<Share>>,
     /// There while it is not read from: done when it is to be again.
     pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -332,8 +341,12 @@ impl Session {
                     expiry,
                 })
             }),
-            rates: Rates::new(&shared.config),
-            pause: None,
+            pace: Rates::new(&shared.config).map(|rates| {
+                Box::new(Pace {
+                    rates: Some(rates),
+                    ..Pace::default()
+                })
+            }),
             shared,
             outbox,
             place,
@@ -455,7 +468,7 @@ impl Session {
         if self.poll_pause(cx).is_ready() {
             read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
             if let Poll::Ready(Ok(false)) = read
-                && self.pause.is_none()
+                && !self.is_paused()
             {
                 // Nothing more is there; this asks to be woken when there is.
                 read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
@@ -477,14 +490,20 @@ impl Session {
         Poll::Pending
     }
 
+    fn is_paused(&self) -> bool {
+        self.pace.as_ref().is_some_and(|pace| pace.pause.is_some())
+    }
+
     /// Waits until the session is to be read from.
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.pause.is_none() {
+        if !self.is_paused() {
             self.pause(None);
         }
-        if let Some(pause) = &mut self.pause {
+        if let Some(pace) = &mut self.pace
+            && let Some(pause) = &mut pace.pause
+        {
             ready!(pause.as_mut().poll(cx));
-            self.pause = None;
+            pace.pause = None;
             self.beat.pause(false);
         }
         Poll::Ready(())
@@ -492,7 +511,10 @@ impl Session {
 
     /// Takes what a frame has cost, with what it has caused to be sent.
     fn spend(&mut self, bytes: usize) -> Next {
-        let excess = self.rates.as_mut().and_then(|rates| {
+        let Some(pace) = &mut self.pace else {
+            return Next::Event;
+        };
+        let excess = pace.rates.as_mut().and_then(|rates| {
             rates.spend(bytes);
             rates.excess()
         });
@@ -502,7 +524,11 @@ impl Session {
     /// Where a rate is exceeded, or other nodes take no more for the moment, nothing is read for a while:
     /// the client's own TCP window tells it.
     fn pause(&mut self, excess: Option<(Limit, Instant)>) -> Next {
-        let uplink = self.membership.has_to_wait();
+        let Some(pace) = &mut self.pace else {
+            return Next::Event;
+        };
+        let share = pace.share.as_ref();
+        let uplink = share.and_then(|share| self.membership.has_to_wait(share));
         if excess.is_none() && uplink.is_none() {
             return Next::Event;
         }
@@ -510,7 +536,7 @@ impl Session {
             self.shared.metrics.limits_hit(limit).inc();
         }
         self.beat.pause(true);
-        self.pause = Some(Box::pin(async move {
+        pace.pause = Some(Box::pin(async move {
             if let Some((_, until)) = excess {
                 sleep_until(until).await;
             }
@@ -519,6 +545,12 @@ impl Session {
             }
         }));
         Next::Pause
+    }
+
+    /// What is said for the session, with the client's mark for it.
+    fn speaker<'a>(&'a self, reference: Option<&'a RawValue>) -> Speaker<'a> {
+        let share = self.pace.as_ref().and_then(|pace| pace.share.as_ref());
+        Speaker::session(self.id(), share, reference)
     }
 
     /// Says goodbye to a connection that is lost.
@@ -790,12 +822,17 @@ impl Session {
         if self.permit.as_ref().is_some_and(|permit| !permit.may_send) {
             return Err(Problem::not_allowed("your token lets you listen only"));
         }
+        if self.shared.cluster.is_some() {
+            let pace = self.pace.get_or_insert_default();
+            pace.share.get_or_insert_default();
+        }
         let membership = &self.membership;
         let (bytes, receivers) = match &message.receiver {
             Receiver::Session(id) => {
                 let frame = protocol::relayed(message, membership.id(), Some(*id));
                 let bytes = frame.len();
-                match membership.send(*id, frame, message.reference, unflushed) {
+                let speaker = self.speaker(message.reference);
+                match membership.send(speaker, *id, frame, unflushed) {
                     true => (bytes, 1),
                     false => return Err(Problem::unknown_receiver(id)),
                 }
@@ -803,7 +840,7 @@ impl Session {
             Receiver::Unknown(name) => return Err(Problem::unknown_receiver(name)),
             Receiver::All | Receiver::Server => {
                 let frame = protocol::relayed(message, membership.id(), None);
-                match membership.broadcast(&frame, unflushed) {
+                match membership.broadcast(self.speaker(None), &frame, unflushed) {
                     0 => return Err(Problem::empty_room()),
                     receivers => (frame.len().saturating_mul(receivers), receivers),
                 }

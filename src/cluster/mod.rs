@@ -420,6 +420,8 @@ impl Reader<'_> {
             // What there is to say must be said, too, however much comes.
             yield_now().await;
         }
+        // Nothing is to be taken for lost that was heard.
+        self.tell_taken(1);
     }
 
     /// Whether the server stops, and nobody is here any longer, or waited for.
@@ -530,7 +532,7 @@ impl Reader<'_> {
     /// Tells the nodes how far they have been heard, of which at least so many bytes have been since that
     /// was told.
     fn tell_taken(&mut self, least: usize) {
-        let nodes = self.nodes.to_tell(least);
+        let nodes = self.nodes.take_untold(least);
         if !nodes.is_empty() {
             let mut turn = self.cluster.uplink.turn();
             for (node, number) in nodes {
@@ -718,3 +720,6 @@ impl Incoming {
         batch
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,7 +103,7 @@ impl Nodes {
 
     /// The nodes of which at least so many bytes have been taken in since they were told so, and up to
     /// which number that was.
-    pub(super) fn to_tell(&mut self, least: usize) -> Vec<(NodeId, u64)> {
+    pub(super) fn take_untold(&mut self, least: usize) -> Vec<(NodeId, u64)> {
         let nodes = self.heard.iter_mut();
         nodes
             .filter(|(_, node)| node.hears_me && node.untold >= least)

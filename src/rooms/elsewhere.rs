@@ -853,15 +853,12 @@ impl Room {
             && sender.is_none_or(|id| members.is_of(node, id))
         {
             let way = members.senders.get(&receiver).map(|member| &member.way);
-            match (way, elsewhere.handovers.gone_to(receiver)) {
-                (Some(Way::Here(outbox)), _) => {
-                    if outbox.push(relayed(text), unflushed).is_ok() {
-                        return;
-                    }
-                }
+            let is_on_its_way = match (way, elsewhere.handovers.gone_to(receiver)) {
+                (Some(Way::Here(outbox)), _) => outbox.push(relayed(text), unflushed).is_ok(),
                 (Some(Way::Arriving(seek, _)), _) => {
                     let handovers = &elsewhere.handovers;
-                    return handovers.record_for(*seek, node, number, sender, relayed(text));
+                    handovers.record_for(*seek, node, number, sender, relayed(text));
+                    true
                 }
                 (Some(_), Some((to, seek))) => {
                     let forward = ToNode::Forward {
@@ -874,15 +871,13 @@ impl Room {
                         reference: message.reference.map(ToOwned::to_owned),
                     };
                     let mut turn = elsewhere.uplink.turn();
-                    let text = text.as_bytes();
-                    if turn
-                        .tell_node(to, forward, text, Load::Message(None))
-                        .is_ok()
-                    {
-                        return;
-                    }
+                    let (text, load) = (text.as_bytes(), Load::Message(None));
+                    turn.tell_node(to, forward, text, load).is_ok()
                 }
-                _ => {}
+                _ => false,
+            };
+            if is_on_its_way {
+                return;
             }
         }
         replies.undelivered(node, &self.name, message);

@@ -526,7 +526,12 @@ impl Arriving {
             guest
         };
         // Whatever happens from now on, it leaves as any other.
-        let membership = Membership::new(seat, id, member.moves, guest);
+        let membership = Membership {
+            seat,
+            id,
+            moves: member.moves,
+            guest,
+        };
         let _ = timeout(limit, waiting).await;
         // What it was told there shall be known here.
         room.caught_up(&found.handed.seen, limit).await;

@@ -143,10 +143,10 @@ pub(crate) struct Seat {
     is_backends: bool,
 }
 
-/// Who says something.
+/// Who says something. The default is a backend, which speaks in the server's name.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Speaker<'a> {
-    /// The session; `None` for a backend, which speaks in the server's name.
+    /// The session, if it is one.
     id: Option<SessionId>,
     share: Option<&'a Arc<Share>>,
     /// The client's mark for the message.
@@ -160,8 +160,6 @@ pub(crate) struct Membership {
     /// How many nodes the session had left behind when it came here: it may come again.
     moves: u32,
     guest: Arc<Guest>,
-    /// What it has in the uplink, if there is one.
-    share: Option<Arc<Share>>,
 }
 
 /// A session as an operator sees it.
@@ -188,6 +186,21 @@ impl Guest {
         Guest {
             since,
             ..Guest::new(public, None)
+        }
+    }
+}
+
+impl<'a> Speaker<'a> {
+    /// A session, with its share of the uplink, and its client's mark for what it says.
+    pub(crate) fn session(
+        id: SessionId,
+        share: Option<&'a Arc<Share>>,
+        reference: Option<&'a RawValue>,
+    ) -> Speaker<'a> {
+        Speaker {
+            id: Some(id),
+            share,
+            reference,
         }
     }
 }
@@ -421,7 +434,12 @@ impl Seat {
         members.tell_joined(&self.room.name, id, new);
         drop(members);
         drop(unflushed);
-        Membership::new(self, id, 0, guest)
+        Membership {
+            seat: self,
+            id,
+            moves: 0,
+            guest,
+        }
     }
 }
 
@@ -443,28 +461,12 @@ impl Drop for Seat {
 }
 
 impl Membership {
-    fn new(seat: Seat, id: SessionId, moves: u32, guest: Arc<Guest>) -> Membership {
-        let share = seat.rooms.uplink.is_some().then(Arc::default);
-        Membership {
-            seat,
-            id,
-            moves,
-            guest,
-            share,
-        }
-    }
-
-    fn speaker<'a>(&'a self, reference: Option<&'a RawValue>) -> Speaker<'a> {
-        Speaker {
-            id: Some(self.id),
-            share: self.share.as_ref(),
-            reference,
-        }
-    }
-
-    /// What the session has to wait for before it says more to other nodes, if it has to.
-    pub(crate) fn has_to_wait(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
-        let share = self.share.as_ref()?;
+    /// What the session, which has this share of the uplink, has to wait for before it says more to other
+    /// nodes, if it has to.
+    pub(crate) fn has_to_wait(
+        &self,
+        share: &Arc<Share>,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let uplink = self.seat.rooms.uplink.as_ref()?;
         let reaches = || self.seat.room.reaches_others();
         uplink.holds_up(share, reaches).then(|| {
@@ -496,21 +498,24 @@ impl Membership {
     }
 
     /// Sends to one session of the room; false if there is none of that id that still takes
-    /// messages. `reference` is the client's mark for the message.
+    /// messages.
     pub(crate) fn send(
         &self,
+        speaker: Speaker<'_>,
         receiver: SessionId,
         frame: Frame,
-        reference: Option<&RawValue>,
         unflushed: &mut Unflushed,
     ) -> bool {
-        let speaker = self.speaker(reference);
         self.seat.room.send(speaker, receiver, frame, unflushed)
     }
 
     /// Sends to every other session of the room; returns how many took it.
-    pub(crate) fn broadcast(&self, frame: &Frame, unflushed: &mut Unflushed) -> usize {
-        let speaker = self.speaker(None);
+    pub(crate) fn broadcast(
+        &self,
+        speaker: Speaker<'_>,
+        frame: &Frame,
+        unflushed: &mut Unflushed,
+    ) -> usize {
         self.seat.room.broadcast(speaker, frame, unflushed)
     }
 

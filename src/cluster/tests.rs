@@ -1,0 +1,165 @@
+//! Rosters between nodes without a network: what each uplink says is carried to the other by hand, some
+//! of it is lost, and sessions come and go in between.
+
+use std::collections::BTreeSet;
+
+use futures_util::FutureExt;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::value::RawValue;
+
+use super::{uplink::Outgoing, wire::decode, *};
+use crate::{
+    outbox::{Sender, tests::outbox_to},
+    protocol::SessionId,
+    rooms::{Guest, Membership, Rooms},
+};
+
+struct TestNode {
+    id: NodeId,
+    uplink: Arc<Uplink>,
+    rooms: Arc<Rooms>,
+    members: Vec<Membership>,
+    /// Of a session that has ended: it takes nothing.
+    sender: Sender,
+}
+
+impl TestNode {
+    fn new() -> TestNode {
+        let id = NodeId::random();
+        let uplink = Arc::new(Uplink::new(id));
+        uplink.open();
+        let (sender, outbox, _) = outbox_to(1000, 1000);
+        drop(outbox);
+        TestNode {
+            id,
+            rooms: Arc::new(Rooms::new(&Config::default(), Some(uplink.clone()))),
+            uplink,
+            members: Vec::new(),
+            sender,
+        }
+    }
+
+    fn join(&mut self, room: &RoomName, data: &str) {
+        let seat = self.rooms.reserve(room).unwrap();
+        let data = RawValue::from_string(format!("\"{data}\"")).unwrap();
+        let guest = Guest::new(Some(data), None);
+        let member = seat.join(SessionId::random(), self.sender.clone(), guest);
+        self.members.push(member);
+    }
+
+    fn hears_of(&self, other: &TestNode) {
+        self.uplink.up(other.id);
+        self.rooms.up(other.id);
+    }
+
+    /// Says what it has to say in pieces, and carries all that waits to another, but for what is lost.
+    fn carry_to(&self, other: &TestNode, mut is_lost: impl FnMut() -> bool) {
+        self.rooms.say_pieces();
+        let Some(Some((time, waiting))) = self.uplink.next().now_or_never() else {
+            return;
+        };
+        let mut replies = Replies::default();
+        let mut unflushed = Unflushed::default();
+        for item in waiting {
+            let cost = item.cost();
+            let Outgoing::Say(_, message, load) = item else {
+                self.uplink.done(time, cost, &Load::Control);
+                continue;
+            };
+            self.uplink.done(time, cost, &load);
+            let Heard {
+                node,
+                number,
+                say,
+                text,
+                ..
+            } = decode(&message).unwrap();
+            other.uplink.observe(number);
+            let rooms = &other.rooms;
+            let (replies, unflushed) = (&mut replies, &mut unflushed);
+            match say {
+                _ if is_lost() => {}
+                Say::All(ToAll::Enter { room }) => {
+                    rooms.entered(node, number, room, replies, unflushed);
+                }
+                Say::All(_) => {}
+                Say::Room(said) => rooms.event(node, number, said, text, replies, unflushed),
+                Say::Node(said) => rooms.said(node, number, said, text, replies, unflushed),
+            }
+            self.uplink.taken(other.id, number);
+        }
+        replies.say(&other.uplink);
+    }
+
+    /// Whom it takes to be in the room.
+    fn roster(&self, room: &RoomName) -> BTreeSet<SessionId> {
+        let look = self.rooms.look(room, Duration::ZERO).now_or_never();
+        let glimpses = look.expect("it does not wait").unwrap();
+        glimpses.iter().map(|glimpse| glimpse.id).collect()
+    }
+}
+
+/// Two nodes hear of each other, of which one has so many sessions in a room, with so many bytes of data
+/// each; returns how many rounds it takes until they agree.
+fn meet(seed: u64, sessions: usize, bytes: usize, losses: f64) -> usize {
+    let mut random = StdRng::seed_from_u64(seed);
+    let room = RoomName::default_room();
+    let data = "x".repeat(bytes);
+    let (mut many, mut few) = (TestNode::new(), TestNode::new());
+    (0..sessions).for_each(|_| many.join(&room, &data));
+    few.join(&room, "few");
+    // What was said before has been said to nobody.
+    for node in [&many, &few] {
+        node.uplink.close();
+        node.uplink.open();
+    }
+    many.hears_of(&few);
+    few.hears_of(&many);
+    for round in 0..1000 {
+        let is_calm = round > 40;
+        for _ in 0..random.random_range(0..20) {
+            if !is_calm {
+                many.join(&room, "late");
+                let leaving = random.random_range(0..many.members.len());
+                many.members.swap_remove(leaving);
+            }
+        }
+        let mut is_lost = || !is_calm && random.random_bool(losses);
+        many.carry_to(&few, &mut is_lost);
+        few.carry_to(&many, &mut is_lost);
+        if round % 5 == 4 {
+            // A second has gone by.
+            few.rooms.ask_again();
+            many.rooms.ask_again();
+        }
+        if round % 20 == 19 {
+            many.rooms.digest();
+            few.rooms.digest();
+        }
+        if is_calm && many.roster(&room) == few.roster(&room) && !many.rooms.has_pieces() {
+            return round;
+        }
+    }
+    panic!("seed {seed}: they do not agree");
+}
+
+#[test]
+fn a_list_is_true_however_much_happens_while_it_is_told() {
+    for seed in 0..30 {
+        meet(seed, 3000, 1000, 0.0);
+    }
+}
+
+#[test]
+fn what_is_lost_of_a_list_is_told_again() {
+    for seed in 0..30 {
+        meet(seed, 1500, 1000, 0.05);
+    }
+}
+
+#[test]
+fn a_list_may_be_longer_than_the_queue() {
+    // Some 80 MB.
+    let rounds = meet(1, 2000, 40_000, 0.0);
+    assert!(rounds < 400, "{rounds} rounds");
+}
