@@ -2,7 +2,8 @@
 //!
 //! Each session has one writer, its node, and a room's members are all that all nodes say. What a node
 //! says of a room is a row of events, each with the number of the one before it: who misses one asks
-//! for all of that node's sessions, and takes what differs as `new` and `close`.
+//! for all of that node's sessions, and takes what differs as `new` and `close`. How such a list is told
+//! is in `roster`.
 //!
 //! Sessions are in the order of their numbers of joining, a logical clock of the room. A session comes
 //! to know who was before it in two steps: a node that enters a room waits until the others have said

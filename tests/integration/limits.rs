@@ -354,6 +354,43 @@ async fn who_says_too_much_is_read_from_more_slowly_and_loses_nothing() {
     assert!(limit_hit(&server, "messages-per-second") > 0);
 }
 
+/// Under the limits that the README recommends.
+#[tokio::test]
+async fn nobody_is_closed_for_answering_a_crowd_of_strangers() {
+    let server = TestServer::with(|config| {
+        config.messages_per_second = NonZeroU32::new(50);
+        config.bytes_per_second = NonZeroU32::new(200_000);
+    })
+    .await;
+    let mut victim = Client::join(&server, "tea").await;
+    let mut strangers = Vec::new();
+    for _ in 0..16 {
+        strangers.push(Raw::join(&server, "tea").await);
+    }
+    // As a mesh does it: an offer and some candidates to each that is new.
+    let mut news = 0;
+    let mut receipts = 0;
+    while news < 16 || receipts < 16 * 9 {
+        let message = victim.next().await;
+        if message["type"] == "ack" {
+            assert_eq!(message["data"]["receivers"], 1);
+            receipts += 1;
+            continue;
+        }
+        assert_eq!(message["type"], "new", "{message}");
+        news += 1;
+        for number in 0..9 {
+            let size = if number == 0 { 4000 } else { 150 };
+            let data = "x".repeat(size);
+            victim
+                .send(json!({"type": "offer", "receiver": message["sender"], "data": data, "ref": number}))
+                .await;
+        }
+    }
+    victim.expect_quiet().await;
+    assert!(limit_hit(&server, "messages-per-second") > 0);
+}
+
 #[tokio::test]
 async fn what_a_session_causes_to_be_sent_is_part_of_what_it_spends() {
     let server = TestServer::with(|config| {
