@@ -257,14 +257,17 @@ async fn speak(room: String, body: Bytes, anteroom: Anteroom) -> Result<Response
     let frame = protocol::announced(&message, receiver);
     let shared = anteroom.shared();
     let room = name(&room)?;
+    look(&room, shared).await?;
+    let limit = shared.cluster.as_ref().map(|cluster| cluster.down);
+    let limit = limit.unwrap_or_default();
     // In a cluster it speaks from here, where it may be the only one in the room.
     let cluster = shared.cluster.as_ref();
     let seat = cluster.and_then(|_| shared.rooms.enter_backend(&room));
-    if let (Some(seat), Some(cluster)) = (&seat, cluster) {
-        seat.enter(cluster.down).await;
-        let line = timeout(cluster.down, shared.rooms.in_line()).await;
-        drop(line.map_err(|_| BUSY)?);
+    if let Some(seat) = &seat {
+        seat.enter(limit).await;
     }
+    let line = timeout(limit, shared.rooms.in_line()).await;
+    let _line = line.map_err(|_| BUSY)?;
     let receivers = shared.rooms.announce(&room, receiver, &frame);
     let receivers = receivers.ok_or(UNKNOWN_ROOM)?;
     if receivers == 0 {

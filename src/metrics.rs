@@ -175,7 +175,7 @@ impl Metrics {
         );
         let help = "Times that messages of other nodes came faster than they were taken in, and some were lost";
         registry.register("cluster_overflows", help, self.cluster_dropped.clone());
-        let help = "Messages of clients to nodes that were given up before they had taken them in, once for each node";
+        let help = "Messages of clients and backends that did not reach another node, as far as that is known and nobody was told, once for each node";
         registry.register("cluster_messages_lost", help, self.cluster_lost.clone());
     }
 

@@ -162,6 +162,8 @@ impl Successor {
 pub(crate) struct Attached {
     pub(crate) reader: Reader,
     pub(crate) visitor: Visitor,
+    /// What it does not need any longer, to be dropped where no lock is held.
+    pub(crate) admitted: Option<Admitted>,
 }
 
 /// Why a frame was not taken.
@@ -671,6 +673,7 @@ impl Outbox {
         Ok(Attached {
             reader: arrival.reader,
             visitor: arrival.visitor,
+            admitted: arrival.admitted,
         })
     }
 

@@ -13,8 +13,9 @@ use crate::{Config, address};
 /// For how long a rate may be exceeded by a burst: what may come in that time may come at once.
 const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(2).expect("it is not zero");
 
-/// The longest time that a session is not read from, however much it has spent.
-const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// The longest time that a session is not read from, however much it has spent: by then a message to a
+/// thousand is paid for at a kilobyte a second.
+const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
 /// How many sessions of other nodes an address may ask for in a second: one network may be an office
 /// whose node has just died.
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_pause_is_longer_than_a_minute() {
+    async fn no_pause_is_longer_than_an_hour() {
         let mut rates = rates(0, 1);
         for bytes in [usize::MAX, 1, usize::MAX] {
             rates.spend(bytes);

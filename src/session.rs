@@ -44,6 +44,9 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 /// How long to wait before a session is sought again that is on its way.
 const SEEK_AGAIN: Duration = Duration::from_millis(10);
 
+/// How often to look whether the client of a session is still there that is not read from.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What a frame has at the least besides its payload, in bytes: two, and a mask (RFC 6455, section
 /// 5.2).
 const FRAME_BYTES: usize = 6;
@@ -284,6 +287,7 @@ impl Session {
                 Session::join(shared, newcomer, problem)
             };
             in_time(&session.shared, limit, session.membership.settled(limit)).await;
+            session.membership.begins();
             // Its waiting shall not be part of what it costs.
             tasks.spawn(session.live(Some(reader)));
         });
@@ -465,7 +469,10 @@ impl Session {
         // Whom it sends something that is not written yet.
         let mut unflushed = Unflushed::default();
         let mut read = Poll::Pending;
-        if self.poll_pause(cx).is_ready() {
+        if let Poll::Ready(result) = self.poll_pause(cx, reader) {
+            if let Err(end) = result {
+                return Poll::Ready(end);
+            }
             read = reader.poll_read(cx, |event| self.on_event(event, &mut unflushed));
             if let Poll::Ready(Ok(false)) = read
                 && !self.is_paused()
@@ -495,18 +502,28 @@ impl Session {
     }
 
     /// Waits until the session is to be read from.
-    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`End::Eof`] if its client closes the connection meanwhile: nobody is there to be waited for, and
+    /// what has not been read was not acknowledged.
+    fn poll_pause(&mut self, cx: &mut Context<'_>, reader: &Reader) -> Poll<Result<(), End>> {
         if !self.is_paused() {
             self.pause(None);
         }
-        if let Some(pace) = &mut self.pace
+        while let Some(pace) = &mut self.pace
             && let Some(pause) = &mut pace.pause
         {
             ready!(pause.as_mut().poll(cx));
             pace.pause = None;
-            self.beat.pause(false);
+            let excess = pace.rates.as_ref().and_then(Rates::excess);
+            match self.pause(excess) {
+                Next::Pause if reader.is_closed() => return Poll::Ready(Err(End::Eof)),
+                Next::Pause => {}
+                Next::Event => self.beat.pause(false),
+            }
         }
-        Poll::Ready(())
+        Poll::Ready(Ok(()))
     }
 
     /// Takes what a frame has cost, with what it has caused to be sent.
@@ -518,6 +535,9 @@ impl Session {
             rates.spend(bytes);
             rates.excess()
         });
+        if let Some((limit, _)) = excess {
+            self.shared.metrics.limits_hit(limit).inc();
+        }
         self.pause(excess)
     }
 
@@ -532,16 +552,14 @@ impl Session {
         if excess.is_none() && uplink.is_none() {
             return Next::Event;
         }
-        if let Some((limit, _)) = excess {
-            self.shared.metrics.limits_hit(limit).inc();
-        }
         self.beat.pause(true);
         pace.pause = Some(Box::pin(async move {
+            let look_again = Instant::now() + LOOK_AGAIN;
             if let Some((_, until)) = excess {
-                sleep_until(until).await;
+                sleep_until(until.min(look_again)).await;
             }
             if let Some(uplink) = uplink {
-                uplink.await;
+                let _ = timeout_at(look_again, uplink).await;
             }
         }));
         Next::Pause
@@ -620,20 +638,18 @@ impl Session {
             .cluster
             .as_ref()
             .map_or(Duration::ZERO, |cluster| cluster.down);
+        let rooms = self.shared.rooms.clone();
         let offer = async {
             self.membership.caught_up(&takeover.seen, limit).await;
-            self.membership.offer(&takeover, limit).await
+            // Once it is offered, nobody waits for room.
+            let turn = rooms.may_hand_over().await;
+            let accepted = self.membership.offer(&takeover, limit).await;
+            accepted.then_some(turn)
         };
-        if in_time(&self.shared, 2 * limit, offer).await != Some(true) {
+        let Some(Some(turn)) = in_time(&self.shared, 2 * limit, offer).await else {
             return Ok(());
-        }
-        let rooms = self.shared.rooms.clone();
-        let line = in_time(&self.shared, limit, rooms.in_line()).await;
-        let handed = match &line {
-            Some(_) => self.membership.hand_over(&self.outbox, &takeover, permit),
-            None => None,
         };
-        let Some(gone) = handed else {
+        let Some(gone) = self.membership.hand_over(&self.outbox, &takeover, permit) else {
             let answer = match self.outbox.has_successor() {
                 true => Answer::Superseded,
                 false => Answer::NotHere,
@@ -641,7 +657,7 @@ impl Session {
             refuse(&self.shared, takeover, answer);
             return Ok(());
         };
-        drop(line);
+        drop(turn);
         // That node waits for others, too.
         in_time(&self.shared, 2 * limit, gone).await;
         Err(End::Gone)
@@ -650,7 +666,12 @@ impl Session {
     /// Goes on with another connection, which may come from elsewhere and with another token; returns
     /// its reader.
     fn go_on(&mut self, attached: Attached) -> Reader {
-        let Attached { reader, visitor } = attached;
+        let Attached {
+            reader,
+            visitor,
+            admitted,
+        } = attached;
+        drop(admitted);
         *self.membership.guest().address.lock() = visitor.address;
         // It may come with the token that it has had at first, and be allowed more already.
         if let Some(grant) = visitor.grant

@@ -452,6 +452,11 @@ impl Reader<'_> {
         if now >= self.digest_at {
             self.digest_at = now + DIGEST;
             self.shared.rooms.digest();
+            if self.cluster.refusal.lock().take().is_some() {
+                // It may have been allowed meanwhile; otherwise it is refused again.
+                self.incoming.forget_rooms();
+                self.shared.rooms.subscribe();
+            }
         }
     }
 
@@ -524,7 +529,8 @@ impl Reader<'_> {
         }
         let undelivered = self.shared.metrics.errors(ErrorCode::UnknownReceiver);
         undelivered.inc_by(replies.told_undelivered);
-        replies.say(&self.cluster.uplink);
+        let lost = replies.say(&self.cluster.uplink);
+        self.shared.metrics.cluster_lost.inc_by(lost);
         unflushed.flush(&self.shared.tasks);
         self.tell_taken(TOLD_BYTES);
     }

@@ -88,7 +88,7 @@ impl TestNode {
             }
             self.uplink.taken(other.id, number);
         }
-        replies.say(&other.uplink);
+        assert_eq!(replies.say(&other.uplink), 0);
     }
 
     /// Whom it takes to be in the room.

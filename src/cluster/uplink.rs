@@ -21,7 +21,9 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, Notify};
+use tokio::sync::{
+    Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, Notify, Semaphore, SemaphorePermit,
+};
 
 use super::wire::{self, Answer, Event, MAX_NUMBER, NodeId, Say, ToAll, ToNode, ToRoom, Want};
 use crate::protocol::RoomName;
@@ -30,9 +32,16 @@ use crate::protocol::RoomName;
 /// nodes say for themselves.
 const LIMIT: usize = 64 << 20;
 
-/// How much of it may be what can wait: what is said behind it, such as that this node is there, must
-/// not come too late on a slow network.
-const BULK: usize = 4 << 20;
+/// How much of it may be messages of clients, of those who wait in line, lists, and replies. Each has
+/// room of its own, so that none keeps another out; and all together are little, for what is said
+/// behind them, such as that this node is there, must not come too late on a slow network.
+const MESSAGES: usize = 4 << 20;
+const LINE: usize = 2 << 20;
+const LISTS: usize = 2 << 20;
+const REPLIES: usize = 2 << 20;
+
+/// How many sessions are handed over at once: each is a burst of all that its client has missed.
+const HANDOVERS: usize = 4;
 
 /// How much of it may be of one session.
 const SHARE: usize = 256 << 10;
@@ -52,12 +61,14 @@ pub(crate) struct Uplink {
     me: NodeId,
     queue: Mutex<Queue>,
     filled: Notify,
-    /// Whether more waits of what can wait than may.
+    /// Whether more messages of clients wait than may.
     is_full: AtomicBool,
     /// How many marks have been given.
     marks: AtomicU64,
     /// Who is first in line of those who say much at once.
     line: AsyncMutex<Arc<Share>>,
+    /// The sessions that may be handed over now.
+    handovers: Semaphore,
 }
 
 struct Queue {
@@ -67,8 +78,8 @@ struct Queue {
     waiting: VecDeque<Outgoing>,
     /// How many bytes wait, with what is taken from here and not yet written.
     bytes: usize,
-    /// How many of them can wait.
-    bulk: usize,
+    /// How many of them are of each kind that can wait.
+    by_kind: [usize; 4],
     /// Whether somebody may be hearing.
     open: bool,
     /// How often it was closed.
@@ -119,15 +130,30 @@ pub(super) enum To {
 pub(crate) enum Load {
     /// What must be said now.
     Control,
-    /// What has waited for room.
-    Bulk,
     /// What a client or a backend says; a session waits for room behind it.
     Message(Option<Arc<Share>>),
+    /// What has waited in line: a session that joins or is handed over.
+    Line,
+    /// A piece of a list.
+    List,
+    /// What somebody is told who does not wait for it.
+    Reply,
+}
+
+/// What can wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Message,
+    Line,
+    List,
+    Reply,
 }
 
 /// What one session, or another who waits for room, has in the queue.
 #[derive(Default)]
 pub(crate) struct Share {
+    kind: Kind,
     bytes: AtomicUsize,
     /// A node that had not taken in what it was sent when this was last added to.
     slow: Mutex<Option<NodeId>>,
@@ -159,6 +185,22 @@ impl Chain {
 }
 
 impl Share {
+    /// The share of those who wait in line.
+    fn of_line() -> Share {
+        Share {
+            kind: Kind::Line,
+            ..Share::default()
+        }
+    }
+
+    /// The share of all lists.
+    pub(crate) fn of_lists() -> Share {
+        Share {
+            kind: Kind::List,
+            ..Share::default()
+        }
+    }
+
     /// Whether its session has to wait for room.
     fn is_over(&self) -> bool {
         self.bytes.load(Relaxed) > SHARE || self.is_slow.load(Relaxed)
@@ -178,7 +220,7 @@ impl Uplink {
                 number: 0,
                 waiting: VecDeque::new(),
                 bytes: 0,
-                bulk: 0,
+                by_kind: [0; 4],
                 open: false,
                 time: 0,
                 finished: false,
@@ -188,7 +230,8 @@ impl Uplink {
             filled: Notify::new(),
             is_full: AtomicBool::new(false),
             marks: AtomicU64::new(0),
-            line: AsyncMutex::default(),
+            line: AsyncMutex::new(Arc::new(Share::of_line())),
+            handovers: Semaphore::new(HANDOVERS),
         }
     }
 
@@ -294,14 +337,22 @@ impl Uplink {
         line
     }
 
-    /// Whether there is room now for what is for this node and can wait.
+    /// Waits until a session may be handed over, which is done as long as the guard lives.
+    pub(crate) async fn may_hand_over(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it.
+        let permit = self.handovers.acquire().await.ok();
+        drop(self.in_line().await);
+        permit
+    }
+
+    /// Whether there is room now for a piece of a list for this node.
     pub(crate) fn has_room_for(&self, node: NodeId, share: &Share) -> bool {
         let queue = self.queue.lock();
-        let has_room = queue.links.get(&node).is_none_or(Link::has_room);
+        let has_room = queue.links.get(&node).is_none_or(Link::has_room) || !queue.open;
         if !has_room {
             share.set_slow(Some(node));
         }
-        has_room && queue.bulk < BULK / 2
+        has_room && queue.has_room_of(share.kind)
     }
 
     fn poll_room(&self, cx: &mut Context<'_>, share: &Arc<Share>) -> Poll<()> {
@@ -344,11 +395,15 @@ impl Uplink {
         let mut queue = self.queue.lock();
         if queue.time == time {
             queue.bytes -= cost;
-            if load.can_wait() {
-                queue.bulk -= cost;
-            }
-            if queue.bulk < BULK / 2 && self.is_full.swap(false, Release) {
-                queue.let_go_on();
+            if let Some(kind) = load.kind() {
+                let had_room = queue.has_room_of(kind);
+                queue.by_kind[kind as usize] -= cost;
+                if !had_room && queue.has_room_of(kind) {
+                    if let Kind::Message = kind {
+                        self.is_full.store(false, Release);
+                    }
+                    queue.let_go_on();
+                }
             }
         }
         // Who looks whether it has room holds the lock, too, and does not miss this.
@@ -362,8 +417,28 @@ impl Uplink {
 }
 
 impl Load {
-    fn can_wait(&self) -> bool {
-        !matches!(self, Load::Control)
+    /// What kind it is of, if it can wait.
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            Load::Control => None,
+            Load::Message(_) => Some(Kind::Message),
+            Load::Line => Some(Kind::Line),
+            Load::List => Some(Kind::List),
+            Load::Reply => Some(Kind::Reply),
+        }
+    }
+}
+
+impl Kind {
+    /// Who waits for room goes on when less than this is there.
+    fn room(self) -> usize {
+        match self {
+            // All of them wait until half of it is free.
+            Kind::Message => MESSAGES / 2,
+            Kind::Line => LINE,
+            Kind::List => LISTS,
+            Kind::Reply => REPLIES,
+        }
     }
 }
 
@@ -377,8 +452,11 @@ impl Outgoing {
         message + size_of::<Outgoing>()
     }
 
-    fn can_wait(&self) -> bool {
-        matches!(self, Outgoing::Say(_, _, load) if load.can_wait())
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            Outgoing::Say(_, _, load) => load.kind(),
+            Outgoing::Subscribe(_) | Outgoing::Unsubscribe(_) => None,
+        }
     }
 }
 
@@ -413,9 +491,9 @@ impl Queue {
             self.close(is_full);
             return Err(Cut);
         }
-        if item.can_wait() {
-            self.bulk += item.cost();
-            if self.bulk > BULK {
+        if let Some(kind) = item.kind() {
+            self.by_kind[kind as usize] += item.cost();
+            if self.by_kind[Kind::Message as usize] > MESSAGES {
                 is_full.store(true, Release);
             }
         }
@@ -431,7 +509,7 @@ impl Queue {
         self.open = false;
         self.time += 1;
         self.bytes = 0;
-        self.bulk = 0;
+        self.by_kind = [0; 4];
         is_full.store(false, Release);
         let forgotten = mem::take(&mut self.waiting);
         for item in &forgotten {
@@ -446,11 +524,15 @@ impl Queue {
     /// Whether who has this share need not wait.
     fn has_room(&self, share: &Share) -> bool {
         let slow = share.slow.lock().and_then(|node| self.links.get(&node));
-        let has_room = self.bulk < BULK / 2
+        let has_room = self.has_room_of(share.kind)
             && share.bytes.load(Relaxed) <= SHARE / 2
             && slow.is_none_or(Link::has_room);
         // Where nobody hears it there is nothing to wait for.
         has_room || !self.open
+    }
+
+    fn has_room_of(&self, kind: Kind) -> bool {
+        self.by_kind[kind as usize] < kind.room()
     }
 
     /// Lets everyone look again who waits for room.
@@ -488,6 +570,14 @@ impl Turn<'_> {
         let _ = self.tell_node(node, what, &[], Load::Control);
     }
 
+    /// The same where others may have it said at any rate: what there is no room for is not said.
+    pub(crate) fn reply(&mut self, node: NodeId, what: ToNode) -> Result<u64, Cut> {
+        match self.queue.has_room_of(Kind::Reply) {
+            true => self.tell_node(node, what, &[], Load::Reply),
+            false => Err(Cut),
+        }
+    }
+
     /// `text` is what a client or a backend wrote.
     pub(crate) fn tell_node(
         &mut self,
@@ -498,7 +588,7 @@ impl Turn<'_> {
     ) -> Result<u64, Cut> {
         let before = self.queue.bytes;
         let number = self.say(To::Node(node), &Say::Node(what), text, load.clone())?;
-        if load.can_wait() {
+        if load.kind().is_some() {
             self.add_to(node, number, self.queue.bytes - before, &load);
         }
         Ok(number)
@@ -613,7 +703,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{cluster::wire::decode, protocol::SessionId};
+    use crate::{
+        cluster::{Woken, wire::decode},
+        protocol::SessionId,
+    };
 
     fn uplink() -> Uplink {
         let uplink = Uplink::new(NodeId::random());
@@ -747,8 +840,41 @@ mod tests {
         );
         assert!(uplink.turn().tell_all(ToAll::Bye).is_ok());
         let written = write(&uplink).await;
-        assert!((BULK..BULK + 4000).contains(&written), "{written}");
+        assert!((MESSAGES..MESSAGES + 4000).contains(&written), "{written}");
         assert!(has_room(&uplink, &late) && !uplink.holds_up(&late, || true));
+    }
+
+    #[tokio::test]
+    async fn no_kind_of_what_can_wait_keeps_another_out() {
+        let (uplink, node) = (uplink(), NodeId::random());
+        let shares = [Share::default(), Share::of_line(), Share::of_lists()].map(Arc::new);
+        let loads = [Load::Message(None), Load::Line, Load::List];
+        for (kind, load) in loads.iter().enumerate() {
+            let fill = async || {
+                while has_room(&uplink, &shares[kind]) {
+                    let ask = ToNode::Ask(vec![RoomName::default_room(); 100]);
+                    let mut turn = uplink.turn();
+                    turn.tell_node(node, ask, &[], load.clone()).unwrap();
+                }
+            };
+            fill().await;
+            for (other, share) in shares.iter().enumerate() {
+                assert_eq!(has_room(&uplink, share), other != kind);
+            }
+            // Who waits, be it only for a little, is woken as soon as there is room.
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(woken.clone());
+            let mut waits = pin!(uplink.has_room(&shares[kind]));
+            let mut cx = Context::from_waker(&waker);
+            assert!(waits.as_mut().poll(&mut cx).is_pending());
+            write(&uplink).await;
+            assert!(woken.since.load(Relaxed), "{kind}");
+            assert!(waits.as_mut().poll(&mut cx).is_ready());
+        }
+        let undelivered = || ToNode::Taken { number: 1 };
+        while uplink.turn().reply(node, undelivered()).is_ok() {}
+        assert!(shares.iter().all(|share| has_room(&uplink, share)));
+        assert!(uplink.is_open() && uplink.turn().tell_all(ToAll::Bye).is_ok());
     }
 
     #[tokio::test]

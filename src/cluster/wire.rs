@@ -2,8 +2,8 @@
 //!
 //! A message is a line of JSON and, where it carries what a client or a backend wrote, that text
 //! behind the line. A node ignores what it does not know, be it a field or a whole message, so that
-//! nodes of different versions can stand beside each other during an upgrade: what must be understood
-//! by all is never changed, only added to.
+//! nodes of different versions can stand beside each other during an upgrade: from version 2 on, what must
+//! be understood by all is never changed, only added to.
 
 use std::{
     fmt::{self, Display},

@@ -117,6 +117,8 @@ pub(crate) struct Replies {
     undelivered: Vec<(NodeId, ToNode)>,
     /// How many sessions of this node were told that.
     pub(crate) told_undelivered: u64,
+    /// How many messages have not arrived without anybody hearing of it.
+    lost: u64,
 }
 
 impl View {
@@ -144,20 +146,24 @@ impl Replies {
 
     /// A message that a node has sent here has not arrived.
     fn undelivered(&mut self, node: NodeId, room: &RoomName, message: Undelivered<'_>) {
-        // A backend does not wait to hear it.
-        if let Some(sender) = message.sender {
-            let undelivered = ToNode::Undelivered {
-                room: room.clone(),
-                sender,
-                receiver: message.receiver,
-                reference: message.reference.map(ToOwned::to_owned),
-            };
-            self.undelivered.push((node, undelivered));
+        match message.sender {
+            Some(sender) => {
+                let undelivered = ToNode::Undelivered {
+                    room: room.clone(),
+                    sender,
+                    receiver: message.receiver,
+                    reference: message.reference.map(ToOwned::to_owned),
+                };
+                self.undelivered.push((node, undelivered));
+            }
+            // A backend does not wait to hear it.
+            None => self.lost += 1,
         }
     }
 
-    /// Says it. Where this node is cut off, nobody waits for it.
-    pub(crate) fn say(self, uplink: &Uplink) {
+    /// Says it. Where this node is cut off, nobody waits for it. Returns how many messages have not
+    /// arrived without anybody hearing of it.
+    pub(crate) fn say(mut self, uplink: &Uplink) -> u64 {
         let mut turn = uplink.turn();
         for ((node, room), number) in self.seen {
             turn.notify(node, ToNode::Seen { room, number });
@@ -173,8 +179,9 @@ impl Replies {
             }
         }
         for (node, undelivered) in self.undelivered {
-            turn.notify(node, undelivered);
+            self.lost += u64::from(turn.reply(node, undelivered).is_err());
         }
+        self.lost
     }
 }
 
@@ -256,7 +263,7 @@ impl Elsewhere {
     /// Says to the other nodes what happens in the room; returns the number of that.
     pub(super) fn say(&self, room: &RoomName, what: Event) -> Result<u64, Cut> {
         let load = match what {
-            Event::Join(_) | Event::Arrive { .. } => Load::Bulk,
+            Event::Join(_) | Event::Arrive { .. } => Load::Line,
             _ => Load::Control,
         };
         let mut turn = self.uplink.turn();
@@ -419,6 +426,22 @@ impl Members {
             elsewhere.joining.insert(id, joining);
         }
         elsewhere.record(said, &Said::New(id, new));
+    }
+
+    /// Tells the other nodes of a session that is about to speak, where the list that one of them is being
+    /// told has not come to it yet: otherwise it would not be believed.
+    pub(super) fn introduce(&self, room: &RoomName, id: Option<SessionId>) {
+        let (Some(elsewhere), Some(id)) = (&self.elsewhere, id) else {
+            return;
+        };
+        let mut rosters = elsewhere.rosters.values();
+        if rosters.any(|roster| roster.must_introduce(id))
+            && let Some(member) = self.senders.get(&id)
+        {
+            let join = Event::Join(member.to_wire(id));
+            // Where this node is cut off, all is told when it is no longer.
+            let _ = elsewhere.say(room, join);
+        }
     }
 
     /// Tells the other nodes of a session that has left here.
@@ -607,9 +630,13 @@ impl Membership {
             joining.seen = Some(seen);
             waiting
         };
-        if timeout(limit, waiting).await.is_err()
-            && let Some(elsewhere) = &mut self.seat.room.members.write().elsewhere
-        {
+        // Who has not seen it by then is not waited for any longer.
+        let _ = timeout(limit, waiting).await;
+    }
+
+    /// The session waits for nobody any longer: whoever is heard of from now on is new to it.
+    pub(crate) fn begins(&self) {
+        if let Some(elsewhere) = &mut self.seat.room.members.write().elsewhere {
             elsewhere.joining.remove(&self.id);
         }
     }
@@ -660,7 +687,8 @@ impl Room {
 
     /// Makes it known that this node is no longer in the room.
     pub(super) fn exit(&self) {
-        if let Some(elsewhere) = &self.members.read().elsewhere {
+        // Whoever still has the room says nothing more of it.
+        if let Some(elsewhere) = self.members.write().elsewhere.take() {
             elsewhere.uplink.turn().exit(&self.name, &elsewhere.chain);
         }
     }
@@ -769,29 +797,29 @@ impl Room {
         let Some(view) = members.view(node) else {
             return;
         };
-        let last = match &mut view.presence {
-            Presence::Present(last) => last,
-            Presence::Asked => return,
+        match &mut view.presence {
+            Presence::Present(last) if number <= *last => return,
+            Presence::Present(last) => {
+                let has_gap = said.after != *last;
+                *last = number;
+                if has_gap {
+                    view.is_whole = false;
+                    if let Some(listing) = &mut view.listing {
+                        listing.missed();
+                    }
+                    replies.ask(node, &self.name);
+                }
+            }
+            // What happens is true also before its list comes.
+            Presence::Asked => {}
             Presence::Absent => {
                 // So it is in the room after all.
                 *view = View {
                     seen: view.seen,
                     ..View::asked()
                 };
-                return replies.ask(node, &self.name);
+                replies.ask(node, &self.name);
             }
-        };
-        if number <= *last {
-            return;
-        }
-        let has_gap = said.after != *last;
-        *last = number;
-        if has_gap {
-            view.is_whole = false;
-            if let Some(listing) = &mut view.listing {
-                listing.missed();
-            }
-            replies.ask(node, &self.name);
         }
         match said.what {
             Event::Join(member) => {
@@ -816,6 +844,9 @@ impl Room {
             Event::Exit => {
                 view.presence = Presence::Absent;
                 view.listing = None;
+                if let Some(elsewhere) = &mut members.elsewhere {
+                    elsewhere.rosters.remove(&node);
+                }
                 members.clear(self, node, number, unflushed);
             }
         }
@@ -850,8 +881,7 @@ impl Room {
             sender, receiver, ..
         } = message;
         if let Some(elsewhere) = &members.elsewhere
-            && elsewhere.is_present(node)
-            && sender.is_none_or(|id| members.is_of(node, id))
+            && sender.map_or(elsewhere.is_present(node), |id| members.is_of(node, id))
         {
             let way = members.senders.get(&receiver).map(|member| &member.way);
             let is_on_its_way = match (way, elsewhere.handovers.gone_to(receiver)) {
@@ -884,8 +914,14 @@ impl Room {
         replies.undelivered(node, &self.name, message);
     }
 
-    /// What a session of this node wrote has not arrived. Returns whether it was told so here.
-    fn undelivered(&self, message: &Undelivered<'_>, unflushed: &mut Unflushed) -> bool {
+    /// A node says that what a session of this one wrote has not arrived. Returns whether it was told so
+    /// here.
+    fn undelivered(
+        &self,
+        from: NodeId,
+        message: &Undelivered<'_>,
+        unflushed: &mut Unflushed,
+    ) -> bool {
         let members = self.members.read();
         let Some(sender) = message.sender else {
             return false;
@@ -897,14 +933,15 @@ impl Room {
                 let error = protocol::error(sender, &problem, message.reference);
                 outbox.push(error, unflushed).is_ok()
             }
-            (Some(Way::There(node) | Way::Going(node)), Some(elsewhere)) => {
+            (Some(Way::There(node) | Way::Going(node)), Some(elsewhere)) if *node != from => {
                 let undelivered = ToNode::Undelivered {
                     room: self.name.clone(),
                     sender,
                     receiver: message.receiver,
                     reference: message.reference.map(ToOwned::to_owned),
                 };
-                elsewhere.uplink.turn().notify(*node, undelivered);
+                // Where there is no room for it, nobody hears it.
+                let _ = elsewhere.uplink.turn().reply(*node, undelivered);
                 false
             }
             _ => false,
@@ -1009,6 +1046,7 @@ impl Rooms {
         for room in self.rooms() {
             room.down(node, &mut Unflushed::default());
         }
+        self.down_abroad(node);
     }
 
     /// Hears all rooms again, on another connection.
@@ -1032,6 +1070,7 @@ impl Rooms {
         match self.find(&room) {
             Some(room) => {
                 room.alone(node, number, Presence::Present(number), unflushed);
+                room.forget_roster(node);
                 self.list_to(node, &room);
             }
             None => replies.absent(node, room),
@@ -1120,7 +1159,7 @@ impl Rooms {
                     reference: reference.as_deref(),
                 };
                 let room = self.find(&room);
-                if room.is_some_and(|room| room.undelivered(&message, unflushed)) {
+                if room.is_some_and(|room| room.undelivered(node, &message, unflushed)) {
                     replies.told_undelivered += 1;
                 }
             }

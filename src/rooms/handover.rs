@@ -695,7 +695,7 @@ impl Membership {
             let text = text.unwrap_or_else(|| b"[]".to_vec());
             // Where this node is cut off, the session cannot arrive, and leaves.
             let handed = ToNode::Handed(Box::new(handed));
-            let _ = turn.tell_node(to.node, handed, &text, Load::Bulk);
+            let _ = turn.tell_node(to.node, handed, &text, Load::Line);
             if !more {
                 break;
             }

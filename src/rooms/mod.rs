@@ -277,6 +277,14 @@ impl Rooms {
         }
     }
 
+    /// Waits until a session may be handed over, which is done as long as the outcome lives.
+    pub(crate) async fn may_hand_over(&self) -> Option<impl Drop> {
+        match &self.uplink {
+            Some(uplink) => uplink.may_hand_over().await,
+            None => None,
+        }
+    }
+
     /// The senders of all sessions of this node.
     pub(crate) fn senders(&self) -> Vec<Sender> {
         let senders = |room: &Room| -> Vec<Sender> {
@@ -382,6 +390,7 @@ impl Room {
         match members.senders.get(&receiver).map(|member| &member.way) {
             Some(Way::Here(outbox)) => outbox.push(frame, unflushed).is_ok(),
             Some(way) => {
+                members.introduce(&self.name, speaker.id);
                 let elsewhere = members.elsewhere.as_ref();
                 elsewhere
                     .is_some_and(|it| it.send(&self.name, way, speaker, receiver, frame).is_ok())
@@ -406,6 +415,7 @@ impl Room {
         }
         match &members.elsewhere {
             Some(elsewhere) if there > 0 => {
+                members.introduce(&self.name, speaker.id);
                 let said = elsewhere.broadcast(&self.name, speaker, frame.payload());
                 elsewhere.record(said, &Said::ToAll(sender, frame.clone()));
                 here + said.map_or(0, |_| there)

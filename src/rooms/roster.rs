@@ -13,10 +13,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{Glimpse, Member, Members, Room, Rooms, Way, longest_joined_first};
 use crate::{
@@ -30,14 +27,26 @@ const PIECES_AT_ONCE: usize = 16;
 /// How many rooms may be looked up on other nodes at once, and for how many operators each.
 const MAX_LOOKUPS: usize = 64;
 
+/// How often an operator waits for more, as long as something comes.
+const MAX_WAITS: usize = 20;
+
 /// What is to be said to other nodes piece by piece, and what is listed for operators.
-#[derive(Default)]
 pub(super) struct Rosters {
     /// Each takes its turn with one piece.
     pieces: Mutex<VecDeque<Pieces>>,
     /// What this has in the uplink.
     share: Arc<Share>,
     lookups: Mutex<BTreeMap<RoomName, Lookup>>,
+}
+
+impl Default for Rosters {
+    fn default() -> Rosters {
+        Rosters {
+            pieces: Mutex::default(),
+            share: Arc::new(Share::of_lists()),
+            lookups: Mutex::default(),
+        }
+    }
 }
 
 /// What takes several messages to a node.
@@ -61,10 +70,20 @@ impl Pieces {
 /// A list of a room's sessions that is being told to a node.
 #[derive(Default)]
 pub(super) struct Roster {
-    /// The sessions that are left, from the first piece on.
-    left: Option<BTreeSet<SessionId>>,
+    /// The sessions that are left, from the first piece on; the next is the last of them.
+    left: Option<Vec<SessionId>>,
     /// Up to where it has been told.
     until: Option<SessionId>,
+    /// Sessions that were left when they spoke, and so have been told before the list comes to them.
+    introduced: Mutex<BTreeSet<SessionId>>,
+}
+
+impl Roster {
+    /// Whether a session that speaks must be told first.
+    pub(super) fn must_introduce(&self, id: SessionId) -> bool {
+        let is_left = |left: &Vec<SessionId>| left.binary_search_by(|it| id.cmp(it)).is_ok();
+        self.left.as_ref().is_none_or(is_left) && self.introduced.lock().insert(id)
+    }
 }
 
 /// A list of a node's sessions in a room that is being heard.
@@ -89,11 +108,13 @@ pub(super) struct Heard {
 struct Lookup {
     /// Which nodes have not said all, and up to where they have.
     waiting: BTreeMap<NodeId, Option<SessionId>>,
+    /// Whether a piece has come since this was last looked at.
+    goes_on: bool,
     found: Vec<(u64, Glimpse)>,
     operators: Vec<oneshot::Sender<Vec<Glimpse>>>,
 }
 
-/// Too many operators look up too many rooms.
+/// Too many operators look up too many rooms, or the other nodes are too slow.
 #[derive(Debug)]
 pub(crate) struct Busy;
 
@@ -154,13 +175,15 @@ impl Members {
             let own = own.map(|(id, _)| *id);
             // That these have gone the other may not know yet.
             let gone = elsewhere.into_iter().flat_map(|it| it.handovers.all_gone());
-            own.chain(gone.map(|member| member.id)).collect()
+            let mut left: Vec<_> = own.chain(gone.map(|member| member.id)).collect();
+            left.sort_unstable_by(|a, b| b.cmp(a));
+            left
         });
         let after = roster.until;
         let mut members = Vec::new();
         let mut bytes = 0;
         while bytes < PART_BYTES
-            && let Some(id) = left.pop_first()
+            && let Some(id) = left.pop()
         {
             roster.until = Some(id);
             let own = self.senders.get(&id).filter(|it| it.way.is_own());
@@ -193,6 +216,13 @@ impl Room {
         })
     }
 
+    /// A node hears the room anew: what it was being told is of no use to it.
+    pub(super) fn forget_roster(&self, node: NodeId) {
+        if let Some(elsewhere) = &mut self.members.write().elsewhere {
+            elsewhere.rosters.remove(&node);
+        }
+    }
+
     /// Says the next piece of the list to a node; returns whether there is more.
     fn say_piece(&self, node: NodeId) -> bool {
         let mut members = self.members.write();
@@ -208,7 +238,7 @@ impl Room {
         // Where this node is cut off, all is told when it is no longer.
         let said = uplink
             .turn()
-            .tell_node(node, ToNode::Members(piece), &[], Load::Bulk);
+            .tell_node(node, ToNode::Members(piece), &[], Load::List);
         if more
             && said.is_ok()
             && let Some(elsewhere) = &mut members.elsewhere
@@ -310,17 +340,16 @@ impl Rooms {
             }
         };
         // Where this node is cut off, it is not heard in any case.
-        let _ = uplink.turn().tell_node(node, what, &[], Load::Bulk);
+        let _ = uplink.turn().tell_node(node, what, &[], Load::List);
         more
     }
 
-    /// The sessions of a room on all nodes, longest-joined first. What other nodes do not say within
-    /// `limit` is left out. Nothing comes to be by that: where nobody is in the room here, the other nodes
-    /// are asked for their lists.
+    /// The sessions of a room on all nodes, longest-joined first. Nothing comes to be by that: where nobody
+    /// is in the room here, the other nodes are asked for their lists.
     ///
     /// # Errors
     ///
-    /// [`Busy`] where too many rooms are being looked up.
+    /// [`Busy`] where too many rooms are being looked up, or a node is silent for longer than `limit`.
     pub(crate) async fn look(
         &self,
         name: &RoomName,
@@ -355,6 +384,7 @@ impl Rooms {
                 }
                 let lookup = Lookup {
                     waiting: nodes.iter().map(|node| (*node, None)).collect(),
+                    goes_on: false,
                     found: Vec::new(),
                     operators: vec![done],
                 };
@@ -366,23 +396,32 @@ impl Rooms {
             }
         }
         let _guard = LookupGuard { rooms: self, name };
-        self.end_lookup(name, false);
-        match timeout_at(Instant::now() + limit, &mut waiting).await {
-            Ok(found) => Ok(found.unwrap_or_default()),
-            Err(_) => {
-                self.end_lookup(name, true);
-                Ok(waiting.try_recv().unwrap_or_default())
+        self.end_lookup(name);
+        for _ in 0..MAX_WAITS {
+            if let Ok(found) = timeout(limit, &mut waiting).await {
+                return Ok(found.unwrap_or_default());
             }
+            // It is waited for as long as something comes.
+            let mut lookups = self.rosters.lookups.lock();
+            let lookup = lookups.get_mut(name);
+            if !lookup.is_some_and(|lookup| mem::take(&mut lookup.goes_on)) {
+                break;
+            }
+        }
+        // Somebody may have come here meanwhile: then the lists are the room's.
+        match self.find(name) {
+            Some(room) => Ok(room.glimpses()),
+            None => Err(Busy),
         }
     }
 
-    /// Ends a lookup to which nobody has anything to add, or which `is_over` in any case.
-    fn end_lookup(&self, name: &RoomName, is_over: bool) {
+    /// Ends a lookup to which nobody has anything to add.
+    fn end_lookup(&self, name: &RoomName) {
         let mut lookups = self.rosters.lookups.lock();
-        let Some(lookup) = lookups.get(name) else {
-            return;
-        };
-        if !is_over && !lookup.waiting.is_empty() {
+        if lookups
+            .get(name)
+            .is_none_or(|lookup| !lookup.waiting.is_empty())
+        {
             return;
         }
         if let Some(lookup) = lookups.remove(name) {
@@ -398,8 +437,13 @@ impl Rooms {
     pub(super) fn listed_abroad(&self, node: NodeId, piece: cluster::Members) {
         let name = piece.room.clone();
         if let Some(lookup) = self.rosters.lookups.lock().get_mut(&name) {
+            lookup.goes_on = true;
             match lookup.waiting.get_mut(&node) {
                 Some(until) if *until == piece.after => *until = piece.until,
+                // It is the end of a list that was begun for somebody before: now it can be told anew.
+                Some(_) if piece.until.is_none() => {
+                    return self.ask(node, vec![name.clone()]);
+                }
                 _ => return,
             }
             if piece.until.is_none() {
@@ -412,7 +456,13 @@ impl Rooms {
             });
             lookup.found.extend(glimpses);
         }
-        self.end_lookup(&name, false);
+        self.end_lookup(&name);
+    }
+
+    /// A node is not there any longer, and has nothing to say of rooms that are not here.
+    pub(super) fn down_abroad(&self, node: NodeId) {
+        let names: Vec<RoomName> = self.rosters.lookups.lock().keys().cloned().collect();
+        names.iter().for_each(|name| self.absent_abroad(node, name));
     }
 
     /// A node is not in a room that is not here either, or is not there.
@@ -420,7 +470,7 @@ impl Rooms {
         if let Some(lookup) = self.rosters.lookups.lock().get_mut(name) {
             lookup.waiting.remove(&node);
         }
-        self.end_lookup(name, false);
+        self.end_lookup(name);
     }
 }
 

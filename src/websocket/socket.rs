@@ -11,11 +11,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use futures_util::FutureExt;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -73,12 +74,21 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     /// Has the kernel forget what the peer has not taken, as soon as the stream is dropped. Nothing where
     /// its socket is not known.
     fn abort(&self) {}
+
+    /// Whether the peer has closed its side. False where its socket is not known.
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 impl Stream for TlsStream<TcpStream> {
     fn abort(&self) {
         // Where that fails, the connection is gone already.
         let _ = self.get_ref().0.set_zero_linger();
+    }
+
+    fn is_closed(&self) -> bool {
+        is_closed(self.get_ref().0)
     }
 }
 
@@ -240,6 +250,15 @@ impl Reader {
         Ok(())
     }
 
+    /// Whether the peer has closed its side of the stream, as far as that can be known without reading
+    /// what it has sent before.
+    pub(crate) fn is_closed(&self) -> bool {
+        match &self.stream {
+            Either::Left(socket) => is_closed(socket.as_ref()),
+            Either::Right(half) => half.0.lock().is_closed(),
+        }
+    }
+
     /// Ends the connection without waiting for what the peer has not taken: the kernel must not go
     /// on trying for minutes.
     pub(crate) fn abort(self) {
@@ -348,6 +367,13 @@ impl Writer {
         }
         self.stream.shutdown().await
     }
+}
+
+/// Whether the peer has closed its side of a connection: the operating system says so also before what
+/// was sent is read.
+fn is_closed(socket: &TcpStream) -> bool {
+    let ready = socket.ready(Interest::READABLE).now_or_never();
+    ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
 }
 
 /// Puts as many of the frames into the buffer as it has room for.

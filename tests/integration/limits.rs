@@ -466,6 +466,30 @@ async fn who_is_not_read_from_is_not_given_up_for_its_pongs() {
 }
 
 #[tokio::test]
+async fn who_goes_while_it_is_not_read_from_is_gone_at_once() {
+    let server = TestServer::with(|config| {
+        config.bytes_per_second = NonZeroU32::new(1);
+    })
+    .await;
+    let mut bystander = Client::connect(server.address, "/room/tea").await;
+    for closes in [false, true] {
+        let mut client = Client::connect(server.address, "/room/tea").await;
+        bystander.expect_new_of_anybody().await;
+        let large = json!({"type": "x", "receiver": "all", "data": "x".repeat(10_000)});
+        client.send(large).await;
+        assert_eq!(bystander.next().await["type"], "x");
+        // That takes hours to be paid.
+        client.send(json!({"type": "y", "receiver": "all"})).await;
+        let mut raw = client.into_raw();
+        if closes {
+            raw.write(frame(0x88, &[])).await;
+        }
+        drop(raw);
+        assert_eq!(bystander.next().await["type"], "close");
+    }
+}
+
+#[tokio::test]
 async fn no_kind_of_frame_goes_round_the_limits() {
     for (what, first, payload, rest) in [
         ("pings", 0x89, "", 0x89),
