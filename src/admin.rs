@@ -157,7 +157,9 @@ async fn look(room: &RoomName, shared: &Shared) -> Result<Vec<Glimpse>, Wrong> {
     let limit = shared.cluster.as_ref().map(|cluster| cluster.down);
     let looking = shared.rooms.look(room, limit.unwrap_or_default());
     let glimpses = looking.await.map_err(|Busy| BUSY)?;
+    let is_cut_off = shared.cluster.as_ref().is_some_and(|it| !it.is_connected());
     match glimpses.is_empty() {
+        true if is_cut_off => Err(BUSY),
         true => Err(UNKNOWN_ROOM),
         false => Ok(glimpses),
     }
@@ -301,7 +303,9 @@ const UNKNOWN_ROOM: Wrong = Wrong {
 const BUSY: Wrong = Wrong {
     status: StatusCode::SERVICE_UNAVAILABLE,
     code: "busy",
-    message: Cow::Borrowed("too much is asked of the other nodes at once: try again"),
+    message: Cow::Borrowed(
+        "the other nodes do not answer, or are asked for too much at once: try again",
+    ),
 };
 
 const UNKNOWN_SESSION: Wrong = Wrong {

@@ -116,6 +116,8 @@ pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
         };
         // Messages are small and meant to arrive now.
         let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        service.set_user_timeout(&stream);
         let place = match service.is_public {
             true => service.shared.admission.connect(Some(peer.ip())),
             false => Ok(None),
@@ -133,6 +135,16 @@ pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
 }
 
 impl Service {
+    /// Lets the kernel give a connection up whose peer has vanished from the network, once it had the time
+    /// to be pinged and to answer twice (RFC 5482): a session that is not read from owes no pong.
+    #[cfg(target_os = "linux")]
+    fn set_user_timeout(&self, stream: &TcpStream) {
+        let config = &self.shared.config;
+        let seconds = 2 * (config.ping_seconds + config.pong_seconds);
+        // Where that fails, the connection is gone already.
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, seconds as u32 * 1000);
+    }
+
     async fn start(self, stream: TcpStream, peer: SocketAddr, _place: Option<AddressPlace>) {
         match self.tls.clone() {
             // In a box, for it is large, and most connections have no need of it.

@@ -82,18 +82,30 @@ struct Bucket {
 }
 
 impl Rates {
-    /// `None` where there is no limit.
-    pub(crate) fn new(config: &Config) -> Option<Rates> {
+    /// `None` where there is no limit. What is `owed` already takes so long to be paid, in milliseconds.
+    pub(crate) fn new(config: &Config, owed: [u64; 2]) -> Option<Rates> {
         if config.messages_per_second.is_none() && config.bytes_per_second.is_none() {
             return None;
         }
-        let bucket = |per_second| Bucket {
+        let bucket = |per_second, owed| Bucket {
             per_second,
-            empty_at: Instant::now(),
+            empty_at: Instant::now() + Duration::from_millis(owed).min(MAX_PAUSE),
         };
+        let [messages, bytes] = owed;
+        let of_messages = |rate| bucket(rate, messages);
         Some(Rates {
-            messages: config.messages_per_second.map(bucket),
-            bytes: config.bytes_per_second.map(bucket),
+            messages: config.messages_per_second.map(of_messages),
+            bytes: config.bytes_per_second.map(|rate| bucket(rate, bytes)),
+        })
+    }
+
+    /// How long it takes until all of the messages and all of the bytes are paid, in milliseconds.
+    pub(crate) fn owed(&self) -> [u64; 2] {
+        let now = Instant::now();
+        [&self.messages, &self.bytes].map(|bucket| {
+            let bucket = bucket.as_ref();
+            let owed = bucket.map(|bucket| bucket.empty_at.saturating_duration_since(now));
+            owed.unwrap_or_default().as_millis() as u64
         })
     }
 
@@ -219,12 +231,16 @@ mod tests {
     use super::*;
 
     fn rates(messages: u32, bytes: u32) -> Rates {
-        Rates::new(&Config {
+        owing(messages, bytes, [0, 0])
+    }
+
+    fn owing(messages: u32, bytes: u32, owed: [u64; 2]) -> Rates {
+        let config = Config {
             messages_per_second: NonZeroU32::new(messages),
             bytes_per_second: NonZeroU32::new(bytes),
             ..Config::default()
-        })
-        .unwrap()
+        };
+        Rates::new(&config, owed).unwrap()
     }
 
     /// How long the session is not read from, and for which rate.
@@ -263,6 +279,19 @@ mod tests {
         rates.spend(10_000);
         let (limit, time) = pause(&rates).unwrap();
         assert_eq!((limit, time.as_millis()), (Limit::ByteRate, 9900));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_owed_goes_along() {
+        let mut first = rates(10, 1000);
+        (0..15).for_each(|_| first.spend(200));
+        assert_eq!(first.owed(), [1500, 3000]);
+        let second = owing(10, 1000, first.owed());
+        assert_eq!(pause(&second), pause(&first));
+        assert_eq!(
+            owing(10, 0, [u64::MAX, 0]).owed(),
+            [MAX_PAUSE.as_millis() as u64, 0]
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -65,7 +65,10 @@ impl Request {
     pub(crate) fn parse(token: &str, received: Option<&str>) -> Request {
         Request {
             token: Token::parse(token),
-            received: received.and_then(|count| count.parse().ok()),
+            // A sign is none of its digits.
+            received: received
+                .filter(|count| !count.starts_with('+'))
+                .and_then(|count| count.parse().ok()),
         }
     }
 
@@ -217,7 +220,7 @@ mod tests {
         ] {
             assert!(Request::parse(token, None).token.is_none(), "{token}");
         }
-        for count in ["", "-1", "1.5", "18446744073709551616", "many"] {
+        for count in ["", "-1", "+1", "1.5", "18446744073709551616", "many"] {
             assert_eq!(Request::parse(good, Some(count)).received, None, "{count}");
         }
     }

@@ -319,18 +319,19 @@ impl Session {
             may_send: grant.may_send,
             expires: grant.expires,
         });
-        let session = Session::new(shared, membership, outbox, permit, place);
+        let session = Session::new(shared, membership, outbox, permit, place, [0, 0]);
         debug!("{id} joined {}", session.membership.room());
         (session, reader)
     }
 
-    /// A session that is in its room, with what its token allows.
+    /// A session that is in its room, with what its token allows, and what it owes to its rates.
     fn new(
         shared: Arc<Shared>,
         membership: Membership,
         outbox: Outbox,
         permit: Option<cluster::Permit>,
         place: Place,
+        owed: [u64; 2],
     ) -> Session {
         let (id, sender) = (membership.id(), outbox.sender());
         shared.metrics.joins.inc();
@@ -345,7 +346,7 @@ impl Session {
                     expiry,
                 })
             }),
-            pace: Rates::new(&shared.config).map(|rates| {
+            pace: Rates::new(&shared.config, owed).map(|rates| {
                 Box::new(Pace {
                     rates: Some(rates),
                     ..Pace::default()
@@ -418,7 +419,7 @@ impl Session {
             }
         };
         let id = arriving.handed().member.id;
-        let permit = arriving.handed().permit.clone();
+        let (permit, owed) = (arriving.handed().permit.clone(), arriving.handed().owed);
         let missed = arriving.missed();
         let (sender, outbox) = outbox_of_missed(outbox_bytes, received, missed, |sender| {
             let user = permit.as_ref().and_then(|permit| permit.user.clone());
@@ -431,7 +432,7 @@ impl Session {
         }
         let membership = arriving.arrive(sender, limit).await;
         debug!("{id} has come to {} from another node", membership.room());
-        let session = Session::new(shared, membership, outbox, permit, place);
+        let session = Session::new(shared, membership, outbox, permit, place, owed);
         session.shared.tasks.clone().spawn(session.live(None));
     }
 
@@ -649,7 +650,12 @@ impl Session {
         let Some(Some(turn)) = in_time(&self.shared, 2 * limit, offer).await else {
             return Ok(());
         };
-        let Some(gone) = self.membership.hand_over(&self.outbox, &takeover, permit) else {
+        let rates = self.pace.as_ref().and_then(|pace| pace.rates.as_ref());
+        let owed = rates.map(Rates::owed).unwrap_or_default();
+        let handed = self
+            .membership
+            .hand_over(&self.outbox, &takeover, permit, owed);
+        let Some(gone) = handed else {
             let answer = match self.outbox.has_successor() {
                 true => Answer::Superseded,
                 false => Answer::NotHere,

@@ -82,6 +82,13 @@ const NATS_LIMIT: Duration = Duration::from_secs(2);
 /// How long to wait between attempts to connect.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How long to wait between attempts to connect again: each moment is taken from the others' patience.
+const RECONNECT: Duration = Duration::from_millis(200);
+
+/// How long nothing is said on a connection that is made again: until then the other nodes are back, and
+/// hear it.
+const SETTLE: Duration = Duration::from_millis(500);
+
 /// How many messages may wait to be taken in, of a room or of a node. Nodes wait for each other before
 /// that many do.
 const INCOMING: usize = 1 << 20;
@@ -178,6 +185,8 @@ pub(crate) struct Cluster {
     is_connected: AtomicBool,
     /// What NATS has refused on this connection.
     refusal: Arc<Mutex<Option<String>>>,
+    /// From when on others hear what is said on this connection; `None` while there is none.
+    settled_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Cluster {
@@ -197,6 +206,8 @@ impl Cluster {
             has_begun: AtomicBool::new(false),
             is_connected: AtomicBool::new(false),
             refusal: Arc::default(),
+            // Nobody has been heard before the first connection.
+            settled_at: Arc::new(Mutex::new(Some(Instant::now()))),
         })
     }
 
@@ -245,7 +256,7 @@ impl Cluster {
 
     async fn try_connect(&self, shared: &Shared) -> Result<Client, String> {
         let metrics = shared.metrics.clone();
-        let refusal = self.refusal.clone();
+        let (refusal, settled_at) = (self.refusal.clone(), self.settled_at.clone());
         let mut options = ConnectOptions::new()
             .name(format!("anteroom {}", self.uplink.node()))
             .no_echo()
@@ -256,7 +267,7 @@ impl Cluster {
             .ignore_discovered_servers()
             .reconnect_delay_callback(|attempt| match attempt {
                 0 | 1 => Duration::ZERO,
-                _ => RETRY,
+                _ => RECONNECT,
             })
             .event_callback(move |event| {
                 match event {
@@ -267,7 +278,11 @@ impl Cluster {
                         warn!("NATS refuses something, and this node is not ready: {said}");
                         *refusal.lock() = Some(error);
                     }
-                    NatsEvent::Connected => *refusal.lock() = None,
+                    NatsEvent::Disconnected => *settled_at.lock() = None,
+                    NatsEvent::Connected => {
+                        *refusal.lock() = None;
+                        settled_at.lock().get_or_insert(Instant::now() + SETTLE);
+                    }
                     event => debug!("NATS: {}", Escaped(event)),
                 }
                 async {}
@@ -297,11 +312,24 @@ impl Cluster {
         Ok(client)
     }
 
+    /// Waits until the other nodes hear what is said, or it is too late for what was said in this time.
+    async fn settled(&self, time: u64) {
+        loop {
+            let settled_at = *self.settled_at.lock();
+            match settled_at {
+                Some(settled_at) if settled_at <= Instant::now() => return,
+                _ if !self.uplink.is_time(time) => return,
+                _ => sleep(SETTLE / 20).await,
+            }
+        }
+    }
+
     /// Says what is to be said, in its order.
     async fn write(&self, shared: &Shared, client: &Client, subscribed: mpsc::Sender<Subscribed>) {
         while let Some((time, waiting)) = self.uplink.next().await {
             for item in waiting {
                 let cost = item.cost();
+                self.settled(time).await;
                 // What is of a time that is over is not said any longer.
                 let is_due = self.uplink.is_time(time);
                 let load = match item {
@@ -435,7 +463,7 @@ impl Reader<'_> {
         // Who stood still has not heard anybody.
         let stood_still = now - mem::replace(&mut self.last_tick, now) > ALIVE;
         self.check_connection(now);
-        if !stood_still {
+        if !stood_still && self.connected.is_some() {
             let silent = self.nodes.tick(now);
             silent.into_iter().for_each(|change| self.follow(change));
         }
@@ -478,6 +506,9 @@ impl Reader<'_> {
                 info!("connected to NATS again");
                 self.cluster.is_connected.store(true, Relaxed);
                 self.connected = Some(now);
+                // The others could not be heard, and shall hear of this one.
+                self.nodes.excuse(now + SETTLE);
+                self.alive();
             }
             (false, Some(_)) => {
                 warn!("the connection to NATS is lost: sessions of other nodes cannot be reached");
@@ -523,7 +554,13 @@ impl Reader<'_> {
         for heard in heard {
             self.cluster.uplink.observe(heard.number);
             if self.nodes.is_news(heard.node, heard.number) {
-                self.nodes.took_in(heard.node, heard.bytes);
+                if let Some(count) = heard.count {
+                    let missed = self.nodes.counted(heard.node, count);
+                    self.shared.metrics.cluster_lost.inc_by(missed);
+                }
+                if self.nodes.is_up(heard.node) {
+                    self.nodes.took_in(heard.node, heard.bytes);
+                }
                 self.take_in(heard, &mut replies, &mut unflushed);
             }
         }
@@ -578,6 +615,7 @@ impl Reader<'_> {
                 rooms.entered(node, number, room, replies, unflushed);
             }
             // Who does not hear this node, or is not heard, may only ask.
+            Say::Node(said @ ToNode::Unicast { .. }) if !is_up => replies.refused(node, said),
             _ if !is_up && !matches!(say, Say::Node(ToNode::Ask(_))) => {}
             Say::All(ToAll::Want(want)) => self.hand_over(node, want),
             Say::Node(ToNode::Taken { number }) => self.cluster.uplink.taken(node, number),
@@ -632,6 +670,8 @@ impl Reader<'_> {
                 info!("node {node} is no longer there");
                 let lost = self.cluster.uplink.down(node);
                 self.shared.metrics.cluster_lost.inc_by(lost);
+                // It shall give this one up as well, and both begin anew.
+                self.alive();
                 self.shared.rooms.down(node);
             }
         }

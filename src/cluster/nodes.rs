@@ -25,6 +25,8 @@ struct Node {
     hears_me: bool,
     /// How many bytes of what it said have been taken in since it was told so.
     untold: usize,
+    /// How many messages of clients and backends it has sent to this node alone.
+    count: u64,
 }
 
 /// What has become of a node.
@@ -83,6 +85,7 @@ impl Nodes {
             number,
             hears_me: false,
             untold: 0,
+            count: 0,
         });
         known.last = now;
         let change = match (known.hears_me, hears_me) {
@@ -92,6 +95,26 @@ impl Nodes {
         };
         known.hears_me = hears_me;
         (change, is_news)
+    }
+
+    /// Has a node's silence begin only now: this one could not hear it.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        self.heard.values_mut().for_each(|node| node.last = now);
+    }
+
+    /// A node has sent so many messages of clients and backends to this one alone. Returns how many of them
+    /// have not come.
+    pub(super) fn counted(&mut self, node: NodeId, count: u64) -> u64 {
+        let Some(known) = self.heard.get_mut(&node) else {
+            return 0;
+        };
+        let missed = match known.count {
+            // What came before it is not known.
+            0 => 0,
+            before => count.saturating_sub(before + 1),
+        };
+        known.count = count;
+        missed
     }
 
     /// So many bytes of what a node said have been taken in.
@@ -217,6 +240,25 @@ mod tests {
         nodes.bye(node(2));
         assert!(!nodes.is_news(node(2), 7));
         assert!(nodes.is_news(node(2), 8));
+    }
+
+    #[test]
+    fn what_has_not_come_is_counted() {
+        let (mut nodes, now) = nodes();
+        nodes.heard(now, node(2), 1, &[node(1)]);
+        let missed = [3, 4, 6, 9, 1, 2].map(|count| nodes.counted(node(2), count));
+        assert_eq!(missed, [0, 0, 1, 2, 0, 0]);
+        assert_eq!(nodes.counted(node(3), 7), 0);
+    }
+
+    #[test]
+    fn who_could_not_be_heard_is_not_blamed() {
+        let (mut nodes, now) = nodes();
+        nodes.heard(now, node(2), 1, &[node(1)]);
+        nodes.excuse(now + DOWN);
+        assert_eq!(nodes.tick(now + 2 * DOWN), []);
+        let late = now + 2 * DOWN + Duration::from_millis(1);
+        assert_eq!(nodes.tick(late), [Change::Down(node(2))]);
     }
 
     #[test]

@@ -102,6 +102,8 @@ struct Link {
     marks: VecDeque<(u64, Amount)>,
     /// The number of the last of them.
     last: u64,
+    /// How many messages of clients and backends there have been for it alone.
+    count: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -546,7 +548,7 @@ impl Queue {
 
 impl Turn<'_> {
     pub(super) fn tell_all(&mut self, what: ToAll) -> Result<u64, Cut> {
-        self.say(To::All, &Say::All(what), &[], Load::Control)
+        self.say(To::All, None, &Say::All(what), &[], Load::Control)
     }
 
     /// The number that the next message will have.
@@ -587,7 +589,13 @@ impl Turn<'_> {
         load: Load,
     ) -> Result<u64, Cut> {
         let before = self.queue.bytes;
-        let number = self.say(To::Node(node), &Say::Node(what), text, load.clone())?;
+        let mut count = None;
+        if let (Load::Message(_), Some(link)) = (&load, self.queue.links.get_mut(&node)) {
+            link.count += 1;
+            count = Some(link.count);
+        }
+        let say = Say::Node(what);
+        let number = self.say(To::Node(node), count, &say, text, load.clone())?;
         if load.kind().is_some() {
             self.add_to(node, number, self.queue.bytes - before, &load);
         }
@@ -612,7 +620,7 @@ impl Turn<'_> {
             after: chain.last(),
             what,
         });
-        let result = self.say(To::Room(room.clone()), &say, text, load);
+        let result = self.say(To::Room(room.clone()), None, &say, text, load);
         chain.0.store(self.queue.number, Relaxed);
         result
     }
@@ -671,13 +679,20 @@ impl Turn<'_> {
         let _ = self.put(Outgoing::Unsubscribe(room.clone()));
     }
 
-    fn say(&mut self, to: To, say: &Say, text: &[u8], load: Load) -> Result<u64, Cut> {
+    fn say(
+        &mut self,
+        to: To,
+        count: Option<u64>,
+        say: &Say,
+        text: &[u8],
+        load: Load,
+    ) -> Result<u64, Cut> {
         self.queue.number += 1;
         if !self.queue.open {
             return Err(Cut);
         }
         let number = self.queue.number;
-        let message = wire::encode(self.uplink.me, number, say, text);
+        let message = wire::encode(self.uplink.me, number, count, say, text);
         self.put(Outgoing::Say(to, message, load))?;
         Ok(number)
     }

@@ -294,6 +294,10 @@ pub(crate) struct Handed {
     pub(crate) member: Member,
     /// How many of its client's messages have been taken in.
     pub(crate) taken_in: u64,
+    /// What it owes to its rates of messages and of bytes: how long they take to be paid, in
+    /// milliseconds.
+    #[serde(default)]
+    pub(crate) owed: [u64; 2],
     /// What its token allows, if one was asked for.
     pub(crate) permit: Option<Permit>,
     /// What it has been told by each node: all up to these numbers.
@@ -342,6 +346,10 @@ struct Line<T> {
     node: NodeId,
     #[serde(rename = "n")]
     number: u64,
+    /// How many messages of clients and backends there have been for the node that it is said to, with
+    /// this one.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    count: Option<u64>,
     say: T,
 }
 
@@ -351,6 +359,8 @@ pub(crate) struct Heard<'a> {
     pub(crate) node: NodeId,
     /// Its number: greater than that of everything its node has heard or said before.
     pub(crate) number: u64,
+    /// How many messages of clients and backends it has sent to this node alone, if this is one.
+    pub(crate) count: Option<u64>,
     pub(crate) say: Say,
     /// What stands behind the line.
     pub(crate) text: &'a str,
@@ -359,11 +369,18 @@ pub(crate) struct Heard<'a> {
 }
 
 /// Writes a message.
-pub(crate) fn encode(node: NodeId, number: u64, say: &Say, text: &[u8]) -> Vec<u8> {
+pub(crate) fn encode(
+    node: NodeId,
+    number: u64,
+    count: Option<u64>,
+    say: &Say,
+    text: &[u8],
+) -> Vec<u8> {
     let line = Line {
         version: VERSION,
         node,
         number,
+        count,
         say,
     };
     let mut bytes = Vec::with_capacity(256 + text.len());
@@ -425,6 +442,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
     Ok(Heard {
         node: line.node,
         number: line.number,
+        count: line.count,
         say: line.say,
         text,
         bytes: bytes.len(),
@@ -464,7 +482,7 @@ mod tests {
             after: 41,
             what: Event::Join(said.clone()),
         });
-        let bytes = encode(node(), 42, &join, b"");
+        let bytes = encode(node(), 42, None, &join, b"");
         let heard = decode(&bytes).unwrap();
         assert_eq!((heard.node, heard.number, heard.text), (node(), 42, ""));
         let Say::Room(ToRoom {
@@ -487,7 +505,7 @@ mod tests {
             receiver: said.id,
             reference: None,
         });
-        let bytes = encode(node(), 43, &unicast, text.as_bytes());
+        let bytes = encode(node(), 43, Some(1), &unicast, text.as_bytes());
         assert_eq!(decode(&bytes).unwrap().text, text);
     }
 

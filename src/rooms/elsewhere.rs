@@ -144,6 +144,24 @@ impl Replies {
         self.absent.entry(node).or_default().insert(room);
     }
 
+    /// A node has sent a message to a session here that is not taken from it.
+    pub(crate) fn refused(&mut self, node: NodeId, message: ToNode) {
+        if let ToNode::Unicast {
+            room,
+            sender,
+            receiver,
+            reference,
+        } = message
+        {
+            let message = Undelivered {
+                sender,
+                receiver,
+                reference: reference.as_deref(),
+            };
+            self.undelivered(node, &room, message);
+        }
+    }
+
     /// A message that a node has sent here has not arrived.
     fn undelivered(&mut self, node: NodeId, room: &RoomName, message: Undelivered<'_>) {
         match message.sender {

@@ -633,7 +633,8 @@ impl Membership {
         matches!(timeout(limit, answer).await, Ok(Ok(true)))
     }
 
-    /// Hands the session over to a node that wants it, with its outbox, and what its token allows. Returns
+    /// Hands the session over to a node that wants it, with its outbox, what its token allows, and what it
+    /// owes to its rates. Returns
     /// what is dropped when nothing more comes for it here.
     ///
     /// # Errors
@@ -644,6 +645,7 @@ impl Membership {
         outbox: &Outbox,
         to: &Takeover,
         permit: Option<Permit>,
+        owed: [u64; 2],
     ) -> Option<oneshot::Receiver<()>> {
         let room = &self.seat.room;
         let mut members = room.members.write();
@@ -686,6 +688,7 @@ impl Membership {
                 token: to.token,
                 member: member.clone(),
                 taken_in: self.guest.taken_in.load(Relaxed),
+                owed,
                 permit: permit.clone(),
                 seen: seen.clone(),
                 part,
