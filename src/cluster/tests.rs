@@ -6,12 +6,17 @@ use std::collections::BTreeSet;
 use futures_util::FutureExt;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::value::RawValue;
+use tokio::io::AsyncReadExt;
 
 use super::{uplink::Outgoing, wire::decode, *};
 use crate::{
-    outbox::{Sender, tests::outbox_to},
+    outbox::{
+        Sender,
+        tests::{flush, outbox_to},
+    },
     protocol::SessionId,
-    rooms::{Guest, Membership, Rooms},
+    rooms::{Guest, Membership, Rooms, Speaker},
+    websocket::Frame,
 };
 
 struct TestNode {
@@ -141,6 +146,53 @@ fn meet(seed: u64, sessions: usize, bytes: usize, losses: f64) -> usize {
         }
     }
     panic!("seed {seed}: they do not agree");
+}
+
+#[test]
+fn who_speaks_before_a_list_comes_to_it_is_heard() {
+    let room = RoomName::default_room();
+    let (mut many, few) = (TestNode::new(), TestNode::new());
+    let data = "x".repeat(10_000);
+    (0..2000).for_each(|_| many.join(&room, &data));
+    let (sender, outbox, mut stream) = outbox_to(1 << 30, 1 << 30);
+    let seat = few.rooms.reserve(&room).unwrap();
+    let _listener = seat.join(SessionId::random(), sender, Guest::new(None, None));
+    for node in [&many, &few] {
+        node.uplink.close();
+        node.uplink.open();
+    }
+    many.hears_of(&few);
+    few.hears_of(&many);
+    let carry = || {
+        few.carry_to(&many, || false);
+        many.carry_to(&few, || false);
+    };
+    (0..2).for_each(|_| carry());
+    // Each knows the other, the list has begun, and comes to this one last.
+    let last = many.members.iter().max_by_key(|member| member.id());
+    let last = last.unwrap();
+    assert!(many.rooms.has_pieces());
+    let frame = Frame::text(|buffer| buffer.extend_from_slice(b"\"words\""));
+    for _ in 0..2 {
+        let speaker = Speaker::session(last.id(), None, None);
+        last.broadcast(speaker, &frame, &mut Unflushed::default());
+        carry();
+    }
+    while many.rooms.has_pieces() {
+        carry();
+    }
+    assert_eq!(many.roster(&room), few.roster(&room));
+    while flush(&outbox).is_pending() {}
+    drop(outbox);
+    let mut said = Vec::new();
+    let read = stream.read_to_end(&mut said).now_or_never();
+    read.expect("all of it is there").unwrap();
+    let said = String::from_utf8_lossy(&said);
+    let new = said.find(&format!(r#""new","sender":"{}""#, last.id()));
+    let words: Vec<usize> = said.match_indices("\"words\"").map(|it| it.0).collect();
+    assert_eq!(words.len(), 2);
+    assert!(new.unwrap() < words[0]);
+    assert_eq!(said.matches(r#""type":"new""#).count(), 2000);
 }
 
 #[test]

@@ -36,7 +36,7 @@ async fn a_flood_to_another_node_takes_nothing_from_anybody() {
     })
     .await;
     let mut floods = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..40 {
         let stranger = Client::join(a, "tea").await;
         floods.push(tokio::spawn(flood(stranger.into_raw(), id.clone())));
     }
@@ -57,6 +57,24 @@ async fn a_flood_to_another_node_takes_nothing_from_anybody() {
             assert_eq!(alice.next().await["data"], receipt);
             assert_eq!(bob.next().await["data"], number);
         }
+    }
+    // Others come and go, backends speak, and operators look.
+    for _ in 0..20 {
+        let mut carol = Client::join(a, "quiet").await;
+        bob.expect_new(&carol.id).await;
+        alice.expect_new(&carol.id).await;
+        let notice = r#"{"type":"notice","receiver":"all","data":7}"#;
+        let answer = operator(b, "POST", "/rooms/quiet/messages", notice).await;
+        assert_eq!(answer.body, r#"{"receivers":3}"#);
+        assert_eq!(carol.next().await["data"], 7);
+        let id = carol.id.clone();
+        carol.leave().await;
+        for other in [&mut alice, &mut bob] {
+            assert_eq!(other.next().await["data"], 7);
+            other.expect_left(&id).await;
+        }
+        let answer = operator(a, "GET", "/rooms/quiet", "").await;
+        assert_eq!(answer.json()["sessions"].as_array().unwrap().len(), 2);
     }
     for flood in floods {
         flood.abort();
