@@ -97,6 +97,8 @@ pub(crate) struct Service {
 
 /// Accepts connections for ever, and serves each in a task of its own.
 pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
+    #[cfg(target_os = "linux")]
+    service.set_user_timeout(listener);
     let mut last_warning: Option<Instant> = None;
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -116,8 +118,6 @@ pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
         };
         // Messages are small and meant to arrive now.
         let _ = stream.set_nodelay(true);
-        #[cfg(target_os = "linux")]
-        service.set_user_timeout(&stream);
         let place = match service.is_public {
             true => service.shared.admission.connect(Some(peer.ip())),
             false => Ok(None),
@@ -137,12 +137,15 @@ pub(crate) async fn accept(listener: &TcpListener, service: &Service) {
 impl Service {
     /// Lets the kernel give a connection up whose peer has vanished from the network, once it had the time
     /// to be pinged and to answer twice (RFC 5482): a session that is not read from owes no pong.
+    /// Connections have it from their listener (tcp(7)).
     #[cfg(target_os = "linux")]
-    fn set_user_timeout(&self, stream: &TcpStream) {
+    fn set_user_timeout(&self, listener: &TcpListener) {
         let config = &self.shared.config;
         let seconds = 2 * (config.ping_seconds + config.pong_seconds);
-        // Where that fails, the connection is gone already.
-        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, seconds as u32 * 1000);
+        let set = rustix::net::sockopt::set_tcp_user_timeout(listener, seconds as u32 * 1000);
+        if let Err(error) = set {
+            warn!("peers that vanish from the network are noticed late: {error}");
+        }
     }
 
     async fn start(self, stream: TcpStream, peer: SocketAddr, _place: Option<AddressPlace>) {

@@ -148,6 +148,29 @@ fn meet(seed: u64, sessions: usize, bytes: usize, losses: f64) -> usize {
     panic!("seed {seed}: they do not agree");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_operator_who_is_not_answered_is_in_nobodys_way() {
+    let (here, other) = (TestNode::new(), TestNode::new());
+    here.hears_of(&other);
+    other.hears_of(&here);
+    let second = Duration::from_secs(1);
+    for number in 0..200 {
+        let room = RoomName::from_segment(&number.to_string()).unwrap();
+        let look = here.rooms.look(&room, second);
+        match number % 2 {
+            0 => assert!(look.await.is_err()),
+            // It hangs up.
+            _ => assert!(look.now_or_never().is_none()),
+        }
+    }
+    let room = RoomName::default_room();
+    let mut look = pin!(here.rooms.look(&room, second));
+    assert!(look.as_mut().now_or_never().is_none());
+    here.carry_to(&other, || false);
+    other.carry_to(&here, || false);
+    assert_eq!(look.await.unwrap().len(), 0);
+}
+
 #[test]
 fn who_speaks_before_a_list_comes_to_it_is_heard() {
     let room = RoomName::default_room();

@@ -166,7 +166,7 @@ impl Listing {
 }
 
 impl Members {
-    /// The next piece of a list of this node's sessions, and whether it is the last.
+    /// The next piece of a list of this node's sessions.
     fn piece(&self, name: &RoomName, roster: &mut Roster, last: u64) -> cluster::Members {
         let elsewhere = self.elsewhere.as_deref();
         let left = roster.left.get_or_insert_with(|| {
@@ -369,7 +369,7 @@ impl Rooms {
             return Ok(Vec::new());
         };
         let nodes = self.index.lock().nodes.clone();
-        let (done, mut waiting) = oneshot::channel();
+        let (done, waiting) = oneshot::channel();
         {
             let mut lookups = self.rosters.lookups.lock();
             if let Some(lookup) = lookups.get_mut(name) {
@@ -395,10 +395,14 @@ impl Rooms {
                 }
             }
         }
-        let _guard = LookupGuard { rooms: self, name };
+        let mut operator = LookupGuard {
+            rooms: self,
+            name,
+            waiting,
+        };
         self.end_lookup(name);
         for _ in 0..MAX_WAITS {
-            if let Ok(found) = timeout(limit, &mut waiting).await {
+            if let Ok(found) = timeout(limit, &mut operator.waiting).await {
                 return Ok(found.unwrap_or_default());
             }
             // It is waited for as long as something comes.
@@ -478,10 +482,12 @@ impl Rooms {
 struct LookupGuard<'a> {
     rooms: &'a Rooms,
     name: &'a RoomName,
+    waiting: oneshot::Receiver<Vec<Glimpse>>,
 }
 
 impl Drop for LookupGuard<'_> {
     fn drop(&mut self) {
+        self.waiting.close();
         let mut lookups = self.rooms.rosters.lookups.lock();
         let is_left = |lookup: &Lookup| lookup.operators.iter().all(oneshot::Sender::is_closed);
         if lookups.get(self.name).is_some_and(is_left) {
