@@ -1,7 +1,8 @@
 //! Rooms, and in each the map of its sessions.
 //!
-//! A room's lock is never held across a wait, and for little more than pushes; only a roster is also
-//! put together under it. Joining and leaving happen under it for writing, messages under it for
+//! A room's lock is never held across a wait, and for little more than pushes; only the roster of a
+//! `hello`, and a piece of a list for another node, are also put together under it. Locks are taken in this
+//! order: the index, a room's members, the sessions that are sought, the uplink's queue. Joining and leaving happen under it for writing, messages under it for
 //! reading: that is what makes `new` the first and `close` the last that anyone gets of a session.
 //!
 //! A session of another node stands in the same map; what is sent to it is said to its node. How the
