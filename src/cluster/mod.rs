@@ -313,9 +313,16 @@ impl Cluster {
     }
 
     /// Waits until the other nodes hear what is said, or it is too late for what was said in this time.
-    async fn settled(&self, time: u64) {
+    async fn settled(&self, client: &Client, time: u64) {
         loop {
-            let settled_at = *self.settled_at.lock();
+            let settled_at = {
+                let mut settled_at = self.settled_at.lock();
+                if settled_at.is_none() && client.connection_state() == State::Connected {
+                    // The client tells of a connection only as far as it has room for that.
+                    *settled_at = Some(Instant::now() + SETTLE);
+                }
+                *settled_at
+            };
             match settled_at {
                 Some(settled_at) if settled_at <= Instant::now() => return,
                 _ if !self.uplink.is_time(time) => return,
@@ -329,7 +336,7 @@ impl Cluster {
         while let Some((time, waiting)) = self.uplink.next().await {
             for item in waiting {
                 let cost = item.cost();
-                self.settled(time).await;
+                self.settled(client, time).await;
                 // What is of a time that is over is not said any longer.
                 let is_due = self.uplink.is_time(time);
                 let load = match item {
