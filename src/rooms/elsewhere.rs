@@ -97,11 +97,35 @@ enum Presence {
     Present(u64),
 }
 
-/// Why a session of this node, or a backend, hears that its message has not arrived.
+/// A message that has not arrived: who wrote it, if that was a session, to whom, and under which mark.
 struct Undelivered<'a> {
     sender: Option<SessionId>,
     receiver: SessionId,
     reference: Option<&'a RawValue>,
+}
+
+impl<'a> Undelivered<'a> {
+    fn new(
+        sender: Option<SessionId>,
+        receiver: SessionId,
+        reference: &'a Option<Box<RawValue>>,
+    ) -> Undelivered<'a> {
+        Undelivered {
+            sender,
+            receiver,
+            reference: reference.as_deref(),
+        }
+    }
+
+    /// What the node of its sender is told; `None` where that is a backend.
+    fn to_wire(&self, room: &RoomName) -> Option<ToNode> {
+        Some(ToNode::Undelivered {
+            room: room.clone(),
+            sender: self.sender?,
+            receiver: self.receiver,
+            reference: self.reference.map(ToOwned::to_owned),
+        })
+    }
 }
 
 /// What is to be said about what was heard.
@@ -153,27 +177,15 @@ impl Replies {
             reference,
         } = message
         {
-            let message = Undelivered {
-                sender,
-                receiver,
-                reference: reference.as_deref(),
-            };
+            let message = Undelivered::new(sender, receiver, &reference);
             self.undelivered(node, &room, message);
         }
     }
 
     /// A message that a node has sent here has not arrived.
     fn undelivered(&mut self, node: NodeId, room: &RoomName, message: Undelivered<'_>) {
-        match message.sender {
-            Some(sender) => {
-                let undelivered = ToNode::Undelivered {
-                    room: room.clone(),
-                    sender,
-                    receiver: message.receiver,
-                    reference: message.reference.map(ToOwned::to_owned),
-                };
-                self.undelivered.push((node, undelivered));
-            }
+        match message.to_wire(room) {
+            Some(undelivered) => self.undelivered.push((node, undelivered)),
             // A backend does not wait to hear it.
             None => self.lost += 1,
         }
@@ -952,14 +964,10 @@ impl Room {
                 outbox.push(error, unflushed).is_ok()
             }
             (Some(Way::There(node) | Way::Going(node)), Some(elsewhere)) if *node != from => {
-                let undelivered = ToNode::Undelivered {
-                    room: self.name.clone(),
-                    sender,
-                    receiver: message.receiver,
-                    reference: message.reference.map(ToOwned::to_owned),
-                };
-                // Where there is no room for it, nobody hears it.
-                let _ = elsewhere.uplink.turn().reply(*node, undelivered);
+                if let Some(undelivered) = message.to_wire(&self.name) {
+                    // Where there is no room for it, nobody hears it.
+                    let _ = elsewhere.uplink.turn().reply(*node, undelivered);
+                }
                 false
             }
             _ => false,
@@ -1155,11 +1163,7 @@ impl Rooms {
                 receiver,
                 reference,
             } => {
-                let message = Undelivered {
-                    sender,
-                    receiver,
-                    reference: reference.as_deref(),
-                };
+                let message = Undelivered::new(sender, receiver, &reference);
                 match self.find(&room) {
                     Some(room) => room.unicast(node, number, message, text, replies, unflushed),
                     None => replies.undelivered(node, &room, message),
@@ -1171,11 +1175,7 @@ impl Rooms {
                 receiver,
                 reference,
             } => {
-                let message = Undelivered {
-                    sender: Some(sender),
-                    receiver,
-                    reference: reference.as_deref(),
-                };
+                let message = Undelivered::new(Some(sender), receiver, &reference);
                 let room = self.find(&room);
                 if room.is_some_and(|room| room.undelivered(node, &message, unflushed)) {
                     replies.told_undelivered += 1;
@@ -1232,11 +1232,7 @@ impl Rooms {
                 receiver,
                 reference,
             } => {
-                let message = Undelivered {
-                    sender,
-                    receiver,
-                    reference: reference.as_deref(),
-                };
+                let message = Undelivered::new(sender, receiver, &reference);
                 let is_for =
                     |room: Arc<Room>| room.forwarded(node, seek, source, number, sender, text);
                 if !self.find(&room).is_some_and(is_for) {

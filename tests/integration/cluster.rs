@@ -4,8 +4,9 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     future::pending,
     net::SocketAddr,
+    num::NonZeroU32,
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anteroom::Config;
@@ -265,6 +266,38 @@ async fn a_session_goes_on_at_another_node_and_the_room_notices_nothing() {
         a.anteroom.sessions() == 0 && b.anteroom.sessions() == 2 && c.anteroom.sessions() == 1
     })
     .await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn what_a_session_owes_to_its_rates_goes_with_it_to_another_node() {
+    let nats = Nats::start().await;
+    let [a, b] = nats
+        .nodes_with(|config| config.messages_per_second = NonZeroU32::new(50))
+        .await;
+    let mut bob = Client::join(&b, "tea").await;
+    let (mut alice, token) = resumable_beside(&mut bob, &a).await;
+    let began = Instant::now();
+    let mut heard = 0;
+    // Each time it has written a burst, it goes on at the other node.
+    for node in [&b, &a, &b] {
+        for _ in 0..100 {
+            alice
+                .try_send(json!({"type": "x", "receiver": bob.id}))
+                .await;
+        }
+        for _ in 0..100 {
+            assert_eq!(bob.next().await["type"], "x");
+            heard += 1;
+        }
+        drop(alice.into_raw());
+        // It has got two messages, and nothing but `resumed` since.
+        alice = return_to(node, "tea", &token, 2).await;
+        alice.id = alice.next().await["receiver"].as_str().unwrap().into();
+    }
+    assert_eq!(heard, 300);
+    // One burst is 100 messages; the others take 20 ms each.
+    assert!(began.elapsed() >= Duration::from_millis(3900));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
