@@ -1,6 +1,6 @@
 //! The server as a program: options, logging, signals, exit code.
 
-mod logging;
+mod cli;
 
 use std::{
     fmt::Display,
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     if let Err(message) = config.check() {
         return fail(USAGE, message);
     }
-    logging::init();
+    cli::init_logging();
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         warn!("cannot raise the open-file limit: {error}");
     }

@@ -8,22 +8,23 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 
-use super::{uplink::Outgoing, wire::decode, *};
+use super::super::{outbound::Outgoing, wire::decode};
+use super::*;
 use crate::{
     outbox::{
         Sender,
         tests::{flush, outbox_to},
     },
     protocol::SessionId,
-    rooms::{Guest, Membership, Rooms, Speaker},
+    rooms::{JoinGuard, Rooms, SessionInfo, Speaker},
     websocket::Frame,
 };
 
 struct TestNode {
     id: NodeId,
-    uplink: Arc<Uplink>,
+    outbound: Arc<Outbound>,
     rooms: Arc<Rooms>,
-    members: Vec<Membership>,
+    members: Vec<JoinGuard>,
     /// Of a session that has ended: it takes nothing.
     sender: Sender,
 }
@@ -31,76 +32,76 @@ struct TestNode {
 impl TestNode {
     fn new() -> TestNode {
         let id = NodeId::random();
-        let uplink = Arc::new(Uplink::new(id));
-        uplink.open();
+        let outbound = Arc::new(Outbound::new(id));
+        outbound.open();
         let (sender, outbox, _) = outbox_to(1000, 1000);
         drop(outbox);
         TestNode {
             id,
-            rooms: Arc::new(Rooms::new(&Config::default(), Some(uplink.clone()))),
-            uplink,
+            rooms: Arc::new(Rooms::new(&Config::default(), Some(outbound.clone()))),
+            outbound,
             members: Vec::new(),
             sender,
         }
     }
 
     fn join(&mut self, room: &RoomName, data: &str) {
-        let seat = self.rooms.reserve(room).unwrap();
+        let reservation = self.rooms.reserve(room).unwrap();
         let data = RawValue::from_string(format!("\"{data}\"")).unwrap();
-        let guest = Guest::new(Some(data), None);
-        let member = seat.join(SessionId::random(), self.sender.clone(), guest);
+        let info = SessionInfo::new(Some(data), None);
+        let member = reservation.join(SessionId::random(), self.sender.clone(), info);
         self.members.push(member);
     }
 
     fn hears_of(&self, other: &TestNode) {
-        self.uplink.up(other.id);
+        self.outbound.up(other.id);
         self.rooms.up(other.id);
     }
 
     /// Says what it has to say in pieces, and carries all that waits to another, but for what is lost.
     fn carry_to(&self, other: &TestNode, mut is_lost: impl FnMut() -> bool) {
         self.rooms.say_pieces();
-        let Some(Some((time, waiting))) = self.uplink.next().now_or_never() else {
+        let Some(Some((time, waiting))) = self.outbound.next().now_or_never() else {
             return;
         };
         let mut replies = Replies::default();
-        let mut unflushed = Unflushed::default();
+        let mut flush_set = FlushSet::default();
         for item in waiting {
             let cost = item.cost();
-            let Outgoing::Say(_, message, load) = item else {
-                self.uplink.done(time, cost, &Load::Control);
+            let Outgoing::Message(_, message, load) = item else {
+                self.outbound.done(time, cost, &Load::Control);
                 continue;
             };
-            self.uplink.done(time, cost, &load);
-            let Heard {
+            self.outbound.done(time, cost, &load);
+            let Envelope {
                 node,
                 number,
                 say,
                 text,
                 ..
             } = decode(&message).unwrap();
-            other.uplink.observe(number);
+            other.outbound.observe(number);
             let rooms = &other.rooms;
-            let (replies, unflushed) = (&mut replies, &mut unflushed);
+            let (replies, flush_set) = (&mut replies, &mut flush_set);
             match say {
                 _ if is_lost() => {}
-                Say::All(ToAll::Enter { room }) => {
-                    rooms.entered(node, number, room, replies, unflushed);
+                Message::All(Broadcast::Enter { room }) => {
+                    rooms.entered(node, number, room, replies, flush_set);
                 }
-                Say::All(_) => {}
-                Say::Room(said) => rooms.event(node, number, said, text, replies, unflushed),
-                Say::Node(said) => rooms.said(node, number, said, text, replies, unflushed),
+                Message::All(_) => {}
+                Message::Room(said) => rooms.event(node, number, said, text, replies, flush_set),
+                Message::Node(said) => rooms.said(node, number, said, text, replies, flush_set),
             }
-            self.uplink.taken(other.id, number);
+            self.outbound.taken(other.id, number);
         }
-        assert_eq!(replies.say(&other.uplink), 0);
+        assert_eq!(replies.say(&other.outbound), 0);
     }
 
     /// Whom it takes to be in the room.
     fn roster(&self, room: &RoomName) -> BTreeSet<SessionId> {
         let look = self.rooms.look(room, Duration::ZERO).now_or_never();
-        let glimpses = look.expect("it does not wait").unwrap();
-        glimpses.iter().map(|glimpse| glimpse.id).collect()
+        let snapshots = look.expect("it does not wait").unwrap();
+        snapshots.iter().map(|snapshot| snapshot.id).collect()
     }
 }
 
@@ -115,8 +116,8 @@ fn meet(seed: u64, sessions: usize, bytes: usize, losses: f64) -> usize {
     few.join(&room, "few");
     // What was said before has been said to nobody.
     for node in [&many, &few] {
-        node.uplink.close();
-        node.uplink.open();
+        node.outbound.close();
+        node.outbound.open();
     }
     many.hears_of(&few);
     few.hears_of(&many);
@@ -178,11 +179,11 @@ fn who_speaks_before_a_list_comes_to_it_is_heard() {
     let data = "x".repeat(10_000);
     (0..2000).for_each(|_| many.join(&room, &data));
     let (sender, outbox, mut stream) = outbox_to(1 << 30, 1 << 30);
-    let seat = few.rooms.reserve(&room).unwrap();
-    let _listener = seat.join(SessionId::random(), sender, Guest::new(None, None));
+    let reservation = few.rooms.reserve(&room).unwrap();
+    let _listener = reservation.join(SessionId::random(), sender, SessionInfo::new(None, None));
     for node in [&many, &few] {
-        node.uplink.close();
-        node.uplink.open();
+        node.outbound.close();
+        node.outbound.open();
     }
     many.hears_of(&few);
     few.hears_of(&many);
@@ -198,7 +199,7 @@ fn who_speaks_before_a_list_comes_to_it_is_heard() {
     let frame = Frame::text(|buffer| buffer.extend_from_slice(b"\"words\""));
     for _ in 0..2 {
         let speaker = Speaker::session(last.id(), None, None);
-        last.broadcast(speaker, &frame, &mut Unflushed::default());
+        last.broadcast(speaker, &frame, &mut FlushSet::default());
         carry();
     }
     while many.rooms.has_pieces() {

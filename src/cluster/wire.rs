@@ -94,7 +94,7 @@ impl<'de> Deserialize<'de> for NodeId {
 /// What is said to every node.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum ToAll {
+pub(crate) enum Broadcast {
     /// I am here, and I hear these.
     Alive {
         heard: Vec<NodeId>,
@@ -113,7 +113,7 @@ pub(crate) enum ToAll {
 
 /// What is said to every node that is in a room: what happens there, in an unbroken row.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ToRoom {
+pub(crate) struct RoomEvent {
     pub(crate) room: RoomName,
     /// The number of what this node said of the room before.
     pub(crate) after: u64,
@@ -124,11 +124,11 @@ pub(crate) struct ToRoom {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Event {
     /// A session has come.
-    Join(Member),
+    Join(SessionRecord),
     /// A session has gone.
     Leave(SessionId),
     /// A session of the node `from` is here now.
-    Arrive { member: Member, from: NodeId },
+    Arrive { member: SessionRecord, from: NodeId },
     /// A session, or a backend in the server's name, says what stands behind the line, to all.
     Broadcast(Option<SessionId>),
     /// I am no longer in this room.
@@ -138,11 +138,11 @@ pub(crate) enum Event {
 /// What is said to one node.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum ToNode {
+pub(crate) enum Direct {
     /// Who of yours is in these rooms?
     Ask(Vec<RoomName>),
     /// These are mine, or some of them.
-    Members(Members),
+    Members(SnapshotChunk),
     /// I am in none of these.
     Absent(Vec<RoomName>),
     /// I have taken in what you said of this room, up to this number.
@@ -188,7 +188,7 @@ pub(crate) enum ToNode {
         accepted: bool,
     },
     /// This is the session that you want, or a part of it.
-    Handed(Box<Handed>),
+    Handed(Box<SessionTransfer>),
     /// I shall send what is for this session to the node where it is now, and no longer to you.
     Turned { room: RoomName, id: SessionId },
     /// What stands behind the line is for a session that is yours now; it was said under this number
@@ -216,7 +216,7 @@ pub(crate) enum ToNode {
 /// Some of the sessions of a node in a room, after it has said what has the number `last`: all whose
 /// ids are in a range. The ranges follow each other, and what happens in the room is told between them.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Members {
+pub(crate) struct SnapshotChunk {
     pub(crate) room: RoomName,
     pub(crate) last: u64,
     /// The highest number of joining there has been.
@@ -227,12 +227,12 @@ pub(crate) struct Members {
     /// The last id that is in it; `None` if it is the last range.
     #[serde(default)]
     pub(crate) until: Option<SessionId>,
-    pub(crate) members: Vec<Member>,
+    pub(crate) members: Vec<SessionRecord>,
 }
 
 /// A session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Member {
+pub(crate) struct SessionRecord {
     pub(crate) id: SessionId,
     /// Its number in the order of joining; of two that have the same, the smaller id was first.
     pub(crate) joined: u64,
@@ -247,7 +247,7 @@ pub(crate) struct Member {
     pub(crate) moves: u32,
 }
 
-impl Member {
+impl SessionRecord {
     /// About how long it is on the wire, in bytes.
     pub(crate) fn len(&self) -> usize {
         96 + self.data.as_ref().map_or(0, |data| data.get().len())
@@ -287,11 +287,11 @@ pub(crate) enum Answer {
 /// A session that is handed over. It comes in parts, each with some of those it knows of and, behind the
 /// line, some of the messages that its client has not got: a JSON array.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Handed {
+pub(crate) struct SessionTransfer {
     pub(crate) room: RoomName,
     pub(crate) seek: u64,
     pub(crate) token: TokenHash,
-    pub(crate) member: Member,
+    pub(crate) member: SessionRecord,
     /// How many of its client's messages have been taken in.
     pub(crate) taken_in: u64,
     /// What it owes to its rates of messages and of bytes: how long they take to be paid, in
@@ -299,7 +299,8 @@ pub(crate) struct Handed {
     #[serde(default)]
     pub(crate) owed: [u64; 2],
     /// What its token allows, if one was asked for.
-    pub(crate) permit: Option<Permit>,
+    #[serde(rename = "permit")]
+    pub(crate) permissions: Option<Permissions>,
     /// What it has been told by each node: all up to these numbers.
     pub(crate) seen: Vec<(NodeId, u64)>,
     /// How many parts there are before this.
@@ -312,7 +313,7 @@ pub(crate) struct Handed {
 
 /// What a session is allowed by its token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Permit {
+pub(crate) struct Permissions {
     pub(crate) user: Option<String>,
     pub(crate) may_send: bool,
     /// In seconds since 1970.
@@ -332,10 +333,10 @@ pub(crate) struct Digest {
 /// A message, whoever it is for.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Say {
-    All(ToAll),
-    Room(ToRoom),
-    Node(ToNode),
+pub(crate) enum Message {
+    All(Broadcast),
+    Room(RoomEvent),
+    Node(Direct),
 }
 
 /// The line of a message.
@@ -355,13 +356,13 @@ struct Line<T> {
 
 /// A message as it was heard.
 #[derive(Debug)]
-pub(crate) struct Heard<'a> {
+pub(crate) struct Envelope<'a> {
     pub(crate) node: NodeId,
     /// Its number: greater than that of everything its node has heard or said before.
     pub(crate) number: u64,
     /// How many messages of clients and backends it has sent to this node alone, if this is one.
     pub(crate) count: Option<u64>,
-    pub(crate) say: Say,
+    pub(crate) say: Message,
     /// What stands behind the line.
     pub(crate) text: &'a str,
     /// How long all of it is.
@@ -373,7 +374,7 @@ pub(crate) fn encode(
     node: NodeId,
     number: u64,
     count: Option<u64>,
-    say: &Say,
+    say: &Message,
     text: &[u8],
 ) -> Vec<u8> {
     let line = Line {
@@ -396,10 +397,10 @@ pub(crate) fn encode(
 /// # Errors
 ///
 /// What is wrong with it: it is none, it is over a bound, or it is of a kind that is not known here.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
     let text = str::from_utf8(bytes).map_err(|_| "not UTF-8")?;
     // What a token says of somebody may have lines of its own.
-    let mut lines = serde_json::Deserializer::from_str(text).into_iter::<Line<Say>>();
+    let mut lines = serde_json::Deserializer::from_str(text).into_iter::<Line<Message>>();
     let line = lines
         .next()
         .ok_or("nothing")?
@@ -412,15 +413,15 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
         return Err(format!("version {}, number {}", line.version, line.number));
     }
     let length = match &line.say {
-        Say::All(ToAll::Alive { heard, keys }) => heard.len().max(keys.len()),
-        Say::Node(ToNode::Ask(rooms) | ToNode::Absent(rooms)) => rooms.len(),
-        Say::Node(ToNode::Digest { rooms, .. }) => rooms.len(),
-        Say::All(ToAll::Want(want)) => want.seen.len(),
-        Say::Node(ToNode::Handed(handed)) => handed.seen.len(),
+        Message::All(Broadcast::Alive { heard, keys }) => heard.len().max(keys.len()),
+        Message::Node(Direct::Ask(rooms) | Direct::Absent(rooms)) => rooms.len(),
+        Message::Node(Direct::Digest { rooms, .. }) => rooms.len(),
+        Message::All(Broadcast::Want(want)) => want.seen.len(),
+        Message::Node(Direct::Handed(handed)) => handed.seen.len(),
         _ => 0,
     };
     let ids = match &line.say {
-        Say::Node(ToNode::Handed(handed)) => handed.known.len(),
+        Message::Node(Direct::Handed(handed)) => handed.known.len(),
         _ => 0,
     };
     if length > MAX_ROOMS || ids > MAX_IDS {
@@ -428,10 +429,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
     }
     let carries_text = matches!(
         line.say,
-        Say::Room(ToRoom {
+        Message::Room(RoomEvent {
             what: Event::Broadcast(_),
             ..
-        }) | Say::Node(ToNode::Unicast { .. } | ToNode::Forward { .. } | ToNode::Handed(_))
+        }) | Message::Node(Direct::Unicast { .. } | Direct::Forward { .. } | Direct::Handed(_))
     );
     if carries_text == text.is_empty() {
         return Err("a text where none belongs, or none where one does".into());
@@ -439,7 +440,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Heard<'_>, String> {
     if carries_text && serde_json::from_str::<&RawValue>(text).is_err() {
         return Err("a text that is not JSON".into());
     }
-    Ok(Heard {
+    Ok(Envelope {
         node: line.node,
         number: line.number,
         count: line.count,
@@ -463,8 +464,8 @@ mod tests {
         RoomName::from_segment(name).unwrap()
     }
 
-    fn member(data: Option<&str>) -> Member {
-        Member {
+    fn member(data: Option<&str>) -> SessionRecord {
+        SessionRecord {
             id: SessionId::random(),
             joined: 7,
             data: data.map(|data| RawValue::from_string(data.into()).unwrap()),
@@ -477,7 +478,7 @@ mod tests {
     fn what_is_said_is_heard() {
         let exact = "{\"user\":\"a\",\n\"info\":\n1.0}";
         let said = member(Some(exact));
-        let join = Say::Room(ToRoom {
+        let join = Message::Room(RoomEvent {
             room: room("a%22b.%3E%F0%9F%8D%B5"),
             after: 41,
             what: Event::Join(said.clone()),
@@ -485,7 +486,7 @@ mod tests {
         let bytes = encode(node(), 42, None, &join, b"");
         let heard = decode(&bytes).unwrap();
         assert_eq!((heard.node, heard.number, heard.text), (node(), 42, ""));
-        let Say::Room(ToRoom {
+        let Message::Room(RoomEvent {
             room: name,
             after,
             what: Event::Join(heard),
@@ -499,7 +500,7 @@ mod tests {
 
         // A client's message may have lines of its own.
         let text = "{\"type\":\"x\",\n\"data\":\n1}";
-        let unicast = Say::Node(ToNode::Unicast {
+        let unicast = Message::Node(Direct::Unicast {
             room: room("tea"),
             sender: None,
             receiver: said.id,

@@ -1,10 +1,14 @@
 use proptest::{collection::vec, option, prelude::*, sample::select};
-use serde_json::{Value, value::to_raw_value};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 
-use super::*;
+use super::{message::is_reference, *};
+use crate::websocket::Frame;
 
 fn id() -> SessionId {
-    SessionId(Uuid::from_u128(0x6c1f_0000_0000_4000_8000_0000_0000_0001))
+    SessionId::parse("6c1f0000-0000-4000-8000-000000000001").unwrap()
 }
 
 /// JSON as it may be written: white space, order, escapes and digits of every kind.

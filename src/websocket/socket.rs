@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
-use crate::traffic::Traffic;
+use crate::metrics::Traffic;
 
 use super::{Event, Frame, Violation, decode::Decoder};
 

@@ -12,7 +12,7 @@ use http::{
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
 
-use crate::{host, refusal::Refusal};
+use crate::web::{HttpError, host};
 
 /// What a server appends to the key before it hashes it (section 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -41,9 +41,9 @@ pub(crate) fn accept(
     headers: &HeaderMap,
     connection: Option<OnUpgrade>,
     subprotocol: &'static str,
-) -> Result<Upgrade, Refusal> {
+) -> Result<Upgrade, HttpError> {
     if method != Method::GET {
-        return Err(Refusal::new(
+        return Err(HttpError::new(
             StatusCode::METHOD_NOT_ALLOWED,
             format!("a WebSocket is opened with GET, not {method}"),
         )
@@ -53,7 +53,7 @@ pub(crate) fn accept(
     let asks = tokens(headers, UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
         && tokens(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let Some(connection) = connection.filter(|_| asks) else {
-        return Err(Refusal::new(
+        return Err(HttpError::new(
             StatusCode::UPGRADE_REQUIRED,
             "this is a WebSocket endpoint: connect with ws://, or send HTTP/1.1 \
              with Connection: Upgrade and Upgrade: websocket",
@@ -63,14 +63,14 @@ pub(crate) fn accept(
     };
     host::of(Version::HTTP_11, headers)?;
     if only(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return Err(Refusal::new(
+        return Err(HttpError::new(
             StatusCode::UPGRADE_REQUIRED,
             "Sec-WebSocket-Version must be 13",
         )
         .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")));
     }
     let Some(key) = only(headers, SEC_WEBSOCKET_KEY).filter(|key| is_key(key)) else {
-        return Err(Refusal::new(
+        return Err(HttpError::new(
             StatusCode::BAD_REQUEST,
             "Sec-WebSocket-Key must be there once, 16 bytes in base64",
         ));
@@ -78,7 +78,7 @@ pub(crate) fn accept(
     // What stood behind the request would be its body, or the first frames: nobody shall guess.
     let body = only(headers, CONTENT_LENGTH).is_some_and(|length| length != "0");
     if body || headers.contains_key(TRANSFER_ENCODING) {
-        return Err(Refusal::new(
+        return Err(HttpError::new(
             StatusCode::BAD_REQUEST,
             "a WebSocket handshake has no body",
         ));

@@ -4,17 +4,21 @@
 #![allow(clippy::unwrap_used)]
 
 // The very files of the server, which shows them to nobody.
-#[path = "../../src/host.rs"]
-mod host;
 #[allow(dead_code)]
-#[path = "../../src/refusal.rs"]
-mod refusal;
-#[allow(dead_code)]
-#[path = "../../src/traffic.rs"]
-mod traffic;
+#[path = "../../src/web/mod.rs"]
+mod web;
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/websocket/mod.rs"]
 mod websocket;
+
+#[allow(dead_code)]
+#[path = "../../src/metrics/traffic.rs"]
+mod traffic;
+
+/// Where the server's code looks for it.
+mod metrics {
+    pub(crate) use crate::traffic::Traffic;
+}
 
 use std::{collections::VecDeque, future::poll_fn, net::SocketAddr, ops::ControlFlow, sync::Arc};
 

@@ -1,0 +1,295 @@
+//! How much a session may cause in a second, and how often an address may ask for something.
+
+use std::{net::IpAddr, num::NonZeroU32, time::Duration};
+
+use governor::{
+    DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+};
+use tokio::time::{Instant, sleep_until};
+
+use super::client_ip;
+use crate::config::{Config, Limit};
+
+/// For how long a rate may be exceeded by a burst: what may come in that time may come at once.
+const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(2).expect("it is not zero");
+
+/// The longest time that a session is not read from, however much it has spent: by then a message to a
+/// thousand is paid for at a kilobyte a second.
+const MAX_PAUSE: Duration = Duration::from_secs(3600);
+
+/// How many sessions of other nodes an address may ask for in a second: one network may be an office
+/// whose node has just died.
+const LOOKUPS_OF_ADDRESS: NonZeroU32 = NonZeroU32::new(50).expect("it is not zero");
+
+/// How many a node asks for in a second: every other node answers each.
+const LOOKUPS_OF_NODE: NonZeroU32 = NonZeroU32::new(1000).expect("it is not zero");
+
+/// So many a second, with a burst.
+fn quota(per_second: NonZeroU32) -> Quota {
+    Quota::per_second(per_second).allow_burst(per_second.saturating_mul(BURST_SECONDS))
+}
+
+/// The rates of one session. They pace it: whatever it sends is taken, and once that is over a rate,
+/// the session is not read from until it is within the rate again.
+pub(crate) struct Rates {
+    messages: Option<Bucket>,
+    bytes: Option<Bucket>,
+}
+
+/// A leaky bucket that may be overdrawn (the virtual scheduling algorithm of ITU-T I.371, annex A):
+/// what something costs is known only when it is done.
+struct Bucket {
+    per_second: NonZeroU32,
+    /// When all that was taken has drained.
+    empty_at: Instant,
+}
+
+impl Rates {
+    /// `None` where there is no limit. What is `owed` already takes so long to be paid, in milliseconds.
+    pub(crate) fn new(config: &Config, owed: [u64; 2]) -> Option<Rates> {
+        if config.messages_per_second.is_none() && config.bytes_per_second.is_none() {
+            return None;
+        }
+        let bucket = |per_second, owed| Bucket {
+            per_second,
+            empty_at: Instant::now() + Duration::from_millis(owed).min(MAX_PAUSE),
+        };
+        let [messages, bytes] = owed;
+        let of_messages = |rate| bucket(rate, messages);
+        Some(Rates {
+            messages: config.messages_per_second.map(of_messages),
+            bytes: config.bytes_per_second.map(|rate| bucket(rate, bytes)),
+        })
+    }
+
+    /// How long it takes until all of the messages and all of the bytes are paid, in milliseconds.
+    pub(crate) fn owed(&self) -> [u64; 2] {
+        let now = Instant::now();
+        [&self.messages, &self.bytes].map(|bucket| {
+            let bucket = bucket.as_ref();
+            let owed = bucket.map(|bucket| bucket.empty_at.saturating_duration_since(now));
+            owed.unwrap_or_default().as_millis() as u64
+        })
+    }
+
+    /// Takes a frame that has come, and the bytes that it has caused to be sent.
+    pub(crate) fn spend(&mut self, bytes: usize) {
+        let now = Instant::now();
+        if let Some(messages) = &mut self.messages {
+            messages.take(now, 1);
+        }
+        if let Some(rate) = &mut self.bytes {
+            rate.take(now, bytes);
+        }
+    }
+
+    /// Which rate is exceeded, and until when.
+    pub(crate) fn excess(&self) -> Option<(Limit, Instant)> {
+        let now = Instant::now();
+        let messages = self.messages.iter().map(|rate| (Limit::MessageRate, rate));
+        let bytes = self.bytes.iter().map(|rate| (Limit::ByteRate, rate));
+        messages
+            .chain(bytes)
+            .filter_map(|(limit, rate)| Some((limit, rate.exceeded_until(now)?)))
+            .max_by_key(|(_, until)| *until)
+    }
+}
+
+impl Bucket {
+    fn take(&mut self, now: Instant, count: usize) {
+        let burst = Duration::from_secs(BURST_SECONDS.get().into());
+        let seconds = count as f64 / f64::from(self.per_second.get());
+        // Longer than the longest pause is all the same.
+        let drains_in = Duration::from_secs_f64(seconds.min(2.0 * MAX_PAUSE.as_secs_f64()));
+        let latest = now + burst + MAX_PAUSE;
+        self.empty_at = (self.empty_at.max(now) + drains_in).min(latest);
+    }
+
+    /// When nothing more is taken beyond the burst; `None` if that is now.
+    fn exceeded_until(&self, now: Instant) -> Option<Instant> {
+        let burst = Duration::from_secs(BURST_SECONDS.get().into());
+        let excess = self
+            .empty_at
+            .saturating_duration_since(now)
+            .checked_sub(burst)?;
+        // Where the burst is just used up, the smallest wait that the clock can tell is due.
+        Some(now + excess.max(Duration::from_millis(1)))
+    }
+}
+
+/// How often each address may come.
+pub(crate) struct JoinRate(DefaultKeyedRateLimiter<IpAddr>);
+
+impl JoinRate {
+    pub(crate) fn new(per_second: NonZeroU32) -> JoinRate {
+        JoinRate(RateLimiter::keyed(quota(per_second)))
+    }
+
+    /// Lets an address come.
+    ///
+    /// # Errors
+    ///
+    /// After how many seconds it may come again, if it comes too often.
+    pub(crate) fn check(&self, address: IpAddr) -> Result<(), u64> {
+        self.0
+            .check_key(&client_ip::network(address))
+            .map_err(|until| {
+                let wait = until.wait_time_from(DefaultClock::default().now());
+                wait.as_secs() + 1
+            })
+    }
+
+    /// Forgets who has not come for so long that it makes no difference.
+    pub(crate) fn forget(&self) {
+        self.0.retain_recent();
+        self.0.shrink_to_fit();
+    }
+}
+
+/// How often sessions of other nodes are asked for: who is over the rate waits.
+pub(crate) struct LookupRate {
+    of_address: DefaultKeyedRateLimiter<IpAddr>,
+    of_node: DefaultDirectRateLimiter,
+}
+
+impl LookupRate {
+    pub(crate) fn new() -> LookupRate {
+        LookupRate {
+            of_address: RateLimiter::keyed(quota(LOOKUPS_OF_ADDRESS)),
+            of_node: RateLimiter::direct(quota(LOOKUPS_OF_NODE)),
+        }
+    }
+
+    /// Waits until one more may be asked for; false if that is not before `deadline`.
+    pub(crate) async fn wait(&self, address: Option<IpAddr>, deadline: Instant) -> bool {
+        let clock = DefaultClock::default();
+        loop {
+            let of_address = address.map(|address| {
+                let network = client_ip::network(address);
+                self.of_address.check_key(&network)
+            });
+            let checked = of_address
+                .unwrap_or(Ok(()))
+                .and_then(|()| self.of_node.check());
+            let Err(until) = checked else {
+                return true;
+            };
+            let at = Instant::now() + until.wait_time_from(clock.now());
+            if at > deadline {
+                return false;
+            }
+            sleep_until(at).await;
+        }
+    }
+
+    /// Forgets who has not asked for so long that it makes no difference.
+    pub(crate) fn forget(&self) {
+        self.of_address.retain_recent();
+        self.of_address.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(messages: u32, bytes: u32) -> Rates {
+        owing(messages, bytes, [0, 0])
+    }
+
+    fn owing(messages: u32, bytes: u32, owed: [u64; 2]) -> Rates {
+        let config = Config {
+            messages_per_second: NonZeroU32::new(messages),
+            bytes_per_second: NonZeroU32::new(bytes),
+            ..Config::default()
+        };
+        Rates::new(&config, owed).unwrap()
+    }
+
+    /// How long the session is not read from, and for which rate.
+    fn pause(rates: &Rates) -> Option<(Limit, Duration)> {
+        let (limit, until) = rates.excess()?;
+        Some((limit, until - Instant::now()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_has_a_burst_and_then_its_rate() {
+        let mut rates = rates(10, 0);
+        for _ in 0..19 {
+            rates.spend(100);
+            assert_eq!(pause(&rates), None);
+        }
+        rates.spend(100);
+        let (limit, time) = pause(&rates).unwrap();
+        assert_eq!(
+            (limit, time),
+            (Limit::MessageRate, Duration::from_millis(1))
+        );
+        for _ in 0..5 {
+            rates.spend(100);
+        }
+        let (_, time) = pause(&rates).unwrap();
+        assert_eq!(time, Duration::from_millis(500));
+        tokio::time::advance(time + Duration::from_millis(1)).await;
+        assert_eq!(pause(&rates), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_costs_more_than_a_burst_is_taken_and_waited_for() {
+        let mut rates = rates(0, 1000);
+        rates.spend(1900);
+        assert_eq!(pause(&rates), None);
+        rates.spend(10_000);
+        let (limit, time) = pause(&rates).unwrap();
+        assert_eq!((limit, time.as_millis()), (Limit::ByteRate, 9900));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_owed_goes_along() {
+        let mut first = rates(10, 1000);
+        (0..15).for_each(|_| first.spend(200));
+        assert_eq!(first.owed(), [1500, 3000]);
+        let second = owing(10, 1000, first.owed());
+        assert_eq!(pause(&second), pause(&first));
+        assert_eq!(
+            owing(10, 0, [u64::MAX, 0]).owed(),
+            [MAX_PAUSE.as_millis() as u64, 0]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_pause_is_longer_than_an_hour() {
+        let mut rates = rates(0, 1);
+        for bytes in [usize::MAX, 1, usize::MAX] {
+            rates.spend(bytes);
+            assert_eq!(pause(&rates), Some((Limit::ByteRate, MAX_PAUSE)));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_looks_up_more_than_others_waits() {
+        let rate = LookupRate::new();
+        let address = |last| Some(IpAddr::from([192, 0, 2, last]));
+        let mut count = 0;
+        while rate.wait(address(1), Instant::now()).await {
+            count += 1;
+            assert!(count < 20 * LOOKUPS_OF_ADDRESS.get(), "nobody is so slow");
+        }
+        assert!(count >= LOOKUPS_OF_ADDRESS.get() * BURST_SECONDS.get());
+        assert!(rate.wait(address(2), Instant::now()).await);
+        let later = Instant::now() + Duration::from_secs(10);
+        assert!(rate.wait(address(1), later).await);
+    }
+
+    #[test]
+    fn one_network_that_comes_often_is_no_matter_to_another() {
+        let rate = JoinRate::new(NonZeroU32::new(1).unwrap());
+        let check = |address: &str| rate.check(address.parse().unwrap());
+        assert_eq!(check("2001:db8::1"), Ok(()));
+        assert_eq!(check("2001:db8::2"), Ok(()));
+        assert_eq!(check("2001:db8::3"), Err(1));
+        assert_eq!(check("2001:db8:0:1::1"), Ok(()));
+        assert_eq!(rate.0.len(), 2);
+    }
+}

@@ -1,0 +1,224 @@
+//! Messages of the server: events, answers, and the messages of clients that it relays.
+
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{
+    error::{ErrorCode, Problem},
+    id::SessionId,
+    message::Message,
+    resume_token::ResumeToken,
+    room_name::RoomName,
+};
+use crate::{
+    config::{Secret, expose_to_client},
+    websocket::Frame,
+};
+
+/// Who stands in `sender` and `receiver`.
+enum AddressField {
+    Session(SessionId),
+    Server,
+    All,
+    /// `null`: the receiver of a `close`.
+    Nobody,
+}
+
+impl AddressField {
+    /// Writes it as JSON.
+    fn write(&self, buffer: &mut Vec<u8>) {
+        match self {
+            AddressField::Session(id) => {
+                buffer.push(b'"');
+                buffer.extend_from_slice(id.encode(&mut Uuid::encode_buffer()).as_bytes());
+                buffer.push(b'"');
+            }
+            AddressField::Server => buffer.extend_from_slice(br#""server""#),
+            AddressField::All => buffer.extend_from_slice(br#""all""#),
+            AddressField::Nobody => buffer.extend_from_slice(b"null"),
+        }
+    }
+}
+
+/// What the server writes: the four fields in their order.
+fn frame(kind: &str, sender: AddressField, receiver: AddressField, data: impl Serialize) -> Frame {
+    fn write(buffer: &mut Vec<u8>, json: impl Serialize) {
+        serde_json::to_writer(buffer, &json)
+            .expect("strings and checked JSON always serialize, and a Vec takes every write");
+    }
+    Frame::text(|buffer| {
+        buffer.extend_from_slice(br#"{"type":"#);
+        write(buffer, kind);
+        buffer.extend_from_slice(br#","sender":"#);
+        sender.write(buffer);
+        buffer.extend_from_slice(br#","receiver":"#);
+        receiver.write(buffer);
+        buffer.extend_from_slice(br#","data":"#);
+        write(buffer, data);
+        buffer.push(b'}');
+    })
+}
+
+/// To the others of a room: `id` has come.
+pub(crate) fn joined(id: SessionId, public: Option<&RawValue>) -> Frame {
+    frame("new", AddressField::Session(id), AddressField::All, public)
+}
+
+/// To the others of a room: `id` has gone.
+pub(crate) fn left(id: SessionId) -> Frame {
+    frame("close", AddressField::Session(id), AddressField::Nobody, ())
+}
+
+/// A client's message to `receiver`, or to all, from the session that really sent it.
+pub(crate) fn relayed(
+    message: &Message<'_>,
+    sender: SessionId,
+    receiver: Option<SessionId>,
+) -> Frame {
+    let receiver = receiver.map_or(AddressField::All, AddressField::Session);
+    frame(
+        &message.kind,
+        AddressField::Session(sender),
+        receiver,
+        message.data,
+    )
+}
+
+/// A message of the application's backend, which speaks as the server, to `receiver`, or to all.
+pub(crate) fn announced(message: &Message<'_>, receiver: Option<SessionId>) -> Frame {
+    let receiver = receiver.map_or(AddressField::All, AddressField::Session);
+    frame(&message.kind, AddressField::Server, receiver, message.data)
+}
+
+/// The receipt for the message marked `reference`: it stands in the outboxes of so many
+/// `receivers`.
+pub(crate) fn ack(to: SessionId, reference: &RawValue, receivers: usize) -> Frame {
+    #[derive(Serialize)]
+    struct Ack<'a> {
+        r#ref: &'a RawValue,
+        receivers: usize,
+    }
+    answer(
+        "ack",
+        to,
+        Ack {
+            r#ref: reference,
+            receivers,
+        },
+    )
+}
+
+/// What went wrong with the message marked `reference`.
+pub(crate) fn error(to: SessionId, problem: &Problem, reference: Option<&RawValue>) -> Frame {
+    #[derive(Serialize)]
+    struct Error<'a> {
+        code: ErrorCode,
+        message: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a RawValue>,
+    }
+    answer(
+        "error",
+        to,
+        Error {
+            code: problem.code,
+            message: &problem.message,
+            r#ref: reference,
+        },
+    )
+}
+
+/// The answer to `hello`.
+pub(crate) fn hello(to: SessionId, hello: &Hello<'_>) -> Frame {
+    answer("hello", to, hello)
+}
+
+/// The first message on a resumed connection: so many of the client's messages have been taken in.
+pub(crate) fn resumed(to: SessionId, received: u64) -> Frame {
+    #[derive(Serialize)]
+    struct Resumed {
+        received: u64,
+    }
+    answer("resumed", to, Resumed { received })
+}
+
+/// The answer to `ping`.
+pub(crate) fn pong(to: SessionId, data: Option<&RawValue>) -> Frame {
+    answer("pong", to, data)
+}
+
+fn answer(kind: &str, to: SessionId, data: impl Serialize) -> Frame {
+    frame(kind, AddressField::Server, AddressField::Session(to), data)
+}
+
+/// What `hello` tells.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Hello<'a> {
+    pub(crate) room: &'a RoomName,
+    /// The others in the room, longest-joined first.
+    pub(crate) peers: &'a [Peer<'a>],
+    pub(crate) ice_servers: &'a [IceServer],
+    /// How the session is taken up again, if it has asked for that.
+    pub(crate) resume: Option<Resume>,
+    pub(crate) limits: Limits,
+}
+
+/// An RTCIceServer (W3C WebRTC, section 4.2.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct IceServer {
+    pub(crate) urls: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) username: Option<String>,
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "expose_to_client"
+    )]
+    pub(crate) credential: Option<Secret<String>>,
+}
+
+/// How a session is taken up again.
+#[derive(Serialize)]
+pub(crate) struct Resume {
+    pub(crate) token: ResumeToken,
+    /// How long it waits for its client.
+    pub(crate) seconds: u64,
+}
+
+/// What a client says with `hello`.
+#[derive(Default, Deserialize)]
+pub(crate) struct HelloRequest {
+    /// Whether the session shall outlive its connection.
+    #[serde(default)]
+    pub(crate) resume: bool,
+}
+
+impl HelloRequest {
+    /// What `data` says if it is an object; whatever else stands there is nothing to the server.
+    pub(crate) fn parse(data: Option<&RawValue>) -> HelloRequest {
+        data.filter(|data| data.get().starts_with('{'))
+            .and_then(|data| serde_json::from_str(data.get()).ok())
+            .unwrap_or_default()
+    }
+}
+
+/// Another session of the room.
+#[derive(Serialize)]
+pub(crate) struct Peer<'a> {
+    pub(crate) id: SessionId,
+    /// The `data` of its `new`.
+    pub(crate) data: Option<&'a RawValue>,
+}
+
+/// What a client must keep to.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Limits {
+    pub(crate) message_bytes: usize,
+    /// The session's rates; `None` for no limit.
+    pub(crate) messages_per_second: Option<NonZeroU32>,
+    pub(crate) bytes_per_second: Option<NonZeroU32>,
+}

@@ -1,0 +1,71 @@
+//! Session ids.
+
+use std::{
+    fmt::{self, Display},
+    hash::{Hash, Hasher},
+};
+
+use nohash_hasher::IsEnabled;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use uuid::Uuid;
+
+use super::text::Text;
+
+/// The name of a session in its room, on the wire a lower-case hyphenated UUID (RFC 9562, version
+/// 4: 122 random bits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SessionId(Uuid);
+
+impl SessionId {
+    pub(crate) fn random() -> SessionId {
+        SessionId(Uuid::new_v4())
+    }
+
+    /// The id that is written so and not otherwise: 36 characters, lower case.
+    pub(crate) fn parse(text: &str) -> Option<SessionId> {
+        let canonical = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+        Uuid::try_parse(text)
+            .ok()
+            .filter(|_| canonical)
+            .map(SessionId)
+    }
+
+    /// The id as it is written.
+    pub(super) fn encode(self, buffer: &mut [u8]) -> &str {
+        self.0.as_hyphenated().encode_lower(buffer)
+    }
+
+    /// The id's bits, evenly spread.
+    pub(crate) fn bits(self) -> u128 {
+        self.0.as_u128()
+    }
+}
+
+/// Ids are random, and only the server makes them: their bits need no hashing.
+impl Hash for SessionId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (high, low) = self.0.as_u64_pair();
+        state.write_u64(high ^ low);
+    }
+}
+
+impl IsEnabled for SessionId {}
+
+impl Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self.0.as_hyphenated(), f)
+    }
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.encode(&mut Uuid::encode_buffer()))
+    }
+}
+
+impl<'de> Deserialize<'de> for SessionId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SessionId, D::Error> {
+        let Text(text) = Text::deserialize(deserializer)?;
+        SessionId::parse(&text).ok_or_else(|| D::Error::custom("not a session id"))
+    }
+}

@@ -1,0 +1,31 @@
+//! The wire format: ids and names, messages of clients, messages of the server, errors and close
+//! codes. No I/O.
+
+mod close;
+mod error;
+mod escape;
+mod event;
+mod id;
+mod message;
+mod resume_token;
+mod room_name;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub(crate) use self::{
+    close::{BACK_SOON, Close, CloseCode},
+    error::{ErrorCode, Problem},
+    escape::Escaped,
+    event::{
+        Hello, HelloRequest, IceServer, Limits, Peer, Resume, ack, announced, error, hello, joined,
+        left, pong, relayed, resumed,
+    },
+    id::SessionId,
+    message::{Message, Receiver, parse},
+    resume_token::{ResumeToken, TokenHash, TokenKey},
+    room_name::RoomName,
+};
+
+/// The subprotocol a client gets if it offers it.
+pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";

@@ -1,0 +1,134 @@
+//! The tokens that resume sessions.
+
+use std::fmt;
+
+use aws_lc_rs::{
+    constant_time::verify_slices_are_equal,
+    digest::{SHA256, digest},
+    hmac,
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+use super::text::Text;
+
+/// How many random bytes a token has.
+const TOKEN_BYTES: usize = 16;
+
+/// How many bytes of a token tell it from a made-up one.
+const TAG_BYTES: usize = 8;
+
+/// The secret by which a session is taken up again: 128 random bits, on the wire in base64url (RFC
+/// 4648, section 5). In a cluster a tag stands behind them, an HMAC (RFC 2104) that is cut short. It
+/// has neither `Debug` nor `Display`: no log shall have it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ResumeToken {
+    bits: [u8; TOKEN_BYTES],
+    tag: Option<[u8; TAG_BYTES]>,
+}
+
+/// The key of the tags of a node's tokens. All nodes of a cluster know it, so that none asks the others
+/// for a session that never was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TokenKey([u8; 16]);
+
+impl TokenKey {
+    pub(crate) fn random() -> TokenKey {
+        TokenKey(random_bits())
+    }
+
+    fn tag(&self, bits: &[u8]) -> [u8; TAG_BYTES] {
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), bits);
+        let tag = tag.as_ref().first_chunk();
+        *tag.expect("an HMAC with SHA-256 has 32 bytes")
+    }
+}
+
+impl fmt::Debug for TokenKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenKey")
+    }
+}
+
+impl Serialize for TokenKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TokenKey, D::Error> {
+        bits(deserializer).map(TokenKey)
+    }
+}
+
+impl ResumeToken {
+    /// A new token, with the tag of this key if there is one.
+    pub(crate) fn random(key: Option<&TokenKey>) -> ResumeToken {
+        let bits = random_bits();
+        let tag = key.map(|key| key.tag(&bits));
+        ResumeToken { bits, tag }
+    }
+
+    /// The token that is written so.
+    pub(crate) fn parse(text: &str) -> Option<ResumeToken> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (bits, tag) = bytes.split_first_chunk()?;
+        let tag = match tag {
+            [] => None,
+            tag => Some(tag.try_into().ok()?),
+        };
+        Some(ResumeToken { bits: *bits, tag })
+    }
+
+    /// Whether it has the tag of this key.
+    pub(crate) fn is_of(&self, key: &TokenKey) -> bool {
+        self.tag
+            .is_some_and(|tag| verify_slices_are_equal(&tag, &key.tag(&self.bits)).is_ok())
+    }
+
+    /// What nodes say to each other in place of the token.
+    pub(crate) fn hash(&self) -> TokenHash {
+        let hash = digest(&SHA256, &self.bits);
+        let bits = hash.as_ref().first_chunk().expect("SHA-256 has 32 bytes");
+        TokenHash(*bits)
+    }
+}
+
+fn random_bits<const N: usize>() -> [u8; N] {
+    let mut bits = [0; N];
+    getrandom::fill(&mut bits).expect("the operating system has random bits");
+    bits
+}
+
+/// So many bytes in base64url.
+fn bits<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; N], D::Error> {
+    let Text(text) = Text::deserialize(deserializer)?;
+    let bits = URL_SAFE_NO_PAD.decode(&*text).ok();
+    bits.and_then(|bits| bits.try_into().ok())
+        .ok_or_else(|| D::Error::custom(format_args!("not {N} bytes in base64url")))
+}
+
+/// The first half of a token's SHA-256 (FIPS 180-4), on the wire in base64url: who has it has not got
+/// the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TokenHash([u8; 16]);
+
+impl Serialize for TokenHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TokenHash, D::Error> {
+        bits(deserializer).map(TokenHash)
+    }
+}
+
+impl Serialize for ResumeToken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = [&self.bits[..], self.tag.as_ref().map_or(&[], |tag| tag)].concat();
+        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(bytes))
+    }
+}

@@ -1,0 +1,194 @@
+//! TLS 1.2 and 1.3 (RFC 5246, RFC 8446), with a certificate that can be changed while the server runs.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::net::TcpStream;
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        CertificateError, Error, RootCertStore, ServerConfig,
+        crypto::aws_lc_rs::default_provider,
+        pki_types::{CertificateDer, PrivateKeyDer},
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
+    },
+    server::TlsStream,
+};
+
+use crate::config::{
+    Reloadable, invalid,
+    pem::{self, Block},
+    read_file,
+};
+
+/// What comes inside of it (RFC 7301): a WebSocket is opened by HTTP/1.1.
+const PROTOCOL: &[u8] = b"http/1.1";
+
+/// The labels of PEM that are read (RFC 7468, sections 5 and 10; RFC 8017; RFC 5915, section 4).
+const CERTIFICATE: &str = "CERTIFICATE";
+const PKCS8: &str = "PRIVATE KEY";
+const PKCS1: &str = "RSA PRIVATE KEY";
+const SEC1: &str = "EC PRIVATE KEY";
+const KEYS: [&str; 3] = [PKCS8, PKCS1, SEC1];
+
+/// What openssl writes beside keys, and TLS does not need.
+const PARAMETERS: [&str; 2] = ["EC PARAMETERS", "DH PARAMETERS"];
+
+/// The server's side of TLS.
+pub(crate) struct Tls {
+    acceptor: TlsAcceptor,
+    certificate: Arc<Certificate>,
+}
+
+/// The certificate that is shown to everyone, and its key.
+struct Certificate(Reloadable<CertifiedKey>);
+
+impl Tls {
+    /// With the certificate chain and the key in these files, both PEM.
+    ///
+    /// # Errors
+    ///
+    /// Files that cannot be read, or do not belong together; the message names them.
+    pub(crate) fn new(cert: PathBuf, key: PathBuf) -> io::Result<Tls> {
+        let certificate = Reloadable::new(move || read(&cert, &key))?;
+        let certificate = Arc::new(Certificate(certificate));
+        let mut config = ServerConfig::builder_with_provider(default_provider().into())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has what TLS 1.2 and 1.3 need")
+            .with_no_client_auth()
+            .with_cert_resolver(certificate.clone());
+        config.alpn_protocols = vec![PROTOCOL.into()];
+        Ok(Tls {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            certificate,
+        })
+    }
+
+    /// Shows what stands in the files now to who comes from now on.
+    ///
+    /// # Errors
+    ///
+    /// As of [`new`](Tls::new); the old certificate stays then.
+    pub(crate) fn reload(&self) -> io::Result<()> {
+        self.certificate.0.reload()
+    }
+
+    /// The handshake. It waits for the peer, so the caller must set a time limit.
+    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.acceptor.accept(stream).await
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.get())
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Certificate")
+    }
+}
+
+fn read(cert: &Path, key: &Path) -> io::Result<CertifiedKey> {
+    let (cert_file, key_file) = (cert.display(), key.display());
+    let chain = certificates(cert)?;
+    let key = private_key(key)?;
+    CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
+        invalid(match error {
+            Error::InconsistentKeys(_) => {
+                format!("the key in {key_file} is not that of the certificate in {cert_file}")
+            }
+            error => format!("cannot use {cert_file} with {key_file}: {error}"),
+        })
+    })
+}
+
+/// Checks a file of certificate authorities.
+///
+/// # Errors
+///
+/// A file that cannot be read, holds no certificate, or holds what is none or cannot be trusted; the
+/// message names it.
+pub(crate) fn check_authorities(path: &Path) -> io::Result<()> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| {
+            let file = path.display();
+            invalid(format!("cannot trust a certificate in {file}: {error}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// The certificates in a file. Their key may stand beside them.
+fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let file = path.display();
+    let bytes = read_file(path)?;
+    let blocks = pem::parse(&bytes).map_err(|error| invalid(format!("{file} {error}")))?;
+    let mut certificates = Vec::new();
+    for block in blocks {
+        match block.label {
+            CERTIFICATE => certificate(&block).map(|certificate| certificates.push(certificate)),
+            label if KEYS.contains(&label) || PARAMETERS.contains(&label) => Ok(()),
+            "TRUSTED CERTIFICATE" | "X509 CERTIFICATE" => {
+                Err(block.not_read("convert it with openssl x509"))
+            }
+            "PKCS7" | "CMS" => Err(block.not_read("convert it with openssl pkcs7 -print_certs")),
+            _ => Err(block.not_read("take it out")),
+        }
+        .map_err(|error| invalid(format!("{file} {error}")))?;
+    }
+    match certificates.is_empty() {
+        true => Err(invalid(format!("{file} has no certificate as PEM"))),
+        false => Ok(certificates),
+    }
+}
+
+/// A certificate that is one of X.509 (RFC 5280). Whether it is to be trusted is for others to say.
+fn certificate(block: &Block<'_>) -> Result<CertificateDer<'static>, String> {
+    let certificate = CertificateDer::from(block.der.expose().clone());
+    match RootCertStore::empty().add(certificate.clone()) {
+        Err(Error::InvalidCertificate(CertificateError::BadEncoding)) => {
+            let line = block.line;
+            Err(format!(
+                "has something else than a certificate in line {line}"
+            ))
+        }
+        _ => Ok(certificate),
+    }
+}
+
+/// The only private key in a file. Its certificates may stand beside it.
+fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
+    let file = path.display();
+    let bytes = read_file(path)?;
+    let blocks = pem::parse(&bytes).map_err(|error| invalid(format!("{file} {error}")))?;
+    let mut keys = Vec::new();
+    for block in blocks {
+        let der = || block.der.expose().clone();
+        match block.label {
+            PKCS8 => keys.push(PrivateKeyDer::Pkcs8(der().into())),
+            PKCS1 => keys.push(PrivateKeyDer::Pkcs1(der().into())),
+            SEC1 => keys.push(PrivateKeyDer::Sec1(der().into())),
+            label if label == CERTIFICATE || PARAMETERS.contains(&label) => {}
+            _ => {
+                let error = block.not_read("convert it with openssl pkey, or take it out");
+                return Err(invalid(format!("{file} {error}")));
+            }
+        }
+    }
+    match (keys.pop(), keys.len()) {
+        (Some(key), 0) => Ok(key),
+        (Some(_), more) => Err(invalid(format!(
+            "{file} has {} private keys: leave the one of the certificate",
+            more + 1
+        ))),
+        (None, _) => Err(invalid(format!("{file} has no private key as PEM"))),
+    }
+}

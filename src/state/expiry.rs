@@ -1,0 +1,125 @@
+//! The sessions that end at a certain time, because their tokens do. No I/O and no clock: time is
+//! counted in seconds since 1970.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{
+    outbox::Sender,
+    protocol::{Close, CloseCode, SessionId},
+};
+
+/// All sessions that end, in the order in which they do.
+#[derive(Default)]
+pub(crate) struct Expiries(Mutex<BTreeMap<(u64, SessionId), Sender>>);
+
+/// The time at which a session ends. Dropping it calls that off.
+pub(crate) struct ExpiryGuard {
+    expiries: Arc<Expiries>,
+    key: (u64, SessionId),
+}
+
+impl Expiries {
+    /// Ends the session behind `sender` at `time`.
+    pub(crate) fn register(
+        self: &Arc<Expiries>,
+        time: u64,
+        id: SessionId,
+        sender: Sender,
+    ) -> ExpiryGuard {
+        self.0.lock().insert((time, id), sender);
+        ExpiryGuard {
+            expiries: self.clone(),
+            key: (time, id),
+        }
+    }
+
+    /// Ends the sessions whose time has come.
+    pub(crate) fn tick(&self, now: u64) {
+        let mut expiries = self.0.lock();
+        while let Some(first) = expiries.first_entry()
+            && first.key().0 <= now
+        {
+            let close = Close::new(CloseCode::PolicyViolation, "the token has expired");
+            first.remove().close(close);
+        }
+    }
+}
+
+impl ExpiryGuard {
+    /// The time.
+    pub(crate) fn time(&self) -> u64 {
+        self.key.0
+    }
+
+    /// Moves it to another time.
+    pub(crate) fn renew(&mut self, time: u64) {
+        let mut expiries = self.expiries.0.lock();
+        if let Some(sender) = expiries.remove(&self.key) {
+            self.key.0 = time;
+            expiries.insert(self.key, sender);
+        }
+    }
+}
+
+impl Drop for ExpiryGuard {
+    fn drop(&mut self) {
+        self.expiries.0.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use super::*;
+    use crate::outbox::tests::{flush, outbox_to};
+
+    #[test]
+    fn each_session_ends_at_its_time() {
+        let expiries = Arc::new(Expiries::default());
+        let sessions: Vec<_> = [30, 10, 20, 10]
+            .into_iter()
+            .map(|time| {
+                let (sender, outbox, stream) = outbox_to(1000, 1000);
+                let expiry = expiries.register(time, SessionId::random(), sender);
+                (expiry, outbox, stream)
+            })
+            .collect();
+        let ended = |now| -> Vec<bool> {
+            expiries.tick(now);
+            let is_closed = |outbox| matches!(flush(outbox), Poll::Ready(Err(_)));
+            sessions
+                .iter()
+                .map(|(_, outbox, _)| is_closed(outbox))
+                .collect()
+        };
+        assert_eq!(ended(9), [false, false, false, false]);
+        assert_eq!(ended(10), [false, true, false, true]);
+        assert_eq!(ended(29), [false, true, true, true]);
+        assert_eq!(ended(31), [true, true, true, true]);
+        drop(sessions);
+        assert!(expiries.0.lock().is_empty());
+    }
+
+    #[test]
+    fn a_time_can_be_moved_or_called_off() {
+        let expiries = Arc::new(Expiries::default());
+        let (sender, outbox, _stream) = outbox_to(1000, 1000);
+        let mut expiry = expiries.register(10, SessionId::random(), sender.clone());
+        expiry.renew(20);
+        drop(expiries.register(10, SessionId::random(), sender));
+        expiries.tick(19);
+        assert!(matches!(flush(&outbox), Poll::Ready(Ok(()))));
+        expiries.tick(20);
+        assert!(matches!(
+            flush(&outbox),
+            Poll::Ready(Err(CloseCode::PolicyViolation))
+        ));
+        // It is too late then.
+        expiry.renew(30);
+        drop(expiry);
+        assert!(expiries.0.lock().is_empty());
+    }
+}

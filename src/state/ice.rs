@@ -1,0 +1,139 @@
+//! The ICE servers that sessions are told of (RFC 8445), some with credentials made for the session
+//! that end by themselves: the TURN REST scheme (draft-uberti-behave-turn-rest-00), which coturn
+//! calls `use-auth-secret`.
+
+use std::io;
+
+use aws_lc_rs::hmac;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::{
+    config::{Config, Reloadable, Secret, invalid, read_file},
+    protocol::{IceServer, SessionId},
+};
+
+/// The characters of a user's name that do not stand for themselves in the user name of TURN: all but the
+/// unreserved ones of RFC 3986, section 2.3. A colon would end the time before it; logs have lines.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The longest user name of TURN, in bytes (RFC 8489, section 14.3).
+const MAX_USERNAME: usize = 508;
+
+/// The ICE servers there are.
+pub(crate) struct IceServers {
+    servers: Vec<IceServer>,
+    turn: Option<Turn>,
+}
+
+/// TURN servers that share a secret with us.
+struct Turn {
+    urls: Vec<String>,
+    secret: Reloadable<Secret<Vec<u8>>>,
+    /// How long credentials are good.
+    seconds: u64,
+}
+
+impl IceServers {
+    /// Those of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// A file of the secret that cannot be read, or is empty; the message names it.
+    pub(crate) fn new(config: &Config) -> io::Result<IceServers> {
+        let servers = config.ice_server.iter().map(|server| {
+            let (username, credential) = server.credentials.clone().unzip();
+            IceServer {
+                urls: vec![server.url.clone()],
+                username,
+                credential,
+            }
+        });
+        let turn = config.turn_secret_file.clone().map(|path| {
+            // What coturn has been given is as long as it is.
+            let secret = Reloadable::new(move || {
+                let secret = read_file(&path)?.trim_ascii_end().to_vec();
+                match secret.is_empty() {
+                    true => Err(invalid(format!("{} is empty", path.display()))),
+                    false => Ok(Secret::new(secret)),
+                }
+            })?;
+            io::Result::Ok(Turn {
+                urls: config.turn_url.iter().map(|url| url.url.clone()).collect(),
+                secret,
+                seconds: config.turn_seconds,
+            })
+        });
+        Ok(IceServers {
+            servers: servers.collect(),
+            turn: turn.transpose()?,
+        })
+    }
+
+    /// Reads the secret again, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As of [`new`](IceServers::new); the old one stays then.
+    pub(crate) fn reload(&self) -> Option<io::Result<()>> {
+        self.turn.as_ref().map(|turn| turn.secret.reload())
+    }
+
+    /// What a session is told at `now`, with credentials for `user` if its token names one. They are good no
+    /// longer than the token, which ends at `expires`. Both times are in seconds since 1970.
+    pub(crate) fn for_session(
+        &self,
+        id: SessionId,
+        user: Option<&str>,
+        expires: Option<u64>,
+        now: u64,
+    ) -> Vec<IceServer> {
+        let turn = self.turn.iter().map(|turn| {
+            let until = expires.unwrap_or(u64::MAX).min(now + turn.seconds);
+            turn.server(username(id, user, until))
+        });
+        self.servers.iter().cloned().chain(turn).collect()
+    }
+}
+
+impl Turn {
+    fn server(&self, username: String) -> IceServer {
+        let key = hmac::Key::new(
+            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+            self.secret.get().expose(),
+        );
+        let credential = hmac::sign(&key, username.as_bytes());
+        IceServer {
+            urls: self.urls.clone(),
+            credential: Some(Secret::new(STANDARD.encode(credential))),
+            username: Some(username),
+        }
+    }
+}
+
+/// The user name of credentials that are good `until` then: the time, and the user, or else the session.
+fn username(id: SessionId, user: Option<&str>, until: u64) -> String {
+    let user = user.filter(|user| !user.is_empty());
+    user.map(|user| format!("{until}:{}", utf8_percent_encode(user, ENCODED)))
+        .filter(|username| username.len() <= MAX_USERNAME)
+        .unwrap_or_else(|| format!("{until}:{id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_name_is_no_longer_than_turn_allows_and_never_empty() {
+        let id = SessionId::random();
+        let of = |user: &str| username(id, Some(user), 1_790_000_000);
+        let longest = "x".repeat(MAX_USERNAME - "1790000000:".len());
+        assert_eq!(of(&longest), format!("1790000000:{longest}"));
+        assert_eq!(of(&format!("{longest}x")), format!("1790000000:{id}"));
+        assert_eq!(of(""), format!("1790000000:{id}"));
+    }
+}

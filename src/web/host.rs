@@ -1,0 +1,93 @@
+//! The host that a request is for (RFC 9112, section 3.2).
+
+use std::net::Ipv6Addr;
+
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header::HOST, uri::Authority};
+
+use super::error::HttpError;
+
+/// The host and the port in `Host`; `None` without one in HTTP/1.0, which did not know it.
+///
+/// # Errors
+///
+/// The [`Refusal`] (400) of a request of HTTP/1.1 without `Host`, and of one of any version with
+/// several, or with what is no `uri-host [ ":" port ]` (RFC 9110, section 7.2).
+pub(crate) fn of(version: Version, headers: &HeaderMap) -> Result<Option<Authority>, HttpError> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) if version < Version::HTTP_11 => return Ok(None),
+        (Some(host), None) => parse(host),
+        _ => None,
+    };
+    host.map(Some).ok_or_else(|| {
+        let message = "Host must be given once: a name or an address, and a port if there is one";
+        HttpError::new(StatusCode::BAD_REQUEST, message)
+    })
+}
+
+/// The authority that this header is, without a user, which `Host` cannot have. The host is not
+/// empty (RFC 9110, section 4.2.1), and between brackets it is an IPv6 address (RFC 3986, section
+/// 3.2.2).
+fn parse(header: &HeaderValue) -> Option<Authority> {
+    let authority = Authority::try_from(header.as_bytes()).ok()?;
+    let host = authority.host();
+    let rest = authority.as_str().strip_prefix(host)?;
+    let is_port = |port: &str| {
+        let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+        port.is_empty() || is_number && port.parse::<u16>().is_ok()
+    };
+    let is_host = match host.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty(),
+    };
+    let has_port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+    (has_port && is_host).then_some(authority)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        let is_host = |text: &str| parse(&HeaderValue::from_bytes(text.as_bytes()).unwrap());
+        for host in [
+            "test",
+            "TEST.example.",
+            "test:",
+            "test:80",
+            "test:65535",
+            "127.0.0.1:80",
+            "[::1]",
+            "[2001:db8::1]:80",
+            "under_score",
+        ] {
+            assert_eq!(is_host(host).unwrap(), host, "{host}");
+        }
+        for host in [
+            "",
+            ":80",
+            "a b",
+            "a/b",
+            "http://test",
+            "name@test",
+            "test@test",
+            "@test",
+            "test:80:80",
+            "test:port",
+            "test:-1",
+            "test:65536",
+            "test80:80a",
+            "::1",
+            "[::1",
+            "[]",
+            "[zzz]",
+            "[::1]80",
+            "[::1]x:80",
+            "test, test",
+            "caf\u{e9}",
+        ] {
+            assert!(is_host(host).is_none(), "{host}");
+        }
+    }
+}
