@@ -76,7 +76,7 @@ impl ConnectRequest {
 /// What there is for a session to take.
 pub(crate) struct Admitted {
     pub(crate) reservation: Reservation,
-    pub(crate) place: SessionSlot,
+    pub(crate) slot: SessionSlot,
 }
 
 /// A session's place on the server; dropping it gives it back.
@@ -231,11 +231,11 @@ impl Admission {
                 unavailable("the room is full: try again later")
             }
         })?;
-        let place = SessionSlot {
+        let slot = SessionSlot {
             _permit: permit,
             _address: address,
         };
-        Ok(Admitted { reservation, place })
+        Ok(Admitted { reservation, slot })
     }
 
     /// Counts that a limit of the whole server is reached, and warns of it now and then.

@@ -48,11 +48,11 @@ use super::{
 };
 use crate::{
     config::{Config, NatsUrl},
-    outbox::{FlushSet, MigrationRequest, Takeover},
+    outbox::FlushSet,
     protocol::{ErrorCode, Escaped, RoomName},
-    rooms::Replies,
+    rooms::{MigrationRequest, Replies},
     session,
-    state::Shared,
+    state::{Shared, Takeover},
 };
 
 /// How often to look whether all is well.
@@ -560,7 +560,7 @@ impl Reader<'_> {
             received,
             seen,
         } = want;
-        let session = self.shared.resumes.look_up(&token, &room, user.as_deref());
+        let name = room.clone();
         let takeover = Takeover::Remote(MigrationRequest {
             node,
             room,
@@ -569,11 +569,9 @@ impl Reader<'_> {
             received,
             seen,
         });
-        let refused = match session {
-            Some(session) => session.hand_over(takeover).unwrap_or_else(Some),
-            None => Some(takeover),
-        };
-        match refused {
+        let resumes = &self.shared.resumes;
+        let delivered = resumes.take_over(&token, &name, user.as_deref(), takeover);
+        match delivered.unwrap_or_else(Some) {
             Some(Takeover::Remote(request)) if request.is_of(node, seek) => {
                 if let Some(answer) = self.shared.rooms.answer(&request) {
                     session::refuse(self.shared, request, answer);

@@ -1,11 +1,24 @@
-//! The bounded queue of one session: who fills it, who flushes it, and what may have to be sent again.
+//! The bounded queue in front of one session's connection.
+//!
+//! Frames are queued first and written later, so that the frames of many senders leave in one write.
+//! Whoever fills an idle outbox owes it a flush: at the end of its turn a sender flushes the outboxes that it
+//! has filled, in place of their sessions, which go on sleeping. Many outboxes are flushed in batches, each
+//! in a task of its own.
+//!
+//! The outbox of a resumable session keeps what may have to be sent again. It can be detached from its
+//! connection and attached to the next one.
 
+mod flush;
 mod queue;
 mod replay_buffer;
-
+mod sender;
+mod session_end;
 #[cfg(test)]
-pub(crate) use self::queue::tests;
-pub(crate) use self::queue::{
-    Attached, Command, FlushError, FlushSet, MigrationRequest, Outbox, Reconnection, Sender,
-    Takeover, outbox, outbox_of_missed,
+pub(crate) mod tests;
+
+pub(crate) use self::{
+    flush::FlushSet,
+    queue::{Command, FlushError},
+    sender::Sender,
+    session_end::{Outbox, detached_outbox, outbox},
 };

@@ -20,6 +20,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     index::{JoinGuard, Location, Members, Reservation, Room, Rooms},
+    migration_request::MigrationRequest,
     replication::{RemoteView, relayed},
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
         self, Answer, Direct, Event, Load, MAX_IDS, NodeId, PART_BYTES, Permissions,
         SessionTransfer, Want,
     },
-    outbox::{FlushSet, MigrationRequest, Outbox, Sender},
+    outbox::{FlushSet, Outbox, Sender},
     protocol::{self, Close, CloseCode, RoomName, SessionId, TokenHash},
     websocket::Frame,
 };
@@ -649,6 +650,7 @@ impl JoinGuard {
         to: &MigrationRequest,
         permissions: Option<Permissions>,
         owed: [u64; 2],
+        may_close: impl FnOnce() -> bool,
     ) -> Option<oneshot::Receiver<()>> {
         let room = &self.reservation.room;
         let mut members = room.members.write();
@@ -657,7 +659,7 @@ impl JoinGuard {
             return None;
         }
         let member = member.to_wire(self.id);
-        let missed = outbox.take_missed(to.received)?;
+        let missed = outbox.take_missed(to.received, may_close)?;
         let known: Vec<SessionId> = members
             .senders
             .keys()

@@ -2,6 +2,7 @@
 
 mod index;
 mod migration;
+mod migration_request;
 mod replication;
 mod snapshot;
 
@@ -11,6 +12,7 @@ pub(crate) use self::{
         release_spare,
     },
     migration::LookupOutcome,
+    migration_request::MigrationRequest,
     replication::Replies,
     snapshot::Busy,
 };

@@ -142,8 +142,8 @@ fn join(
         .get("resume")
         .map(|token| ResumeRequest::parse(&token, received.as_deref()));
     let resumable = resume.as_ref().is_some_and(|request| {
-        let session = shared.resumes.find(request, &room, client.user());
-        session.is_some() && !shared.stopping.is_cancelled()
+        let can_resume = shared.resumes.can_resume(request, &room, client.user());
+        can_resume && !shared.stopping.is_cancelled()
     });
     // A session that is resumed has all it needs already.
     let admitted = match resumable {

@@ -1,6 +1,13 @@
-//! One session's life, and what it asks the server.
+//! One session's life: it starts, serves its connection, may be suspended between two connections, and
+//! ends with a closing handshake.
 
+mod closing_handshake;
+mod disconnect;
+mod pace;
+mod permissions;
 mod requests;
 mod serve;
+mod start;
+mod suspended;
 
-pub(crate) use self::serve::{refuse, reject, start};
+pub(crate) use self::start::{refuse, reject, start};

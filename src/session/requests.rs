@@ -1,21 +1,35 @@
-//! What is addressed to the server: one enum, one match, one function each.
+//! Requests to the server: one enum, one match, one function each.
+
+use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::serve::Session;
+use super::permissions::Permissions;
 use crate::{
     access::{Denied, now},
+    outbox::Outbox,
     protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
+    rooms::JoinGuard,
+    state::{ResumeRegistration, Shared},
 };
 
-/// What a client may ask the server.
+/// A request that a client may send to the server.
 enum Request {
-    /// Who am I, who is here, what may I do?
+    /// Who am I, who else is here, and what am I allowed to do?
     Hello,
     /// Are you there?
     Ping,
-    /// Here is a fresher token.
+    /// Here is a newer token of mine.
     Token,
+}
+
+/// The parts of a session that requests read and change.
+pub(super) struct RequestContext<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) join_guard: &'a JoinGuard,
+    pub(super) outbox: &'a Outbox,
+    pub(super) permissions: &'a mut Option<Box<Permissions>>,
+    pub(super) registration: &'a mut Option<Box<ResumeRegistration>>,
 }
 
 impl Request {
@@ -29,14 +43,17 @@ impl Request {
     }
 }
 
-/// Answers a message to the server, into the outbox of the session that sent it; returns how many bytes
-/// that is.
-pub(crate) fn answer(session: &mut Session, message: &Message<'_>) -> Result<usize, Problem> {
-    let takes_tokens = session.shared.admission.tokens().is_some();
+/// Answers a request into the outbox of the session that sent it. Returns the length of the answer in
+/// bytes.
+pub(super) fn answer(
+    context: &mut RequestContext<'_>,
+    message: &Message<'_>,
+) -> Result<usize, Problem> {
+    let takes_tokens = context.shared.admission.tokens().is_some();
     match Request::of_type(&message.kind) {
-        Some(Request::Hello) => Ok(hello(session, &HelloRequest::parse(message.data))),
-        Some(Request::Ping) => Ok(ping(session, message.data)),
-        Some(Request::Token) if takes_tokens => token(session, message.data).map(|()| 0),
+        Some(Request::Hello) => Ok(hello(context, &HelloRequest::parse(message.data))),
+        Some(Request::Ping) => Ok(ping(context, message.data)),
+        Some(Request::Token) if takes_tokens => token(context, message.data).map(|()| 0),
         Some(Request::Token) | None => {
             let known = match takes_tokens {
                 true => "hello, ping and token",
@@ -47,28 +64,28 @@ pub(crate) fn answer(session: &mut Session, message: &Message<'_>) -> Result<usi
     }
 }
 
-fn hello(session: &Session, request: &HelloRequest) -> usize {
-    let Session {
+fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
+    let RequestContext {
         shared,
         join_guard,
         outbox,
-        ..
-    } = session;
+        permissions,
+        registration,
+    } = context;
     let config = &shared.config;
-    let resumable = request.resume && config.resume_seconds > 0;
-    let known = outbox.token().filter(|_| resumable);
-    let ticket = (resumable && known.is_none()).then(|| {
-        let user = session.user().map(str::to_owned);
-        let room = join_guard.room().clone();
-        let token = shared.resumes.token();
-        shared.resumes.register(token, room, user, outbox.sender())
+    let user = permissions.as_ref().and_then(|it| it.user.as_deref());
+    let expires = permissions.as_ref().map(|it| it.expires());
+    let is_resumable = request.resume && config.resume_seconds > 0;
+    let new_registration = (is_resumable && registration.is_none()).then(|| {
+        let (room, user) = (join_guard.room().clone(), user.map(str::to_owned));
+        Box::new(shared.resumes.register(room, user, outbox.sender()))
     });
-    let token = known.or(ticket.as_ref().map(|ticket| ticket.token()));
-    let (user, expires) = (session.user(), session.expires());
+    let known = registration.as_ref().or(new_registration.as_ref());
+    let token = known.filter(|_| is_resumable).map(|it| it.token());
     let ice_servers = shared
         .ice
         .for_session(join_guard.id(), user, expires, now());
-    join_guard.with_roster(|peers| {
+    let (bytes, is_kept) = join_guard.with_roster(|peers| {
         let hello = Hello {
             room: join_guard.room(),
             peers,
@@ -85,35 +102,45 @@ fn hello(session: &Session, request: &HelloRequest) -> usize {
         };
         let hello = protocol::hello(join_guard.id(), &hello);
         let bytes = hello.len();
-        match ticket {
-            Some(ticket) => outbox.push_and_keep(hello, ticket),
-            None => outbox.push(hello),
-        }
-        bytes
-    })
-}
-
-fn ping(session: &Session, data: Option<&RawValue>) -> usize {
-    let pong = protocol::pong(session.join_guard.id(), data);
-    let bytes = pong.len();
-    session.outbox.push(pong);
+        let is_kept = match &new_registration {
+            Some(_) => outbox.push_and_keep(hello),
+            None => {
+                outbox.push(hello);
+                false
+            }
+        };
+        (bytes, is_kept)
+    });
+    if is_kept {
+        **registration = new_registration;
+    }
     bytes
 }
 
-/// Takes a token of the same user in place of the last one.
-fn token(session: &mut Session, data: Option<&RawValue>) -> Result<(), Problem> {
+fn ping(context: &RequestContext<'_>, data: Option<&RawValue>) -> usize {
+    let pong = protocol::pong(context.join_guard.id(), data);
+    let bytes = pong.len();
+    context.outbox.push(pong);
+    bytes
+}
+
+/// Replaces the session's token by another one of the same user.
+fn token(context: &mut RequestContext<'_>, data: Option<&RawValue>) -> Result<(), Problem> {
     let token: Option<String> = data.and_then(|data| serde_json::from_str(data.get()).ok());
     let token = token.ok_or_else(|| Problem::bad_message("data must be the token, a string"))?;
-    let shared = session.shared.clone();
-    let tokens = shared.admission.tokens().expect("it has been asked for");
+    let tokens = context.shared.admission.tokens();
     let grant = tokens
-        .check(&token, session.join_guard.room())
+        .expect("without tokens the request is unknown")
+        .check(&token, context.join_guard.room())
         .map_err(|denied| match denied {
             Denied::Invalid(message) | Denied::Forbidden(message) => Problem::not_allowed(message),
         })?;
-    if grant.user.as_deref() != session.user() {
+    let user = context.permissions.as_ref().and_then(|it| it.user.as_ref());
+    if grant.user.as_ref() != user {
         return Err(Problem::not_allowed("the token is another user's"));
     }
-    session.renew(grant);
+    if let Some(permissions) = context.permissions {
+        permissions.renew(grant);
+    }
     Ok(())
 }

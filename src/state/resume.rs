@@ -1,8 +1,8 @@
-//! Sessions that may outlive their connections: how they are found by their tokens, and what has
-//! become of them. How a session is taken up again is in `session`.
+//! The registry of resumable sessions. A session is found by its token, and has a mailbox for what comes to
+//! take it over.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -11,186 +11,246 @@ use std::{
 
 use parking_lot::Mutex;
 
+use super::{
+    takeover::{Mailbox, Takeover},
+    token_keys::TokenKeys,
+};
 use crate::{
     outbox::Sender,
-    protocol::{ResumeToken, RoomName, TokenHash, TokenKey},
+    protocol::{Close, ResumeToken, RoomName, TokenHash, TokenKey},
     rooms::release_spare,
 };
 
-/// How many keys of other nodes are known. Those of nodes that have long gone make room.
-const MAX_KEYS: usize = 256;
-
-/// What a client wants that comes with `?resume=`.
+/// What a client asks for with `?resume=` and `received=`.
 pub(crate) struct ResumeRequest {
-    /// `None` for what cannot be a token.
+    /// `None` if the text is not a token.
     token: Option<ResumeToken>,
-    /// How many messages it has got; `None` for what cannot be a count.
+    /// How many of the session's messages the client has received. `None` if the text is not a count.
     received: Option<u64>,
 }
 
-/// All sessions that may be resumed.
+/// All resumable sessions.
 #[derive(Default)]
 pub(crate) struct Resumes {
     sessions: Mutex<HashMap<TokenHash, Resumable>>,
+    /// How many sessions have no connection.
     suspended: AtomicUsize,
     keys: TokenKeys,
 }
 
-/// The keys of this node's tokens, and of those of other nodes. A server that is alone has none.
-#[derive(Default)]
-struct TokenKeys {
-    own: Option<TokenKey>,
-    /// Last come those that were heard of last by their nodes themselves.
-    others: Mutex<VecDeque<TokenKey>>,
-}
-
 struct Resumable {
     room: RoomName,
-    /// Whose it is, if that is known.
+    /// The user of the session, if a token names one.
     user: Option<String>,
     sender: Sender,
+    mailbox: Arc<Mailbox>,
 }
 
-/// A session's place among those that may be resumed; dropping it gives it back.
+/// A session's entry in the registry. Dropping it removes the entry.
 pub(crate) struct ResumeRegistration {
     resumes: Arc<Resumes>,
     token: ResumeToken,
+    sender: Sender,
+    mailbox: Arc<Mailbox>,
 }
 
-/// A session is without a connection as long as this lives.
+/// Counts a session as suspended while it lives.
 pub(crate) struct Suspension(Arc<Resumes>);
 
 impl ResumeRequest {
-    /// What stands in `?resume=` and `&received=`.
+    /// Parses the two values of the query.
     pub(crate) fn parse(token: &str, received: Option<&str>) -> ResumeRequest {
         ResumeRequest {
             token: ResumeToken::parse(token),
-            // A sign is none of its digits.
+            // `u64` would accept a sign.
             received: received
                 .filter(|count| !count.starts_with('+'))
                 .and_then(|count| count.parse().ok()),
         }
     }
 
-    /// The token and the count, if they can be such.
+    /// The token and the count, if both are valid.
     pub(crate) fn read(&self) -> Option<(ResumeToken, u64)> {
         self.token.zip(self.received)
     }
 }
 
 impl Resumes {
-    /// Whether other nodes are to know this one's tokens from made-up ones.
+    /// An empty registry. In a cluster the tokens have tags, by which other nodes tell them from made-up
+    /// ones.
     pub(crate) fn new(is_clustered: bool) -> Resumes {
-        let keys = TokenKeys {
-            own: is_clustered.then(TokenKey::random),
-            others: Mutex::default(),
-        };
         Resumes {
-            keys,
+            keys: TokenKeys::new(is_clustered),
             ..Resumes::default()
         }
     }
 
-    /// A token for another session.
-    pub(crate) fn token(&self) -> ResumeToken {
-        ResumeToken::random(self.keys.own.as_ref())
-    }
-
-    /// Whether the token may be a session's of any node.
-    pub(crate) fn may_be(&self, token: &ResumeToken) -> bool {
-        let others = self.keys.others.lock();
-        let mut keys = self.keys.own.iter().chain(others.iter());
-        keys.any(|key| token.is_of(key))
+    /// Whether the token may be of a session of some node.
+    pub(crate) fn may_exist(&self, token: &ResumeToken) -> bool {
+        self.keys.match_token(token)
     }
 
     /// The keys of tokens, this node's own first.
     pub(crate) fn keys(&self) -> Vec<TokenKey> {
-        let others = self.keys.others.lock();
-        self.keys.own.iter().chain(others.iter()).copied().collect()
+        self.keys.all()
     }
 
-    /// Takes in the keys that another node knows, its own first.
+    /// Adds the keys that another node knows. The first of `keys` is that node's own.
     pub(crate) fn learn(&self, keys: &[TokenKey]) {
-        let mut others = self.keys.others.lock();
-        let is_others = |key: &TokenKey| Some(*key) != self.keys.own;
-        for (index, key) in keys.iter().enumerate().filter(|(_, key)| is_others(key)) {
-            match others.iter().position(|known| known == key) {
-                Some(place) if index == 0 => _ = others.remove(place),
-                Some(_) => continue,
-                None => {}
-            }
-            others.push_back(*key);
-        }
-        let surplus = others.len().saturating_sub(MAX_KEYS);
-        others.drain(..surplus);
+        self.keys.learn(keys);
     }
 
-    /// Lets the session behind `sender`, which is in this room and this user's, be found by its token
-    /// from now on.
+    /// Registers the session behind `sender`, which is in this room and of this user, with a new token.
     pub(crate) fn register(
+        self: &Arc<Resumes>,
+        room: RoomName,
+        user: Option<String>,
+        sender: Sender,
+    ) -> ResumeRegistration {
+        self.register_token(self.keys.token(), room, user, sender)
+    }
+
+    /// Like [`register`](Resumes::register), for a session that has a token already.
+    pub(crate) fn register_token(
         self: &Arc<Resumes>,
         token: ResumeToken,
         room: RoomName,
         user: Option<String>,
         sender: Sender,
     ) -> ResumeRegistration {
-        let resumable = Resumable { room, user, sender };
+        let mailbox = Arc::new(Mailbox::new());
+        let resumable = Resumable {
+            room,
+            user,
+            sender: sender.clone(),
+            mailbox: mailbox.clone(),
+        };
         self.sessions.lock().insert(token.hash(), resumable);
         ResumeRegistration {
             resumes: self.clone(),
             token,
+            sender,
+            mailbox,
         }
     }
 
-    /// The session that a client of this user wants to take up in this room, and how many of its
-    /// messages the client has got; `None` if that cannot be.
-    pub(crate) fn find(
+    /// Whether a client of this user can resume a session of this node in this room.
+    pub(crate) fn can_resume(
         &self,
         request: &ResumeRequest,
         room: &RoomName,
         user: Option<&str>,
-    ) -> Option<(Sender, u64)> {
-        let (token, received) = request.read()?;
-        let sender = self.look_up(&token.hash(), room, user)?;
-        sender.is_resumable(received).then_some((sender, received))
+    ) -> bool {
+        request.read().is_some_and(|(token, received)| {
+            let session = self.find(&token.hash(), room, user);
+            session.is_some_and(|(sender, _)| sender.is_resumable(received))
+        })
     }
 
-    /// The session of this user in this room whose token has this hash.
-    pub(crate) fn look_up(
+    /// Makes the session of this user in this room, whose token has this hash, continue with `takeover`.
+    /// Returns the earlier takeover that has lost the session by that.
+    ///
+    /// # Errors
+    ///
+    /// The takeover, if there is no such session or the session cannot continue with it.
+    pub(crate) fn take_over(
         &self,
         token: &TokenHash,
         room: &RoomName,
         user: Option<&str>,
-    ) -> Option<Sender> {
+        takeover: Takeover,
+    ) -> Result<Option<Takeover>, Takeover> {
+        match self.find(token, room, user) {
+            Some((sender, mailbox)) => deliver(&sender, &mailbox, takeover),
+            None => Err(takeover),
+        }
+    }
+
+    fn find(
+        &self,
+        token: &TokenHash,
+        room: &RoomName,
+        user: Option<&str>,
+    ) -> Option<(Sender, Arc<Mailbox>)> {
         let sessions = self.sessions.lock();
         let session = sessions.get(token)?;
         let is_its = session.room == *room && session.user.as_deref() == user;
-        is_its.then(|| session.sender.clone())
+        is_its.then(|| (session.sender.clone(), session.mailbox.clone()))
     }
 
-    /// A session has lost its connection.
+    /// Counts a session as suspended.
     pub(crate) fn suspend(self: &Arc<Resumes>) -> Suspension {
         self.suspended.fetch_add(1, Relaxed);
         Suspension(self.clone())
     }
 
-    /// How many sessions are without a connection.
+    /// How many sessions have no connection.
     pub(crate) fn count_suspended(&self) -> usize {
         self.suspended.load(Relaxed)
     }
 }
 
+/// Puts a takeover into the mailbox, and makes the session give its connection up for it.
+fn deliver(
+    sender: &Sender,
+    mailbox: &Mailbox,
+    takeover: Takeover,
+) -> Result<Option<Takeover>, Takeover> {
+    if !sender.is_resumable(takeover.received()) {
+        return Err(takeover);
+    }
+    let replaced = mailbox.put(takeover)?;
+    sender.give_up(Close::taken_over());
+    Ok(replaced)
+}
+
 impl ResumeRegistration {
+    /// The session's token.
     pub(crate) fn token(&self) -> ResumeToken {
         self.token
+    }
+
+    /// Like [`Resumes::take_over`], for this session.
+    ///
+    /// # Errors
+    ///
+    /// The takeover, if the session cannot continue with it.
+    pub(crate) fn take_over(&self, takeover: Takeover) -> Result<Option<Takeover>, Takeover> {
+        deliver(&self.sender, &self.mailbox, takeover)
+    }
+
+    /// The takeover that has come for the session. When one comes, [`Sender::give_up`] wakes the
+    /// session.
+    pub(crate) fn take(&self) -> Option<Takeover> {
+        self.mailbox.take()
+    }
+
+    /// Whether a takeover has come for the session.
+    pub(crate) fn has_takeover(&self) -> bool {
+        self.mailbox.is_full()
+    }
+
+    /// Accepts no takeover from now on. Returns the one that came too late.
+    pub(crate) fn retire(&self) -> Option<Takeover> {
+        self.mailbox.retire()
+    }
+
+    /// Accepts no takeover from now on, unless one has come. Returns whether none has.
+    pub(crate) fn retire_if_empty(&self) -> bool {
+        self.mailbox.retire_if_empty()
     }
 }
 
 impl Drop for ResumeRegistration {
     fn drop(&mut self) {
         let mut sessions = self.resumes.sessions.lock();
-        sessions.remove(&self.token.hash());
-        release_spare(&mut sessions);
+        if let Entry::Occupied(entry) = sessions.entry(self.token.hash())
+            // A session that has moved away and come back has registered its token again.
+            && Arc::ptr_eq(&entry.get().mailbox, &self.mailbox)
+        {
+            entry.remove();
+            release_spare(&mut sessions);
+        }
     }
 }
 
@@ -205,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_token_or_no_count_is_nothing() {
+    fn a_request_has_a_token_and_a_count_only_if_they_are_valid() {
         let good = "AAAAAAAAAAAAAAAAAAAAAA";
         let request = ResumeRequest::parse(good, Some("3"));
         assert!(request.token == ResumeToken::parse(good) && request.token.is_some());
@@ -221,37 +281,8 @@ mod tests {
             assert!(ResumeRequest::parse(token, None).token.is_none(), "{token}");
         }
         for count in ["", "-1", "+1", "1.5", "18446744073709551616", "many"] {
-            assert_eq!(
-                ResumeRequest::parse(good, Some(count)).received,
-                None,
-                "{count}"
-            );
+            let request = ResumeRequest::parse(good, Some(count));
+            assert_eq!(request.received, None, "{count}");
         }
-    }
-
-    #[test]
-    fn a_token_is_known_wherever_its_key_is() {
-        let (here, there) = (Resumes::new(true), Resumes::new(true));
-        let token = there.token();
-        assert!(there.may_be(&token) && !here.may_be(&token));
-        here.learn(&there.keys());
-        assert!(here.may_be(&token));
-        let third = Resumes::new(true);
-        third.learn(&here.keys());
-        assert!(third.may_be(&token), "it is told on");
-        let made_up = ResumeToken::parse("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").unwrap();
-        assert!(!here.may_be(&made_up));
-    }
-
-    #[test]
-    fn the_keys_of_nodes_that_are_there_stay() {
-        let here = Resumes::new(true);
-        let node = Resumes::new(true);
-        for _ in 0..2 * MAX_KEYS {
-            here.learn(&node.keys());
-            here.learn(&Resumes::new(true).keys());
-        }
-        assert_eq!(here.keys().len(), 1 + MAX_KEYS);
-        assert!(here.may_be(&node.token()));
     }
 }

@@ -1,0 +1,56 @@
+//! Flushing of many outboxes by the task that filled them.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use tokio_util::task::TaskTracker;
+
+use super::queue::Channel;
+
+/// How many outboxes are flushed in one turn. A large room takes many turns, and the sender's next message
+/// comes after them: a sender must not fill outboxes faster than they are emptied.
+const FLUSHED_AT_ONCE: usize = 16;
+
+/// Outboxes that were idle and have frames now. The task that filled them flushes them at the end of its
+/// turn. An outbox that is still in the set when the set is dropped is flushed by its session, which is
+/// woken: thus joins and leaves of a crowd are written in fewer pieces.
+#[derive(Default)]
+pub(crate) struct FlushSet {
+    pub(super) first: Batch,
+    /// Empty while `first` has room.
+    others: Vec<Arc<Channel>>,
+}
+
+/// Outboxes that are flushed in one turn.
+type Batch = ArrayVec<Arc<Channel>, FLUSHED_AT_ONCE>;
+
+impl FlushSet {
+    pub(super) fn push(&mut self, channel: Arc<Channel>) {
+        if let Err(full) = self.first.try_push(channel) {
+            self.others.push(full.element());
+        }
+    }
+
+    /// Flushes all of them as far as their sockets accept data: the first batch now, each further batch in
+    /// a task of `tasks`.
+    pub(crate) fn flush(&mut self, tasks: &TaskTracker) {
+        while !self.others.is_empty() {
+            let rest = self.others.len().saturating_sub(FLUSHED_AT_ONCE);
+            let batch: Batch = self.others.drain(rest..).collect();
+            tasks.spawn(async move {
+                batch.iter().for_each(|channel| channel.flush_for_session());
+            });
+        }
+        self.first
+            .drain(..)
+            .for_each(|channel| channel.flush_for_session());
+    }
+}
+
+impl Drop for FlushSet {
+    fn drop(&mut self) {
+        for channel in self.first.iter().chain(&self.others) {
+            channel.wake();
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The end of an outbox that everyone may fill.
+
+use std::sync::Arc;
+
+use super::{
+    flush::FlushSet,
+    queue::{Channel, PushError, Queue, State},
+};
+use crate::{protocol::Close, websocket::Frame};
+
+/// Fills the outbox of one session. A clone fills the same outbox.
+#[derive(Clone)]
+pub(crate) struct Sender(pub(super) Arc<Channel>);
+
+/// What an outbox has taken so far, and still holds.
+pub(crate) struct OutboxStats {
+    /// The number of messages so far.
+    pub(crate) messages: u64,
+    /// The cost of what waits to be sent, in bytes; of a suspended session, the cost of its replay buffer.
+    pub(crate) bytes: usize,
+    /// Whether the session has no connection.
+    pub(crate) is_suspended: bool,
+}
+
+impl Sender {
+    /// Appends a frame without waiting, and adds the outbox to `flush_set` if it was idle. An empty outbox
+    /// takes a frame of any size.
+    ///
+    /// # Errors
+    ///
+    /// [`PushError::Full`] for the first frame that does not fit: what waited is dropped and the session
+    /// is closed (1013). [`PushError::Closed`] from then on. A resumable session only gives its
+    /// connection up, and keeps the frame.
+    pub(crate) fn push(&self, frame: Frame, flush_set: &mut FlushSet) -> Result<(), PushError> {
+        self.push_locked(&mut self.0.queue.lock(), frame, flush_set)
+    }
+
+    /// Like [`push`](Sender::push), for a ping. A resumable session gets a ping of its own in place of
+    /// `ping`. Returns whether the session has a connection.
+    pub(crate) fn ping(&self, ping: &Frame, flush_set: &mut FlushSet) -> bool {
+        let mut queue = self.0.queue.lock();
+        let State::Open = queue.state else {
+            return false;
+        };
+        let ping = match &mut queue.replay {
+            Some(replay) => replay.ping(),
+            None => ping.clone(),
+        };
+        self.push_locked(&mut queue, ping, flush_set).is_ok()
+    }
+
+    fn push_locked(
+        &self,
+        queue: &mut Queue,
+        frame: Frame,
+        flush_set: &mut FlushSet,
+    ) -> Result<(), PushError> {
+        if self.0.push(queue, frame)? {
+            flush_set.push(self.0.clone());
+        }
+        Ok(())
+    }
+
+    /// Ends the session with this Close frame, which follows what waits. Does nothing if the session is
+    /// ending already.
+    pub(crate) fn close(&self, close: Close) {
+        self.0.close(&mut self.0.queue.lock(), close);
+    }
+
+    /// Makes the session give its connection up with this Close frame, or end if it is not resumable. A
+    /// suspended session is woken.
+    pub(crate) fn give_up(&self, close: Close) {
+        self.0.give_up(&mut self.0.queue.lock(), close);
+    }
+
+    /// What the outbox has taken and holds.
+    pub(crate) fn stats(&self) -> OutboxStats {
+        let queue = self.0.queue.lock();
+        let is_suspended = matches!(queue.state, State::Detached);
+        let replay = queue.replay.as_ref().filter(|_| is_suspended);
+        OutboxStats {
+            messages: queue.messages,
+            bytes: replay.map_or(queue.cost, |replay| replay.cost()),
+            is_suspended,
+        }
+    }
+
+    /// Whether the session can continue with a client that has received so many of its messages.
+    pub(crate) fn is_resumable(&self, received: u64) -> bool {
+        let queue = self.0.queue.lock();
+        let is_ending = matches!(queue.state, State::Closing(_) | State::Closed);
+        let replay = queue.replay.as_ref().filter(|_| !is_ending);
+        replay.is_some_and(|replay| replay.covers(received))
+    }
+}

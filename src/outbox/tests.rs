@@ -1,0 +1,270 @@
+//! Outboxes without sessions.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, BufWriter, DuplexStream, ReadBuf, duplex},
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::yield_now,
+    time::timeout,
+};
+use tokio_util::{either::Either, task::TaskTracker};
+
+use super::{
+    flush::FlushSet,
+    queue::{Command, FlushError, PushError},
+    sender::Sender,
+    session_end::{Outbox, outbox},
+};
+use crate::{
+    protocol::{Close, CloseCode},
+    websocket::{Frame, Writer},
+};
+
+/// An outbox whose socket takes `space` bytes until they are read from the stream.
+pub(crate) fn outbox_to(limit: usize, space: usize) -> (Sender, Outbox, DuplexStream) {
+    let (near, far) = duplex(space);
+    let (sender, outbox) = outbox(
+        limit,
+        Writer::new(Either::Right(Box::new(near)), Arc::default()),
+    );
+    (sender, outbox, far)
+}
+
+/// The same to a real socket, which takes little at a time.
+async fn outbox_to_socket(limit: usize) -> (Sender, Outbox, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(1).unwrap();
+    let connect = socket.connect(listener.local_addr().unwrap());
+    let (far, near) = tokio::join!(connect, listener.accept());
+    let (_, near) = near.unwrap().0.into_split();
+    let (sender, outbox) = outbox(limit, Writer::new(Either::Left(near), Arc::default()));
+    (sender, outbox, far.unwrap())
+}
+
+/// How often it has been woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+pub(crate) fn flush(outbox: &Outbox) -> Poll<Result<(), CloseCode>> {
+    let mut cx = Context::from_waker(Waker::noop());
+    outbox.poll_flush(&mut cx).map_err(|error| match error {
+        FlushError::Command(Command::Close(close) | Command::Detach(close)) => close.code,
+        FlushError::Lost => panic!("the stream broke"),
+    })
+}
+
+/// Reads what has been written; returns how many bytes.
+pub(crate) fn read(stream: &mut DuplexStream) -> usize {
+    let mut bytes = [0; 100_000];
+    let mut buffer = ReadBuf::new(&mut bytes);
+    let mut cx = Context::from_waker(Waker::noop());
+    let _ = Pin::new(stream).poll_read(&mut cx, &mut buffer);
+    buffer.filled().len()
+}
+
+/// A frame of this cost.
+fn frame(cost: usize) -> Frame {
+    let empty = Frame::text(|_| {});
+    let frame = Frame::text(|buffer| buffer.resize(buffer.len() + cost - empty.cost(), b'a'));
+    assert_eq!(frame.cost(), cost);
+    frame
+}
+
+fn push(sender: &Sender, cost: usize) -> Result<(), PushError> {
+    sender.push(frame(cost), &mut FlushSet::default())
+}
+
+#[test]
+fn what_is_taken_and_not_written_still_counts() {
+    let (sender, outbox, mut stream) = outbox_to(200, 10);
+    assert_eq!(push(&sender, 120), Ok(()));
+    assert_eq!(flush(&outbox), Poll::Pending);
+    assert_eq!(push(&sender, 80), Ok(()));
+    let mut written = 0;
+    while flush(&outbox).is_pending() {
+        written += read(&mut stream);
+    }
+    written += read(&mut stream);
+    assert_eq!(written, frame(120).bytes().len() + frame(80).bytes().len());
+
+    assert_eq!(push(&sender, 120), Ok(()));
+    assert_eq!(flush(&outbox), Poll::Pending);
+    assert_eq!(push(&sender, 81), Err(PushError::Full));
+    assert_eq!(push(&sender, 70), Err(PushError::Closed));
+    let close = Poll::Ready(Err(CloseCode::TryAgainLater));
+    assert_eq!(flush(&outbox), close);
+    assert!(outbox.into_remainder().frames.is_empty());
+}
+
+#[test]
+fn many_small_frames_are_much_to_keep() {
+    let (sender, _outbox, _stream) = outbox_to(1000, 10);
+    let small = Frame::pong(b"");
+    let mut flush_set = FlushSet::default();
+    let taken = (0..1000)
+        .take_while(|_| sender.push(small.clone(), &mut flush_set).is_ok())
+        .count();
+    assert!(
+        taken < 20,
+        "{taken} frames of {} bytes",
+        small.bytes().len()
+    );
+}
+
+#[test]
+fn nothing_is_kept_of_a_burst() {
+    let (sender, outbox, _stream) = outbox_to(100_000, 100_000);
+    for _ in 0..500 {
+        assert_eq!(push(&sender, 100), Ok(()));
+    }
+    assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
+    let rest = outbox.into_remainder();
+    assert!(rest.writer.unwrap().capacity() <= 4 && rest.frames.capacity() <= 4);
+    assert_eq!(sender.0.queue.lock().cost, 0);
+}
+
+#[test]
+fn an_empty_queue_takes_a_frame_of_any_size() {
+    let (sender, _outbox, _stream) = outbox_to(100, 10);
+    assert_eq!(push(&sender, 110), Ok(()));
+    assert_eq!(push(&sender, 70), Err(PushError::Full));
+}
+
+#[test]
+fn the_first_close_stands_and_what_waited_goes_before_it() {
+    let (sender, outbox, _stream) = outbox_to(100, 10);
+    assert_eq!(push(&sender, 70), Ok(()));
+    sender.close(Close::new(CloseCode::GoingAway, "first"));
+    sender.close(Close::new(CloseCode::ServiceRestart, "second"));
+    assert_eq!(flush(&outbox), Poll::Ready(Err(CloseCode::GoingAway)));
+    assert_eq!(outbox.into_remainder().frames.len(), 1);
+}
+
+#[test]
+fn nothing_is_taken_after_the_session() {
+    let (sender, outbox, _stream) = outbox_to(100, 10);
+    drop(outbox);
+    assert_eq!(push(&sender, 70), Err(PushError::Closed));
+}
+
+#[test]
+fn only_who_fills_an_idle_queue_owes_it_to_flush_it() {
+    let (sender, outbox, mut stream) = outbox_to(1000, 500);
+    let [mut first, mut second] = [FlushSet::default(), FlushSet::default()];
+    let small = Frame::pong(b"");
+    assert_eq!(sender.push(small.clone(), &mut first), Ok(()));
+    assert_eq!(sender.push(small.clone(), &mut second), Ok(()));
+    assert_eq!((first.first.len(), second.first.len()), (1, 0));
+    first.flush(&TaskTracker::new());
+    assert_eq!(read(&mut stream), 2 * small.bytes().len());
+
+    assert_eq!(sender.push(small.clone(), &mut second), Ok(()));
+    assert_eq!(second.first.len(), 1);
+    drop(outbox);
+    second.flush(&TaskTracker::new());
+    assert_eq!(read(&mut stream), 0);
+}
+
+#[test]
+fn what_a_socket_does_not_take_is_left_to_the_session() {
+    let (sender, outbox, mut stream) = outbox_to(1000, 10);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut cx = Context::from_waker(&waker);
+    assert!(outbox.poll_flush(&mut cx).is_ready());
+
+    let mut flush_set = FlushSet::default();
+    assert_eq!(sender.push(frame(100), &mut flush_set), Ok(()));
+    flush_set.flush(&TaskTracker::new());
+    assert_eq!(woken.0.load(Relaxed), 0, "there is no room");
+    assert_eq!(read(&mut stream), 10);
+    assert_eq!(woken.0.load(Relaxed), 1, "there is room again");
+
+    // A debt that nobody pays is the session's, too.
+    while outbox.poll_flush(&mut cx).is_pending() {
+        read(&mut stream);
+    }
+    let before = woken.0.load(Relaxed);
+    assert_eq!(push(&sender, 70), Ok(()));
+    assert_eq!(woken.0.load(Relaxed), before + 1);
+}
+
+#[tokio::test]
+async fn who_has_not_looked_yet_is_woken_all_the_same() {
+    let (sender, outbox, _stream) = outbox_to_socket(1000).await;
+    let mut flush_set = FlushSet::default();
+    // Another writes what waits before the session is polled for the first time.
+    assert_eq!(sender.push(frame(100), &mut flush_set), Ok(()));
+    flush_set.flush(&TaskTracker::new());
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut cx = Context::from_waker(&waker);
+    assert!(outbox.poll_flush(&mut cx).is_ready());
+    sender.close(Close::new(CloseCode::GoingAway, "away"));
+    assert_eq!(woken.0.load(Relaxed), 1);
+}
+
+#[test]
+fn a_stream_that_keeps_back_what_is_written_is_flushed() {
+    let (near, mut far) = duplex(100);
+    let (sender, outbox) = outbox(
+        1000,
+        Writer::new(
+            Either::Right(Box::new(BufWriter::new(near))),
+            Arc::default(),
+        ),
+    );
+    assert_eq!(push(&sender, 90), Ok(()));
+    assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
+    assert_eq!(read(&mut far), frame(90).bytes().len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_left_behind_however_pushes_and_flushes_fall_together() {
+    const SENDERS: usize = 4;
+    const FRAMES: usize = 5000;
+    let small = Frame::pong(b"");
+    let total = SENDERS * FRAMES * small.bytes().len();
+    let (sender, outbox, mut stream) = outbox_to_socket(usize::MAX).await;
+    let session = tokio::spawn(poll_fn(move |cx| {
+        assert!(!matches!(outbox.poll_flush(cx), Poll::Ready(Err(_))));
+        Poll::<()>::Pending
+    }));
+    for _ in 0..SENDERS {
+        let (sender, small) = (sender.clone(), small.clone());
+        tokio::spawn(async move {
+            for turn in 0..FRAMES {
+                let mut flush_set = FlushSet::default();
+                sender.push(small.clone(), &mut flush_set).unwrap();
+                // Every fourth debt is left to the session.
+                if turn % 4 > 0 {
+                    flush_set.flush(&TaskTracker::new());
+                }
+                yield_now().await;
+            }
+        });
+    }
+    let mut bytes = vec![0; total];
+    let all = timeout(Duration::from_secs(60), stream.read_exact(&mut bytes));
+    all.await.expect("all of it, in time").unwrap();
+    let frames = bytes.chunks(small.bytes().len());
+    assert!(frames.into_iter().all(|frame| frame == small.bytes()));
+    session.abort();
+}

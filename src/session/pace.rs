@@ -1,0 +1,106 @@
+//! How fast a session is read from.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::{
+    access::Rates,
+    cluster::Quota,
+    config::{Config, Limit},
+    rooms::JoinGuard,
+};
+
+/// How often the connection of a session that is not read from is checked.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// The rates of a session, its quota of the outbound queue, and the pause that follows when it exceeds one.
+/// Most sessions are idle and have no pace.
+#[derive(Default)]
+pub(super) struct Pace {
+    rates: Option<Rates>,
+    /// What the session has in the queue to other nodes. Present in a cluster, once the session has
+    /// sent a message.
+    quota: Option<Arc<Quota>>,
+    /// Present while the session is not read from. Ready when that must be looked at again.
+    pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Pace {
+    /// The pace of a session that owes to its rates already: the time to pay the messages and the bytes, in
+    /// milliseconds. `None` if there are no rates.
+    pub(super) fn new(config: &Config, owed: [u64; 2]) -> Option<Box<Pace>> {
+        Rates::new(config, owed).map(|rates| {
+            Box::new(Pace {
+                rates: Some(rates),
+                ..Pace::default()
+            })
+        })
+    }
+
+    /// What the session owes to its rates.
+    pub(super) fn owed(&self) -> [u64; 2] {
+        self.rates.as_ref().map(Rates::owed).unwrap_or_default()
+    }
+
+    /// The session's quota of the outbound queue.
+    pub(super) fn quota(&self) -> Option<&Arc<Quota>> {
+        self.quota.as_ref()
+    }
+
+    /// Gives the session a quota, if it has none.
+    pub(super) fn ensure_quota(&mut self) {
+        self.quota.get_or_insert_default();
+    }
+
+    /// Whether the session is not read from.
+    pub(super) fn is_paused(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    /// Accounts for a frame that has come and for the bytes that it causes to be sent. Returns the rate that
+    /// is exceeded, and until when.
+    pub(super) fn spend(&mut self, bytes: usize) -> Option<(Limit, Instant)> {
+        let rates = self.rates.as_mut()?;
+        rates.spend(bytes);
+        rates.excess()
+    }
+
+    /// Begins a pause if a rate is exceeded or other nodes accept no more for the moment: the client's TCP
+    /// window then tells the client. Returns whether the session is paused.
+    pub(super) fn pause(
+        &mut self,
+        excess: Option<(Limit, Instant)>,
+        join_guard: &JoinGuard,
+    ) -> bool {
+        let quota = self.quota.as_ref();
+        let outbound = quota.and_then(|quota| join_guard.has_to_wait(quota));
+        if excess.is_none() && outbound.is_none() {
+            return false;
+        }
+        self.pause = Some(Box::pin(async move {
+            let check_at = Instant::now() + CHECK_EVERY;
+            if let Some((_, until)) = excess {
+                sleep_until(until.min(check_at)).await;
+            }
+            if let Some(outbound) = outbound {
+                let _ = timeout_at(check_at, outbound).await;
+            }
+        }));
+        true
+    }
+
+    /// Waits for the end of the pause. Returns the rate that is still exceeded, and until when.
+    pub(super) fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Limit, Instant)>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        Poll::Ready(self.rates.as_ref().and_then(Rates::excess))
+    }
+}

@@ -1,0 +1,415 @@
+//! How a session begins: on a new connection, on one that resumes a session of this node, or on one that
+//! moves a session here from another node. From there it runs to its end.
+
+use std::{future::poll_fn, sync::Arc, time::Duration};
+
+use hyper::upgrade::OnUpgrade;
+use log::debug;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    closing_handshake::ClosingHandshake,
+    disconnect::Disconnect,
+    serve::{Ended, Session},
+    suspended::Awakening,
+};
+use crate::{
+    access::{Admitted, ConnectRequest, SessionSlot},
+    cluster::{self, Answer},
+    outbox::{detached_outbox, outbox},
+    protocol::{self, Close, CloseCode, Problem, ResumeToken, RoomName, SessionId},
+    rooms::{LookupOutcome, MigrationRequest, Reservation, SessionInfo},
+    state::{Reconnection, ResumeRequest, Shared, Takeover},
+    websocket::{self, Reader, Writer},
+};
+
+/// The first pause before the nodes are asked again for a session that is moving between them. Each
+/// further pause is twice as long.
+const LOOK_UP_AGAIN: Duration = Duration::from_millis(10);
+
+/// A client that is about to join a room.
+struct Newcomer {
+    reader: Reader,
+    writer: Writer,
+    client: ConnectRequest,
+    reservation: Reservation,
+    slot: SessionSlot,
+}
+
+/// Waits until `connection` is upgraded. Then begins a session on it, or continues the session that the
+/// client wants to `resume`.
+pub(crate) fn start(
+    shared: Arc<Shared>,
+    room: RoomName,
+    connection: OnUpgrade,
+    client: ConnectRequest,
+    resume: Option<ResumeRequest>,
+    admitted: Option<Admitted>,
+) {
+    let tasks = shared.tasks.clone();
+    tasks.spawn(async move {
+        let limit = shared.config.handshake();
+        let Some(Ok(upgraded)) = shared.in_time(limit, connection).await else {
+            return;
+        };
+        let max_message_bytes = shared.config.max_message_bytes;
+        let (reader, writer) =
+            websocket::split(upgraded, max_message_bytes, &shared.metrics.traffic);
+        let mut connection = Box::new(Reconnection {
+            reader,
+            writer,
+            received: 0,
+            client,
+            room,
+            admitted,
+        });
+        let Some(request) = resume else {
+            return begin(shared, connection, None);
+        };
+        let Some((token, received)) = request.read() else {
+            return begin_anew(shared, connection);
+        };
+        connection.received = received;
+        if let Err(connection) = take_over(&shared, &token, connection) {
+            look_up(shared, connection, token).await;
+        }
+    });
+}
+
+/// Makes a session of this node continue with a connection.
+///
+/// # Errors
+///
+/// The connection, if this node has no such session or the session cannot continue with it.
+fn take_over(
+    shared: &Arc<Shared>,
+    token: &ResumeToken,
+    connection: Box<Reconnection>,
+) -> Result<(), Box<Reconnection>> {
+    let (room, user) = (connection.room.clone(), connection.client.user());
+    let user = user.map(str::to_owned);
+    let takeover = Takeover::Local(connection);
+    let delivered = shared
+        .resumes
+        .take_over(&token.hash(), &room, user.as_deref(), takeover);
+    settle(shared, delivered)
+}
+
+/// Deals with the outcome of a local takeover: rejects the earlier takeover that has lost the session.
+fn settle(
+    shared: &Arc<Shared>,
+    delivered: Result<Option<Takeover>, Takeover>,
+) -> Result<(), Box<Reconnection>> {
+    match delivered {
+        Ok(earlier) => {
+            if let Some(earlier) = earlier {
+                reject(shared, earlier);
+            }
+            Ok(())
+        }
+        Err(Takeover::Local(connection)) => Err(connection),
+        Err(Takeover::Remote(_)) => unreachable!("the takeover is a local one"),
+    }
+}
+
+/// Tells a takeover that a later one has the session.
+pub(crate) fn reject(shared: &Arc<Shared>, takeover: Takeover) {
+    match takeover {
+        Takeover::Local(connection) => {
+            let disconnect = Disconnect::Detached(Close::taken_over());
+            close(shared.clone(), disconnect, *connection);
+        }
+        Takeover::Remote(request) => refuse(shared, request, Answer::Superseded),
+    }
+}
+
+/// Tells a node why it does not get a session.
+pub(crate) fn refuse(shared: &Shared, request: MigrationRequest, answer: Answer) {
+    if let Some(cluster) = &shared.cluster {
+        let MigrationRequest {
+            node, room, seek, ..
+        } = request;
+        cluster.outbound.batch().answer(node, room, seek, answer);
+    }
+}
+
+/// Closes a connection that has no session.
+fn close(shared: Arc<Shared>, disconnect: Disconnect, connection: Reconnection) {
+    let Reconnection {
+        reader,
+        writer,
+        client,
+        ..
+    } = connection;
+    let tasks = shared.tasks.clone();
+    let handshake = ClosingHandshake::of_connection(shared, disconnect, writer, client.address);
+    tasks.spawn(handshake.run(reader));
+}
+
+/// Begins a new session in place of the one that could not be resumed.
+fn begin_anew(shared: Arc<Shared>, connection: Box<Reconnection>) {
+    shared.metrics.resumes("failed").inc();
+    begin(shared, connection, Some(Problem::resume_failed()));
+}
+
+/// Begins a new session, in a task of its own. A problem is the first message that its client gets.
+fn begin(shared: Arc<Shared>, mut connection: Box<Reconnection>, problem: Option<Problem>) {
+    let admitted = match admit(&shared, &mut connection) {
+        Ok(admitted) => admitted,
+        Err(close_frame) => {
+            return close(shared, Disconnect::Closed(close_frame), *connection);
+        }
+    };
+    let newcomer = Newcomer {
+        reader: connection.reader,
+        writer: connection.writer,
+        client: connection.client,
+        reservation: admitted.reservation,
+        slot: admitted.slot,
+    };
+    let tasks = shared.tasks.clone();
+    let Some(limit) = shared.cluster.as_ref().map(|cluster| cluster.down) else {
+        let (session, reader) = join(shared, newcomer, problem);
+        tasks.spawn(run(session, Some(reader)));
+        return;
+    };
+    tasks.clone().spawn(async move {
+        let joined = join_in_cluster(shared, newcomer, problem, limit).await;
+        if let Some((session, reader)) = joined {
+            // A task of its own: what this one has needed to wait must not be part of an idle
+            // session's memory.
+            tasks.spawn(run(session, Some(reader)));
+        }
+    });
+}
+
+/// What a new session on this connection needs: as obtained before the upgrade, or now.
+///
+/// # Errors
+///
+/// The Close frame that says why there is none.
+fn admit(shared: &Shared, connection: &mut Reconnection) -> Result<Admitted, Close> {
+    if let Some(admitted) = connection.admitted.take() {
+        return Ok(admitted);
+    }
+    let admitted = shared
+        .admission
+        .admit(&connection.room, connection.client.address);
+    admitted.map_err(|error| match shared.stopping.is_cancelled() {
+        true => Close::restart(0),
+        false => Close::new(CloseCode::TryAgainLater, error.message()),
+    })
+}
+
+/// Joins the room, once the other nodes have said who is there, and waits until they have seen the session,
+/// `limit` each. `None` if the outbound queue has no room within that time.
+async fn join_in_cluster(
+    shared: Arc<Shared>,
+    newcomer: Newcomer,
+    problem: Option<Problem>,
+    limit: Duration,
+) -> Option<(Session, Reader)> {
+    // The sessions of other nodes were there before this one.
+    let entered = newcomer.reservation.enter(limit);
+    shared.in_time(limit, entered).await;
+    let rooms = shared.rooms.clone();
+    let Some(_line) = shared.in_time(limit, rooms.in_line()).await else {
+        let message = "the cluster is slow: try again later";
+        let disconnect = Disconnect::Closed(Close::new(CloseCode::TryAgainLater, message));
+        let address = newcomer.client.address;
+        let handshake =
+            ClosingHandshake::of_connection(shared, disconnect, newcomer.writer, address);
+        handshake.run(newcomer.reader).await;
+        return None;
+    };
+    let (session, reader) = join(shared, newcomer, problem);
+    drop(_line);
+    let settled = session.join_guard.settled(limit);
+    session.shared.in_time(limit, settled).await;
+    session.join_guard.begins();
+    Some((session, reader))
+}
+
+/// Joins the room.
+fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (Session, Reader) {
+    let Newcomer {
+        reader,
+        writer,
+        client,
+        reservation,
+        slot,
+    } = newcomer;
+    let id = SessionId::random();
+    let (sender, outbox) = outbox(shared.config.outbox_bytes, writer);
+    if let Some(problem) = problem {
+        shared.metrics.errors(problem.code).inc();
+        outbox.push(protocol::error(id, &problem, None));
+    }
+    let ConnectRequest { address, mut grant } = client;
+    let public = grant.as_mut().and_then(|grant| grant.public.take());
+    let join_guard = reservation.join(id, sender, SessionInfo::new(public, address));
+    let permissions = grant.map(|grant| cluster::Permissions {
+        user: grant.user,
+        may_send: grant.may_send,
+        expires: grant.expires,
+    });
+    let session = Session::new(shared, join_guard, outbox, permissions, slot, [0, 0]);
+    debug!("{id} joined {}", session.join_guard.room());
+    (session, reader)
+}
+
+/// Looks on the other nodes for the session that a client wants to resume, and begins a new one if no node
+/// has it.
+async fn look_up(shared: Arc<Shared>, connection: Box<Reconnection>, token: ResumeToken) {
+    let Some(cluster) = &shared.cluster else {
+        return begin_anew(shared, connection);
+    };
+    // The nodes are not asked for a token that none of them has made.
+    if !shared.resumes.may_exist(&token) {
+        return begin_anew(shared, connection);
+    }
+    let (limit, stopped) = (cluster.down, shared.stopped.clone());
+    let deadline = Instant::now() + limit;
+    let address = connection.client.address;
+    if !shared.admission.may_look_up(address, deadline).await {
+        return begin_anew(shared, connection);
+    }
+    tokio::select! {
+        () = import(shared.clone(), connection, token, limit) => {}
+        // No node is waited for any more.
+        () = stopped.cancelled() => {}
+    }
+}
+
+/// Moves the session with this token here from the node that has it. Begins a new session if there is no
+/// such node.
+async fn import(
+    shared: Arc<Shared>,
+    mut connection: Box<Reconnection>,
+    token: ResumeToken,
+    limit: Duration,
+) {
+    // A new session tells the client why it is refused.
+    let Ok(Admitted {
+        mut reservation,
+        slot,
+    }) = admit(&shared, &mut connection)
+    else {
+        return begin_anew(shared, connection);
+    };
+    reservation.enter(limit).await;
+    let user = connection.client.user().map(str::to_owned);
+    let (received, outbox_bytes) = (connection.received, shared.config.outbox_bytes);
+    let deadline = Instant::now() + limit;
+    let mut pause = LOOK_UP_AGAIN;
+    let mut imported = loop {
+        let left = deadline - Instant::now();
+        let lookup = reservation.seek(
+            token.hash(),
+            user.clone(),
+            received,
+            outbox_bytes,
+            left,
+            limit,
+        );
+        match lookup.await {
+            LookupOutcome::Found(imported) => break imported,
+            LookupOutcome::Again(returned) if Instant::now() < deadline => reservation = returned,
+            LookupOutcome::Superseded => return reject(&shared, Takeover::Local(connection)),
+            LookupOutcome::Nobody(reservation) | LookupOutcome::Again(reservation) => {
+                connection.admitted = Some(Admitted { reservation, slot });
+                return begin_anew(shared, connection);
+            }
+        }
+        // Of two nodes that look for the session at once, each may have missed it.
+        sleep(pause).await;
+        pause *= 2;
+        // The session may have moved here in the meantime.
+        match take_over(&shared, &token, connection) {
+            Ok(()) => return,
+            Err(returned) => connection = returned,
+        }
+    };
+    let id = imported.handed().member.id;
+    let permissions = imported.handed().permissions.clone();
+    let owed = imported.handed().owed;
+    let (sender, outbox) = detached_outbox(outbox_bytes, received, imported.missed());
+    let user = permissions.as_ref().and_then(|it| it.user.clone());
+    let room = connection.room.clone();
+    let registration = shared
+        .resumes
+        .register_token(token, room, user, sender.clone());
+    let delivered = registration.take_over(Takeover::Local(connection));
+    if let Err(connection) = settle(&shared, delivered) {
+        // The client has missed more than this node keeps.
+        begin_anew(shared.clone(), connection);
+    }
+    let join_guard = imported.arrive(sender, limit).await;
+    debug!("{id} has moved to {} from another node", join_guard.room());
+    let mut session = Session::new(shared, join_guard, outbox, permissions, slot, owed);
+    session.registration = Some(Box::new(registration));
+    session.shared.tasks.clone().spawn(run(session, None));
+}
+
+/// Runs a session to its end. Without a reader it begins suspended.
+///
+/// The future of an idle session is most of what the session costs: it holds these few variables, and
+/// what is needed seldom is in boxes.
+fn run(session: Session, reader: Option<Reader>) -> impl Future<Output = ()> + Send {
+    // An async fn would hold its arguments twice.
+    let (mut session, mut reader) = (session, reader);
+    async move {
+        let ending = loop {
+            if reader.is_some() {
+                let served = poll_fn(|cx| session.poll_serve(cx, &mut reader));
+                let disconnect = served.await;
+                if !disconnect.is_loss() || !session.is_resumable() {
+                    break Box::pin(end(session, disconnect, reader));
+                }
+                session.suspend(disconnect, &mut reader);
+            }
+            match Box::pin(wait(&mut session)).await {
+                Ok(resumed) => reader = Some(resumed),
+                Err(disconnect) => break Box::pin(end(session, disconnect, None)),
+            }
+        };
+        ending.await;
+    }
+}
+
+/// Waits until a suspended session is resumed, and returns the reader of its new connection. Deals with what
+/// the session rejects meanwhile.
+///
+/// # Errors
+///
+/// Why the session ends.
+async fn wait(session: &mut Session) -> Result<Reader, Disconnect> {
+    let suspension = session.suspension();
+    loop {
+        match session.wait(&suspension).await {
+            Awakening::Resumed(reader) => return Ok(reader),
+            Awakening::Ended(disconnect) => return Err(disconnect),
+            Awakening::Rejected(connection) => begin_anew(session.shared.clone(), connection),
+            Awakening::Refused(request, answer) => refuse(&session.shared, request, answer),
+        }
+    }
+}
+
+/// Ends a session. A connection that came too late to resume it gets a new one.
+async fn end(session: Session, disconnect: Disconnect, reader: Option<Reader>) {
+    let shared = session.shared.clone();
+    let Ended {
+        late,
+        handshake,
+        slot,
+    } = session.end(disconnect, reader);
+    match late {
+        Some(Takeover::Local(connection)) => begin_anew(shared, connection),
+        Some(Takeover::Remote(request)) => refuse(&shared, request, Answer::NotHere),
+        None => {}
+    }
+    if let Some((handshake, reader)) = handshake {
+        handshake.run(reader).await;
+    }
+    drop(slot);
+}
