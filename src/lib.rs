@@ -42,6 +42,7 @@
 mod access;
 mod cluster;
 mod config;
+pub mod guide;
 mod metrics;
 mod outbox;
 mod protocol;
