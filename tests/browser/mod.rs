@@ -9,7 +9,7 @@
 //! | `calling` | pictures, sound and screens, and tabs that go |
 //! | `files` | a file from one browser to another |
 //! | `returning` | the server lost and found again |
-//! | `module` | the client module alone: promises, refusals, and the README's page |
+//! | `module` | the client module alone: promises, refusals, and the pages of the README and the guide |
 //! | `operating` | TLS, tokens and TURN, and the page for operators |
 //! | `looks` | accessibility, sizes, and what the browser forbids |
 

@@ -1,4 +1,4 @@
-//! The client module alone: promises, refusals, and the README's page.
+//! The client module alone: promises, refusals, and the pages of the README and the guide.
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -16,7 +16,10 @@ use super::{
     calling::until_pictures_move,
     driver::{Browser, Tab},
 };
-use crate::support::{Client, TestServer, within_deadline};
+use crate::{
+    guide::{CLIENT, README, blocks},
+    support::{Client, TestServer, within_deadline},
+};
 
 /// A server whose pages may do anything: a folder has no Content-Security-Policy.
 async fn module_server() -> TestServer {
@@ -837,24 +840,19 @@ async fn when_offers_meet_the_smaller_id_yields_and_nothing_is_lost() {
     browser.close().await;
 }
 
-#[tokio::test]
-#[ignore = "needs Chromium: tests/run starts it"]
-async fn the_page_of_the_readme_is_a_call() {
-    const README: &str = include_str!("../../README.md");
-    let (_, block) = README.split_once("```html\n").expect("a page");
-    let (page, _) = block.split_once("```").unwrap();
-    assert!(page.lines().count() <= 15, "some ten lines");
-    assert!(page.contains("http://127.0.0.1:8080/"));
-    let server = TestServer::start().await;
-    let browser = Browser::start().await;
-    let file = browser.folder.join("call.html");
-    std::fs::write(
-        &file,
-        page.replace("127.0.0.1:8080", &server.address.to_string()),
-    )
-    .unwrap();
-    let url = format!("file://{}", file.display());
-    let tabs = [browser.open(&url).await, browser.open(&url).await];
+/// The page in a text, written into a file that two tabs open; its URL.
+fn write_page(browser: &Browser, name: &str, text: &str, server: &TestServer) -> String {
+    let page = blocks(text, "html").next().expect("a page");
+    assert!(page.contains("//127.0.0.1:8080/"));
+    let file = browser.folder.join(name);
+    let page = page.replace("127.0.0.1:8080", &server.address.to_string());
+    std::fs::write(&file, page).unwrap();
+    format!("file://{}", file.display())
+}
+
+/// Opens a page of a call in each of two tabs, and one of them leaves.
+async fn is_a_call(browser: &Browser, pages: [&str; 2]) {
+    let tabs = [browser.open(pages[0]).await, browser.open(pages[1]).await];
     for tab in &tabs {
         until_pictures_move(tab, 1).await;
         tab.until("document.querySelectorAll('video').length === 2")
@@ -865,5 +863,29 @@ async fn the_page_of_the_readme_is_a_call() {
     first
         .until("document.querySelectorAll('video').length === 1")
         .await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_page_of_the_readme_is_a_call() {
+    let page = blocks(README, "html").next().expect("a page");
+    assert!(page.lines().count() <= 15, "some ten lines");
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = write_page(&browser, "call.html", README, &server);
+    is_a_call(&browser, [&url, &url]).await;
     browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_page_without_the_module_is_a_call_with_its_like_and_with_a_mesh() {
+    for [first, second] in [[CLIENT, CLIENT], [CLIENT, README], [README, CLIENT]] {
+        let server = TestServer::start().await;
+        let browser = Browser::start().await;
+        let first = write_page(&browser, "first.html", first, &server);
+        let second = write_page(&browser, "second.html", second, &server);
+        is_a_call(&browser, [&first, &second]).await;
+        browser.close().await;
+    }
 }

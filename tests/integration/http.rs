@@ -120,7 +120,10 @@ async fn the_page_is_small_and_tells_browsers_to_be_strict() {
         }
         let file = ask(&server, "GET", &format!("/{name}"), "").await;
         if name.ends_with(".png") {
-            assert_eq!(file.status, 404, "{name} is for the README alone");
+            assert_eq!(
+                file.status, 404,
+                "{name} is for the README and the guide alone"
+            );
             continue;
         }
         bytes += file.body.len();

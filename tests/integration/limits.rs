@@ -354,7 +354,7 @@ async fn who_says_too_much_is_read_from_more_slowly_and_loses_nothing() {
     assert!(limit_hit(&server, "messages-per-second") > 0);
 }
 
-/// Under the limits that the README recommends.
+/// Under the limits that the README and the guide recommend.
 #[tokio::test]
 async fn nobody_is_closed_for_answering_a_crowd_of_strangers() {
     let server = TestServer::with(|config| {

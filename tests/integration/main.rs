@@ -28,7 +28,7 @@
 //! | `cluster_wire` | what a node says to others and takes from them (started by `tests/run`) |
 //! | `operating` | coturn, nginx and Prometheus beside it (started by `tests/run`) |
 //! | `../browser` | the page and the client module in a real Chromium (started by `tests/run`) |
-//! | `readme` | the README's walk-through with a real websocat (started by `tests/run`) |
+//! | `guide` | the commands and links of the README and the guide (in part started by `tests/run`) |
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -42,6 +42,7 @@ mod cluster_wire;
 mod crowds;
 mod embedding;
 mod frames;
+mod guide;
 mod heartbeat;
 mod http;
 mod ice;
@@ -51,7 +52,6 @@ mod messages;
 mod operating;
 mod program;
 mod proxy;
-mod readme;
 mod requests;
 mod resuming;
 mod routing;

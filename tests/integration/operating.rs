@@ -23,11 +23,10 @@ use tokio_rustls::{
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 
 use crate::{
+    guide::{CLUSTER, OPERATING, blocks},
     support::{Client, File, TestServer, eventually, in_seconds, operator, within_deadline},
     tls::{self, Authority},
 };
-
-const README: &str = include_str!("../../README.md");
 
 /// A port that is free for TCP and, most likely, for UDP.
 pub fn free_port() -> u16 {
@@ -167,23 +166,25 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
     }
 }
 
-/// The parts of the README that are a configuration for nginx: a server, several nodes behind it, and a
+/// The parts of the guide that are a configuration for nginx: a server, several nodes behind it, and a
 /// second server to lead newcomers to.
 fn nginx_configurations() -> [&'static str; 3] {
-    let mut blocks = README.split("```nginx\n").skip(1);
-    [(); 3].map(|()| blocks.next().unwrap().split_once("```").unwrap().0)
+    let mut operating = blocks(OPERATING, "nginx");
+    let (server, turns) = (operating.next().unwrap(), operating.next().unwrap());
+    let nodes = blocks(CLUSTER, "nginx").next().unwrap();
+    [server, nodes, turns]
 }
 
 /// Changes a text for a test.
 fn change(mut text: String, changes: &[(&str, String)]) -> String {
     for (part, replacement) in changes {
-        assert!(text.contains(part), "{part} is not in the README's example");
+        assert!(text.contains(part), "{part} is not in the guide's example");
         text = text.replace(part, replacement);
     }
     text
 }
 
-/// nginx in front of a server, by the README's example.
+/// nginx in front of a server, by the guide's example.
 pub struct Nginx {
     _child: Child,
     _files: [File; 3],
@@ -211,7 +212,7 @@ impl Nginx {
         Nginx::before(name, upstream, &nodes).await
     }
 
-    /// In front of one server, or of two that stand in this part of the README.
+    /// In front of one server, or of two that stand in this part of the guide.
     async fn before(name: &str, upstream: &str, backends: &[SocketAddr]) -> Nginx {
         let port = free_port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -434,8 +435,7 @@ async fn prometheus_takes_the_metrics_and_promtool_finds_nothing_wrong_with_them
     // Prometheus itself reads them as OpenMetrics.
     let port = free_port();
     let folder = std::env::temp_dir().join(format!("anteroom-prometheus-{}", std::process::id()));
-    let (_, example) = README.split_once("```yaml\n").unwrap();
-    let example = example.split_once("```").unwrap().0;
+    let example = blocks(OPERATING, "yaml").next().unwrap();
     assert!(example.contains("127.0.0.1:9090"));
     let example = example.replace("127.0.0.1:9090", &server.admin.unwrap().to_string());
     let global = "global: { scrape_interval: 1s }\n";

@@ -14,11 +14,10 @@ use tokio::{
 use tokio_tungstenite::{client_async, tungstenite::client::IntoClientRequest};
 
 use crate::{
+    guide::{CLUSTER, CONFIGURATION, OPERATING, README, commands},
     support::{Client, File, Program, ask_operator, finally, within_deadline},
     tls::{Authority, Files, shake_hands},
 };
-
-const README: &str = include_str!("../../README.md");
 
 fn run(options: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_anteroom"))
@@ -130,7 +129,7 @@ fn what_cannot_be_had_is_one_clear_line_and_exit_code_1() {
 }
 
 #[test]
-fn help_and_readme_give_each_option_its_unit_default_and_variable() {
+fn help_and_guide_give_each_option_its_unit_default_and_variable() {
     let output = run(&["--help"], &[]);
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
@@ -141,9 +140,12 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
         "\nLiveness:\n",
         "\nWebRTC:\n",
         "\nAdministration:\n",
+        "\nCluster:\n",
         "\nStopping:\n",
     ] {
         assert!(help.contains(group), "{group}");
+        let heading = format!("\n## {}\n", group.trim().trim_end_matches(':'));
+        assert!(CONFIGURATION.contains(&heading), "{heading}");
     }
     let options = [
         ("--listen <ADDRESS:PORT>", "LISTEN", "127.0.0.1:8080"),
@@ -228,10 +230,10 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
             "{option}: {own}"
         );
         let (name, _) = option.split_once(' ').unwrap();
-        let row = README
+        let row = CONFIGURATION
             .lines()
             .find(|line| line.starts_with(&format!("| `{name}` | ")));
-        let row = row.unwrap_or_else(|| panic!("the README does not have {name}"));
+        let row = row.unwrap_or_else(|| panic!("the guide does not have {name}"));
         assert!(row.contains(default), "{row}");
         if !default.is_empty() {
             assert!(
@@ -243,8 +245,8 @@ fn help_and_readme_give_each_option_its_unit_default_and_variable() {
 }
 
 #[tokio::test]
-async fn every_server_that_the_readme_starts_does_start() {
-    let folder = std::env::temp_dir().join(format!("anteroom-readme-{}", std::process::id()));
+async fn every_server_that_the_guide_starts_does_start() {
+    let folder = std::env::temp_dir().join(format!("anteroom-guide-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let (cert, key) = Authority::new().issue("rooms.test");
     let secret = "a-secret-of-this-test-that-has-more-than-32-bytes\n";
@@ -256,11 +258,10 @@ async fn every_server_that_the_readme_starts_does_start() {
     ] {
         std::fs::write(folder.join(name), contents).unwrap();
     }
-    let chapter = README.split_once("\n## Operating it\n").unwrap().1;
-    let commands = chapter.replace("\\\n", "");
+    let commands = [README, OPERATING, CLUSTER].map(commands).concat();
     let servers = commands
-        .lines()
-        .filter_map(|line| line.strip_prefix("$ anteroom "));
+        .iter()
+        .filter_map(|line| line.strip_prefix("anteroom "));
     let mut count = 0;
     for options in servers {
         let options = options
@@ -281,7 +282,7 @@ async fn every_server_that_the_readme_starts_does_start() {
         assert_eq!(program.exit_code().await, Some(0), "{options}");
         count += 1;
     }
-    assert_eq!(count, 7);
+    assert_eq!(count, 8);
     std::fs::remove_dir_all(folder).unwrap();
 }
 
