@@ -47,9 +47,9 @@ const QUEUE_BYTES = 1 << 20;
  * be left out where the server has served this module, not where it was copied or bundled. `token`
  * is the JSON Web Token that admits, or a function that is asked for one before each connection,
  * also when the last has ended.
- * After `silence` ms without a word the server is asked for one; after `timeout` ms without an
+ * After `idleTimeout` ms without a word the server is asked for one; after `timeout` ms without an
  * answer the connection is given up.
- * @typedef {{ url?: string | URL, token?: string | (() => string), silence?: number,
+ * @typedef {{ url?: string | URL, token?: string | (() => string), idleTimeout?: number,
  *   timeout?: number }} JoinOptions */
 
 /** An EventTarget that knows its events.
@@ -97,7 +97,7 @@ const RoomTarget = /** @type {new () => TypedTarget<RoomEvents>} */ (EventTarget
 export class Room extends RoomTarget {
   #url;
   #admission;
-  #silence;
+  #idleTimeout;
   #timeout;
   /** @type {WebSocket | null} The connection that counts; events of others are stale. */
   #socket = null;
@@ -136,11 +136,11 @@ export class Room extends RoomTarget {
 
   /** @param {string} name
    * @param {JoinOptions} [options] */
-  constructor(name, { url, token, silence = 25_000, timeout = 10_000 } = {}) {
+  constructor(name, { url, token, idleTimeout = 25_000, timeout = 10_000 } = {}) {
     super();
     this.#url = address(name, url ?? new URL(".", import.meta.url));
     this.#admission = token;
-    this.#silence = silence;
+    this.#idleTimeout = idleTimeout;
     this.#timeout = timeout;
     this.#connect();
     const { signal } = this.#listening;
@@ -417,7 +417,7 @@ export class Room extends RoomTarget {
     } catch (error) {
       this.#emit("error", new RoomError("bad_message", `the server sent ${text}: ${error}`));
     }
-    if (this.#state === "open") this.#wait(this.#silence, () => this.#ping());
+    if (this.#state === "open") this.#wait(this.#idleTimeout, () => this.#ping());
   }
 
   /** @param {Message} message

@@ -93,7 +93,7 @@ async fn a_server_that_says_nothing_any_longer_is_noticed() {
     let tab = browser.open(&format!("http://{}/", server.address)).await;
     tab.run(
         "const { join } = await import('/anteroom.js');
-        globalThis.room = join('quiet', { silence: 300, timeout: 3000 });
+        globalThis.room = join('quiet', { idleTimeout: 300, timeout: 3000 });
         globalThis.changes = [];
         room.addEventListener('statechange', ({ detail }) => changes.push(detail));",
     )
