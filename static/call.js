@@ -101,15 +101,15 @@ function sendMedia(room, mesh, people) {
           sent.addTrack(source);
           mesh.addTrack(source, sent);
         }
-        $("explain").textContent = "";
+        $("call-hint").textContent = "";
         changed();
       } catch (error) {
-        $("explain").textContent = explain(name, error);
+        $("call-hint").textContent = explain(name, error);
       }
       asking.delete(name);
     });
   }
-  if (!navigator.mediaDevices) $("explain").textContent = explain("camera", null);
+  if (!navigator.mediaDevices) $("call-hint").textContent = explain("camera", null);
   return sent;
 }
 
@@ -143,7 +143,7 @@ function explain(name, error) {
  * @param {People} people
  * @param {MediaStream} sent */
 function showTiles(room, mesh, people, sent) {
-  /** @type {Map<string, Record<"tile" | "face" | "label", HTMLElement> & { video: HTMLVideoElement }>} */
+  /** @type {Map<string, Record<"tile" | "avatar" | "label", HTMLElement> & { video: HTMLVideoElement }>} */
   const tiles = new Map();
   /** @type {Map<string, MediaStream>} What each sends. */
   const streams = new Map();
@@ -153,12 +153,12 @@ function showTiles(room, mesh, people, sent) {
   const add = (id) => {
     const own = id === room.id;
     const video = element("video", { autoplay: true, playsInline: true, muted: own });
-    const face = element("span", { className: "face", ariaHidden: "true" });
+    const avatar = element("span", { className: "avatar", ariaHidden: "true" });
     const label = element("span", { className: "label" });
-    const tile = element("li", { dataset: { id } }, video, face, label);
+    const tile = element("li", { dataset: { id } }, video, avatar, label);
     tile.style.setProperty("--hue", String(hue(id)));
     on(video, "resize playing emptied", show);
-    tiles.set(id, { tile, video, face, label });
+    tiles.set(id, { tile, video, avatar, label });
     if (own) list.prepend(tile);
     else list.append(tile);
   };
@@ -173,7 +173,7 @@ function showTiles(room, mesh, people, sent) {
       tiles.delete(id);
     }
     for (const id of ids) if (!tiles.has(id)) add(id);
-    for (const [id, { tile, video, face, label }] of tiles) {
+    for (const [id, { tile, video, avatar, label }] of tiles) {
       const own = id === room.id;
       const { microphone, camera, screen } = people.profile(id);
       const name = people.name(id);
@@ -183,15 +183,15 @@ function showTiles(room, mesh, people, sent) {
       // Whoever has a profile says what they send; `muted` may be wrong (in Chromium).
       const sends = people.has(id) ? camera || screen : live.some(({ muted }) => !muted);
       const seen = sends && live.length > 0 && video.videoWidth > 0;
-      tile.dataset.seen = String(seen);
-      tile.dataset.reach = mesh.peers.get(id)?.state ?? "";
+      tile.dataset.video = String(seen);
+      tile.dataset.connection = mesh.peers.get(id)?.state ?? "";
       tile.dataset.mirrored = String(own && camera && !screen);
       tile.dataset.screen = String(screen);
       video.ariaLabel = `${screen ? "Screen" : "Video"} of ${own ? "yourself" : name}`;
       video.ariaHidden = String(!seen);
-      face.textContent = [...name][0]?.toUpperCase() ?? "?";
+      avatar.textContent = [...name][0]?.toUpperCase() ?? "?";
       label.replaceChildren(element("bdi", {}, name), own ? " (you)" : "");
-      if (microphone) label.append(icon("microphone"), element("span", { className: "unseen" }, ", microphone on"));
+      if (microphone) label.append(icon("microphone"), element("span", { className: "visually-hidden" }, ", microphone on"));
     }
     arrange();
   });
@@ -201,7 +201,7 @@ function showTiles(room, mesh, people, sent) {
     const box = list.getBoundingClientRect();
     // A screen is there to be read: it gets most of the room, where there is some.
     const large = [...tiles.values()].find(({ tile: { dataset } }) => {
-      return box.height >= 320 && dataset.screen === "true" && dataset.seen === "true" && dataset.id !== room.id;
+      return box.height >= 320 && dataset.screen === "true" && dataset.video === "true" && dataset.id !== room.id;
     });
     for (const each of tiles.values()) each.tile.classList.toggle("large", each === large);
     const count = tiles.size - (large ? 1 : 0);
@@ -244,10 +244,10 @@ async function play(video, stream) {
     if (error.name !== "NotAllowedError") return;
     video.muted = true;
     video.play().catch(() => {});
-    $("explain").textContent = "Click anywhere, or press a key, to hear the others.";
+    $("call-hint").textContent = "Click anywhere, or press a key, to hear the others.";
     on(window, "click keydown", () => {
       video.muted = false;
-      $("explain").textContent = "";
+      $("call-hint").textContent = "";
     }, { once: true });
   }
 }

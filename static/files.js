@@ -230,7 +230,7 @@ class Line {
    * @param {number} bytes */
   constructor(name, bytes) {
     this.#bar = element("progress", { max: bytes || 1, value: 0, hidden: true, ariaLabel: name });
-    const what = element("span", { className: "words" }, `${name} (${size(bytes)})`);
+    const what = element("span", { className: "message-text" }, `${name} (${size(bytes)})`);
     this.item = element("div", { className: "file", tabIndex: -1, ariaAtomic: "true" },
       what, this.#bar, this.#status, this.#buttons);
   }

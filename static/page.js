@@ -4,7 +4,7 @@ import { Mesh, join } from "./anteroom.js";
 import { startCall } from "./call.js";
 import { $, on } from "./dom.js";
 import { People, showPeople } from "./people.js";
-import { startTalk } from "./talk.js";
+import { startChat } from "./chat.js";
 import { startWire } from "./wire.js";
 
 /** @import { Room, StateChange } from "./anteroom.js" */
@@ -28,12 +28,12 @@ if (asked === null) {
 
 /** @param {string} refused why a room could not be entered */
 function showEntrance(refused) {
-  $("entrance").hidden = false;
-  $("refused").textContent = refused;
+  $("entry").hidden = false;
+  $("entry-error").textContent = refused;
   $("room-name").value = asked ?? suggestion().toLowerCase().replace(" ", "-");
   $("your-name").value = myName;
   // The form itself leads to the room.
-  on($("enter"), "submit", () => rename($("your-name").value));
+  on($("entry-form"), "submit", () => rename($("your-name").value));
 }
 
 /** @param {Room} room
@@ -44,7 +44,7 @@ function enter(room, name) {
   startWire(room, people);
   showPeople(room, mesh, people);
   startCall(room, mesh, people);
-  startTalk(room, mesh, people);
+  startChat(room, mesh, people);
   mesh.addEventListener("error", ({ detail: { id, error } }) => console.warn(id, error));
 
   document.title = `${name} – anteroom`;
@@ -54,7 +54,7 @@ function enter(room, name) {
   $("text").focus();
 
   showState(room);
-  on($("again"), "click", () => location.reload());
+  on($("rejoin"), "click", () => location.reload());
 
   $("name").value = myName;
   on($("name"), "change", () => {
@@ -62,7 +62,7 @@ function enter(room, name) {
     $("name").value = myName;
     people.say({ name: myName });
   });
-  on($("naming"), "submit", (event) => {
+  on($("name-form"), "submit", (event) => {
     event.preventDefault();
     $("text").focus();
   });
@@ -82,7 +82,7 @@ function view(name) {
     if (button.dataset.view === name) delete button.dataset.unread;
   }
   // What is not shown cannot scroll along.
-  for (const id of ["said", "messages"]) $(id).scrollTop = $(id).scrollHeight;
+  for (const id of ["chat-log", "messages"]) $(id).scrollTop = $(id).scrollHeight;
 }
 
 /** Says how the connection to the server is.
@@ -91,7 +91,7 @@ function showState(room) {
   const show = (/** @type {StateChange} */ change) => {
     $("state").dataset.state = change.state;
     $("state").textContent = words(change);
-    $("again").hidden = change.state !== "closed";
+    $("rejoin").hidden = change.state !== "closed";
   };
   show({ state: "connecting" });
   room.addEventListener("statechange", ({ detail }) => show(detail));

@@ -54,7 +54,7 @@ export class People extends EventTarget {
 
   #changed = soon(() => {
     // A name comes a moment after its session, whose first lines stand there without.
-    for (const who of document.querySelectorAll(".who")) {
+    for (const who of document.querySelectorAll(".name-tag")) {
       const { title, textContent } = /** @type {HTMLElement} */ (who);
       if (textContent === short(title)) who.textContent = this.name(title);
     }
@@ -83,7 +83,7 @@ export class People extends EventTarget {
   /** The name of a session with its colour.
    * @param {string} id */
   who(id) {
-    const who = element("span", { className: "who", title: id }, this.name(id));
+    const who = element("span", { className: "name-tag", title: id }, this.name(id));
     who.style.setProperty("--hue", String(hue(id)));
     return who;
   }
@@ -120,9 +120,9 @@ export function showPeople(room, mesh, people) {
 
   const show = soon(() => {
     const ids = [...(room.state === "open" && room.id ? [room.id] : []), ...room.peers.keys()];
-    $("persons").replaceChildren(...ids.map(person));
+    $("people-list").replaceChildren(...ids.map(person));
     $("people-title").textContent = ids.length > 1 ? `Here now: ${ids.length}` : "Here now";
-    $("alone").hidden = room.peers.size > 0 || room.state !== "open";
+    $("empty-hint").hidden = room.peers.size > 0 || room.state !== "open";
     showReceivers(room, people);
   });
 
@@ -133,11 +133,11 @@ export function showPeople(room, mesh, people) {
     const item = element("li", { dataset: { id } }, people.who(id));
     if (own) item.append(" (you)");
     for (const [has, name] of /** @type {const} */ ([[microphone, "microphone"], [camera, "camera"], [screen, "screen"]])) {
-      if (has) item.append(element("span", { className: "badge", title: `${name} on` }, icon(name), element("span", { className: "unseen" }, `, ${name} on`)));
+      if (has) item.append(element("span", { className: "badge", title: `${name} on` }, icon(name), element("span", { className: "visually-hidden" }, `, ${name} on`)));
     }
     const peer = mesh.peers.get(id);
     const state = own ? "" : describe(peer, qualities.get(id));
-    item.append(element("small", { className: "reach", dataset: { state: own ? "" : (peer?.state ?? "none") } }, state));
+    item.append(element("small", { className: "connection", dataset: { state: own ? "" : (peer?.state ?? "none") } }, state));
     return item;
   };
 
@@ -150,7 +150,7 @@ export function showPeople(room, mesh, people) {
     qualities.clear();
     peers.forEach(({ id }, place) => qualities.set(id, measured[place]));
     for (const { id } of peers) {
-      const reach = $("persons").querySelector(`[data-id="${id}"] .reach`);
+      const reach = $("people-list").querySelector(`[data-id="${id}"] .connection`);
       // Nothing else is touched: somebody may be reading there.
       if (reach) reach.textContent = describe(mesh.peers.get(id), qualities.get(id));
     }

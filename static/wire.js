@@ -33,7 +33,7 @@ export function startWire(room, people) {
   const filter = (item) => {
     const { direction, text = "" } = item.dataset;
     const wanted = $("direction").value;
-    const contained = text.toLowerCase().includes($("containing").value.toLowerCase());
+    const contained = text.toLowerCase().includes($("filter-text").value.toLowerCase());
     item.hidden = !contained || (wanted !== "" && wanted !== direction);
   };
   on($("filter"), "input", () => {
@@ -62,10 +62,10 @@ export function startWire(room, people) {
     try {
       room.sendRaw($("json").value);
     } catch (/** @type {any} */ error) {
-      append($("messages"), element("li", { className: "wrong" }, `Not sent: ${error.message}.`), MESSAGES);
+      append($("messages"), element("li", { className: "error" }, `Not sent: ${error.message}.`), MESSAGES);
     }
   };
-  on($("by-hand"), "submit", (event) => {
+  on($("compose"), "submit", (event) => {
     event.preventDefault();
     send();
   });

@@ -77,26 +77,26 @@ async fn in_a_call_of_four_every_picture_moves_for_everyone() {
     }
     for tab in &tabs {
         until_pictures_move(tab, 3).await;
-        tab.until("document.querySelectorAll('#tiles [data-seen=true]').length === 4")
+        tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 4")
             .await;
     }
     // A tab that goes takes its picture with it; the others go on.
     tabs.pop().unwrap().close().await;
     for tab in &tabs {
         until_here(tab, 3).await;
-        tab.until("document.querySelectorAll('#tiles [data-seen=true]').length === 3")
+        tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 3")
             .await;
         until_pictures_move(tab, 2).await;
     }
     // A camera that is switched off is not seen, and can come back.
     switch(&tabs[0], "camera", false).await;
     tabs[1]
-        .until("document.querySelectorAll('#tiles [data-seen=true]').length === 2")
+        .until("document.querySelectorAll('#tiles [data-video=true]').length === 2")
         .await;
     switch(&tabs[0], "camera", true).await;
     for tab in &tabs {
         until_pictures_move(tab, 2).await;
-        tab.until("document.querySelectorAll('#tiles [data-seen=true]').length === 3")
+        tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 3")
             .await;
     }
     browser.close().await;
@@ -128,7 +128,7 @@ async fn two_cameras_started_in_the_same_instant_connect() {
         }
         for tab in &tabs {
             until_pictures_move(tab, 1).await;
-            tab.until("document.querySelectorAll('#tiles [data-seen=true]').length === 2")
+            tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 2")
                 .await;
         }
         for tab in &tabs {
@@ -165,7 +165,7 @@ async fn a_screen_replaces_the_camera_and_the_sound_goes_on() {
 
     switch(&tabs[0], "screen", true).await;
     assert_eq!(tabs[0].run(surface).await, "monitor");
-    let screens = "document.querySelectorAll('#tiles [data-screen=true][data-seen=true]').length";
+    let screens = "document.querySelectorAll('#tiles [data-screen=true][data-video=true]').length";
     tabs[1].until(&format!("{screens} === 1")).await;
     until_pictures_move(&tabs[1], 1).await;
     switch(&tabs[0], "screen", false).await;

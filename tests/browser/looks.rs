@@ -37,7 +37,7 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
     until_here(&tab, 2).await;
     tab.click("#camera").await;
     tab.type_into("#text", "hello\n").await;
-    tab.until("document.querySelector('#said .words')").await;
+    tab.until("document.querySelector('#chat-log .message-text')").await;
     let file = browser.folder.join("note.txt");
     std::fs::write(&file, "some words").unwrap();
     other.type_into("#file", file.to_str().unwrap()).await;
@@ -51,7 +51,7 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
         .open(&format!("http://{}/?room=..", server.address))
         .await;
     refused
-        .until("document.querySelector('#refused').textContent.includes('..')")
+        .until("document.querySelector('#entry-error').textContent.includes('..')")
         .await;
     for scheme in ["light", "dark"] {
         for (width, height) in [(390, 844), (844, 390), (1024, 768), (1440, 900)] {
@@ -67,7 +67,7 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
                 page.chrome("Emulation.setDeviceMetricsOverride", metrics)
                     .await;
                 let views: &[&str] = match (name, width) {
-                    ("room", 390 | 844) => &["call", "people", "talk", "wire"],
+                    ("room", 390 | 844) => &["call", "people", "chat", "wire"],
                     _ => &[""],
                 };
                 for view in views {
@@ -119,13 +119,13 @@ async fn where_the_browser_gives_no_camera_the_page_says_why() {
     let tab = browser.open(&url).await;
     until_here(&tab, 1).await;
     assert_eq!(tab.run("return isSecureContext").await, false);
-    assert!(tab.text("#explain").await.contains("https"));
+    assert!(tab.text("#call-hint").await.contains("https"));
     tab.click("#screen").await;
-    assert!(tab.text("#explain").await.contains("https"));
+    assert!(tab.text("#call-hint").await.contains("https"));
     // All else works.
     let other = browser.open(&url).await;
     until_here(&other, 2).await;
     other.type_into("#text", "without a camera\n").await;
-    tab.until("document.querySelector('#said .words')").await;
+    tab.until("document.querySelector('#chat-log .message-text')").await;
     browser.close().await;
 }

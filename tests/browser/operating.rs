@@ -58,7 +58,7 @@ async fn people_with_tokens_meet_over_wss() {
     assert_eq!(bob.run("return isSecureContext").await, true);
     // Each sees the other by the name in the token.
     alice
-        .until("[...document.querySelectorAll('#persons .who')].some((who) => who.textContent === 'bob')")
+        .until("[...document.querySelectorAll('#people-list .name-tag')].some((who) => who.textContent === 'bob')")
         .await;
     alice.type_into("#text", "over TLS\n").await;
     until_heard(&bob, "over TLS").await;

@@ -58,17 +58,17 @@ async fn after_the_server_was_killed_everyone_is_back_and_the_call_goes_on() {
         );
     }
     for tab in &tabs {
-        let persons = "document.querySelector('#persons').textContent";
+        let persons = "document.querySelector('#people-list').textContent";
         for name in &names {
             tab.until(&format!("{persons}.includes({name})")).await;
         }
         until_pictures_move(tab, 2).await;
-        tab.until("document.querySelectorAll('#tiles [data-seen=true]').length === 3")
+        tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 3")
             .await;
     }
     // Whether somebody was back already to hear it depends on who came first.
     tabs[0]
-        .until("document.querySelectorAll('#said .waits').length === 0")
+        .until("document.querySelectorAll('#chat-log .pending').length === 0")
         .await;
 
     // Nothing but the connections that failed was complained of.
@@ -141,7 +141,7 @@ async fn a_network_that_goes_and_comes_back_takes_nothing_with_it() {
             until_here(tab, count).await;
         }
     }
-    let ids = "return [...document.querySelectorAll('#persons li')].map((item) => item.dataset.id)";
+    let ids = "return [...document.querySelectorAll('#people-list li')].map((item) => item.dataset.id)";
     let mut rosters = Vec::new();
     for (tab, _) in &tabs {
         until_pictures_move(tab, 1).await;
@@ -179,9 +179,9 @@ async fn a_network_that_goes_and_comes_back_takes_nothing_with_it() {
             tab.until(back).await;
             said += 2;
             for (tab, _) in &tabs {
-                let words = "[...document.querySelectorAll('#said .words')]";
+                let words = "[...document.querySelectorAll('#chat-log .message-text')]";
                 tab.until(&format!("{words}.length === {}", 2 * said)).await;
-                tab.until("document.querySelectorAll('#said .waits').length === 0")
+                tab.until("document.querySelectorAll('#chat-log .pending').length === 0")
                     .await;
                 until_pictures_move(tab, 1).await;
             }
@@ -192,14 +192,14 @@ async fn a_network_that_goes_and_comes_back_takes_nothing_with_it() {
         // In order, each once, and nobody has gone or failed to get something.
         for word in ["said", "heard"] {
             let order = format!(
-                "return [...document.querySelectorAll('#said .words')].map((item) => item.textContent)
+                "return [...document.querySelectorAll('#chat-log .message-text')].map((item) => item.textContent)
                     .filter((text) => text.startsWith('{word}')).join()"
             );
             let expected: Vec<String> =
                 (0..said).map(|number| format!("{word} {number}")).collect();
             assert_eq!(tab.run(&order).await, expected.join(","));
         }
-        let text = tab.text("#said").await;
+        let text = tab.text("#chat-log").await;
         assert!(
             !text.contains("gone") && !text.contains("Not delivered"),
             "{text}"

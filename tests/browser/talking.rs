@@ -8,7 +8,7 @@ use crate::support::TestServer;
 /// Waits until a tab shows so many people, itself among them.
 pub async fn until_here(tab: &Tab<'_>, count: usize) {
     tab.until(&format!(
-        "document.querySelectorAll('#persons li').length === {count}"
+        "document.querySelectorAll('#people-list li').length === {count}"
     ))
     .await;
 }
@@ -16,7 +16,7 @@ pub async fn until_here(tab: &Tab<'_>, count: usize) {
 /// The ids that a tab shows, sorted; its own is the first that it shows.
 async fn roster(tab: &Tab<'_>) -> (String, Vec<String>) {
     let ids = tab
-        .run("return [...document.querySelectorAll('#persons li')].map((item) => item.dataset.id)")
+        .run("return [...document.querySelectorAll('#people-list li')].map((item) => item.dataset.id)")
         .await;
     let mut ids: Vec<String> = serde_json::from_value(ids).unwrap();
     let own = ids[0].clone();
@@ -32,7 +32,7 @@ async fn rename(tab: &Tab<'_>, name: &str) {
 
 pub async fn until_heard(tab: &Tab<'_>, words: &str) {
     tab.until(&format!(
-        "[...document.querySelectorAll('#said .words')].some((item) => item.textContent === {words:?})"
+        "[...document.querySelectorAll('#chat-log .message-text')].some((item) => item.textContent === {words:?})"
     ))
     .await;
 }
@@ -41,7 +41,7 @@ pub async fn until_heard(tab: &Tab<'_>, words: &str) {
 async fn heard(tab: &Tab<'_>) -> Vec<String> {
     let words = tab
         .run(
-            "return [...document.querySelectorAll('#said .words')].map((item) => item.textContent)",
+            "return [...document.querySelectorAll('#chat-log .message-text')].map((item) => item.textContent)",
         )
         .await;
     serde_json::from_value(words).unwrap()
@@ -73,7 +73,7 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
     // A name with markup is a name.
     rename(&tabs[0], "<b onclick=alert(1)>Eve</b>").await;
     for tab in &tabs {
-        tab.until("[...document.querySelectorAll('.who')].some((item) => item.textContent === '<b onclick=alert(1)>Eve</b>')").await;
+        tab.until("[...document.querySelectorAll('.name-tag')].some((item) => item.textContent === '<b onclick=alert(1)>Eve</b>')").await;
         assert_eq!(
             tab.run("return document.querySelectorAll('b[onclick]').length")
                 .await,
@@ -118,15 +118,15 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
     }
     // What has no name is named by its id; these have names.
     tabs[0]
-        .until("[...document.querySelectorAll('#said .news')].at(-1).textContent.endsWith(' has gone')")
+        .until("[...document.querySelectorAll('#chat-log .notice')].at(-1).textContent.endsWith(' has gone')")
         .await;
     let gone = tabs[0]
-        .run("return [...document.querySelectorAll('#said .news')].at(-1).querySelector('.who').textContent")
+        .run("return [...document.querySelectorAll('#chat-log .notice')].at(-1).querySelector('.name-tag').textContent")
         .await;
     assert_eq!(gone.as_str().unwrap().split(' ').count(), 2, "{gone}");
     tabs[0].type_into("#text", "a secret\n").await;
     tabs[0]
-        .until("document.querySelector('#said .wrong')?.textContent.includes('Not delivered')")
+        .until("document.querySelector('#chat-log .error')?.textContent.includes('Not delivered')")
         .await;
     tabs[0]
         .run("document.querySelector('#receiver').value = 'all'")
@@ -172,7 +172,7 @@ async fn the_keyboard_alone_joins_and_sends() {
     tab.press("by keys alone\n").await;
     until_heard(&other, "by keys alone").await;
     other
-        .until("document.querySelector('#persons').textContent.includes('Kay')")
+        .until("document.querySelector('#people-list').textContent.includes('Kay')")
         .await;
 
     // The switches say whether they are on.
@@ -203,9 +203,9 @@ async fn on_the_wire_every_message_is_seen_filtered_and_written() {
     tab.type_into("#json", "\n").await;
     tab.until("document.querySelector('#messages').textContent.includes('error')")
         .await;
-    tab.run("document.querySelector('#containing').value = ''")
+    tab.run("document.querySelector('#filter-text').value = ''")
         .await;
-    tab.type_into("#containing", "BAD_message").await;
+    tab.type_into("#filter-text", "BAD_message").await;
     let seen = "[...document.querySelectorAll('#messages li')].filter((item) => !item.hidden)";
     tab.until(&format!("{seen}.length === 1")).await;
     tab.run(&format!("{seen}[0].querySelector('summary').click()"))
@@ -216,11 +216,11 @@ async fn on_the_wire_every_message_is_seen_filtered_and_written() {
     .await;
     tab.run("document.querySelector('#direction').value = 'out'")
         .await;
-    tab.type_into("#containing", " ").await;
+    tab.type_into("#filter-text", " ").await;
     tab.until(&format!("{seen}.length === 0")).await;
 
     // The server's complaint is shown where people read, too.
-    tab.until("document.querySelector('#said .wrong')?.textContent.includes('to')")
+    tab.until("document.querySelector('#chat-log .error')?.textContent.includes('to')")
         .await;
     browser.close().await;
 }

@@ -13,35 +13,35 @@ const LINES = 500;
  * @param {Room} room
  * @param {Mesh} mesh
  * @param {People} people */
-export function startTalk(room, mesh, people) {
+export function startChat(room, mesh, people) {
   /** @param {HTMLElement} item */
   const show = (item) => {
-    append($("said"), item, LINES);
-    if ($("said").checkVisibility()) return;
+    append($("chat-log"), item, LINES);
+    if ($("chat-log").checkVisibility()) return;
     // A list that is not shown is not read out.
-    $("heard").textContent = item.textContent;
-    $("views").querySelector("[data-view=talk]").dataset.unread = "true";
+    $("announcement").textContent = item.textContent;
+    $("views").querySelector("[data-view=chat]").dataset.unread = "true";
   };
   /** @param {...(Node | string)} words */
-  const news = (...words) => show(element("div", { className: "news" }, ...words));
+  const news = (...words) => show(element("div", { className: "notice" }, ...words));
 
-  on($("say"), "submit", async (event) => {
+  on($("chat-form"), "submit", async (event) => {
     event.preventDefault();
     const text = $("text").value;
     if (text === "") return;
     $("text").value = "";
     const receiver = $("receiver").value;
     const item = said(people, room.id ?? "", receiver, text);
-    item.classList.add("waits");
+    item.classList.add("pending");
     show(item);
     try {
       await room.send(receiver, "chat", text);
     } catch (/** @type {any} */ error) {
       const why = error.code === "empty_room" ? "nobody else is here" : error.message;
-      item.append(element("em", { className: "wrong" }, ` Not delivered: ${why}.`));
+      item.append(element("em", { className: "error" }, ` Not delivered: ${why}.`));
       if (error.code === "message_too_large" && $("text").value === "") $("text").value = text;
     }
-    item.classList.remove("waits");
+    item.classList.remove("pending");
   });
 
   room.addEventListener("message", ({ detail: { type, sender, receiver, data } }) => {
@@ -49,7 +49,7 @@ export function startTalk(room, mesh, people) {
     show(said(people, sender, receiver, typeof data === "string" ? data : json(data)));
   });
   room.addEventListener("error", ({ detail }) => {
-    show(element("div", { className: "wrong" }, detail.message));
+    show(element("div", { className: "error" }, detail.message));
   });
 
   room.addEventListener("peerjoin", ({ detail: { id, newcomer } }) => {
@@ -60,7 +60,7 @@ export function startTalk(room, mesh, people) {
   });
 
   receiveFiles(mesh, (id, item) => {
-    if (!item.querySelector(".who")) item.prepend(people.who(id), ": ");
+    if (!item.querySelector(".name-tag")) item.prepend(people.who(id), ": ");
     show(item);
   });
   on($("attach"), "click", () => $("file").click());
@@ -100,6 +100,6 @@ export function startTalk(room, mesh, people) {
 function said(people, sender, receiver, text) {
   const item = element("div", {}, people.who(sender));
   if (receiver !== "all") item.append(element("small", {}, " only to ", people.who(receiver)));
-  item.append(" ", element("span", { className: "words" }, text));
+  item.append(" ", element("span", { className: "message-text" }, text));
   return item;
 }
