@@ -114,7 +114,7 @@ async fn a_server_that_says_nothing_any_longer_is_noticed() {
 
     server.signal("STOP").await;
     tab.until("room.state === 'reconnecting'").await;
-    assert_eq!(tab.run("return changes[1].reason").await, "no sign of life");
+    assert_eq!(tab.run("return changes[1].reason").await, "no pong in time");
     server.signal("CONT").await;
     tab.until("room.state === 'open'").await;
     assert_eq!(tab.run("return room.id").await, id);
