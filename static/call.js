@@ -1,15 +1,21 @@
-// The call: what one sends, and a tile for everybody.
+// The call: the buttons for camera, microphone and screen, and a video tile for each person.
 
-import { $, element, icon, on, soon } from "./dom.js";
+import { $, element, icon, on, throttle } from "./dom.js";
 import { hue } from "./people.js";
 
 /** @import { Mesh, Room } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
 
-/** What is asked of a camera: enough for a tile, little enough to be sent to everyone. */
-const CAMERA = { width: { ideal: 640 }, height: { ideal: 360 }, frameRate: { ideal: 24 } };
-/** Width to height of a tile, at the least and at the most. */
-const [TALLEST, WIDEST] = [4 / 3, 16 / 9];
+/** The video requested from a camera: enough for a tile, and little enough to send it to each peer. */
+const CAMERA_CONSTRAINTS = { width: { ideal: 640 }, height: { ideal: 360 }, frameRate: { ideal: 24 } };
+/** The limits of a tile's aspect ratio (width to height). */
+const [MIN_ASPECT, MAX_ASPECT] = [4 / 3, 16 / 9];
+/** The height from which on the tiles have room for one large tile, in CSS pixels. */
+const LARGE_TILE_MIN_HEIGHT = 320;
+/** The part of the height that is left to the other tiles beside a large one, which `page.css` gives 70 %. */
+const SMALL_TILES_SHARE = 0.3;
+/** A tile area within this factor of the largest counts as the same. */
+const SAME_AREA = 0.95;
 
 /** Starts the call's part of the page.
  * @param {Room} room
@@ -19,50 +25,52 @@ export function startCall(room, mesh, people) {
   showTiles(room, mesh, people, sendMedia(room, mesh, people));
 }
 
-/** The three buttons, and what they send: one stream, with one sound and one picture at most, the
- * screen in the place of the camera.
+/** Starts the three buttons. They send one stream with at most one audio and one video track; the screen
+ * replaces the camera.
  * @param {Room} room
  * @param {Mesh} mesh
- * @param {People} people */
+ * @param {People} people
+ * @returns {MediaStream} what is being sent */
 function sendMedia(room, mesh, people) {
-  const sent = new MediaStream();
+  const outgoing = new MediaStream();
   /** @type {Record<"microphone" | "camera" | "screen", MediaStreamTrack | null>} */
   const tracks = { microphone: null, camera: null, screen: null };
 
-  /** Sends this picture, in the place of the one that is being sent.
-   * @param {MediaStreamTrack | null} picture */
-  const sendPicture = (picture) => {
-    const [old] = sent.getVideoTracks();
-    if (old === (picture ?? undefined)) return;
-    if (old && picture) mesh.replaceTrack(old, picture);
-    else if (picture) mesh.addTrack(picture, sent);
+  /** Sends a video track in place of the current one, or none.
+   * @param {MediaStreamTrack | null} video */
+  const sendVideo = (video) => {
+    const [old] = outgoing.getVideoTracks();
+    if (old === (video ?? undefined)) return;
+    if (old && video) mesh.replaceTrack(old, video);
+    else if (video) mesh.addTrack(video, outgoing);
     else mesh.removeTrack(old);
-    if (old) sent.removeTrack(old);
-    if (picture) sent.addTrack(picture);
+    if (old) outgoing.removeTrack(old);
+    if (video) outgoing.addTrack(video);
   };
 
-  const changed = () => {
-    sendPicture(tracks.screen ?? tracks.camera);
+  /** Applies a change of `tracks` to what is sent, to the buttons and to the profile. */
+  const update = () => {
+    sendVideo(tracks.screen ?? tracks.camera);
     const active = {
       microphone: tracks.microphone?.enabled === true,
       camera: tracks.camera !== null,
       screen: tracks.screen !== null,
     };
-    for (const [name, is] of Object.entries(active)) $(name).setAttribute("aria-pressed", String(is));
-    people.say(active);
+    for (const [name, isActive] of Object.entries(active)) $(name).setAttribute("aria-pressed", String(isActive));
+    people.setProfile(active);
   };
 
   /** @param {"camera" | "screen"} name */
   const stop = (name) => {
     tracks[name]?.stop();
     tracks[name] = null;
-    changed();
+    update();
   };
 
   /** @type {Record<"microphone" | "camera" | "screen", () => Promise<MediaStream>>} */
-  const sources = {
+  const requestStream = {
     microphone: () => navigator.mediaDevices.getUserMedia({ audio: true }),
-    camera: () => navigator.mediaDevices.getUserMedia({ video: CAMERA }),
+    camera: () => navigator.mediaDevices.getUserMedia({ video: CAMERA_CONSTRAINTS }),
     screen: () => navigator.mediaDevices.getDisplayMedia({ video: true }),
   };
 
@@ -70,82 +78,84 @@ function sendMedia(room, mesh, people) {
     if (room.state !== "closed") return;
     for (const track of Object.values(tracks)) track?.stop();
     tracks.microphone = tracks.camera = tracks.screen = null;
-    changed();
+    update();
   });
 
-  /** What the browser is being asked for. */
-  const asking = new Set();
+  /** The devices that the browser is asking the user to allow. */
+  const requested = new Set();
   for (const name of /** @type {const} */ (["microphone", "camera", "screen"])) {
     $(name).addEventListener("click", async () => {
-      if (asking.has(name)) return;
+      if (requested.has(name)) return;
       const track = tracks[name];
       if (track && name !== "microphone") return stop(name);
       if (track) {
-        // It stays open, to be back at once.
+        // Muting keeps the device open, so that unmuting takes no time.
         track.enabled = !track.enabled;
-        return changed();
+        return update();
       }
-      asking.add(name);
+      requested.add(name);
       try {
-        const [source] = (await sources[name]()).getTracks();
-        tracks[name] = source;
-        // Unplugged, or ended by the browser's own button.
-        source.addEventListener("ended", () => {
+        const [newTrack] = (await requestStream[name]()).getTracks();
+        tracks[name] = newTrack;
+        // The device was unplugged, or the user ended it with the browser's own button.
+        newTrack.addEventListener("ended", () => {
           if (name !== "microphone") return stop(name);
-          mesh.removeTrack(source);
-          sent.removeTrack(source);
+          mesh.removeTrack(newTrack);
+          outgoing.removeTrack(newTrack);
           tracks.microphone = null;
-          changed();
+          update();
         });
         if (name === "microphone") {
-          sent.addTrack(source);
-          mesh.addTrack(source, sent);
+          outgoing.addTrack(newTrack);
+          mesh.addTrack(newTrack, outgoing);
         }
         $("call-hint").textContent = "";
-        changed();
+        update();
       } catch (error) {
         $("call-hint").textContent = explain(name, error);
       }
-      asking.delete(name);
+      requested.delete(name);
     });
   }
   if (!navigator.mediaDevices) $("call-hint").textContent = explain("camera", null);
-  return sent;
+  return outgoing;
 }
 
-/** Why the browser gives no camera, microphone or screen, and what to do.
+/** Explains why the browser gives no camera, microphone or screen, and what to do.
  * @param {"microphone" | "camera" | "screen"} name
  * @param {any} error */
 function explain(name, error) {
   if (!isSecureContext) {
-    return `Browsers give camera, microphone and screen only to pages that come by https, or from this very machine: open http://localhost${location.port && `:${location.port}`}/ there, or put https before the server. All else works.`;
+    const local = `http://localhost${location.port && `:${location.port}`}/`;
+    return "Browsers allow camera, microphone and screen only over https or on localhost: serve this page over https, "
+      + `or open ${local} on the server's machine. Everything else works.`;
   }
   if (name === "screen" && !navigator.mediaDevices?.getDisplayMedia) {
-    return "This browser cannot share a screen.";
+    return "This browser cannot share a screen: use another one to share yours.";
   }
   switch (error?.name) {
     case "NotAllowedError":
       return name === "screen"
-        ? "Nothing is shared: you, or the system, said no."
-        : `The browser may not use the ${name} here: allow it beside the address, then try again.`;
+        ? "The screen is not shared: you or the system denied it. Press the button to try again."
+        : `This page may not use the ${name}: allow it next to the address, then try again.`;
     case "NotFoundError":
-      return `There is no ${name}. You can take part without.`;
+      return `No ${name} found: connect one, or take part without.`;
     case "NotReadableError":
-      return `The ${name} does not answer: perhaps another program is using it.`;
+      return `The ${name} cannot be opened: close other programs that use it, then try again.`;
     default:
-      return `No ${name}: ${error?.message ?? "this browser has none to give"}`;
+      return `No ${name}: ${error?.message ?? "this browser does not support it"}`;
   }
 }
 
-/** A tile for everyone, as large as there is room for.
+/** Starts the video tiles: one for each person, as large as fits.
  * @param {Room} room
  * @param {Mesh} mesh
  * @param {People} people
- * @param {MediaStream} sent */
-function showTiles(room, mesh, people, sent) {
+ * @param {MediaStream} outgoing the user's own stream */
+function showTiles(room, mesh, people, outgoing) {
   /** @type {Map<string, Record<"tile" | "avatar" | "label", HTMLElement> & { video: HTMLVideoElement }>} */
   const tiles = new Map();
-  /** @type {Map<string, MediaStream>} What each sends. */
+  /** @type {Map<string, MediaStream>} The stream of each peer. */
   const streams = new Map();
   const list = $("tiles");
 
@@ -163,7 +173,7 @@ function showTiles(room, mesh, people, sent) {
     else list.append(tile);
   };
 
-  const show = soon(() => {
+  const show = throttle(() => {
     const ids = [...room.peers.keys()].filter((id) => mesh.peers.has(id));
     if (room.id) ids.unshift(room.id);
     for (const [id, { tile, video }] of tiles) {
@@ -177,18 +187,18 @@ function showTiles(room, mesh, people, sent) {
       const own = id === room.id;
       const { microphone, camera, screen } = people.profile(id);
       const name = people.name(id);
-      const stream = own ? sent : (streams.get(id) ?? null);
+      const stream = own ? outgoing : (streams.get(id) ?? null);
       if (video.srcObject !== stream) play(video, stream);
       const live = stream?.getVideoTracks().filter(({ readyState }) => readyState === "live") ?? [];
-      // Whoever has a profile says what they send; `muted` may be wrong (in Chromium).
-      const sends = people.has(id) ? camera || screen : live.some(({ muted }) => !muted);
-      const seen = sends && live.length > 0 && video.videoWidth > 0;
-      tile.dataset.video = String(seen);
+      // A profile says what its session sends. Without one, `muted` decides, which can be wrong in Chromium.
+      const sendsVideo = people.has(id) ? camera || screen : live.some(({ muted }) => !muted);
+      const showsVideo = sendsVideo && live.length > 0 && video.videoWidth > 0;
+      tile.dataset.video = String(showsVideo);
       tile.dataset.connection = mesh.peers.get(id)?.state ?? "";
       tile.dataset.mirrored = String(own && camera && !screen);
       tile.dataset.screen = String(screen);
       video.ariaLabel = `${screen ? "Screen" : "Video"} of ${own ? "yourself" : name}`;
-      video.ariaHidden = String(!seen);
+      video.ariaHidden = String(!showsVideo);
       avatar.textContent = [...name][0]?.toUpperCase() ?? "?";
       label.replaceChildren(element("bdi", {}, name), own ? " (you)" : "");
       if (microphone) label.append(icon("microphone"), element("span", { className: "visually-hidden" }, ", microphone on"));
@@ -196,24 +206,25 @@ function showTiles(room, mesh, people, sent) {
     arrange();
   });
 
-  /** The number of columns that makes the tiles largest. */
+  /** Sets the size of the tiles, for the number of columns that makes them largest. */
   const arrange = () => {
     const box = list.getBoundingClientRect();
-    // A screen is there to be read: it gets most of the room, where there is some.
+    // A shared screen must be readable: its tile is large where the height allows it.
     const large = [...tiles.values()].find(({ tile: { dataset } }) => {
-      return box.height >= 320 && dataset.screen === "true" && dataset.video === "true" && dataset.id !== room.id;
+      return box.height >= LARGE_TILE_MIN_HEIGHT && dataset.screen === "true" && dataset.video === "true" && dataset.id !== room.id;
     });
-    for (const each of tiles.values()) each.tile.classList.toggle("large", each === large);
+    for (const entry of tiles.values()) entry.tile.classList.toggle("large", entry === large);
     const count = tiles.size - (large ? 1 : 0);
     const gap = parseFloat(getComputedStyle(list).columnGap);
     let [width, height] = [0, 0];
     for (let columns = 1; columns <= count; columns += 1) {
       const rows = Math.ceil(count / columns);
-      const wide = (box.width - gap * (columns - 1)) / columns;
-      const high = ((large ? box.height * 0.3 - gap : box.height) - gap * (rows - 1)) / rows;
-      const fits = [Math.min(wide, high * WIDEST), Math.min(high, wide / TALLEST)];
-      // Of two that are about the same, the one that looks less like a list.
-      if (fits[0] * fits[1] > width * height * 0.95) [width, height] = fits;
+      const cellWidth = (box.width - gap * (columns - 1)) / columns;
+      const available = large ? box.height * SMALL_TILES_SHARE - gap : box.height;
+      const cellHeight = (available - gap * (rows - 1)) / rows;
+      const fitting = [Math.min(cellWidth, cellHeight * MAX_ASPECT), Math.min(cellHeight, cellWidth / MIN_ASPECT)];
+      // Of two arrangements of about the same area, prefer the one with more columns: it looks less like a list.
+      if (fitting[0] * fitting[1] > width * height * SAME_AREA) [width, height] = fitting;
     }
     list.style.setProperty("--width", `${Math.floor(width)}px`);
     list.style.setProperty("--height", `${Math.floor(height)}px`);
@@ -233,7 +244,8 @@ function showTiles(room, mesh, people, sent) {
   mesh.addEventListener("disconnect", ({ detail: { peer } }) => streams.delete(peer.id));
 }
 
-/** Plays a stream, without sound until somebody touches the page if it has to be so.
+/** Plays a stream. If the browser forbids sound before the user has interacted with the page, the stream is
+ * muted until then.
  * @param {HTMLVideoElement} video
  * @param {MediaStream | null} stream */
 async function play(video, stream) {

@@ -1,4 +1,4 @@
-// The conversation: what is said, what happens, and which files are sent.
+// The conversation: chat messages, people joining and leaving, and files.
 
 import { $, append, element, json, on } from "./dom.js";
 import { receiveFiles, sendFile } from "./files.js";
@@ -6,8 +6,8 @@ import { receiveFiles, sendFile } from "./files.js";
 /** @import { Mesh, Room } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
 
-/** How many lines the conversation keeps. */
-const LINES = 500;
+/** How many lines the conversation keeps: older ones are removed, so that the page does not grow without limit. */
+const MAX_LINES = 500;
 
 /** Starts the conversation's part of the page.
  * @param {Room} room
@@ -16,14 +16,14 @@ const LINES = 500;
 export function startChat(room, mesh, people) {
   /** @param {HTMLElement} item */
   const show = (item) => {
-    append($("chat-log"), item, LINES);
+    append($("chat-log"), item, MAX_LINES);
     if ($("chat-log").checkVisibility()) return;
-    // A list that is not shown is not read out.
+    // A screen reader does not read a hidden list: announce the item in another element.
     $("announcement").textContent = item.textContent;
     $("views").querySelector("[data-view=chat]").dataset.unread = "true";
   };
-  /** @param {...(Node | string)} words */
-  const news = (...words) => show(element("div", { className: "notice" }, ...words));
+  /** @param {...(Node | string)} content */
+  const notice = (...content) => show(element("div", { className: "notice" }, ...content));
 
   on($("chat-form"), "submit", async (event) => {
     event.preventDefault();
@@ -31,14 +31,14 @@ export function startChat(room, mesh, people) {
     if (text === "") return;
     $("text").value = "";
     const receiver = $("receiver").value;
-    const item = said(people, room.id ?? "", receiver, text);
+    const item = chatLine(people, room.id ?? "", receiver, text);
     item.classList.add("pending");
     show(item);
     try {
       await room.send(receiver, "chat", text);
     } catch (/** @type {any} */ error) {
-      const why = error.code === "empty_room" ? "nobody else is here" : error.message;
-      item.append(element("em", { className: "error" }, ` Not delivered: ${why}.`));
+      const reason = error.code === "empty_room" ? "nobody else is here" : error.message;
+      item.append(element("em", { className: "error" }, ` Not delivered: ${reason}.`));
       if (error.code === "message_too_large" && $("text").value === "") $("text").value = text;
     }
     item.classList.remove("pending");
@@ -46,21 +46,21 @@ export function startChat(room, mesh, people) {
 
   room.addEventListener("message", ({ detail: { type, sender, receiver, data } }) => {
     if (type !== "chat") return;
-    show(said(people, sender, receiver, typeof data === "string" ? data : json(data)));
+    show(chatLine(people, sender, receiver, typeof data === "string" ? data : json(data)));
   });
   room.addEventListener("error", ({ detail }) => {
     show(element("div", { className: "error" }, detail.message));
   });
 
   room.addEventListener("peerjoin", ({ detail: { id, newcomer } }) => {
-    if (newcomer) news(people.who(id), " has come");
+    if (newcomer) notice(people.nameTag(id), " joined");
   });
   room.addEventListener("peerleave", ({ detail: { id } }) => {
-    if (room.state !== "closed") news(people.who(id), " has gone");
+    if (room.state !== "closed") notice(people.nameTag(id), " left");
   });
 
   receiveFiles(mesh, (id, item) => {
-    if (!item.querySelector(".name-tag")) item.prepend(people.who(id), ": ");
+    if (!item.querySelector(".name-tag")) item.prepend(people.nameTag(id), ": ");
     show(item);
   });
   on($("attach"), "click", () => $("file").click());
@@ -68,7 +68,7 @@ export function startChat(room, mesh, people) {
     offer($("file").files);
     $("file").value = "";
   });
-  // Dropped anywhere: the browser would leave the page to show the file.
+  // Accept files that are dropped anywhere on the page: otherwise the browser would leave it and show the file.
   for (const type of /** @type {const} */ (["dragover", "drop"])) {
     document.addEventListener(type, (event) => {
       if (!event.dataTransfer?.types.includes("Files")) return;
@@ -82,24 +82,24 @@ export function startChat(room, mesh, people) {
     const receiver = $("receiver").value;
     const peers = [...mesh.peers.values()].filter(({ id }) => receiver === "all" || id === receiver);
     for (const file of files) {
-      if (peers.length === 0) news(`Not sent: nobody is here to get ${file.name}.`);
+      if (peers.length === 0) notice(`Not sent: nobody is here to receive ${file.name}.`);
       for (const peer of peers) {
         const item = sendFile(mesh, peer, file);
-        item.prepend("to ", people.who(peer.id), ": ");
+        item.prepend("to ", people.nameTag(peer.id), ": ");
         show(item);
       }
     }
   };
 }
 
-/** A line of the conversation.
+/** A chat message as a line of the conversation.
  * @param {People} people
  * @param {string} sender
  * @param {string} receiver
  * @param {string} text */
-function said(people, sender, receiver, text) {
-  const item = element("div", {}, people.who(sender));
-  if (receiver !== "all") item.append(element("small", {}, " only to ", people.who(receiver)));
+function chatLine(people, sender, receiver, text) {
+  const item = element("div", {}, people.nameTag(sender));
+  if (receiver !== "all") item.append(element("small", {}, " only to ", people.nameTag(receiver)));
   item.append(" ", element("span", { className: "message-text" }, text));
   return item;
 }

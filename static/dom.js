@@ -1,23 +1,29 @@
-// Elements, made of tags, properties and text: nothing here can turn text into markup.
+// DOM helpers. They build elements from tags, properties and text, so that text never becomes markup.
 
-/** The element of index.html that has this id.
+/** How close to its end a list counts as scrolled to the end, in CSS pixels. */
+const AT_END_PX = 40;
+/** The shortest time between two runs of a throttled function, in ms: many events come at once, and each
+ * run redraws a part of the page. */
+const THROTTLE_MS = 30;
+
+/** The element of the page with this id.
  * @param {string} id
  * @returns {any} */
 export const $ = (id) => document.getElementById(id);
 
-/** Makes an element.
+/** Creates an element.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
- * @param {Record<string, any>} [properties] set on the element; `dataset` entry by entry
+ * @param {Record<string, any>} [properties] assigned to the element; the entries of `dataset` become data attributes
  * @param {...(Node | string)} children */
 export function element(tag, { dataset = {}, ...properties } = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  Object.assign(made.dataset, dataset);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(tag), properties);
+  Object.assign(created.dataset, dataset);
+  created.append(...children);
+  return created;
 }
 
-/** An icon of the sprite in index.html, which says nothing to a screen reader.
+/** An icon of the sprite in index.html, hidden from screen readers.
  * @param {string} name */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -28,53 +34,54 @@ export function icon(name) {
   return svg;
 }
 
-/** Puts an item at the end of a list of at most `limit`, and in view if the end was in view.
+/** Appends an item to a list, and removes the oldest items beyond `limit`. Scrolls to the item if the list
+ * was scrolled to its end.
  * @param {HTMLElement} list
  * @param {HTMLElement} item
  * @param {number} limit */
 export function append(list, item, limit) {
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < AT_END_PX;
   list.append(item);
   while (list.children.length > limit) list.firstElementChild?.remove();
   if (atEnd) list.scrollTop = list.scrollHeight;
 }
 
-/** Listens to several types of events.
+/** Adds a listener for several event types.
  * @param {any} target
- * @param {string} types with spaces between
+ * @param {string} types separated by spaces
  * @param {(event: any) => void} listener
  * @param {AddEventListenerOptions} [options] */
 export function on(target, types, listener, options) {
   for (const type of types.split(" ")) target.addEventListener(type, listener, options);
 }
 
-/** Does something soon, once for however many times it is asked for meanwhile.
- * @param {() => void} work */
-export function soon(work) {
-  let waits = false;
+/** Limits how often a function runs: the calls within `THROTTLE_MS` cause one run, at their end.
+ * @param {() => void} run */
+export function throttle(run) {
+  let scheduled = false;
   return () => {
-    if (waits) return;
-    waits = true;
+    if (scheduled) return;
+    scheduled = true;
     setTimeout(() => {
-      waits = false;
-      work();
-    }, 30);
+      scheduled = false;
+      run();
+    }, THROTTLE_MS);
   };
 }
 
-/** What JSON makes of something that somebody has sent.
+/** A received value as JSON, for display.
  * @param {unknown} data
  * @param {number} [indent] */
 export function json(data, indent) {
   try {
     return JSON.stringify(data, null, indent) ?? "";
   } catch {
-    return "(nested too deeply to be shown)";
+    return "(nested too deeply to show)";
   }
 }
 
-/** The beginning of a session's id, as people read it.
+/** A session id shortened for display. Other names, such as `server`, stay as they are.
  * @param {string} id */
-export function short(id) {
+export function shortId(id) {
   return id.length === 36 ? id.slice(0, 8) : id;
 }

@@ -1,4 +1,4 @@
-// The demo page: the way into a room, and out of it. What happens inside is in the modules beside.
+// The demo page: entering and leaving a room. The parts of the room are in the modules beside this one.
 
 import { Mesh, join } from "./anteroom.js";
 import { startCall } from "./call.js";
@@ -9,36 +9,38 @@ import { startWire } from "./wire.js";
 
 /** @import { Room, StateChange } from "./anteroom.js" */
 
-/** What somebody is called, or a room, before they choose. */
-const KINDS = ["Amber", "Calm", "Early", "Gentle", "Hazel", "Lucky", "Merry", "Quiet"];
+/** The words that suggested names of people and rooms consist of. */
+const ADJECTIVES = ["Amber", "Calm", "Early", "Gentle", "Hazel", "Lucky", "Merry", "Quiet"];
 const ANIMALS = ["Badger", "Crane", "Falcon", "Heron", "Lynx", "Otter", "Robin", "Swift", "Wren"];
 
 let myName = rememberedName();
 const query = new URLSearchParams(location.search);
-const asked = query.get("room");
-if (asked === null) {
-  showEntrance("");
+const roomName = query.get("room");
+if (roomName === null) {
+  showEntry("");
 } else {
   try {
-    enter(join(asked, { token: query.get("token") ?? "" }), asked);
+    enterRoom(join(roomName, { token: query.get("token") ?? "" }), roomName);
   } catch (/** @type {any} */ error) {
-    showEntrance(`Cannot enter: ${error.message}.`);
+    showEntry(`Cannot enter: ${error.message}.`);
   }
 }
 
-/** @param {string} refused why a room could not be entered */
-function showEntrance(refused) {
+/** Shows the form that leads into a room.
+ * @param {string} problem why a room could not be entered, or "" */
+function showEntry(problem) {
   $("entry").hidden = false;
-  $("entry-error").textContent = refused;
-  $("room-name").value = asked ?? suggestion().toLowerCase().replace(" ", "-");
+  $("entry-error").textContent = problem;
+  $("room-name").value = roomName ?? suggestedName().toLowerCase().replace(" ", "-");
   $("your-name").value = myName;
-  // The form itself leads to the room.
+  // Submitting the form loads the page of the room: only the name is left to do.
   on($("entry-form"), "submit", () => rename($("your-name").value));
 }
 
-/** @param {Room} room
+/** Shows the room, and starts its parts.
+ * @param {Room} room
  * @param {string} name */
-function enter(room, name) {
+function enterRoom(room, name) {
   const mesh = new Mesh(room);
   const people = new People(room, myName);
   startWire(room, people);
@@ -60,37 +62,37 @@ function enter(room, name) {
   on($("name"), "change", () => {
     rename($("name").value);
     $("name").value = myName;
-    people.say({ name: myName });
+    people.setProfile({ name: myName });
   });
   on($("name-form"), "submit", (event) => {
     event.preventDefault();
     $("text").focus();
   });
-  on($("invite"), "click", invite);
+  on($("invite"), "click", copyInviteLink);
 
   for (const button of $("views").children) {
-    button.addEventListener("click", () => view(button.dataset.view));
+    button.addEventListener("click", () => showView(button.dataset.view));
   }
 }
 
-/** On a narrow screen one part of the room is seen at a time.
+/** Selects the part of the room that a narrow screen shows.
  * @param {string} name */
-function view(name) {
+function showView(name) {
   $("room").dataset.view = name;
   for (const button of $("views").children) {
     button.ariaCurrent = String(button.dataset.view === name);
     if (button.dataset.view === name) delete button.dataset.unread;
   }
-  // What is not shown cannot scroll along.
+  // A hidden list does not follow new items: scroll to its end now.
   for (const id of ["chat-log", "messages"]) $(id).scrollTop = $(id).scrollHeight;
 }
 
-/** Says how the connection to the server is.
+/** Shows the state of the connection to the server.
  * @param {Room} room */
 function showState(room) {
   const show = (/** @type {StateChange} */ change) => {
     $("state").dataset.state = change.state;
-    $("state").textContent = words(change);
+    $("state").textContent = describe(change);
     $("rejoin").hidden = change.state !== "closed";
   };
   show({ state: "connecting" });
@@ -98,47 +100,48 @@ function showState(room) {
 }
 
 /** @param {StateChange} change */
-function words(change) {
+function describe(change) {
   switch (change.state) {
     case "connecting":
       return "Connecting …";
     case "open":
       return "Connected";
     case "reconnecting":
-      return `${change.code === 1012 ? "The server restarts" : "No connection"}, trying again …`;
+      return `${change.code === 1012 ? "The server is restarting" : "Connection lost"}, reconnecting …`;
     case "closed":
       return change.reason ? `Closed: ${change.reason}` : "Closed";
   }
 }
 
-async function invite() {
+async function copyInviteLink() {
   const label = $("invite").querySelector("span");
-  // A token is nobody else's.
-  const link = new URL(`?room=${encodeURIComponent(asked ?? "")}`, location.href).href;
+  // The link lacks the token, which is personal.
+  const link = new URL(`?room=${encodeURIComponent(roomName ?? "")}`, location.href).href;
   try {
     await navigator.clipboard.writeText(link);
     label.textContent = "Copied";
   } catch {
-    // Without https there is no clipboard for a page.
+    // Browsers allow the clipboard only over HTTPS or on localhost.
     prompt("The invite link:", link);
   }
   setTimeout(() => (label.textContent = "Copy invite link"), 3000);
 }
 
-/** What was chosen in this tab, or lately in another; else something made up, for this tab. */
+/** The name chosen in this tab, or else the last one chosen in another tab, or else a suggested one, which is
+ * kept for this tab. */
 function rememberedName() {
   let name;
   try {
     name = sessionStorage.getItem("name") ?? localStorage.getItem("name");
-    name ??= suggestion();
+    name ??= suggestedName();
     sessionStorage.setItem("name", name);
   } catch {
-    // Storage can be forbidden: then it lasts as long as the page.
+    // The browser can forbid storage: then the name lasts as long as the page.
   }
-  return name ?? suggestion();
+  return name ?? suggestedName();
 }
 
-/** Takes the name that somebody chose, unless it is empty.
+/** Sets the user's name, unless it is empty.
  * @param {string} chosen */
 function rename(chosen) {
   if (chosen.trim() === "" || chosen.trim() === myName) return;
@@ -147,11 +150,12 @@ function rename(chosen) {
     localStorage.setItem("name", myName);
     sessionStorage.setItem("name", myName);
   } catch {
-    // See above.
+    // Storage is forbidden, as above.
   }
 }
 
-function suggestion() {
+/** A random name for a person or a room. */
+function suggestedName() {
   const pick = (/** @type {string[]} */ words) => words[Math.floor(Math.random() * words.length)];
-  return `${pick(KINDS)} ${pick(ANIMALS)}`;
+  return `${pick(ADJECTIVES)} ${pick(ANIMALS)}`;
 }

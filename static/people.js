@@ -1,67 +1,69 @@
-// Who is here: what everyone says of themselves, and how each can be reached.
+// The people in the room: their profiles, and the quality of the connection to each.
 
-import { $, element, icon, on, short, soon } from "./dom.js";
+import { $, element, icon, on, shortId, throttle } from "./dom.js";
 
 /** @import { Mesh, Room, MeshPeer, Quality } from "./anteroom.js" */
 
-/** What somebody says of themselves, in a message of type `profile`.
+/** What a session tells the others of its user, as `data` of a message of type `profile`: a name, and which
+ * devices are on.
  * @typedef {{ name: string, microphone: boolean, camera: boolean, screen: boolean }} Profile */
 
-/** How often the quality of the connections is looked at, in ms. */
-const EVERY = 2000;
-/** How long a name may be. */
-const NAME_LENGTH = 40;
+/** How often the quality of the connections is measured, in ms. */
+const QUALITY_PERIOD_MS = 2000;
+/** The longest name, in code points, as in the page's input fields. */
+const MAX_NAME_LENGTH = 40;
 
-/** Everyone's profile. Fires `change` when one has changed. */
+/** The profiles of everyone in the room. Fires `change` when one has changed. */
 export class People extends EventTarget {
   #room;
   /** @type {Map<string, Profile>} */
   #profiles = new Map();
   /** @type {Profile} */
-  #mine = { name: "", microphone: false, camera: false, screen: false };
+  #ownProfile = { name: "", microphone: false, camera: false, screen: false };
 
   /** @param {Room} room
-   * @param {string} name one's own */
+   * @param {string} name the user's own name */
   constructor(room, name) {
     super();
     this.#room = room;
-    this.#mine.name = name;
-    // To everyone who does not know this session yet; then to each that comes.
+    this.#ownProfile.name = name;
+    // A new session sends its profile to everyone, and then to each peer that joins. After a resume the others
+    // still have it.
     room.addEventListener("statechange", ({ detail }) => {
-      if (detail.state === "open" && !detail.resumed) this.say({});
+      if (detail.state === "open" && !detail.resumed) this.setProfile({});
     });
     room.addEventListener("peerjoin", ({ detail: { id } }) => {
-      if (room.state === "open") room.send(id, "profile", this.#mine);
+      if (room.state === "open") room.send(id, "profile", this.#ownProfile);
     });
     room.addEventListener("peerleave", ({ detail }) => {
-      // Not before everyone has heard who it was.
+      // The other listeners of this event still need the name.
       queueMicrotask(() => this.#profiles.delete(detail.id));
     });
     room.addEventListener("message", ({ detail: { type, sender, data } }) => {
       if (type !== "profile" || !room.peers.has(sender)) return;
-      this.#profiles.set(sender, profile(data));
+      this.#profiles.set(sender, parseProfile(data));
       this.#changed();
     });
   }
 
-  /** Changes what one says of oneself.
+  /** Changes the user's own profile, and sends it to everyone.
    * @param {Partial<Profile>} change */
-  say(change) {
-    Object.assign(this.#mine, change);
-    if (this.#room.peers.size > 0) this.#room.broadcast("profile", this.#mine);
+  setProfile(change) {
+    Object.assign(this.#ownProfile, change);
+    if (this.#room.peers.size > 0) this.#room.broadcast("profile", this.#ownProfile);
     this.#changed();
   }
 
-  #changed = soon(() => {
-    // A name comes a moment after its session, whose first lines stand there without.
-    for (const who of document.querySelectorAll(".name-tag")) {
-      const { title, textContent } = /** @type {HTMLElement} */ (who);
-      if (textContent === short(title)) who.textContent = this.name(title);
+  #changed = throttle(() => {
+    // A profile arrives shortly after its session: name tags that show an id until then get the name.
+    for (const tag of document.querySelectorAll(".name-tag")) {
+      const { title, textContent } = /** @type {HTMLElement} */ (tag);
+      if (textContent === shortId(title)) tag.textContent = this.name(title);
     }
     this.dispatchEvent(new Event("change"));
   });
 
-  /** Whether a session has said anything of itself.
+  /** Whether the profile of a session is known.
    * @param {string} id */
   has(id) {
     return id === this.#room.id || this.#profiles.has(id);
@@ -70,47 +72,47 @@ export class People extends EventTarget {
   /** @param {string} id
    * @returns {Profile} */
   profile(id) {
-    return id === (this.#room.id ?? "") ? this.#mine : (this.#profiles.get(id) ?? profile(null));
+    return id === (this.#room.id ?? "") ? this.#ownProfile : (this.#profiles.get(id) ?? parseProfile(null));
   }
 
-  /** The name of a session: what its token says, what it says itself, or the beginning of its id.
+  /** The name of a session: the user of its token, or else the name in its profile, or else its shortened id.
    * @param {string} id */
   name(id) {
     const { user } = /** @type {any} */ (this.#room.peers.get(id)?.data ?? {});
-    return user || this.profile(id).name || short(id);
+    return user || this.profile(id).name || shortId(id);
   }
 
-  /** The name of a session with its colour.
+  /** An element with the name and the colour of a session.
    * @param {string} id */
-  who(id) {
-    const who = element("span", { className: "name-tag", title: id }, this.name(id));
-    who.style.setProperty("--hue", String(hue(id)));
-    return who;
+  nameTag(id) {
+    const tag = element("span", { className: "name-tag", title: id }, this.name(id));
+    tag.style.setProperty("--hue", String(hue(id)));
+    return tag;
   }
 }
 
-/** A colour of a session's own, as an angle.
+/** The colour of a session, as a hue in degrees. It depends only on the id.
  * @param {string} id */
 export function hue(id) {
   return parseInt(id.slice(0, 4), 16) % 360 || 0;
 }
 
-/** A profile of whatever somebody has sent.
+/** The profile in a received message, which may contain anything.
  * @param {any} data
  * @returns {Profile} */
-function profile(data) {
+function parseProfile(data) {
   const name = typeof data?.name === "string" ? data.name : "";
   return {
-    // No line breaks, and nothing that turns the direction of the text around it.
+    // A name has no line breaks, and no characters that change the direction of the surrounding text.
     name: [...name.replace(/[\p{Cc}\p{Cs}\p{Z}\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]+/gu, " ")]
-      .slice(0, NAME_LENGTH).join("").trim(),
+      .slice(0, MAX_NAME_LENGTH).join("").trim(),
     microphone: data?.microphone === true,
     camera: data?.camera === true,
     screen: data?.screen === true,
   };
 }
 
-/** Shows who is here, and the state of each connection.
+/** Starts the list of people, and the choice of receivers.
  * @param {Room} room
  * @param {Mesh} mesh
  * @param {People} people */
@@ -118,7 +120,7 @@ export function showPeople(room, mesh, people) {
   /** @type {Map<string, Quality>} */
   const qualities = new Map();
 
-  const show = soon(() => {
+  const show = throttle(() => {
     const ids = [...(room.state === "open" && room.id ? [room.id] : []), ...room.peers.keys()];
     $("people-list").replaceChildren(...ids.map(person));
     $("people-title").textContent = ids.length > 1 ? `Here now: ${ids.length}` : "Here now";
@@ -130,14 +132,14 @@ export function showPeople(room, mesh, people) {
   const person = (id) => {
     const own = id === room.id;
     const { microphone, camera, screen } = people.profile(id);
-    const item = element("li", { dataset: { id } }, people.who(id));
+    const item = element("li", { dataset: { id } }, people.nameTag(id));
     if (own) item.append(" (you)");
     for (const [has, name] of /** @type {const} */ ([[microphone, "microphone"], [camera, "camera"], [screen, "screen"]])) {
       if (has) item.append(element("span", { className: "badge", title: `${name} on` }, icon(name), element("span", { className: "visually-hidden" }, `, ${name} on`)));
     }
     const peer = mesh.peers.get(id);
-    const state = own ? "" : describe(peer, qualities.get(id));
-    item.append(element("small", { className: "connection", dataset: { state: own ? "" : (peer?.state ?? "none") } }, state));
+    const description = own ? "" : describe(peer, qualities.get(id));
+    item.append(element("small", { className: "connection", dataset: { state: own ? "" : (peer?.state ?? "none") } }, description));
     return item;
   };
 
@@ -148,16 +150,16 @@ export function showPeople(room, mesh, people) {
     const peers = [...mesh.peers.values()].filter(({ state }) => state === "connected");
     const measured = await Promise.all(peers.map((peer) => peer.quality()));
     qualities.clear();
-    peers.forEach(({ id }, place) => qualities.set(id, measured[place]));
+    peers.forEach(({ id }, index) => qualities.set(id, measured[index]));
     for (const { id } of peers) {
-      const reach = $("people-list").querySelector(`[data-id="${id}"] .connection`);
-      // Nothing else is touched: somebody may be reading there.
-      if (reach) reach.textContent = describe(mesh.peers.get(id), qualities.get(id));
+      const connection = $("people-list").querySelector(`[data-id="${id}"] .connection`);
+      // Change only this text: redrawing the list would interrupt a screen reader.
+      if (connection) connection.textContent = describe(mesh.peers.get(id), qualities.get(id));
     }
-  }, EVERY);
+  }, QUALITY_PERIOD_MS);
 }
 
-/** The state of a connection in words.
+/** The state and the quality of a connection, for display.
  * @param {MeshPeer} [peer]
  * @param {Quality} [quality] */
 function describe(peer, quality) {
@@ -169,40 +171,40 @@ function describe(peer, quality) {
     case "connecting":
       return "connecting …";
     case "connected": {
-      const way = quality?.relayed ? "relayed" : "direct";
-      if (!quality) return way;
-      const trip = quality.roundTrip === null ? "" : `, ${Math.max(1, Math.round(quality.roundTrip))} ms`;
-      return `${way}${trip}, ↓ ${rate(quality.bitsIn)} ↑ ${rate(quality.bitsOut)}`;
+      const path = quality?.relayed ? "relayed" : "direct";
+      if (!quality) return path;
+      const roundTrip = quality.roundTrip === null ? "" : `, ${Math.max(1, Math.round(quality.roundTrip))} ms`;
+      return `${path}${roundTrip}, ↓ ${bitRate(quality.bitsIn)} ↑ ${bitRate(quality.bitsOut)}`;
     }
     case "disconnected":
       return "interrupted …";
     case "failed":
-      return "no way through, trying again …";
+      return "connection failed, trying again …";
     default:
       return "closed";
   }
 }
 
 /** @param {number} bits per second */
-function rate(bits) {
+function bitRate(bits) {
   return bits < 1e6 ? `${Math.round(bits / 1000)} kbit/s` : `${(bits / 1e6).toFixed(1)} Mbit/s`;
 }
 
-/** Everyone who can be written to. Who was chosen stays chosen, also when they have gone: what was
- * meant for one must not go to all.
+/** Shows the possible receivers of a chat message. A selected peer stays selected after it has left: a message
+ * to one person must not go to everyone.
  * @param {Room} room
  * @param {People} people */
 function showReceivers(room, people) {
   const select = $("receiver");
-  const chosen = select.value;
+  const selected = select.value;
   const choices = [["all", "everyone"], ...[...room.peers.keys()].map((id) => [id, people.name(id)])];
-  if (chosen && !choices.some(([id]) => id === chosen)) {
-    choices.push([chosen, `${select.selectedOptions[0].text.replace(/ \(gone\)$/, "")} (gone)`]);
+  if (selected && !choices.some(([id]) => id === selected)) {
+    choices.push([selected, `${select.selectedOptions[0].text.replace(/ \(left\)$/, "")} (left)`]);
   }
   const same = choices.length === select.options.length
-    && choices.every(([id, name], place) => select.options[place].value === id && select.options[place].text === name);
-  // An open list must not change under the finger.
+    && choices.every(([id, name], index) => select.options[index].value === id && select.options[index].text === name);
+  // Replacing the options of an open list would move them under the pointer.
   if (same) return;
   select.replaceChildren(...choices.map(([id, name]) => new Option(name, id)));
-  select.value = chosen || "all";
+  select.value = selected || "all";
 }

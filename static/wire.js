@@ -1,68 +1,68 @@
-// On the wire: every message in and out, and a form to write one by hand.
+// The message log ("On the wire"): every message sent and received, and a form to send one as JSON.
 
 import { $, append, element, json, on } from "./dom.js";
 
 /** @import { Room } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
 
-/** How many messages are kept. */
-const MESSAGES = 500;
+/** How many messages the log keeps: older ones are removed, so that the page does not grow without limit. */
+const MAX_MESSAGES = 500;
 
-/** What can be written by hand, for a start.
+/** Messages to start from, by the label of the choice. Each gets the id of a peer.
  * @type {Record<string, (peer: string) => object>} */
 const EXAMPLES = {
   "who is here?": () => ({ type: "hello", receiver: "server" }),
-  "are you alive?": () => ({ type: "ping", receiver: "server", data: "any JSON" }),
+  "ping the server": () => ({ type: "ping", receiver: "server", data: "any JSON" }),
   "to everyone": () => ({ type: "chat", receiver: "all", data: "hello, everyone" }),
-  "to one": (peer) => ({ type: "chat", receiver: peer, data: "only for you" }),
+  "to one peer": (peer) => ({ type: "chat", receiver: peer, data: "only for you" }),
   "with a receipt": () => ({ type: "cursor", receiver: "all", data: { x: 3, y: 4 }, ref: "1" }),
-  "a mistake": () => ({ type: "chat", to: "all", data: "the field is called receiver" }),
+  "with a mistake": () => ({ type: "chat", to: "all", data: "the field is called receiver" }),
 };
 
-/** Starts the panel.
+/** Starts the message log.
  * @param {Room} room
  * @param {People} people */
 export function startWire(room, people) {
   room.addEventListener("wire", ({ detail: { direction, text } }) => {
-    const item = line(direction, text, people);
+    const item = logEntry(direction, text, people);
     filter(item);
-    append($("messages"), item, MESSAGES);
+    append($("messages"), item, MAX_MESSAGES);
   });
 
   /** @param {HTMLElement} item */
   const filter = (item) => {
     const { direction, text = "" } = item.dataset;
-    const wanted = $("direction").value;
-    const contained = text.toLowerCase().includes($("filter-text").value.toLowerCase());
-    item.hidden = !contained || (wanted !== "" && wanted !== direction);
+    const wantedDirection = $("direction").value;
+    const matches = text.toLowerCase().includes($("filter-text").value.toLowerCase());
+    item.hidden = !matches || (wantedDirection !== "" && wantedDirection !== direction);
   };
   on($("filter"), "input", () => {
     for (const item of $("messages").children) filter(item);
   });
   on($("filter"), "submit", (event) => event.preventDefault());
-  // One stop for Tab, however many messages there are.
+  // The arrow keys move between messages, so that the list is a single Tab stop.
   on($("messages"), "keydown", (event) => {
     const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;
     if (!step) return;
     event.preventDefault();
     const all = [...$("messages").querySelectorAll("li:not([hidden]) summary")];
-    const at = all.indexOf(event.target);
-    (at < 0 ? all.at(step < 0 ? -1 : 0) : all[at + step])?.focus();
+    const index = all.indexOf(event.target);
+    (index < 0 ? all.at(step < 0 ? -1 : 0) : all[index + step])?.focus();
   });
   on($("clear"), "click", () => $("messages").replaceChildren());
 
   $("example").append(...Object.keys(EXAMPLES).map((name) => new Option(name)));
-  const write = () => {
+  const showExample = () => {
     const peer = room.peers.keys().next().value ?? room.id ?? "";
     $("json").value = JSON.stringify(EXAMPLES[$("example").value](peer));
   };
-  on($("example"), "input", write);
-  write();
+  on($("example"), "input", showExample);
+  showExample();
   const send = () => {
     try {
       room.sendRaw($("json").value);
     } catch (/** @type {any} */ error) {
-      append($("messages"), element("li", { className: "error" }, `Not sent: ${error.message}.`), MESSAGES);
+      append($("messages"), element("li", { className: "error" }, `Not sent: ${error.message}.`), MAX_MESSAGES);
     }
   };
   on($("compose"), "submit", (event) => {
@@ -76,11 +76,11 @@ export function startWire(room, people) {
   });
 }
 
-/** A message, in one line until it is opened.
+/** An entry of the log: one line, which opens to show the whole message.
  * @param {string} direction
  * @param {string} text
  * @param {People} people */
-function line(direction, text, people) {
+function logEntry(direction, text, people) {
   const message = parse(text);
   const name = (/** @type {unknown} */ id) => (typeof id === "string" ? people.name(id) : "");
   const [from, to] = [name(message?.sender), name(message?.receiver)];
@@ -107,7 +107,7 @@ function parse(text) {
   }
 }
 
-/** JSON with a line for every field, and for every line of a session description.
+/** A message as JSON with one field per line, and one line of a session description per line.
  * @param {any} message
  * @param {string} text */
 function pretty(message, text) {

@@ -1,150 +1,155 @@
-// The page of the admin listener: rooms, sessions and rates, as they are now.
+// The operators' page of the admin listener: rooms, sessions and current rates.
 
-// At the root of a server, there is nothing above.
+// The admin listener serves `admin.js` and `dom.js` both at its root: there, a browser resolves `../` to the root.
 import { $, element, on } from "../dom.js";
 
-/** How often it looks, in ms. */
-const PERIOD = 2000;
+/** How long the page waits between two requests for the figures, in ms. */
+const REFRESH_MS = 2000;
 
-/** How many rows a table has at most. */
-const ROWS = 500;
+/** The maximum number of rows of a table. */
+const MAX_ROWS = 500;
 
-/** What is shown of the metrics: a title, the series, and how its value is written.
+/** The metrics that the page shows: title, series, and a function that formats its value, or its rate per second.
  * @type {[string, string, (value: number, rate: number) => string][]} */
 const TOTALS = [
   ["Sessions", "anteroom_sessions", (value) => value.toLocaleString()],
-  ["Away", "anteroom_sessions_away", (value) => value.toLocaleString()],
+  ["Suspended", "anteroom_sessions_away", (value) => value.toLocaleString()],
   ["Rooms", "anteroom_rooms", (value) => value.toLocaleString()],
-  ["Messages in", "anteroom_messages_received_total", (_, rate) => `${written(rate)}/s`],
-  ["Deliveries", "anteroom_deliveries_total", (_, rate) => `${written(rate)}/s`],
-  ["Bytes in", "anteroom_received_bytes_total", (_, rate) => `${written(rate)}B/s`],
-  ["Bytes out", "anteroom_sent_bytes_total", (_, rate) => `${written(rate)}B/s`],
-  ["Waiting", "anteroom_outbox_bytes", (value) => `${written(value)}B`],
+  ["Messages in", "anteroom_messages_received_total", (_, rate) => `${compact(rate)}/s`],
+  ["Deliveries", "anteroom_deliveries_total", (_, rate) => `${compact(rate)}/s`],
+  ["Bytes in", "anteroom_received_bytes_total", (_, rate) => `${compact(rate)}B/s`],
+  ["Bytes out", "anteroom_sent_bytes_total", (_, rate) => `${compact(rate)}B/s`],
+  ["Queued", "anteroom_outbox_bytes", (value) => `${compact(value)}B`],
 ];
 
-/** A number with a unit prefix.
+/** A number with three significant digits and a unit prefix.
  * @param {number} value */
-const written = (value) =>
+const compact = (value) =>
   value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 }).replace(/^([\d.]+)([KMBT]?)$/, "$1 $2");
 
-/** The room whose sessions are shown; it stands in the address, too. */
-let chosen = decodeURIComponent(location.hash.slice(1));
-/** @type {{ time: number, values: Map<string, number> } | undefined} */
-let before;
+/** The room whose sessions are shown. The fragment of the page's URL holds it as well, so that a link or a reload
+ * leads to the same room. */
+let selectedRoom = decodeURIComponent(location.hash.slice(1));
+/** @type {{ time: number, values: Map<string, number> } | undefined} The previous metrics, to compute rates. */
+let previous;
 
-/** Asks the server, as an operator.
+/** Sends a request with the operator's token.
  * @param {string} path
  * @param {string} [method] */
-async function ask(path, method = "GET") {
-  const secret = sessionStorage.getItem("secret");
+async function request(path, method = "GET") {
+  const token = sessionStorage.getItem("token");
   /** @type {Record<string, string>} */
-  const headers = secret ? { authorization: `Bearer ${secret}` } : {};
+  const headers = token ? { authorization: `Bearer ${token}` } : {};
   const response = await fetch(path, { method, headers });
   if (response.status === 401) throw new Unauthorized();
   return response;
 }
 
+/** The server has answered 401: it needs a token. */
 class Unauthorized extends Error {}
 
-async function look() {
+/** Updates everything on the page, now and then again after `REFRESH_MS`. */
+async function refresh() {
   try {
     const [metrics, rooms, ready] = await Promise.all([
-      ask("metrics").then((response) => response.text()),
-      ask("rooms").then((response) => response.json()),
+      request("metrics").then((response) => response.text()),
+      request("rooms").then((response) => response.json()),
       fetch("ready"),
     ]);
     showTotals(metrics);
     showRooms(rooms.rooms);
     await showSessions();
-    show(ready.ok ? "ready" : "draining: no more sessions begin here", ready.ok ? "open" : "connecting");
+    showState(ready.ok ? "ready" : "draining: new sessions are refused", ready.ok ? "open" : "connecting");
     $("drain").hidden = !ready.ok;
     $("authorize").hidden = true;
     $("figures").hidden = false;
   } catch (error) {
     const locked = error instanceof Unauthorized;
-    show(locked ? "the secret is needed" : "no answer", "closed");
+    showState(locked ? "enter the token" : "the server does not answer", "closed");
     $("authorize").hidden = !locked;
     if (locked) $("figures").hidden = true;
   }
-  setTimeout(look, PERIOD);
+  setTimeout(refresh, REFRESH_MS);
 }
 
-/** @param {string} text
- * @param {string} state */
-function show(text, state) {
+/** Shows the state of the server. An unchanged text stays untouched: a screen reader would read it again.
+ * @param {string} text
+ * @param {string} state the room state whose colour the text gets */
+function showState(text, state) {
   if ($("state").textContent !== text) $("state").textContent = text;
   $("state").dataset.state = state;
 }
 
-/** @param {string} metrics in the text format */
+/** @param {string} metrics in the text format of Prometheus */
 function showTotals(metrics) {
   const time = performance.now();
   const values = new Map(metrics.split("\n").map((line) => {
     const [series, value] = line.split(" ");
     return [series, Number(value)];
   }));
-  const seconds = before ? (time - before.time) / 1000 : Infinity;
-  const totals = TOTALS.map(([title, series, write]) => {
+  const seconds = previous ? (time - previous.time) / 1000 : Infinity;
+  const totals = TOTALS.map(([title, series, format]) => {
     const value = values.get(series) ?? 0;
-    const rate = (value - (before?.values.get(series) ?? value)) / seconds;
-    return element("div", {}, element("dt", {}, title), element("dd", {}, write(value, rate)));
+    const rate = (value - (previous?.values.get(series) ?? value)) / seconds;
+    return element("div", {}, element("dt", {}, title), element("dd", {}, format(value, rate)));
   });
   $("totals").replaceChildren(...totals);
-  before = { time, values };
+  previous = { time, values };
 }
 
-/** @param {{ room: string, sessions: number }[]} all */
-function showRooms(all) {
+/** @param {{ room: string, sessions: number }[]} rooms */
+function showRooms(rooms) {
   const search = $("search").value;
-  const found = all.filter(({ room }) => room.includes(search));
+  const found = rooms.filter(({ room }) => room.includes(search));
   found.sort((a, b) => b.sessions - a.sessions);
-  const rows = found.slice(0, ROWS).map(({ room, sessions }) => {
+  const rows = found.slice(0, MAX_ROWS).map(({ room, sessions }) => {
     const open = element("button", { type: "button", dataset: { key: room } }, room);
     on(open, "click", () => {
-      chosen = room;
+      selectedRoom = room;
       history.replaceState(null, "", `#${encodeURIComponent(room)}`);
       for (const row of $("rooms").children) row.toggleAttribute("aria-current", false);
       open.closest("tr")?.setAttribute("aria-current", "true");
       showSessions();
     });
-    const row = element("tr", {}, element("td", {}, open), number(sessions));
-    if (room === chosen) row.setAttribute("aria-current", "true");
+    const row = element("tr", {}, element("td", {}, open), numberCell(sessions));
+    if (room === selectedRoom) row.setAttribute("aria-current", "true");
     return row;
   });
   replace($("rooms"), rows);
-  $("more").textContent = found.length > ROWS ? `and ${found.length - ROWS} more` : "";
+  $("more").textContent = found.length > MAX_ROWS ? `and ${found.length - MAX_ROWS} more` : "";
 }
 
 async function showSessions() {
-  const room = chosen;
+  const room = selectedRoom;
   if (!room) return;
   const path = `rooms/${encodeURIComponent(room)}`;
-  const response = await ask(path);
-  if (room !== chosen) return;
+  const response = await request(path);
+  if (room !== selectedRoom) return;
   /** @type {{ sessions: any[] }} */
   const { sessions } = response.ok ? await response.json() : { sessions: [] };
-  const rows = sessions.slice(0, ROWS).map((session) => {
+  const rows = sessions.slice(0, MAX_ROWS).map((session) => {
     const { id, data, node, address, since, messagesReceived, messagesSent, waitingBytes, away } = session;
     const close = element("button", { type: "button", dataset: { key: id } }, "Close");
     close.setAttribute("aria-label", `Close ${id}`);
-    on(close, "click", () => ask(`${path}/sessions/${id}`, "DELETE").then(showSessions));
-    const about = [data?.user, away ? "away" : null].filter(Boolean).join(", ");
+    on(close, "click", () => request(`${path}/sessions/${id}`, "DELETE").then(showSessions));
+    const details = [data?.user, away ? "suspended" : null].filter(Boolean).join(", ");
     return element("tr", {},
-      element("td", {}, id, element("small", {}, about)),
+      element("td", {}, id, element("small", {}, details)),
       element("td", {}, node ? `node ${node}` : address ?? "unknown"),
       element("td", { title: since }, new Date(since).toLocaleTimeString()),
-      number(messagesReceived), number(messagesSent), number(waitingBytes),
+      numberCell(messagesReceived), numberCell(messagesSent), numberCell(waitingBytes),
       element("td", {}, close));
   });
   replace($("sessions"), rows);
   $("whose").textContent = `Sessions in ${room}`;
-  $("choose").textContent = sessions.length > ROWS ? `and ${sessions.length - ROWS} more` : "";
+  $("choose").textContent = sessions.length > MAX_ROWS ? `and ${sessions.length - MAX_ROWS} more` : "";
 }
 
-/** @param {number} value */
-const number = (value) => element("td", { className: "number" }, value?.toLocaleString() ?? "");
+/** A table cell with a number.
+ * @param {number} value */
+const numberCell = (value) => element("td", { className: "number" }, value?.toLocaleString() ?? "");
 
-/** Replaces the rows of a table; the button that has the focus keeps it.
+/** Replaces the rows of a table. The button that has the focus keeps it.
  * @param {HTMLElement} body
  * @param {HTMLElement[]} rows */
 function replace(body, rows) {
@@ -153,18 +158,18 @@ function replace(body, rows) {
     : undefined;
   body.replaceChildren(...rows);
   /** @type {HTMLElement | undefined} */
-  const again = [...body.querySelectorAll("button")].find((button) => button.dataset.key === focused);
-  if (focused) again?.focus({ preventScroll: true });
+  const sameButton = [...body.querySelectorAll("button")].find((button) => button.dataset.key === focused);
+  if (focused) sameButton?.focus({ preventScroll: true });
 }
 
 on($("authorize"), "submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("secret", $("secret").value);
-  show("one moment", "connecting");
+  sessionStorage.setItem("token", $("token").value);
+  showState("checking the token …", "connecting");
 });
 on($("drain"), "click", () => {
-  if (confirm("Let no more sessions begin here? That cannot be undone but by a restart.")) {
-    ask("drain", "POST");
+  if (confirm("Refuse new sessions on this server? Only a restart undoes this.")) {
+    request("drain", "POST");
   }
 });
-look();
+refresh();

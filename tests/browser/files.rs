@@ -90,7 +90,7 @@ async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
         .await;
     receiver.close().await;
     sender
-        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('the connection has gone')")
+        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('failed: the connection was lost')")
         .await;
     browser.close().await;
 }
@@ -135,7 +135,7 @@ async fn what_is_not_as_it_was_offered_is_given_up() {
         receiver.click("[data-name=Accept]").await;
         receiver
             .until(&format!(
-                "[...document.querySelectorAll('.file')].filter((line) => line.textContent.includes('given up')).length === {}",
+                "[...document.querySelectorAll('.file')].filter((line) => line.textContent.includes('failed: the sender sent something other')).length === {}",
                 number + 1
             ))
             .await;

@@ -161,7 +161,7 @@ async fn operators_see_and_close_sessions_on_their_page() {
         .await;
     tab.until("!document.querySelector('#authorize').hidden")
         .await;
-    tab.type_into("#secret", &format!("{SECRET}\n")).await;
+    tab.type_into("#token", &format!("{SECRET}\n")).await;
     tab.until("document.querySelectorAll('#rooms tr').length === 2")
         .await;
     assert_eq!(

@@ -201,7 +201,7 @@ async fn a_network_that_goes_and_comes_back_takes_nothing_with_it() {
         }
         let text = tab.text("#chat-log").await;
         assert!(
-            !text.contains("gone") && !text.contains("Not delivered"),
+            !text.contains(" left") && !text.contains("Not delivered"),
             "{text}"
         );
     }

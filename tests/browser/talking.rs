@@ -118,7 +118,7 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
     }
     // What has no name is named by its id; these have names.
     tabs[0]
-        .until("[...document.querySelectorAll('#chat-log .notice')].at(-1).textContent.endsWith(' has gone')")
+        .until("[...document.querySelectorAll('#chat-log .notice')].at(-1).textContent.endsWith(' left')")
         .await;
     let gone = tabs[0]
         .run("return [...document.querySelectorAll('#chat-log .notice')].at(-1).querySelector('.name-tag').textContent")
