@@ -1,4 +1,4 @@
-//! A browser, and its tabs.
+//! A browser and its tabs, controlled over WebDriver.
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
@@ -16,8 +16,8 @@ use tokio::{
 
 use crate::support::{DEADLINE, within_deadline};
 
-/// What Chromium is started with: no network but ours, devices that need no hardware and no
-/// permission, and tabs that all run as if they were in front.
+/// The command line of Chromium: no requests of its own, simulated devices that need no permission,
+/// and no throttling of background tabs.
 const FLAGS: [&str; 18] = [
     "--headless=new",
     "--no-sandbox",
@@ -32,17 +32,17 @@ const FLAGS: [&str; 18] = [
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
-    // A machine may have nothing but its loopback, and no multicast DNS.
+    // The machine may have only a loopback interface, and no multicast DNS.
     "--allow-loopback-in-peer-connection",
     "--disable-features=WebRtcHideLocalIpsWithMdns",
-    // A name of this machine that browsers do not trust as they trust localhost.
+    // A name of this machine that, unlike localhost, is not a secure context.
     "--host-resolver-rules=MAP anteroom.test 127.0.0.1",
     "--window-size=1440,900",
     "--disable-dev-shm-usage",
 ];
 
-/// Lets a test look at the page's connections.
-const WATCH_CONNECTIONS: &str = "
+/// Collects every RTCPeerConnection of the page in the global `connections`.
+const RECORD_CONNECTIONS: &str = "
     globalThis.connections = [];
     globalThis.RTCPeerConnection = class extends RTCPeerConnection {
         constructor(...options) {
@@ -55,34 +55,38 @@ pub struct Browser {
     client: Client,
     process: Process,
     driver: Child,
-    /// Where downloads are saved.
+    /// The folder that downloads are saved in.
     pub folder: PathBuf,
 }
 
-/// The browser's own process, by its id while it runs, and its folders: ended and removed also
-/// where a test fails.
-struct Process(String, [Option<PathBuf>; 2]);
+/// The browser's process and its folders. Dropping it ends the process and removes the folders,
+/// also after a failed test.
+struct Process {
+    /// The process id; empty once the browser is closed.
+    id: String,
+    folders: [Option<PathBuf>; 2],
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if !self.0.is_empty() {
-            let kill = std::process::Command::new("kill").arg(&self.0).status();
-            kill.expect("kill is there");
+        if !self.id.is_empty() {
+            let kill = std::process::Command::new("kill").arg(&self.id).status();
+            kill.expect("kill is installed");
         }
-        // What a process that is just ending still writes may stay.
-        for folder in self.1.iter().flatten() {
+        // Removal may fail, because an ending process still writes.
+        for folder in self.folders.iter().flatten() {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
 }
 
-/// One tab; several can be open at the same time.
+/// A tab. Several can be open at the same time.
 pub struct Tab<'a> {
     browser: &'a Browser,
     window: WindowHandle,
 }
 
-/// A command that WebDriver has not, but ChromeDriver.
+/// A command that ChromeDriver adds to WebDriver.
 #[derive(Debug)]
 struct Chrome(&'static str, Value);
 
@@ -100,8 +104,8 @@ impl WebDriverCompatibleCommand for Chrome {
     }
 }
 
-/// The port that chromedriver listens on; `None` if it ends before.
-async fn its_port(driver: &mut Child) -> Option<u16> {
+/// The port that chromedriver listens on, or `None` if chromedriver ends before it listens.
+async fn listening_port(driver: &mut Child) -> Option<u16> {
     let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
     while let Some(line) = lines.next_line().await.unwrap() {
         if let Some((_, port)) = line.split_once("successfully on port ") {
@@ -113,10 +117,10 @@ async fn its_port(driver: &mut Child) -> Option<u16> {
 
 impl Browser {
     pub async fn start() -> Browser {
-        Browser::start_at_home(None).await
+        Browser::start_with_home(None).await
     }
 
-    /// A browser that trusts the certificates of an authority, too, given as PEM.
+    /// Starts a browser that also trusts the certificates of `authority`, given as PEM.
     pub async fn trusting(authority: &str) -> Browser {
         let name = format!("anteroom-home-{}", std::process::id());
         let home = std::env::temp_dir().join(name);
@@ -141,10 +145,10 @@ impl Browser {
             let status = certutil.args(["-d", &database]).args(arguments).status();
             assert!(status.await.expect("certutil is installed").success());
         }
-        Browser::start_at_home(Some(home)).await
+        Browser::start_with_home(Some(home)).await
     }
 
-    async fn start_at_home(home: Option<PathBuf>) -> Browser {
+    async fn start_with_home(home: Option<PathBuf>) -> Browser {
         let mut command = Command::new("chromedriver");
         if let Some(home) = &home {
             command.env("HOME", home);
@@ -153,11 +157,12 @@ impl Browser {
             .arg("--port=0")
             .stdout(Stdio::piped())
             .kill_on_drop(true);
-        // It ends at once where another has just taken the port that it had chosen.
+        // chromedriver ends at once if another process has just taken the port that it chose: start
+        // it again.
         let (driver, port) = within_deadline("chromedriver's start", async {
             loop {
                 let mut driver = command.spawn().expect("chromedriver is installed");
-                if let Some(port) = its_port(&mut driver).await {
+                if let Some(port) = listening_port(&mut driver).await {
                     break (driver, port);
                 }
             }
@@ -186,30 +191,33 @@ impl Browser {
         let process = client.capabilities().unwrap()["goog:processID"].to_string();
         Browser {
             client,
-            process: Process(process, [Some(folder.clone()), home]),
+            process: Process {
+                id: process,
+                folders: [Some(folder.clone()), home],
+            },
             driver,
             folder,
         }
     }
 
-    /// Opens an address in a tab of its own.
+    /// Opens a URL in a new tab.
     pub async fn open(&self, url: &str) -> Tab<'_> {
         let window = self.client.new_window(false).await.unwrap().handle;
         let tab = Tab {
             browser: self,
             window,
         };
-        tab.chrome(
+        tab.devtools(
             "Page.addScriptToEvaluateOnNewDocument",
-            json!({"source": WATCH_CONNECTIONS}),
+            json!({"source": RECORD_CONNECTIONS}),
         )
         .await;
         tab.go(url).await;
         tab
     }
 
-    /// What the console has got since it was last asked, without what is only information.
-    pub async fn complaints(&self) -> Vec<String> {
+    /// The warnings and errors in the console since the last call.
+    pub async fn console_errors(&self) -> Vec<String> {
         let log = self
             .client
             .issue_cmd(Chrome("se/log", json!({"type": "browser"})));
@@ -221,17 +229,17 @@ impl Browser {
             .collect()
     }
 
-    /// Closes the browser, which must have had nothing to complain of.
+    /// Closes the browser. Fails if the console has warnings or errors.
     pub async fn close(self) {
-        assert_eq!(self.complaints().await, [""; 0]);
+        assert_eq!(self.console_errors().await, [""; 0]);
         self.close_regardless().await;
     }
 
-    /// Closes the browser, whatever it had to say.
+    /// Closes the browser, whatever the console has.
     pub async fn close_regardless(mut self) {
         self.client.clone().close().await.unwrap();
         self.driver.kill().await.unwrap();
-        self.process.0.clear();
+        self.process.id.clear();
     }
 }
 
@@ -242,8 +250,8 @@ impl Tab<'_> {
         client
     }
 
-    /// A command of the DevTools.
-    pub async fn chrome(&self, command: &str, parameters: Value) -> Value {
+    /// Runs a command of the Chrome DevTools Protocol.
+    pub async fn devtools(&self, command: &str, parameters: Value) -> Value {
         let client = self.client().await;
         let body = json!({"cmd": command, "params": parameters});
         client
@@ -260,12 +268,12 @@ impl Tab<'_> {
         self.client().await.close_window().await.unwrap();
     }
 
-    /// Runs the body of a function in the page; a promise is awaited.
+    /// Runs `script` in the page, as the body of a function. A returned promise is awaited.
     pub async fn run(&self, script: &str) -> Value {
         self.run_with(script, vec![]).await
     }
 
-    /// The same with `arguments`.
+    /// Runs `script` as `run` does, with these `arguments`.
     pub async fn run_with(&self, script: &str, arguments: Vec<Value>) -> Value {
         match self.client().await.execute(script, arguments).await {
             Ok(value) => value,
@@ -273,9 +281,10 @@ impl Tab<'_> {
         }
     }
 
-    /// Waits until an expression is true, or a promise of what is.
+    /// Waits until an expression is true, or is a promise of true.
     pub async fn until(&self, condition: &str) {
-        // Chromium may collect a promise that nobody but the driver waits for.
+        // The global keeps the promise alive: Chromium may collect one that only the driver waits
+        // for.
         let script = format!(
             "return globalThis.waiting = new Promise(async (resolve) => {{
                 while (!(await ({condition}))) await new Promise((next) => setTimeout(next, 20));
@@ -297,24 +306,24 @@ impl Tab<'_> {
         self.find(selector).await.click().await.unwrap();
     }
 
-    /// Types into an element.
+    /// Types text into an element.
     pub async fn type_into(&self, selector: &str, text: &str) {
         self.find(selector).await.send_keys(text).await.unwrap();
     }
 
-    /// Types wherever the focus is.
+    /// Presses keys in the element that has the focus.
     pub async fn press(&self, keys: &str) {
         let element = self.client().await.active_element().await.unwrap();
         element.send_keys(keys).await.unwrap();
     }
 
-    /// Saves a picture of the tab.
+    /// Saves a screenshot of the tab as PNG.
     pub async fn screenshot(&self, path: &str) {
-        let picture = self.client().await.screenshot().await.unwrap();
-        std::fs::write(path, picture).unwrap();
+        let png = self.client().await.screenshot().await.unwrap();
+        std::fs::write(path, png).unwrap();
     }
 
-    /// The text of an element, as it is seen.
+    /// The visible text of an element.
     pub async fn text(&self, selector: &str) -> String {
         self.find(selector).await.text().await.unwrap()
     }

@@ -1,23 +1,34 @@
-//! The page and the client module in a real Chromium, driven by WebDriver, with its artificial
-//! camera, microphone and screen. Started by `tests/run`, which installs what they need; one at a
-//! time, for a browser wants the whole machine.
+//! The demo page, the operators' page and the client module in Chromium, controlled over WebDriver,
+//! with simulated camera, microphone and screen. `tests/run` installs what these tests need and
+//! starts them, one at a time: a browser with a call uses the whole machine.
 //!
-//! | file | what it shows |
+//! | file | what it tests |
+//! | --- | --- |
+//! | `chat` | people, names, chat messages, the message log, the invite link, the keyboard |
+//! | `call` | camera, microphone and screen |
+//! | `file_transfer` | files from browser to browser |
+//! | `reconnecting` | a server or network that fails and returns |
+//! | `accessibility` | axe-core at every window size, pages outside a secure context |
+//! | `admin_page` | the operators' page |
+//! | `deployment` | TLS, tokens and TURN |
+//! | `client_room` | the client module's `Room`, against a scripted server |
+//! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
+//!
+//! | file | what the tests use |
 //! | --- | --- |
 //! | `driver` | a browser and its tabs |
-//! | `talking` | rosters, messages, names, by mouse and by keyboard alone |
-//! | `calling` | pictures, sound and screens, and tabs that go |
-//! | `files` | a file from one browser to another |
-//! | `returning` | the server lost and found again |
-//! | `module` | the client module alone: promises, refusals, and the pages of the README and the guide |
-//! | `operating` | TLS, tokens and TURN, and the page for operators |
-//! | `looks` | accessibility, sizes, and what the browser forbids |
+//! | `page` | waiting for what the demo page shows |
+//! | `scripted_server` | a WebSocket server whose every frame the test writes |
 
-mod calling;
+mod accessibility;
+mod admin_page;
+mod call;
+mod chat;
+mod client_mesh;
+mod client_room;
+mod deployment;
 mod driver;
-mod files;
-mod looks;
-mod module;
-mod operating;
-mod returning;
-mod talking;
+mod file_transfer;
+mod page;
+mod reconnecting;
+mod scripted_server;

@@ -1,22 +1,22 @@
-//! A file from one browser to another.
+//! Files from one browser to another.
 
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::{driver::Browser, talking::until_here};
+use super::{driver::Browser, page::until_people};
 use crate::support::{TestServer, within_deadline};
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
+async fn a_file_of_20_mb_arrives_intact_and_shows_its_progress() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
     let url = format!("http://{}/?room=files", server.address);
     let sender = browser.open(&url).await;
     let receiver = browser.open(&url).await;
     for tab in [&sender, &receiver] {
-        until_here(tab, 2).await;
+        until_people(tab, 2).await;
     }
     let bytes: Vec<u8> = (0..20_000_000u32)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
@@ -24,7 +24,7 @@ async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
     let sent = browser.folder.join("sent <b>.bin");
     std::fs::write(&sent, &bytes).unwrap();
 
-    // Every step of every bar is noted.
+    // Record every value of the progress bars.
     for tab in [&sender, &receiver] {
         tab.run(
             "globalThis.steps = [];
@@ -52,18 +52,18 @@ async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
         .await;
     for tab in [&sender, &receiver] {
         let steps: Vec<u64> = serde_json::from_value(tab.run("return steps").await).unwrap();
-        assert!(steps.is_sorted(), "forward only");
+        assert!(steps.is_sorted(), "progress never decreases");
         let between = steps.iter().filter(|step| (1..20_000_000).contains(*step));
-        assert!(between.count() >= 10, "seen under way: {steps:?}");
+        assert!(between.count() >= 10, "progress is visible: {steps:?}");
         assert_eq!(steps.last(), Some(&20_000_000));
     }
 
     receiver.click("[data-name=Save]").await;
     let saved = browser.folder.join("sent _b_.bin");
-    let mut turn = tokio::time::interval(Duration::from_millis(20));
+    let mut poll = tokio::time::interval(Duration::from_millis(20));
     let received = within_deadline("the download", async {
         loop {
-            turn.tick().await;
+            poll.tick().await;
             match std::fs::read(&saved) {
                 Ok(received) if received.len() == bytes.len() => return received,
                 _ => {}
@@ -73,7 +73,7 @@ async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
     .await;
     assert_eq!(Sha256::digest(received), Sha256::digest(bytes));
 
-    // Who declines is left alone, and the sender hears of it.
+    // The receiver declines a file, and the sender shows it.
     sender.type_into("#file", sent.to_str().unwrap()).await;
     receiver
         .until("document.querySelector('[data-name=Decline]')")
@@ -83,7 +83,7 @@ async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
         .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('declined')")
         .await;
 
-    // Who goes in between leaves no transfer hanging.
+    // A transfer ends when the receiver leaves before its end.
     sender.type_into("#file", sent.to_str().unwrap()).await;
     receiver
         .until("document.querySelectorAll('[data-name=Accept]').length === 1")
@@ -97,37 +97,43 @@ async fn twenty_megabytes_arrive_whole_and_their_progress_is_seen() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn what_is_not_as_it_was_offered_is_given_up() {
+async fn a_transfer_that_differs_from_its_offer_fails() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
     let receiver = browser
         .open(&format!("http://{}/?room=files", server.address))
         .await;
-    until_here(&receiver, 1).await;
-    let liar = browser.open(&format!("http://{}/", server.address)).await;
-    liar.run(
-        "const { join, Mesh } = await import('/anteroom.js');
+    until_people(&receiver, 1).await;
+    let sender = browser.open(&format!("http://{}/", server.address)).await;
+    sender
+        .run(
+            "const { join, Mesh } = await import('/anteroom.js');
         globalThis.mesh = new Mesh(join('files'));
-        globalThis.ended = 0;
+        globalThis.closedChannels = 0;
         globalThis.offer = (header, after = []) => {
             const channel = [...mesh.peers.values()][0].pc.createDataChannel('file');
             channel.onopen = () => channel.send(header);
-            channel.onclose = () => { ended += 1; };
+            channel.onclose = () => { closedChannels += 1; };
             channel.onmessage = ({ data }) => {
                 if (data === 'accept') for (const bytes of after) channel.send(bytes);
             };
         };",
-    )
-    .await;
-    liar.until("[...mesh.peers.values()][0]?.state === 'connected'")
+        )
+        .await;
+    sender
+        .until("[...mesh.peers.values()][0]?.state === 'connected'")
         .await;
 
-    // More than was said, nothing at all, and text: each is given up, and no file comes of it.
-    for (number, lie) in ["new Uint8Array(11)", "new Uint8Array(0)", "'text'"]
+    // Too many bytes, an empty message, and text: each transfer fails, and there is no file to
+    // save.
+    for (number, content) in ["new Uint8Array(11)", "new Uint8Array(0)", "'text'"]
         .iter()
         .enumerate()
     {
-        liar.run(&format!("offer('{{\"name\":\"x\",\"size\":10}}', [{lie}])"))
+        sender
+            .run(&format!(
+                "offer('{{\"name\":\"x\",\"size\":10}}', [{content}])"
+            ))
             .await;
         receiver
             .until("document.querySelector('[data-name=Accept]')")
@@ -147,16 +153,18 @@ async fn what_is_not_as_it_was_offered_is_given_up() {
         0
     );
 
-    // What is no offer is not shown; of offers that cannot be taken, only so many are.
-    liar.until("ended === 3").await;
-    liar.run(
+    // Malformed offers are not shown. Of the offers of files that are too large, only the first 8
+    // are shown.
+    sender.until("closedChannels === 3").await;
+    sender.run(
         "for (const header of ['', '[]', '{}', '{\"name\":1,\"size\":1}', '{\"name\":\"x\",\"size\":-1}']) offer(header);",
     )
     .await;
-    liar.until("ended === 8").await;
-    liar.run("for (let i = 0; i < 20; i += 1) offer('{\"name\":\"../huge\",\"size\":1e12}');")
+    sender.until("closedChannels === 8").await;
+    sender
+        .run("for (let i = 0; i < 20; i += 1) offer('{\"name\":\"../huge\",\"size\":1e12}');")
         .await;
-    liar.until("ended === 28").await;
+    sender.until("closedChannels === 28").await;
     receiver
         .until("document.querySelectorAll('.file').length === 3 + 8")
         .await;

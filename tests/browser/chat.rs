@@ -1,20 +1,15 @@
-//! Rosters, messages, names, by mouse and by keyboard alone.
+//! People, names and chat messages; the message log; the invite link; the keyboard.
 
 use serde_json::json;
 
-use super::driver::{Browser, Tab};
+use super::{
+    driver::{Browser, Tab},
+    page::{until_message, until_people},
+};
 use crate::support::TestServer;
 
-/// Waits until a tab shows so many people, itself among them.
-pub async fn until_here(tab: &Tab<'_>, count: usize) {
-    tab.until(&format!(
-        "document.querySelectorAll('#people-list li').length === {count}"
-    ))
-    .await;
-}
-
-/// The ids that a tab shows, sorted; its own is the first that it shows.
-async fn roster(tab: &Tab<'_>) -> (String, Vec<String>) {
+/// A tab's own session id, which it lists first, and all session ids that it lists, sorted.
+async fn listed_sessions(tab: &Tab<'_>) -> (String, Vec<String>) {
     let ids = tab
         .run("return [...document.querySelectorAll('#people-list li')].map((item) => item.dataset.id)")
         .await;
@@ -30,15 +25,9 @@ async fn rename(tab: &Tab<'_>, name: &str) {
     tab.press("\n").await;
 }
 
-pub async fn until_heard(tab: &Tab<'_>, words: &str) {
-    tab.until(&format!(
-        "[...document.querySelectorAll('#chat-log .message-text')].some((item) => item.textContent === {words:?})"
-    ))
-    .await;
-}
-
-/// What a tab has heard; asked after a later message has come, nothing is missing.
-async fn heard(tab: &Tab<'_>) -> Vec<String> {
+/// The chat messages that a tab shows. Call it after a later message has arrived: then none is
+/// missing.
+async fn chat_messages(tab: &Tab<'_>) -> Vec<String> {
     let words = tab
         .run(
             "return [...document.querySelectorAll('#chat-log .message-text')].map((item) => item.textContent)",
@@ -49,7 +38,7 @@ async fn heard(tab: &Tab<'_>) -> Vec<String> {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
+async fn tabs_list_the_same_people_and_show_only_messages_to_them() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
     let url = format!("http://{}/?room=four", server.address);
@@ -57,20 +46,20 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
     for count in 1..=4 {
         tabs.push(browser.open(&url).await);
         for tab in &tabs {
-            until_here(tab, count).await;
+            until_people(tab, count).await;
         }
     }
     let mut own_ids = Vec::new();
-    let (_, everyone) = roster(&tabs[0]).await;
+    let (_, everyone) = listed_sessions(&tabs[0]).await;
     for tab in &tabs {
-        let (own, ids) = roster(tab).await;
+        let (own, ids) = listed_sessions(tab).await;
         assert_eq!(ids, everyone);
         own_ids.push(own);
     }
     own_ids.sort();
-    assert_eq!(own_ids, everyone, "each is itself");
+    assert_eq!(own_ids, everyone, "each tab lists itself first");
 
-    // A name with markup is a name.
+    // Markup in a name is shown as text.
     rename(&tabs[0], "<b onclick=alert(1)>Eve</b>").await;
     for tab in &tabs {
         tab.until("[...document.querySelectorAll('.name-tag')].some((item) => item.textContent === '<b onclick=alert(1)>Eve</b>')").await;
@@ -81,8 +70,9 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
         );
     }
 
-    // To one, then to all: who has got the second would have the first.
-    let (third, _) = roster(&tabs[2]).await;
+    // A message to one peer, then one to everyone: a tab that shows the second has received the
+    // first, if at all.
+    let (third, _) = listed_sessions(&tabs[2]).await;
     tabs[0]
         .run_with(
             "document.querySelector('#receiver').value = arguments[0]",
@@ -94,36 +84,37 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
         .run("document.querySelector('#receiver').value = 'all'")
         .await;
     tabs[0].type_into("#text", "everyone\n").await;
-    for (place, tab) in tabs.iter().enumerate().skip(1) {
-        until_heard(tab, "everyone").await;
-        let expected: &[&str] = match place {
+    for (index, tab) in tabs.iter().enumerate().skip(1) {
+        until_message(tab, "everyone").await;
+        let expected: &[&str] = match index {
             2 => &["only <i>you</i>", "everyone"],
             _ => &["everyone"],
         };
-        assert_eq!(heard(tab).await, expected);
+        assert_eq!(chat_messages(tab).await, expected);
     }
 
-    // Who goes is gone for the others, and what was meant for them goes to nobody else.
+    // When a person leaves, the others no longer list them, and a message to them goes to nobody
+    // else.
     let last = tabs.pop().unwrap();
-    let (gone, _) = roster(&last).await;
+    let (left, _) = listed_sessions(&last).await;
     tabs[0]
         .run_with(
             "document.querySelector('#receiver').value = arguments[0]",
-            vec![gone.into()],
+            vec![left.into()],
         )
         .await;
     last.close().await;
     for tab in &tabs {
-        until_here(tab, 3).await;
+        until_people(tab, 3).await;
     }
-    // What has no name is named by its id; these have names.
+    // The notice shows the name, which has two words, and not the id.
     tabs[0]
         .until("[...document.querySelectorAll('#chat-log .notice')].at(-1).textContent.endsWith(' left')")
         .await;
-    let gone = tabs[0]
+    let name = tabs[0]
         .run("return [...document.querySelectorAll('#chat-log .notice')].at(-1).querySelector('.name-tag').textContent")
         .await;
-    assert_eq!(gone.as_str().unwrap().split(' ').count(), 2, "{gone}");
+    assert_eq!(name.as_str().unwrap().split(' ').count(), 2, "{name}");
     tabs[0].type_into("#text", "a secret\n").await;
     tabs[0]
         .until("document.querySelector('#chat-log .error')?.textContent.includes('Not delivered')")
@@ -132,25 +123,25 @@ async fn four_tabs_agree_on_who_is_here_and_hear_what_is_meant_for_them() {
         .run("document.querySelector('#receiver').value = 'all'")
         .await;
     tabs[0].type_into("#text", "no secret\n").await;
-    until_heard(&tabs[1], "no secret").await;
-    assert_eq!(heard(&tabs[1]).await, ["everyone", "no secret"]);
+    until_message(&tabs[1], "no secret").await;
+    assert_eq!(chat_messages(&tabs[1]).await, ["everyone", "no secret"]);
     browser.close().await;
 }
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn the_keyboard_alone_joins_and_sends() {
+async fn the_page_works_with_the_keyboard_alone() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
     let other = browser
         .open(&format!("http://{}/?room=keys", server.address))
         .await;
-    until_here(&other, 1).await;
+    until_people(&other, 1).await;
 
     const TAB: &str = "\u{E004}";
     const SELECT_ALL: &str = "\u{E009}a\u{E000}";
     let tab = browser.open(&format!("http://{}/", server.address)).await;
-    // The first stops are the link home and the room's name.
+    // The first Tab stops are the link to the start page and the name of the room.
     tab.press(TAB).await;
     tab.press(TAB).await;
     assert_eq!(
@@ -162,7 +153,7 @@ async fn the_keyboard_alone_joins_and_sends() {
     tab.press(TAB).await;
     tab.press(SELECT_ALL).await;
     tab.press("Kay\n").await;
-    until_here(&tab, 2).await;
+    until_people(&tab, 2).await;
     for _ in 0..40 {
         if tab.run("return document.activeElement.id").await == "text" {
             break;
@@ -170,12 +161,12 @@ async fn the_keyboard_alone_joins_and_sends() {
         tab.press(TAB).await;
     }
     tab.press("by keys alone\n").await;
-    until_heard(&other, "by keys alone").await;
+    until_message(&other, "by keys alone").await;
     other
         .until("document.querySelector('#people-list').textContent.includes('Kay')")
         .await;
 
-    // The switches say whether they are on.
+    // The camera button tells whether the camera is on.
     for _ in 0..40 {
         if tab.run("return document.activeElement.id").await == "camera" {
             break;
@@ -190,13 +181,13 @@ async fn the_keyboard_alone_joins_and_sends() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn on_the_wire_every_message_is_seen_filtered_and_written() {
+async fn the_message_log_shows_filters_and_sends_messages() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
     let tab = browser
         .open(&format!("http://{}/?room=wire", server.address))
         .await;
-    until_here(&tab, 1).await;
+    until_people(&tab, 1).await;
 
     tab.run("document.querySelector('#json').value = '{\"type\":\"chat\",\"to\":\"all\"}'")
         .await;
@@ -206,20 +197,20 @@ async fn on_the_wire_every_message_is_seen_filtered_and_written() {
     tab.run("document.querySelector('#filter-text').value = ''")
         .await;
     tab.type_into("#filter-text", "BAD_message").await;
-    let seen = "[...document.querySelectorAll('#messages li')].filter((item) => !item.hidden)";
-    tab.until(&format!("{seen}.length === 1")).await;
-    tab.run(&format!("{seen}[0].querySelector('summary').click()"))
+    let shown = "[...document.querySelectorAll('#messages li')].filter((item) => !item.hidden)";
+    tab.until(&format!("{shown}.length === 1")).await;
+    tab.run(&format!("{shown}[0].querySelector('summary').click()"))
         .await;
     tab.until(&format!(
-        "{seen}[0].querySelector('pre')?.textContent.includes('\"code\": \"bad_message\"')"
+        "{shown}[0].querySelector('pre')?.textContent.includes('\"code\": \"bad_message\"')"
     ))
     .await;
     tab.run("document.querySelector('#direction').value = 'out'")
         .await;
     tab.type_into("#filter-text", " ").await;
-    tab.until(&format!("{seen}.length === 0")).await;
+    tab.until(&format!("{shown}.length === 0")).await;
 
-    // The server's complaint is shown where people read, too.
+    // The conversation also shows the server's error.
     tab.until("document.querySelector('#chat-log .error')?.textContent.includes('to')")
         .await;
     browser.close().await;
@@ -227,7 +218,7 @@ async fn on_the_wire_every_message_is_seen_filtered_and_written() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn the_invite_link_leads_into_the_room() {
+async fn the_invite_link_opens_the_room() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
     let tab = browser
@@ -236,16 +227,16 @@ async fn the_invite_link_leads_into_the_room() {
             server.address
         ))
         .await;
-    until_here(&tab, 1).await;
+    until_people(&tab, 1).await;
     let permissions = json!({"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]});
-    tab.chrome("Browser.grantPermissions", permissions).await;
+    tab.devtools("Browser.grantPermissions", permissions).await;
     tab.click("#invite").await;
     tab.until("document.querySelector('#invite').textContent === 'Copied'")
         .await;
     let link = tab.run("return navigator.clipboard.readText()").await;
-    let guest = browser.open(link.as_str().unwrap()).await;
-    for tab in [&tab, &guest] {
-        until_here(tab, 2).await;
+    let invited = browser.open(link.as_str().unwrap()).await;
+    for tab in [&tab, &invited] {
+        until_people(tab, 2).await;
         assert_eq!(tab.text("#title").await, "café <b>");
     }
     browser.close().await;

@@ -1,50 +1,14 @@
-//! Pictures, sound and screens, and tabs that go.
+//! Calls: camera, microphone and screen, and people who leave.
 
 use serde_json::Value;
 
 use super::{
     driver::{Browser, Tab},
-    talking::until_here,
+    page::{sum_statistics, until_people, until_videos_play},
 };
 use crate::support::TestServer;
 
-/// Puts a sum over all connections' statistics of a kind into the page, as `sum(kind, field)`.
-const SUM: &str = "
-    const sum = async (direction, kind, field) => {
-        let total = [];
-        for (const connection of connections) {
-            if (connection.connectionState !== 'connected') continue;
-            for (const stats of (await connection.getStats()).values()) {
-                if (stats.type === direction && stats.kind === kind) total.push(stats[field] ?? 0);
-            }
-        }
-        return total;
-    };";
-
-/// Waits until so many connections each have more decoded video frames than now.
-pub async fn until_pictures_move(tab: &Tab<'_>, from: usize) {
-    let script = format!(
-        "{SUM}
-        return new Promise(async (resolve) => {{
-            const frames = () => sum('inbound-rtp', 'video', 'framesDecoded');
-            let first = await frames();
-            for (;;) {{
-                const now = await frames();
-                if (now.length !== first.length) first = now;
-                if (now.filter((count, place) => count > first[place] + 2).length >= {from}) return resolve();
-                await new Promise((next) => setTimeout(next, 50));
-            }}
-        }});"
-    );
-    tab.run(&script).await;
-}
-
-async fn sum(tab: &Tab<'_>, direction: &str, kind: &str, field: &str) -> f64 {
-    let script = format!("{SUM} return sum('{direction}', '{kind}', '{field}')");
-    let values: Vec<f64> = serde_json::from_value(tab.run(&script).await).unwrap();
-    values.iter().sum()
-}
-
+/// Presses the button of a device, and waits until the device is on or off.
 async fn switch(tab: &Tab<'_>, name: &str, on: bool) {
     tab.click(&format!("#{name}")).await;
     tab.until(&format!(
@@ -53,49 +17,50 @@ async fn switch(tab: &Tab<'_>, name: &str, on: bool) {
     .await;
 }
 
-/// Opens so many tabs in a room.
-async fn gather<'a>(browser: &'a Browser, server: &TestServer, count: usize) -> Vec<Tab<'a>> {
+/// Opens this number of tabs in one room, and waits until each lists all.
+async fn open_tabs<'a>(browser: &'a Browser, server: &TestServer, count: usize) -> Vec<Tab<'a>> {
     let mut tabs = Vec::new();
     for _ in 0..count {
         let url = format!("http://{}/?room=call", server.address);
         tabs.push(browser.open(&url).await);
     }
     for tab in &tabs {
-        until_here(tab, count).await;
+        until_people(tab, count).await;
     }
     tabs
 }
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn in_a_call_of_four_every_picture_moves_for_everyone() {
+async fn every_video_plays_for_everyone_in_a_call_of_four() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
-    let mut tabs = gather(&browser, &server, 4).await;
+    let mut tabs = open_tabs(&browser, &server, 4).await;
     for tab in &tabs {
         switch(tab, "camera", true).await;
     }
     for tab in &tabs {
-        until_pictures_move(tab, 3).await;
+        until_videos_play(tab, 3).await;
         tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 4")
             .await;
     }
-    // A tab that goes takes its picture with it; the others go on.
+    // When a tab is closed, its video disappears, and the others continue.
     tabs.pop().unwrap().close().await;
     for tab in &tabs {
-        until_here(tab, 3).await;
+        until_people(tab, 3).await;
         tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 3")
             .await;
-        until_pictures_move(tab, 2).await;
+        until_videos_play(tab, 2).await;
     }
-    // A camera that is switched off is not seen, and can come back.
+    // The video of a camera disappears when the camera is switched off, and returns when it is
+    // switched on.
     switch(&tabs[0], "camera", false).await;
     tabs[1]
         .until("document.querySelectorAll('#tiles [data-video=true]').length === 2")
         .await;
     switch(&tabs[0], "camera", true).await;
     for tab in &tabs {
-        until_pictures_move(tab, 2).await;
+        until_videos_play(tab, 2).await;
         tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 3")
             .await;
     }
@@ -104,16 +69,16 @@ async fn in_a_call_of_four_every_picture_moves_for_everyone() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn two_cameras_started_in_the_same_instant_connect() {
+async fn cameras_started_at_the_same_time_connect() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
-    let tabs = gather(&browser, &server, 2).await;
-    // The first start makes the devices ready, so that the next ones take no time.
+    let tabs = open_tabs(&browser, &server, 2).await;
+    // The first start initializes the devices, so that later ones take no time.
     for tab in &tabs {
         switch(tab, "camera", true).await;
         switch(tab, "camera", false).await;
     }
-    // Often enough for offers to meet under way.
+    // Repeat, so that offers collide at least once.
     for _ in 0..5 {
         for tab in &tabs {
             tab.until("connections.every(({ signalingState }) => signalingState === 'stable')")
@@ -127,7 +92,7 @@ async fn two_cameras_started_in_the_same_instant_connect() {
             tab.run_with(script, vec![Value::from(now + 300)]).await;
         }
         for tab in &tabs {
-            until_pictures_move(tab, 1).await;
+            until_videos_play(tab, 1).await;
             tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 2")
                 .await;
         }
@@ -135,7 +100,7 @@ async fn two_cameras_started_in_the_same_instant_connect() {
             switch(tab, "camera", false).await;
         }
     }
-    // Switching on and off has not made the description longer and longer.
+    // Switching on and off has not added media sections to the session description.
     let lines = tabs[0]
         .run("return connections[0].localDescription.sdp.split('m=video').length - 1")
         .await;
@@ -145,17 +110,17 @@ async fn two_cameras_started_in_the_same_instant_connect() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn a_screen_replaces_the_camera_and_the_sound_goes_on() {
+async fn a_shared_screen_replaces_the_camera_without_renegotiation() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
-    let tabs = gather(&browser, &server, 2).await;
+    let tabs = open_tabs(&browser, &server, 2).await;
     switch(&tabs[0], "microphone", true).await;
     switch(&tabs[0], "camera", true).await;
-    until_pictures_move(&tabs[1], 1).await;
+    until_videos_play(&tabs[1], 1).await;
     tabs[0]
         .until("connections.every(({ signalingState }) => signalingState === 'stable')")
         .await;
-    let sound = sum(&tabs[1], "inbound-rtp", "audio", "packetsReceived").await;
+    let packets = sum_statistics(&tabs[1], "inbound-rtp", "audio", "packetsReceived").await;
     let offers = "return [...document.querySelectorAll('#messages b')]
         .filter((item) => item.textContent === 'offer').length";
     let before = tabs[0].run(offers).await;
@@ -167,25 +132,25 @@ async fn a_screen_replaces_the_camera_and_the_sound_goes_on() {
     assert_eq!(tabs[0].run(surface).await, "monitor");
     let screens = "document.querySelectorAll('#tiles [data-screen=true][data-video=true]').length";
     tabs[1].until(&format!("{screens} === 1")).await;
-    until_pictures_move(&tabs[1], 1).await;
+    until_videos_play(&tabs[1], 1).await;
     switch(&tabs[0], "screen", false).await;
     assert_eq!(tabs[0].run(surface).await, "none");
     tabs[1].until(&format!("{screens} === 0")).await;
-    until_pictures_move(&tabs[1], 1).await;
+    until_videos_play(&tabs[1], 1).await;
 
-    assert_eq!(tabs[0].run(offers).await, before, "nothing was negotiated");
-    assert!(sum(&tabs[1], "inbound-rtp", "audio", "packetsReceived").await > sound);
+    assert_eq!(tabs[0].run(offers).await, before, "no renegotiation");
+    assert!(sum_statistics(&tabs[1], "inbound-rtp", "audio", "packetsReceived").await > packets);
     browser.close().await;
 }
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn a_connection_that_failed_finds_another_way() {
+async fn a_failed_connection_restarts_ice() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
-    let tabs = gather(&browser, &server, 2).await;
+    let tabs = open_tabs(&browser, &server, 2).await;
     switch(&tabs[0], "camera", true).await;
-    until_pictures_move(&tabs[1], 1).await;
+    until_videos_play(&tabs[1], 1).await;
     for tab in &tabs {
         tab.until("connections[0].signalingState === 'stable'")
             .await;
@@ -200,12 +165,12 @@ async fn a_connection_that_failed_finds_another_way() {
             delete connections[0].iceConnectionState;",
         )
         .await;
-    // Both sides have new ICE credentials, and the pictures go on.
+    // Both sides have new ICE credentials, and the video continues.
     tabs[1].until(&format!("{credentials} !== {before}")).await;
     tabs[1]
         .until("connections[0].signalingState === 'stable'")
         .await;
-    until_pictures_move(&tabs[1], 1).await;
+    until_videos_play(&tabs[1], 1).await;
     tabs[1]
         .until("connections[0].connectionState === 'connected'")
         .await;

@@ -1,9 +1,12 @@
-//! The server lost and found again.
+//! The page and the client module when the server or the network fails.
 
 use serde_json::json;
 use tokio::process::Command;
 
-use super::{calling::until_pictures_move, driver::Browser, talking::until_here};
+use super::{
+    driver::Browser,
+    page::{until_people, until_videos_play},
+};
 use crate::{
     proxy::{Failure, Fate, Proxy},
     support::{Program, TestServer},
@@ -11,7 +14,7 @@ use crate::{
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn after_the_server_was_killed_everyone_is_back_and_the_call_goes_on() {
+async fn a_call_continues_while_a_killed_server_restarts() {
     let mut server = Program::start([]).await;
     let address = server.address;
     let browser = Browser::start().await;
@@ -19,27 +22,29 @@ async fn after_the_server_was_killed_everyone_is_back_and_the_call_goes_on() {
     for count in 1..=3 {
         tabs.push(browser.open(&format!("http://{address}/?room=back")).await);
         for tab in &tabs {
-            until_here(tab, count).await;
+            until_people(tab, count).await;
         }
     }
     for tab in &tabs {
         tab.click("#camera").await;
     }
     for tab in &tabs {
-        until_pictures_move(tab, 2).await;
+        until_videos_play(tab, 2).await;
     }
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
 
     server.signal("KILL").await;
     server.exit_code().await;
     for tab in &tabs {
         tab.until("document.querySelector('#state').dataset.state === 'reconnecting'")
             .await;
-        // The call needs no server.
-        until_pictures_move(tab, 2).await;
+        // The call continues without the server.
+        until_videos_play(tab, 2).await;
     }
-    // What is said now is heard later.
-    tabs[0].type_into("#text", "said while away\n").await;
+    // This message is queued until the server is back.
+    tabs[0]
+        .type_into("#text", "sent while disconnected\n")
+        .await;
 
     let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
     command.args(["--listen", &address.to_string()]);
@@ -48,7 +53,7 @@ async fn after_the_server_was_killed_everyone_is_back_and_the_call_goes_on() {
     for tab in &tabs {
         tab.until("document.querySelector('#state').dataset.state === 'open'")
             .await;
-        until_here(tab, 3).await;
+        until_people(tab, 3).await;
     }
     let mut names = Vec::new();
     for tab in &tabs {
@@ -62,24 +67,25 @@ async fn after_the_server_was_killed_everyone_is_back_and_the_call_goes_on() {
         for name in &names {
             tab.until(&format!("{persons}.includes({name})")).await;
         }
-        until_pictures_move(tab, 2).await;
+        until_videos_play(tab, 2).await;
         tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 3")
             .await;
     }
-    // Whether somebody was back already to hear it depends on who came first.
+    // The queued message is sent, or rejected: that depends on whether another tab has reconnected
+    // before.
     tabs[0]
         .until("document.querySelectorAll('#chat-log .pending').length === 0")
         .await;
 
-    // Nothing but the connections that failed was complained of.
-    let complaints = browser.complaints().await;
+    // The console has no errors but those of failed connections.
+    let errors = browser.console_errors().await;
     assert!(
-        complaints
+        errors
             .iter()
             .any(|text| text.contains("ERR_CONNECTION_REFUSED")),
-        "{complaints:?}"
+        "{errors:?}"
     );
-    for text in complaints {
+    for text in errors {
         assert!(text.contains("WebSocket connection to"), "{text}");
     }
     browser.close().await;
@@ -87,7 +93,7 @@ async fn after_the_server_was_killed_everyone_is_back_and_the_call_goes_on() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn a_server_that_says_nothing_any_longer_is_noticed() {
+async fn a_silent_server_is_detected_and_its_session_resumed() {
     let server = Program::start([]).await;
     let browser = Browser::start().await;
     let tab = browser.open(&format!("http://{}/", server.address)).await;
@@ -100,7 +106,7 @@ async fn a_server_that_says_nothing_any_longer_is_noticed() {
     .await;
     tab.until("room.state === 'open'").await;
     let id = tab.run("return room.id").await;
-    // A server that answers is left alone, however quiet it is: seen over several pings.
+    // While the server answers pings, the connection stays, although no other message arrives.
     tab.run(
         "return new Promise((resolve) => {
             let pongs = 0;
@@ -123,10 +129,11 @@ async fn a_server_that_says_nothing_any_longer_is_noticed() {
     browser.close().await;
 }
 
-/// The network is taken away under a call and a conversation, and given back: once cut, once silent.
+/// The network fails and returns during a call and a conversation: once with a reset, once in
+/// silence.
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn a_network_that_goes_and_comes_back_takes_nothing_with_it() {
+async fn a_network_failure_loses_no_session_and_no_message() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
     let mut tabs = Vec::new();
@@ -138,65 +145,68 @@ async fn a_network_that_goes_and_comes_back_takes_nothing_with_it() {
         tab.click("#camera").await;
         tabs.push((tab, proxy));
         for (tab, _) in &tabs {
-            until_here(tab, count).await;
+            until_people(tab, count).await;
         }
     }
-    let ids = "return [...document.querySelectorAll('#people-list li')].map((item) => item.dataset.id)";
+    let ids =
+        "return [...document.querySelectorAll('#people-list li')].map((item) => item.dataset.id)";
     let mut rosters = Vec::new();
     for (tab, _) in &tabs {
-        until_pictures_move(tab, 1).await;
+        until_videos_play(tab, 1).await;
         rosters.push(tab.run(ids).await);
     }
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
 
-    let away = "document.querySelector('#state').dataset.state === 'reconnecting'";
-    let back = "document.querySelector('#state').dataset.state === 'open'";
-    let mut said = 0;
+    let disconnected = "document.querySelector('#state').dataset.state === 'reconnecting'";
+    let connected = "document.querySelector('#state').dataset.state === 'open'";
+    let mut sent = 0;
     for failure in [Failure::Reset, Failure::Stall] {
         for lost in 0..2 {
             let (tab, proxy) = &tabs[lost];
             let (other, _) = &tabs[1 - lost];
             proxy.refuse(true);
             proxy.fail(failure);
-            // A browser that knows it is offline asks the server for a sign of life at once.
+            // Tell the browser that it is offline: then the client module sends a ping at once.
             let offline = json!({"offline": true, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1});
-            tab.chrome("Network.emulateNetworkConditions", offline)
+            tab.devtools("Network.emulateNetworkConditions", offline)
                 .await;
-            // Some of it is said before anyone notices.
-            tab.type_into("#text", &format!("said {said}\n")).await;
-            other.type_into("#text", &format!("heard {said}\n")).await;
-            tab.until(away).await;
-            until_pictures_move(tab, 1).await;
-            tab.type_into("#text", &format!("said {}\n", said + 1))
+            // Send messages before the failure is noticed, and more after.
+            tab.type_into("#text", &format!("first {sent}\n")).await;
+            other.type_into("#text", &format!("second {sent}\n")).await;
+            tab.until(disconnected).await;
+            until_videos_play(tab, 1).await;
+            tab.type_into("#text", &format!("first {}\n", sent + 1))
                 .await;
             other
-                .type_into("#text", &format!("heard {}\n", said + 1))
+                .type_into("#text", &format!("second {}\n", sent + 1))
                 .await;
 
             proxy.refuse(false);
             let online = json!({"offline": false, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1});
-            tab.chrome("Network.emulateNetworkConditions", online).await;
-            tab.until(back).await;
-            said += 2;
+            tab.devtools("Network.emulateNetworkConditions", online)
+                .await;
+            tab.until(connected).await;
+            sent += 2;
             for (tab, _) in &tabs {
                 let words = "[...document.querySelectorAll('#chat-log .message-text')]";
-                tab.until(&format!("{words}.length === {}", 2 * said)).await;
+                tab.until(&format!("{words}.length === {}", 2 * sent)).await;
                 tab.until("document.querySelectorAll('#chat-log .pending').length === 0")
                     .await;
-                until_pictures_move(tab, 1).await;
+                until_videos_play(tab, 1).await;
             }
         }
     }
     for ((tab, _), roster) in tabs.iter().zip(rosters) {
         assert_eq!(tab.run(ids).await, roster);
-        // In order, each once, and nobody has gone or failed to get something.
-        for word in ["said", "heard"] {
+        // Every message is there once and in order. Nobody has left, and every message was
+        // delivered.
+        for word in ["first", "second"] {
             let order = format!(
                 "return [...document.querySelectorAll('#chat-log .message-text')].map((item) => item.textContent)
                     .filter((text) => text.startsWith('{word}')).join()"
             );
             let expected: Vec<String> =
-                (0..said).map(|number| format!("{word} {number}")).collect();
+                (0..sent).map(|number| format!("{word} {number}")).collect();
             assert_eq!(tab.run(&order).await, expected.join(","));
         }
         let text = tab.text("#chat-log").await;

@@ -1,15 +1,15 @@
-//! Accessibility, sizes, and what the browser forbids.
+//! Accessibility at every window size, and pages outside a secure context.
 
 use serde_json::{Value, json};
 
 use super::{
     driver::{Browser, Tab},
-    talking::until_here,
+    page::until_people,
 };
 use crate::support::TestServer;
 
-/// What axe-core finds serious or worse.
-pub async fn serious(tab: &Tab<'_>, axe: &str) -> Vec<String> {
+/// The violations that axe-core rates as serious or critical.
+pub async fn axe_violations(tab: &Tab<'_>, axe: &str) -> Vec<String> {
     tab.run(&format!(
         "if (!globalThis.axe) {{ {axe}; globalThis.axe = axe; }}"
     ))
@@ -26,7 +26,7 @@ pub async fn serious(tab: &Tab<'_>, axe: &str) -> Vec<String> {
 
 #[tokio::test]
 #[ignore = "needs Chromium and axe-core: tests/run names them and starts this test"]
-async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
+async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server() {
     let axe = std::fs::read_to_string(std::env::var("AXE").expect("AXE is the path of axe.js"));
     let axe = axe.unwrap();
     let server = TestServer::start().await;
@@ -34,10 +34,11 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
     let url = format!("http://{}/?room=axe", server.address);
     let other = browser.open(&url).await;
     let tab = browser.open(&url).await;
-    until_here(&tab, 2).await;
+    until_people(&tab, 2).await;
     tab.click("#camera").await;
     tab.type_into("#text", "hello\n").await;
-    tab.until("document.querySelector('#chat-log .message-text')").await;
+    tab.until("document.querySelector('#chat-log .message-text')")
+        .await;
     let file = browser.folder.join("note.txt");
     std::fs::write(&file, "some words").unwrap();
     other.type_into("#file", file.to_str().unwrap()).await;
@@ -46,25 +47,25 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
     tab.run("document.querySelector('#messages summary').click()")
         .await;
 
-    let entrance = browser.open(&format!("http://{}/", server.address)).await;
-    let refused = browser
+    let entry = browser.open(&format!("http://{}/", server.address)).await;
+    let entry_error = browser
         .open(&format!("http://{}/?room=..", server.address))
         .await;
-    refused
+    entry_error
         .until("document.querySelector('#entry-error').textContent.includes('..')")
         .await;
     for scheme in ["light", "dark"] {
         for (width, height) in [(390, 844), (844, 390), (1024, 768), (1440, 900)] {
             for (name, page) in [
                 ("room", &tab),
-                ("entrance", &entrance),
-                ("refused", &refused),
+                ("entry", &entry),
+                ("entry with an error", &entry_error),
             ] {
                 let media =
                     json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-                page.chrome("Emulation.setEmulatedMedia", media).await;
+                page.devtools("Emulation.setEmulatedMedia", media).await;
                 let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500});
-                page.chrome("Emulation.setDeviceMetricsOverride", metrics)
+                page.devtools("Emulation.setDeviceMetricsOverride", metrics)
                     .await;
                 let views: &[&str] = match (name, width) {
                     ("room", 390 | 844) => &["call", "people", "chat", "wire"],
@@ -74,31 +75,32 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
                     if !view.is_empty() {
                         page.click(&format!("nav [data-view={view}]")).await;
                     }
-                    // The sizes between have nothing of their own but their shape.
+                    // The sizes in between differ only in layout.
                     if [390, 1440].contains(&width) {
-                        // What is only just appearing is still faint.
+                        // An element that is still fading in has too little contrast: wait for the
+                        // animations.
                         page.run("return Promise.allSettled(document.getAnimations().map((one) => one.finished)).then(() => 0)")
                             .await;
-                        let found = serious(page, &axe).await;
+                        let found = axe_violations(page, &axe).await;
                         assert_eq!(found, [""; 0], "{name} {view} {scheme} {width}");
                     }
-                    let wider = page
+                    let overflow = page
                         .run("return document.documentElement.scrollWidth - innerWidth")
                         .await;
                     assert!(
-                        wider.as_i64().unwrap() <= 0,
-                        "{name} {view} is {wider} px too wide at {width}"
+                        overflow.as_i64().unwrap() <= 0,
+                        "{name} {view} is {overflow} px too wide at {width}"
                     );
                 }
             }
         }
     }
 
-    for page in [&tab, &other, &entrance] {
-        let fetched = page
+    for page in [&tab, &other, &entry] {
+        let loaded = page
             .run("return performance.getEntriesByType('resource').map(({ name }) => name)")
             .await;
-        for name in fetched.as_array().unwrap() {
+        for name in loaded.as_array().unwrap() {
             let name = name.as_str().unwrap();
             assert!(
                 name.starts_with(&format!("http://{}/", server.address)),
@@ -112,20 +114,21 @@ async fn nobody_is_kept_out_and_nothing_is_fetched_from_elsewhere() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
-async fn where_the_browser_gives_no_camera_the_page_says_why() {
+async fn outside_a_secure_context_the_page_explains_why_there_is_no_camera() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
     let url = format!("http://anteroom.test:{}/?room=plain", server.address.port());
     let tab = browser.open(&url).await;
-    until_here(&tab, 1).await;
+    until_people(&tab, 1).await;
     assert_eq!(tab.run("return isSecureContext").await, false);
     assert!(tab.text("#call-hint").await.contains("https"));
     tab.click("#screen").await;
     assert!(tab.text("#call-hint").await.contains("https"));
-    // All else works.
+    // Everything else works.
     let other = browser.open(&url).await;
-    until_here(&other, 2).await;
+    until_people(&other, 2).await;
     other.type_into("#text", "without a camera\n").await;
-    tab.until("document.querySelector('#chat-log .message-text')").await;
+    tab.until("document.querySelector('#chat-log .message-text')")
+        .await;
     browser.close().await;
 }

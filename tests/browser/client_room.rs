@@ -1,0 +1,452 @@
+//! The client module's `Room`: receipts, the roster, resuming, limits and reconnecting.
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::{
+    driver::{Browser, Tab},
+    scripted_server::{
+        ScriptedServer, ack, close, open_module_page, receive, roster, send, static_server,
+    },
+};
+use crate::support::{Client, within_deadline};
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn send_resolves_with_the_receipt_and_rejects_with_the_error() {
+    let server = static_server().await;
+    let browser = Browser::start().await;
+    let tab = open_module_page(&browser, &server, "globalThis.room = join('receipts')").await;
+    // A message sent before the room is open waits for the connection.
+    assert_eq!(
+        tab.run("return outcome(room.broadcast('chat', 1))").await,
+        "empty_room"
+    );
+    let mut other = Client::join(&server, "receipts").await;
+    tab.until("room.peers.size === 1").await;
+    let id = other.id.clone();
+    assert_eq!(
+        tab.run_with(
+            "return outcome(room.send(arguments[0], 'offer', { sdp: 'x' }))",
+            vec![json!(id)]
+        )
+        .await,
+        1
+    );
+    let message = other.next().await;
+    assert_eq!(
+        (&message["type"], &message["data"]),
+        (&json!("offer"), &json!({"sdp": "x"}))
+    );
+    for (call, expected) in [
+        ("room.send('nobody', 'x')", "unknown_receiver"),
+        ("room.send('server', 'dance')", "unknown_request"),
+        ("room.send('all', '')", "bad_message"),
+        (
+            "room.send('all', 'x', 'x'.repeat(70_000))",
+            "message_too_large",
+        ),
+    ] {
+        assert_eq!(tab.run(&format!("return outcome({call})")).await, expected);
+    }
+    assert_eq!(
+        tab.run("return room.send('all', 'x', 1n).catch((error) => error.constructor.name)")
+            .await,
+        "TypeError"
+    );
+    // An ignored rejection is not reported as unhandled: `browser.close()` checks the console.
+    tab.run("room.send('nobody', 'x')").await;
+    assert_eq!(
+        tab.run("return outcome(room.send('server', 'ping'))").await,
+        1
+    );
+    for name in ["''", "'x'.repeat(129)", "'a\\nb'", "'\\ud800'", "'..'"] {
+        assert_eq!(
+            tab.run(&format!(
+                "try {{ join({name}) }} catch (error) {{ return error.name }}"
+            ))
+            .await,
+            "TypeError",
+            "{name}"
+        );
+    }
+    assert_eq!(
+        tab.run("try { new Mesh(room) } catch (error) { return error.message.split(':')[0] }")
+            .await,
+        "the room has opened already"
+    );
+    tab.run("room.leave(); room.leave()").await;
+    other.expect_left(message["sender"].as_str().unwrap()).await;
+    assert_eq!(
+        tab.run("return [room.state, room.peers.size]").await,
+        json!(["closed", 0])
+    );
+    assert_eq!(
+        tab.run("return outcome(room.broadcast('x'))").await,
+        "closed"
+    );
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn messages_before_the_roster_are_kept_and_forged_announcements_are_ignored() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+
+    let mut socket = server.accept().await;
+    for message in [
+        json!({"type": "new", "sender": "a", "receiver": "all", "data": null}),
+        json!({"type": "x", "sender": "a", "receiver": "me", "data": 1}),
+        // `b` left before the roster: the room reports neither the peer nor its message.
+        json!({"type": "x", "sender": "b", "receiver": "me", "data": 2}),
+        json!({"type": "close", "sender": "b", "receiver": null, "data": null}),
+        roster(&["a", "c"]),
+        json!({"type": "new", "sender": "a", "receiver": "all", "data": "again"}),
+        json!({"type": "close", "sender": "a", "receiver": "all", "data": null}),
+        json!("nonsense"),
+        json!({"type": "ack", "sender": "server", "receiver": "me", "data": null}),
+        json!({"type": "close", "sender": "c", "receiver": null, "data": null}),
+    ] {
+        send(&mut socket, message).await;
+    }
+    tab.until("events.at(-1)?.[0] === 'peerleave'").await;
+    assert_eq!(
+        tab.run("return events").await,
+        json!([
+            ["peerjoin", {"id": "a", "data": null, "newcomer": true}],
+            ["peerjoin", {"id": "c", "data": null, "newcomer": false}],
+            ["statechange", {"state": "open", "resumed": false}],
+            ["message", {"type": "x", "sender": "a", "receiver": "me", "data": 1}],
+            ["message", {"type": "close", "sender": "a", "receiver": "all", "data": null}],
+            ["error", "bad_message"],
+            ["error", "bad_message"],
+            ["peerleave", {"id": "c", "data": null, "newcomer": false}],
+        ])
+    );
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn leaving_while_the_room_opens_closes_every_connection() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+    tab.run(
+        "globalThis.mesh = new Mesh(room);
+        room.addEventListener('peerjoin', () => room.leave());",
+    )
+    .await;
+    let mut socket = server.accept().await;
+    send(&mut socket, roster(&["a", "b"])).await;
+    tab.until("room.state === 'closed'").await;
+    let left =
+        "return [room.peers.size, mesh.peers.size, connections.map((pc) => pc.signalingState)]";
+    assert_eq!(tab.run(left).await, json!([0, 0, ["closed"]]));
+    assert_eq!(
+        tab.run("return events.map(([type]) => type)").await,
+        json!(["peerjoin", "peerleave", "statechange"])
+    );
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn after_a_lost_session_sent_messages_reject_and_queued_ones_are_sent() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+    let mut socket = server.accept().await;
+    send(&mut socket, roster(&["a", "c"])).await;
+    tab.until("room.state === 'open'").await;
+
+    tab.run("globalThis.lost = outcome(room.broadcast('lost')); events.length = 0")
+        .await;
+    let lost = within_deadline("the message", socket.next()).await;
+    assert!(lost.unwrap().unwrap().to_text().unwrap().contains("lost"));
+    close(socket, 1012, "restart: retry in 40 ms").await;
+    assert_eq!(tab.run("return lost").await, "connection_lost");
+    tab.run(
+        "const controller = new AbortController();
+        globalThis.withdrawn = room.send('all', 'withdrawn', null, { signal: controller.signal })
+            .catch((error) => error.name);
+        globalThis.later = outcome(room.broadcast('later'));
+        controller.abort();",
+    )
+    .await;
+    let mut socket = server.accept().await;
+    send(&mut socket, roster(&["d", "a"])).await;
+    let later = within_deadline("the message", socket.next()).await;
+    let later: Value = serde_json::from_str(later.unwrap().unwrap().to_text().unwrap()).unwrap();
+    assert_eq!(later["type"], "later");
+    let receipt = json!({"ref": later["ref"], "receivers": 2});
+    send(
+        &mut socket,
+        json!({"type": "ack", "sender": "server", "receiver": "me", "data": receipt}),
+    )
+    .await;
+    assert_eq!(
+        tab.run("return Promise.all([later, withdrawn])").await,
+        json!([2, "AbortError"])
+    );
+    // Each difference between the rosters is an event.
+    assert_eq!(
+        tab.run("return events").await,
+        json!([
+            ["statechange", {"state": "reconnecting", "code": 1012,
+                "reason": "restart: retry in 40 ms", "delay": 40}],
+            ["peerleave", {"id": "c", "data": null, "newcomer": false}],
+            ["peerjoin", {"id": "d", "data": null, "newcomer": false}],
+            ["statechange", {"state": "open", "resumed": false}],
+        ])
+    );
+    browser.close().await;
+}
+
+/// A page that has sent the messages `zeroth` to `third`, and has then lost the connection. The
+/// receipt of `zeroth` has arrived; the others are not acknowledged. The message `later` is queued.
+async fn disconnected_with_three_unacknowledged<'a>(
+    browser: &'a Browser,
+) -> (ScriptedServer, Tab<'a>) {
+    let (server, tab) = ScriptedServer::with_page(browser, "{}").await;
+    let mut socket = server.accept().await;
+    let mut hello = roster(&["a", "c"]);
+    hello["data"]["resume"] = json!({"token": "secret", "seconds": 30});
+    send(&mut socket, hello).await;
+    tab.until("room.state === 'open'").await;
+    tab.run(
+        "globalThis.receipts = ['zeroth', 'first', 'second', 'third'].map((type) => outcome(room.broadcast(type)));
+        events.length = 0;",
+    )
+    .await;
+    let zeroth = receive(&mut socket).await;
+    send(&mut socket, ack(&zeroth)).await;
+    assert_eq!(tab.run("return receipts[0]").await, 1);
+    for kind in ["first", "second", "third"] {
+        assert_eq!(receive(&mut socket).await["type"], kind);
+    }
+    drop(socket);
+    tab.until("room.state === 'reconnecting'").await;
+    tab.run("globalThis.later = outcome(room.broadcast('later'))")
+        .await;
+    (server, tab)
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_resumed_session_sends_only_what_the_server_lacks() {
+    let browser = Browser::start().await;
+    let (server, tab) = disconnected_with_three_unacknowledged(&browser).await;
+    // Each attempt resumes with the same count: the page has received the roster and one receipt.
+    for _ in 0..2 {
+        let (socket, query) = server.accept_with_query().await;
+        assert_eq!(query, "resume=secret&received=2");
+        drop(socket);
+    }
+    let (mut socket, query) = server.accept_with_query().await;
+    assert_eq!(query, "resume=secret&received=2");
+    // The server has received `hello`, `zeroth` and `first`.
+    let resumed =
+        json!({"type": "resumed", "sender": "server", "receiver": "me", "data": {"received": 3}});
+    send(&mut socket, resumed).await;
+    let new = json!({"type": "new", "sender": "d", "receiver": "all", "data": null});
+    send(&mut socket, new).await;
+    for (place, kind) in ["second", "third", "later"].into_iter().enumerate() {
+        let message = receive(&mut socket).await;
+        assert_eq!(message["type"], kind);
+        if place == 0 {
+            let mut first = message.clone();
+            first["ref"] = json!(message["ref"].as_u64().unwrap() - 1);
+            send(&mut socket, ack(&first)).await;
+        }
+        send(&mut socket, ack(&message)).await;
+    }
+    assert_eq!(
+        tab.run("return Promise.all([...receipts, later])").await,
+        json!([1, 1, 1, 1, 1])
+    );
+    let events = tab
+        .run("return events.filter(([type, { state }]) => state !== 'reconnecting')")
+        .await;
+    assert_eq!(
+        events,
+        json!([
+            ["statechange", {"state": "open", "resumed": true}],
+            ["peerjoin", {"id": "d", "data": null, "newcomer": true}],
+        ])
+    );
+    assert_eq!(
+        tab.run("return [room.id, [...room.peers.keys()]]").await,
+        json!(["me", ["a", "c", "d"]])
+    );
+    // Another connection has taken the session over, such as an abandoned attempt that arrived
+    // late: the page takes it back. The count includes what has arrived since, without `resumed`.
+    close(socket, 1008, "resumed on another connection").await;
+    let (_socket, query) = server.accept_with_query().await;
+    assert_eq!(query, "resume=secret&received=7");
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_failed_resume_starts_a_new_session() {
+    let browser = Browser::start().await;
+    let (server, tab) = disconnected_with_three_unacknowledged(&browser).await;
+    let (mut socket, query) = server.accept_with_query().await;
+    assert_eq!(query, "resume=secret&received=2");
+    let data = json!({"code": "resume_failed", "message": "too late"});
+    let failed = json!({"type": "error", "sender": "server", "receiver": "me2", "data": data});
+    send(&mut socket, failed).await;
+    assert_eq!(receive(&mut socket).await["type"], "hello");
+    let mut hello = roster(&["d", "a"]);
+    hello["receiver"] = json!("me2");
+    hello["data"]["resume"] = json!({"token": "another", "seconds": 30});
+    send(&mut socket, hello).await;
+    let later = receive(&mut socket).await;
+    assert_eq!(later["type"], "later");
+    send(&mut socket, ack(&later)).await;
+    let lost = "connection_lost";
+    assert_eq!(
+        tab.run("return Promise.all([...receipts, later])").await,
+        json!([1, lost, lost, lost, 1])
+    );
+    let events = tab
+        .run("return events.filter(([type, { state }]) => state !== 'reconnecting')")
+        .await;
+    assert_eq!(
+        events,
+        json!([
+            ["peerleave", {"id": "c", "data": null, "newcomer": false}],
+            ["peerjoin", {"id": "d", "data": null, "newcomer": false}],
+            ["statechange", {"state": "open", "resumed": false}],
+        ])
+    );
+    // The page has received the error, the roster and a receipt.
+    drop(socket);
+    let (_socket, query) = server.accept_with_query().await;
+    assert_eq!(query, "resume=another&received=3");
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_send_queue_is_limited() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+    // The limit is 1 MiB: the first messages of 1000 bytes fill the queue, the rest are rejected.
+    let fill = "
+        const text = 'x'.repeat(1000 - '{\"type\":\"x\",\"receiver\":\"all\",\"data\":\"\",\"ref\":1000}'.length);
+        globalThis.codes = [];
+        for (let i = 0; i < 1100; i += 1) {
+            room.broadcast('x', text).then(() => codes.push('sent'), ({ code }) => codes.push(code));
+        }
+        await null; await null;
+        return codes.filter((code) => code === 'queue_full').length";
+    let refused = tab.run(fill).await.as_u64().unwrap();
+    assert!(
+        (1100 - 1_048_576 / 990..=1100 - 1_048_576 / 1000).contains(&refused),
+        "{refused}"
+    );
+    let mut socket = server.accept().await;
+    let mut hello = roster(&[]);
+    hello["data"]["limits"]["messageBytes"] = json!(65536);
+    send(&mut socket, hello).await;
+    let mut last = Value::Null;
+    for _ in 0..1100 - refused {
+        last = receive(&mut socket).await;
+    }
+    // Sent messages count until they are acknowledged. Then the queue has room again.
+    let more = "outcome(room.broadcast('again', 'x'.repeat(1000)))";
+    assert_eq!(tab.run(&format!("return {more}")).await, "queue_full");
+    send(&mut socket, ack(&last)).await;
+    tab.until("codes.includes('sent')").await;
+    tab.run(&format!("globalThis.again = {more}")).await;
+    assert_eq!(receive(&mut socket).await["type"], "again");
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn reconnection_delays_double_up_to_a_limit() {
+    let server = static_server().await;
+    let browser = Browser::start().await;
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", unused.local_addr().unwrap());
+    drop(unused);
+    // Delays take no time in this page, and the random factor is fixed.
+    let script = format!(
+        "const wait = setTimeout;
+        const timeout = 12345;
+        globalThis.setTimeout = (then, delay) => wait(then, delay === timeout ? delay : 0);
+        Math.random = () => 0.5;
+        globalThis.delays = [];
+        globalThis.room = join('x', {{ url: '{url}', timeout }});
+        room.addEventListener('statechange', ({{ detail: {{ delay }} }}) => {{
+            if (delays.push(delay) === 9) room.leave();
+        }});"
+    );
+    let tab = open_module_page(&browser, &server, &script).await;
+    tab.until("room.state === 'closed'").await;
+    assert_eq!(
+        tab.run("return delays.slice(0, 9)").await,
+        json!([375, 750, 1500, 3000, 6000, 12000, 22500, 22500, 22500])
+    );
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_silent_server_is_retried_and_a_close_with_1008_closes_the_room() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{ timeout: 500 }").await;
+    let silent = server.accept_without_hello().await;
+    tab.until("room.state === 'reconnecting'").await;
+    assert_eq!(tab.run("return events[0][1].code").await, 4000);
+    drop(silent);
+    // On a busy machine an attempt can take longer than the timeout: accept until one sends its
+    // hello.
+    let socket = loop {
+        let mut socket = server.accept_without_hello().await;
+        if let Some(Ok(Message::Text(_))) = within_deadline("hello", socket.next()).await {
+            break socket;
+        }
+    };
+    close(socket, 1008, "closed by an operator").await;
+    tab.until("room.state === 'closed'").await;
+    assert_eq!(
+        tab.run("return events.at(-1)").await,
+        json!(["statechange", {"state": "closed", "code": 1008, "reason": "closed by an operator"}])
+    );
+    assert_eq!(
+        tab.run("return outcome(room.broadcast('x'))").await,
+        "closed"
+    );
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_network_change_causes_an_attempt_or_a_ping_at_once() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{ timeout: 3000 }").await;
+    let mut socket = server.accept().await;
+    send(&mut socket, roster(&[])).await;
+    tab.until("room.state === 'open'").await;
+    close(socket, 1012, "retry in 30000 ms").await;
+    tab.until("room.state === 'reconnecting'").await;
+    tab.run("dispatchEvent(new Event('online'))").await;
+    let mut socket = server.accept().await;
+    send(&mut socket, roster(&[])).await;
+    tab.until("room.state === 'open'").await;
+    // When the network changes, an open room sends a ping.
+    tab.run("dispatchEvent(new Event('offline'))").await;
+    let ping = within_deadline("the ping", socket.next())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(ping.to_text().unwrap().contains(r#""type":"ping""#));
+    tab.until("events.at(-1)[1].reason === 'no pong in time'")
+        .await;
+    browser.close_regardless().await;
+}
