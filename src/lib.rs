@@ -41,7 +41,7 @@
 
 mod access;
 mod cluster;
-mod config;
+pub mod config;
 pub mod guide;
 mod metrics;
 mod outbox;

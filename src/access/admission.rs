@@ -95,20 +95,20 @@ impl Admission {
         rooms: Arc<Rooms>,
         metrics: Arc<Metrics>,
     ) -> io::Result<Admission> {
-        let tokens = config.token_key_file.clone().map(|path| {
-            let (issuer, audience) = (&config.token_issuer, &config.token_audience);
+        let tokens = config.tokens.key_file.clone().map(|path| {
+            let (issuer, audience) = (&config.tokens.issuer, &config.tokens.audience);
             Tokens::new(path, issuer.clone(), audience.clone())
         });
         let tokens = tokens.transpose()?;
         if let Some(tokens) = &tokens {
             info!("tokens must be signed with {:?}", tokens.algorithms());
         }
-        let places = config.session_limit().min(Semaphore::MAX_PERMITS);
+        let places = config.limits.sessions().min(Semaphore::MAX_PERMITS);
         Ok(Admission {
             rooms,
             metrics,
             tokens,
-            join_rate: config.joins_per_second.map(JoinRate::new),
+            join_rate: config.limits.joins_per_second.map(JoinRate::new),
             lookup_rate: LookupRate::new(),
             places: Arc::new(Semaphore::new(places)),
             addresses: Arc::default(),
@@ -126,8 +126,8 @@ impl Admission {
     /// The limit that is reached.
     pub(crate) fn connect(&self, peer: Option<IpAddr>) -> Result<Option<AddressSlot>, Limit> {
         let peer = peer.map(|peer| peer.to_canonical());
-        let proxies = &self.config.trust_proxy;
-        match (self.config.max_address_sessions, peer) {
+        let proxies = &self.config.serving.trust_proxy;
+        match (self.config.limits.max_address_sessions, peer) {
             (Some(limit), Some(peer)) if !proxies.iter().any(|net| net.contains(&peer)) => {
                 let limit = limit.get().saturating_add(OTHER_CONNECTIONS);
                 let network = client_ip::network(peer);
@@ -156,7 +156,7 @@ impl Admission {
         token: Option<&str>,
     ) -> Result<ConnectRequest, HttpError> {
         self.check_origin(headers)?;
-        let trusted = &self.config.trust_proxy;
+        let trusted = &self.config.serving.trust_proxy;
         let address = peer.map(|peer| client_ip::client(peer, headers, trusted));
         if let (Some(rate), Some(address)) = (&self.join_rate, address) {
             rate.check(address).map_err(|seconds| {
@@ -176,7 +176,7 @@ impl Admission {
     /// Checks where the page comes from that wants a session. Who sends no origin is no page that
     /// was let in, either.
     fn check_origin(&self, headers: &HeaderMap) -> Result<(), HttpError> {
-        let origins = &self.config.allow_origin;
+        let origins = &self.config.access.allow_origin;
         let header = headers.get(ORIGIN);
         let allowed = |header| origins.iter().any(|origin| origin.is(header));
         if origins.is_empty() || header.is_some_and(allowed) {
@@ -207,7 +207,7 @@ impl Admission {
                 unavailable("the server is full: try again later")
             }
         })?;
-        let address = match (self.config.max_address_sessions, address) {
+        let address = match (self.config.limits.max_address_sessions, address) {
             (Some(limit), Some(address)) => {
                 let place = self
                     .addresses

@@ -9,7 +9,7 @@ use governor::{
 use tokio::time::{Instant, sleep_until};
 
 use super::client_ip;
-use crate::config::{Config, Limit};
+use crate::config::{Limit, Limits};
 
 /// For how long a rate may be exceeded by a burst: what may come in that time may come at once.
 const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(2).expect("it is not zero");
@@ -47,8 +47,8 @@ struct Bucket {
 
 impl Rates {
     /// `None` where there is no limit. What is `owed` already takes so long to be paid, in milliseconds.
-    pub(crate) fn new(config: &Config, owed: [u64; 2]) -> Option<Rates> {
-        if config.messages_per_second.is_none() && config.bytes_per_second.is_none() {
+    pub(crate) fn new(limits: &Limits, owed: [u64; 2]) -> Option<Rates> {
+        if limits.messages_per_second.is_none() && limits.bytes_per_second.is_none() {
             return None;
         }
         let bucket = |per_second, owed| Bucket {
@@ -58,8 +58,8 @@ impl Rates {
         let [messages, bytes] = owed;
         let of_messages = |rate| bucket(rate, messages);
         Some(Rates {
-            messages: config.messages_per_second.map(of_messages),
-            bytes: config.bytes_per_second.map(|rate| bucket(rate, bytes)),
+            messages: limits.messages_per_second.map(of_messages),
+            bytes: limits.bytes_per_second.map(|rate| bucket(rate, bytes)),
         })
     }
 
@@ -199,12 +199,12 @@ mod tests {
     }
 
     fn owing(messages: u32, bytes: u32, owed: [u64; 2]) -> Rates {
-        let config = Config {
+        let limits = Limits {
             messages_per_second: NonZeroU32::new(messages),
             bytes_per_second: NonZeroU32::new(bytes),
-            ..Config::default()
+            ..Limits::default()
         };
-        Rates::new(&config, owed).unwrap()
+        Rates::new(&limits, owed).unwrap()
     }
 
     /// How long the session is not read from, and for which rate.

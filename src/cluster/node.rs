@@ -47,7 +47,7 @@ use super::{
     },
 };
 use crate::{
-    config::{Config, NatsUrl},
+    config::{ClusterOptions, Limits, NatsUrl},
     outbox::FlushSet,
     protocol::{ErrorCode, Escaped, RoomName},
     rooms::{MigrationRequest, Replies},
@@ -110,17 +110,17 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// `None` if this node is to be alone.
-    pub(crate) fn new(config: &Config) -> Option<Cluster> {
-        (!config.cluster.is_empty()).then(|| Cluster {
+    pub(crate) fn new(options: &ClusterOptions, limits: &Limits) -> Option<Cluster> {
+        (!options.servers.is_empty()).then(|| Cluster {
             outbound: Arc::new(Outbound::new(NodeId::random())),
-            servers: config.cluster.clone(),
-            credentials: config.cluster_credentials_file.clone(),
-            ca: config.cluster_ca_file.clone(),
-            prefix: config.cluster_prefix.clone(),
-            down: Duration::from_secs(config.cluster_down_seconds),
-            payload_bytes: config.max_message_bytes.max(PART_BYTES)
+            servers: options.servers.clone(),
+            credentials: options.credentials_file.clone(),
+            ca: options.ca_file.clone(),
+            prefix: options.prefix.clone(),
+            down: Duration::from_secs(options.down_seconds),
+            payload_bytes: limits.max_message_bytes.max(PART_BYTES)
                 + IDS_BYTES
-                + config.max_header_bytes
+                + limits.max_header_bytes
                 + LINE_BYTES,
             has_begun: AtomicBool::new(false),
             is_connected: AtomicBool::new(false),

@@ -38,7 +38,7 @@ impl TestNode {
         drop(outbox);
         TestNode {
             id,
-            rooms: Arc::new(Rooms::new(&Config::default(), Some(outbound.clone()))),
+            rooms: Arc::new(Rooms::new(&Limits::default(), Some(outbound.clone()))),
             outbound,
             members: Vec::new(),
             sender,

@@ -1,18 +1,32 @@
-//! Every option once, and the values that options have: addresses, origins, files, secrets.
+//! Every option once, by group, and the values that options have: addresses, origins, files, secrets.
 
+mod access;
+mod admin;
+mod check;
+mod cluster;
 mod files;
 mod ice_url;
-mod limit;
+mod limits;
+mod liveness;
 mod nats_url;
 mod options;
 mod origin;
+mod parse;
 pub(crate) mod pem;
 mod secret;
+mod serving;
+mod stopping;
+mod tokens;
+mod webrtc;
 
+pub use self::{
+    access::Access, admin::Admin, cluster::ClusterOptions, ice_url::IceUrl, limits::Limits,
+    liveness::Liveness, nats_url::NatsUrl, options::Config, origin::Origin, serving::Serving,
+    stopping::Stopping, tokens::Tokens, webrtc::Webrtc,
+};
 pub(crate) use self::{
+    check::not_empty,
     files::{Reloadable, check_secret, invalid, read_file, read_secret},
-    limit::Limit,
-    options::{not_empty, sessions_by_files},
+    limits::{Limit, sessions_by_files},
     secret::{Secret, expose_to_client},
 };
-pub use self::{ice_url::IceUrl, nats_url::NatsUrl, options::Config, origin::Origin};

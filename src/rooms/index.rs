@@ -27,7 +27,7 @@ use serde_json::value::RawValue;
 use super::{migration::RecordedEvent, replication::RemoteView, snapshot::Snapshots};
 use crate::{
     cluster::{Direct, MAX_NUMBER, NodeId, Outbound, Quota},
-    config::Config,
+    config::Limits,
     outbox::{FlushSet, Sender},
     protocol::{self, Close, Peer, RoomName, SessionId},
     websocket::Frame,
@@ -202,13 +202,13 @@ impl<'a> Speaker<'a> {
 }
 
 impl Rooms {
-    /// As many rooms, and sessions in each, as the configuration allows.
-    pub(crate) fn new(config: &Config, outbound: Option<Arc<Outbound>>) -> Rooms {
+    /// As many rooms, and sessions in each, as the limits allow.
+    pub(crate) fn new(limits: &Limits, outbound: Option<Arc<Outbound>>) -> Rooms {
         let limit =
             |limit: Option<NonZeroU32>| limit.map_or(usize::MAX, |limit| limit.get() as usize);
         Rooms {
-            max_rooms: limit(config.max_rooms),
-            max_room_sessions: limit(config.max_room_sessions),
+            max_rooms: limit(limits.max_rooms),
+            max_room_sessions: limit(limits.max_room_sessions),
             outbound,
             index: Mutex::default(),
             snapshots: Snapshots::default(),

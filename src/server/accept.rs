@@ -144,7 +144,7 @@ impl Service {
     #[cfg(target_os = "linux")]
     fn set_user_timeout(&self, listener: &TcpListener) {
         let config = &self.shared.config;
-        let seconds = 2 * (config.ping_seconds + config.pong_seconds);
+        let seconds = 2 * (config.liveness.ping_seconds + config.liveness.pong_seconds);
         let set = rustix::net::sockopt::set_tcp_user_timeout(listener, seconds as u32 * 1000);
         if let Err(error) = set {
             warn!("peers that vanish from the network are noticed late: {error}");
@@ -160,7 +160,7 @@ impl Service {
     }
 
     async fn serve_tls(self, tls: &Tls, stream: TcpStream, peer: SocketAddr) {
-        let handshake = timeout(self.shared.config.handshake(), tls.accept(stream));
+        let handshake = timeout(self.shared.config.limits.handshake(), tls.accept(stream));
         let accepted = tokio::select! {
             accepted = handshake => accepted,
             () = self.stopping.cancelled() => return,
@@ -178,7 +178,7 @@ impl Service {
         peer: SocketAddr,
     ) {
         let config = &self.shared.config;
-        let max_header_bytes = config.max_header_bytes;
+        let max_header_bytes = config.limits.max_header_bytes;
         let routes = warp::service(self.routes);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(PeerAddress(peer));
@@ -191,13 +191,13 @@ impl Service {
                 Ok::<_, Infallible>(response)
             }
         });
-        let readable = config.max_header_bytes + READABLE_EXCESS;
+        let readable = config.limits.max_header_bytes + READABLE_EXCESS;
         // What is beyond these, hyper answers by itself with 431, or with 414 where a URL has over 65534
         // bytes, and with 400 what is no HTTP: an empty answer, and the end of the connection.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .half_close(true)
-            .header_read_timeout(config.handshake())
+            .header_read_timeout(config.limits.handshake())
             .max_headers(READABLE_LINES)
             .max_header_size(readable)
             .max_buf_size(readable)

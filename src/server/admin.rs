@@ -56,7 +56,7 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
     let room = || warp::path::param::<String>();
     let session = warp::path::param()
         .map(|id: String| percent_decode_str(&id).decode_utf8_lossy().into_owned());
-    let longest = anteroom.shared().config.max_message_bytes as u64 + ENVELOPE_BYTES;
+    let longest = anteroom.shared().config.limits.max_message_bytes as u64 + ENVELOPE_BYTES;
 
     let health = warp::path!("health")
         .and(get)

@@ -56,7 +56,7 @@ impl Anteroom {
         config
             .check()
             .map_err(|message| io::Error::new(io::ErrorKind::InvalidInput, message))?;
-        if let Some(folder) = &config.static_dir {
+        if let Some(folder) = &config.serving.static_dir {
             std::fs::read_dir(folder).map_err(|error| {
                 with_context(
                     error,
@@ -64,22 +64,23 @@ impl Anteroom {
                 )
             })?;
         }
-        if let Some(file) = &config.cluster_ca_file {
+        if let Some(file) = &config.cluster.ca_file {
             check_authorities(file)?;
         }
-        let cluster = Cluster::new(&config).map(Arc::new);
+        let cluster = Cluster::new(&config.cluster, &config.limits).map(Arc::new);
         let outbound = cluster.as_ref().map(|cluster| cluster.outbound.clone());
-        let rooms = Arc::new(Rooms::new(&config, outbound));
+        let rooms = Arc::new(Rooms::new(&config.limits, outbound));
         let metrics = Arc::new(Metrics::new(cluster.is_some()));
-        let admin_token = config.admin_token_file.clone();
+        let admin_token = config.admin.token_file.clone();
         let admin_token = admin_token.map(|path| Reloadable::new(move || read_secret(&path)));
         let shared = Arc::new(Shared {
             admission: Admission::new(&config, rooms.clone(), metrics.clone())?,
             rooms,
-            heartbeat: Heartbeat::new(config.ping_seconds, config.pong_seconds).into(),
+            heartbeat: Heartbeat::new(config.liveness.ping_seconds, config.liveness.pong_seconds)
+                .into(),
             expiries: Arc::default(),
             resumes: Resumes::new(cluster.is_some()).into(),
-            ice: IceServers::new(&config)?,
+            ice: IceServers::new(&config.webrtc)?,
             cluster,
             admin_token: admin_token.transpose()?,
             metrics,
@@ -183,7 +184,7 @@ impl Anteroom {
         let shared = self.shared();
         shared.stop();
         shared.tasks.close();
-        if timeout(shared.config.drain(), shared.tasks.wait())
+        if timeout(shared.config.stopping.drain(), shared.tasks.wait())
             .await
             .is_err()
         {

@@ -44,9 +44,13 @@ impl Server {
             accept::bind(address)
                 .map_err(|error| with_context(error, format!("cannot listen on {address}")))
         };
-        let listener = bind(config.listen)?;
-        let admin = config.admin.map(bind).transpose()?;
-        let tls = config.tls_cert.clone().zip(config.tls_key.clone());
+        let listener = bind(config.serving.listen)?;
+        let admin = config.admin.listen.map(bind).transpose()?;
+        let tls = config
+            .serving
+            .tls_cert
+            .clone()
+            .zip(config.serving.tls_key.clone());
         let tls = tls.map(|(cert, key)| Tls::new(cert, key).map(Arc::new));
         Ok(Server {
             listener,
@@ -61,15 +65,14 @@ impl Server {
     /// if there are none.
     pub fn reloader(&self) -> Option<impl Fn() + Send + 'static> {
         let (tls, anteroom) = (self.tls.clone(), self.anteroom.clone());
-        let Config {
-            token_key_file,
-            turn_secret_file,
-            admin_token_file,
-            ..
-        } = &anteroom.shared().config;
-        let has_files = [token_key_file, turn_secret_file, admin_token_file]
-            .iter()
-            .any(|file| file.is_some());
+        let config = &anteroom.shared().config;
+        let has_files = [
+            &config.tokens.key_file,
+            &config.webrtc.turn_secret_file,
+            &config.admin.token_file,
+        ]
+        .iter()
+        .any(|file| file.is_some());
         (tls.is_some() || has_files).then_some(move || {
             if let Some(tls) = &tls {
                 report("the certificate", tls.reload());
@@ -117,7 +120,7 @@ impl Server {
             anteroom,
         } = self;
         let shared = anteroom.shared().clone();
-        let (limit, possible) = (shared.config.session_limit(), sessions_by_files());
+        let (limit, possible) = (shared.config.limits.sessions(), sessions_by_files());
         info!("serving up to {limit} sessions");
         if limit > possible {
             warn!("the open-file limit is enough for {possible} sessions only");
@@ -129,13 +132,13 @@ impl Server {
             is_for_operators: false,
             tasks: shared.tasks.clone(),
             stopping: shared.stopping.clone(),
-            grace: shared.config.drain(),
+            grace: shared.config.stopping.drain(),
             shared: shared.clone(),
         };
         let admin_service = Service {
             routes: admin::all(&anteroom),
             tls: None,
-            is_public: shared.config.is_admin_exposed(),
+            is_public: shared.config.admin.is_exposed(),
             is_for_operators: true,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

@@ -33,7 +33,7 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
     let health = warp::path!("health")
         .and(get)
         .map(|| "ok\n".into_response());
-    let folder = anteroom.shared().config.static_dir.clone();
+    let folder = anteroom.shared().config.serving.static_dir.clone();
     let page = assets::files(folder.map_or(Source::Page, Source::Folder));
     room(anteroom)
         .or(health)

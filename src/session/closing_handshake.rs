@@ -80,7 +80,7 @@ impl ClosingHandshake {
             Disconnect::Detached(close) => (Some(close.frame()), HANDSHAKE_LIMIT),
             Disconnect::Closed(close) => {
                 let limit = match close.code {
-                    CloseCode::ServiceRestart => self.shared.config.drain(),
+                    CloseCode::ServiceRestart => self.shared.config.stopping.drain(),
                     _ => HANDSHAKE_LIMIT,
                 };
                 if let CloseCode::TryAgainLater = close.code {

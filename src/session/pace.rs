@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::{
     access::Rates,
     cluster::Quota,
-    config::{Config, Limit},
+    config::{Limit, Limits},
     rooms::JoinGuard,
 };
 
@@ -34,8 +34,8 @@ pub(super) struct Pace {
 impl Pace {
     /// The pace of a session that owes to its rates already: the time to pay the messages and the bytes, in
     /// milliseconds. `None` if there are no rates.
-    pub(super) fn new(config: &Config, owed: [u64; 2]) -> Option<Box<Pace>> {
-        Rates::new(config, owed).map(|rates| {
+    pub(super) fn new(limits: &Limits, owed: [u64; 2]) -> Option<Box<Pace>> {
+        Rates::new(limits, owed).map(|rates| {
             Box::new(Pace {
                 rates: Some(rates),
                 ..Pace::default()

@@ -75,7 +75,7 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
     let config = &shared.config;
     let user = permissions.as_ref().and_then(|it| it.user.as_deref());
     let expires = permissions.as_ref().map(|it| it.expires());
-    let is_resumable = request.resume && config.resume_seconds > 0;
+    let is_resumable = request.resume && config.liveness.resume_seconds > 0;
     let new_registration = (is_resumable && registration.is_none()).then(|| {
         let (room, user) = (join_guard.room().clone(), user.map(str::to_owned));
         Box::new(shared.resumes.register(room, user, outbox.sender()))
@@ -92,12 +92,12 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
             ice_servers: &ice_servers,
             resume: token.map(|token| Resume {
                 token,
-                seconds: config.resume_seconds,
+                seconds: config.liveness.resume_seconds,
             }),
             limits: Limits {
-                message_bytes: config.max_message_bytes,
-                messages_per_second: config.messages_per_second,
-                bytes_per_second: config.bytes_per_second,
+                message_bytes: config.limits.max_message_bytes,
+                messages_per_second: config.limits.messages_per_second,
+                bytes_per_second: config.limits.bytes_per_second,
             },
         };
         let hello = protocol::hello(join_guard.id(), &hello);

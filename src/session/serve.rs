@@ -89,7 +89,7 @@ impl Session {
         }
         Session {
             heartbeat: shared.heartbeat.register(id, sender),
-            pace: Pace::new(&shared.config, owed),
+            pace: Pace::new(&shared.config.limits, owed),
             shared,
             join_guard,
             outbox,
@@ -257,7 +257,7 @@ impl Session {
             Violation::TooLong => {
                 let reason = format!(
                     "a message over {} bytes",
-                    self.shared.config.max_message_bytes
+                    self.shared.config.limits.max_message_bytes
                 );
                 Close::new(CloseCode::MessageTooBig, reason)
             }

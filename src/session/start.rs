@@ -48,11 +48,11 @@ pub(crate) fn start(
 ) {
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let limit = shared.config.handshake();
+        let limit = shared.config.limits.handshake();
         let Some(Ok(upgraded)) = shared.in_time(limit, connection).await else {
             return;
         };
-        let max_message_bytes = shared.config.max_message_bytes;
+        let max_message_bytes = shared.config.limits.max_message_bytes;
         let (reader, writer) =
             websocket::split(upgraded, max_message_bytes, &shared.metrics.traffic);
         let mut connection = Box::new(Reconnection {
@@ -240,7 +240,7 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
         slot,
     } = newcomer;
     let id = SessionId::random();
-    let (sender, outbox) = outbox(shared.config.outbox_bytes, writer);
+    let (sender, outbox) = outbox(shared.config.limits.outbox_bytes, writer);
     if let Some(problem) = problem {
         shared.metrics.errors(problem.code).inc();
         outbox.push(protocol::error(id, &problem, None));
@@ -299,7 +299,7 @@ async fn import(
     };
     reservation.enter(limit).await;
     let user = connection.client.user().map(str::to_owned);
-    let (received, outbox_bytes) = (connection.received, shared.config.outbox_bytes);
+    let (received, outbox_bytes) = (connection.received, shared.config.limits.outbox_bytes);
     let deadline = Instant::now() + limit;
     let mut pause = LOOK_UP_AGAIN;
     let mut imported = loop {

@@ -66,7 +66,7 @@ impl Session {
     pub(super) fn suspension(&self) -> Suspension {
         Suspension {
             _count: self.shared.resumes.suspend(),
-            deadline: Instant::now() + self.shared.config.resume(),
+            deadline: Instant::now() + self.shared.config.liveness.resume(),
         }
     }
 

@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
-    config::{Config, Reloadable, Secret, invalid, read_file},
+    config::{Reloadable, Secret, Webrtc, invalid, read_file},
     protocol::{IceServer, SessionId},
 };
 
@@ -39,13 +39,13 @@ struct Turn {
 }
 
 impl IceServers {
-    /// Those of the configuration.
+    /// Those of the options.
     ///
     /// # Errors
     ///
     /// A file of the secret that cannot be read, or is empty; the message names it.
-    pub(crate) fn new(config: &Config) -> io::Result<IceServers> {
-        let servers = config.ice_server.iter().map(|server| {
+    pub(crate) fn new(options: &Webrtc) -> io::Result<IceServers> {
+        let servers = options.ice_server.iter().map(|server| {
             let (username, credential) = server.credentials.clone().unzip();
             IceServer {
                 urls: vec![server.url.clone()],
@@ -53,7 +53,7 @@ impl IceServers {
                 credential,
             }
         });
-        let turn = config.turn_secret_file.clone().map(|path| {
+        let turn = options.turn_secret_file.clone().map(|path| {
             // What coturn has been given is as long as it is.
             let secret = Reloadable::new(move || {
                 let secret = read_file(&path)?.trim_ascii_end().to_vec();
@@ -63,9 +63,9 @@ impl IceServers {
                 }
             })?;
             io::Result::Ok(Turn {
-                urls: config.turn_url.iter().map(|url| url.url.clone()).collect(),
+                urls: options.turn_url.iter().map(|url| url.url.clone()).collect(),
                 secret,
-                seconds: config.turn_seconds,
+                seconds: options.turn_seconds,
             })
         });
         Ok(IceServers {

@@ -48,7 +48,7 @@ impl Shared {
         self.admission.close();
         self.stopping.cancel();
         let sessions = self.rooms.senders();
-        let (count, seconds) = (sessions.len(), self.config.drain_seconds);
+        let (count, seconds) = (sessions.len(), self.config.stopping.drain_seconds);
         info!("stopping: {seconds} s to leave for {count} session(s)");
         for (index, sender) in (0..).zip(&sessions) {
             sender.close(Close::restart(seconds * 1000 * index / count as u64));

@@ -13,8 +13,8 @@ async fn the_admin_page_shows_and_closes_sessions() {
     const TOKEN: &str = "the operators' token, which is long enough";
     let token = File::new("browser.operators", TOKEN);
     let server = TestServer::with(|config| {
-        config.admin = Some(([127, 0, 0, 1], 0).into());
-        config.admin_token_file = Some(token.path());
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+        config.admin.token_file = Some(token.path());
     })
     .await;
     let mut alice = Client::join(&server, "tea").await;

@@ -38,10 +38,10 @@ async fn people_with_tokens_meet_over_tls() {
         "a-secret-of-this-test-that-has-more-than-32-bytes",
     );
     let server = TestServer::with(|config| {
-        config.tls_cert = Some(files.cert.path());
-        config.tls_key = Some(files.key.path());
-        config.token_key_file = Some(secret.path());
-        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.serving.tls_cert = Some(files.cert.path());
+        config.serving.tls_key = Some(files.key.path());
+        config.tokens.key_file = Some(secret.path());
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
     })
     .await;
     let browser = Browser::trusting(&authority.pem()).await;
@@ -99,8 +99,8 @@ async fn people_with_tokens_meet_over_tls() {
 async fn a_call_uses_turn_with_the_credentials_from_hello() {
     let coturn = Coturn::start().await;
     let server = TestServer::with(|config| {
-        config.turn_url = vec![coturn.url.parse().unwrap()];
-        config.turn_secret_file = Some(coturn.secret.path());
+        config.webrtc.turn_url = vec![coturn.url.parse().unwrap()];
+        config.webrtc.turn_secret_file = Some(coturn.secret.path());
     })
     .await;
     let browser = Browser::start().await;

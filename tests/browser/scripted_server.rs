@@ -20,7 +20,7 @@ pub type Socket = WebSocketStream<TcpStream>;
 /// A server that serves `static/` as a folder: then there is no Content-Security-Policy, and pages
 /// may connect to other servers.
 pub async fn static_server() -> TestServer {
-    TestServer::with(|config| config.static_dir = Some("static".into())).await
+    TestServer::with(|config| config.serving.static_dir = Some("static".into())).await
 }
 
 /// Opens a page with the exports of the client module as globals, and runs `script` in it. The

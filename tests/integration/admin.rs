@@ -17,9 +17,9 @@ async fn get(server: &TestServer, path: &str) -> Answer {
 
 async fn server() -> TestServer {
     TestServer::with(|config| {
-        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
         // A ping would be among what waits.
-        config.ping_seconds = 3600;
+        config.liveness.ping_seconds = 3600;
     })
     .await
 }
@@ -208,8 +208,8 @@ async fn a_backend_speaks_as_the_server_to_one_or_to_all() {
 async fn where_a_secret_is_set_nobody_is_answered_without_it() {
     let file = File::new("operators", format!("{SECRET}\n"));
     let server = TestServer::with(|config| {
-        config.admin = Some(([127, 0, 0, 1], 0).into());
-        config.admin_token_file = Some(file.path());
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+        config.admin.token_file = Some(file.path());
     })
     .await;
     let alice = Client::join(&server, "tea").await;
@@ -259,10 +259,8 @@ async fn where_a_secret_is_set_nobody_is_answered_without_it() {
     let header = format!("Host: rooms.example.org\r\n{header}");
     assert_eq!(ask(&server, "GET", "/rooms", &header, "").await.status, 200);
 
-    let exposed = Config {
-        admin: Some(([0, 0, 0, 0], 0).into()),
-        ..Config::default()
-    };
+    let mut exposed = Config::default();
+    exposed.admin.listen = Some(([0, 0, 0, 0], 0).into());
     let error = Server::bind(exposed).err().unwrap().to_string();
     assert!(error.ends_with("it needs --admin-token-file"), "{error}");
 }
@@ -390,8 +388,8 @@ async fn who_drains_keeps_who_is_here_and_takes_no_others() {
 #[tokio::test]
 async fn operators_are_answered_until_the_last_session_has_gone() {
     let mut server = TestServer::with(|config| {
-        config.admin = Some(([127, 0, 0, 1], 0).into());
-        config.drain_seconds = 20;
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+        config.stopping.drain_seconds = 20;
     })
     .await;
     let mut alice = Client::join(&server, "tea").await;
@@ -457,9 +455,9 @@ fn samples(metrics: &str) -> impl Iterator<Item = (&str, f64)> {
 #[tokio::test]
 async fn what_happens_is_counted_exactly() {
     let server = TestServer::with(|config| {
-        config.admin = Some(([127, 0, 0, 1], 0).into());
-        config.ping_seconds = 1;
-        config.max_room_sessions = std::num::NonZeroU32::new(2);
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+        config.liveness.ping_seconds = 1;
+        config.limits.max_room_sessions = std::num::NonZeroU32::new(2);
     })
     .await;
     let mut alice = Client::join(&server, "tea").await;
@@ -589,8 +587,8 @@ async fn what_a_page_of_another_site_embeds_is_refused_with_the_secret_too() {
     let file = File::new("embedded", format!("{SECRET}\n"));
     let open = server().await;
     let secret = TestServer::with(|config| {
-        config.admin = Some(([127, 0, 0, 1], 0).into());
-        config.admin_token_file = Some(file.path());
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+        config.admin.token_file = Some(file.path());
     })
     .await;
     let bearer = format!("Authorization: Bearer {SECRET}\r\n");

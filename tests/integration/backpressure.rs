@@ -26,7 +26,7 @@ fn much() -> serde_json::Value {
 
 #[tokio::test]
 async fn a_slow_reader_is_closed_and_delays_nobody() {
-    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;
@@ -66,7 +66,7 @@ async fn a_slow_reader_is_closed_and_delays_nobody() {
 
 #[tokio::test]
 async fn a_slow_reader_that_reads_again_in_time_is_told_why() {
-    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let mut slow = Raw::join(&server, "tea").await;
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
@@ -94,7 +94,7 @@ async fn a_slow_reader_that_reads_again_in_time_is_told_why() {
 
 #[tokio::test]
 async fn a_stalled_connection_is_cut_even_when_nothing_can_be_said() {
-    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let stalled = Raw::join(&server, "tea").await;
     alice.next().await;
@@ -107,9 +107,9 @@ async fn a_stalled_connection_with_tls_is_cut_as_well() {
     let authority = Authority::new();
     let files = Files::new("stalled", authority.issue("stalled.test"));
     let server = TestServer::with(|config| {
-        config.outbox_bytes = 200_000;
-        config.tls_cert = Some(files.cert.path());
-        config.tls_key = Some(files.key.path());
+        config.limits.outbox_bytes = 200_000;
+        config.serving.tls_cert = Some(files.cert.path());
+        config.serving.tls_key = Some(files.key.path());
     })
     .await;
     let connect = async || {
@@ -162,7 +162,7 @@ async fn expect_cut(stalled: &TcpStream) {
 
 #[tokio::test]
 async fn who_asks_and_does_not_listen_is_closed_too() {
-    let server = TestServer::with(|config| config.outbox_bytes = 100_000).await;
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 100_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let raw = Raw::join(&server, "tea").await;
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
@@ -213,7 +213,7 @@ async fn what_many_threads_write_to_a_room_comes_whole_and_in_order() {
     const SESSIONS: usize = 100;
     const WRITERS: usize = 4;
     const MESSAGES: usize = 200;
-    let server = TestServer::with(|config| config.pong_seconds = 3600).await;
+    let server = TestServer::with(|config| config.liveness.pong_seconds = 3600).await;
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
         sessions.push(Raw::join(&server, "threads").await);
@@ -253,8 +253,8 @@ async fn flood(senders: usize, outbox_bytes: usize) {
     const SESSIONS: usize = 320;
     const MESSAGES: usize = 400;
     let server = TestServer::with(|config| {
-        config.outbox_bytes = outbox_bytes;
-        config.pong_seconds = 3600;
+        config.limits.outbox_bytes = outbox_bytes;
+        config.liveness.pong_seconds = 3600;
     })
     .await;
     let mut sessions = Vec::new();

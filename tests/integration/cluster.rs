@@ -84,8 +84,8 @@ impl Nats {
     pub async fn node_with(&self, change: impl FnOnce(&mut Config)) -> TestServer {
         let url = self.url().parse().unwrap();
         TestServer::with(|config| {
-            config.cluster = vec![url];
-            config.admin = Some(([127, 0, 0, 1], 0).into());
+            config.cluster.servers = vec![url];
+            config.admin.listen = Some(([127, 0, 0, 1], 0).into());
             change(config);
         })
         .await
@@ -273,7 +273,7 @@ async fn a_session_goes_on_at_another_node_and_the_room_notices_nothing() {
 async fn what_a_session_owes_to_its_rates_goes_with_it_to_another_node() {
     let nats = Nats::start().await;
     let [a, b] = nats
-        .nodes_with(|config| config.messages_per_second = NonZeroU32::new(50))
+        .nodes_with(|config| config.limits.messages_per_second = NonZeroU32::new(50))
         .await;
     let mut bob = Client::join(&b, "tea").await;
     let (mut alice, token) = resumable_beside(&mut bob, &a).await;
@@ -370,7 +370,7 @@ async fn clusters_share_a_nats_server_by_their_prefixes() {
     let nats = Nats::start().await;
     let nodes = join_all(
         ["one", "one", "two.x"]
-            .map(|prefix| nats.node_with(move |config| config.cluster_prefix = prefix.into())),
+            .map(|prefix| nats.node_with(move |config| config.cluster.prefix = prefix.into())),
     );
     let nodes = nodes.await;
     know_each_other(&nodes[..2]).await;
@@ -393,7 +393,7 @@ async fn a_nats_server_that_is_missing_or_no_good_is_waited_for() {
     let waiting = nats
         .node_with(|config| {
             let url = format!("nats://anteroom:se%20cret%40@127.0.0.1:{}", nats.port);
-            config.cluster = vec![url.parse().unwrap()];
+            config.cluster.servers = vec![url.parse().unwrap()];
         })
         .await;
     for node in [&refused, &waiting] {
@@ -469,9 +469,9 @@ async fn nats_may_ask_for_credentials_and_tls() {
     let nodes = join_all((0..2).map(|_| {
         nats.node_with(|config| {
             let url = format!("tls://localhost:{}", nats.port);
-            config.cluster = vec![url.parse().unwrap()];
-            config.cluster_ca_file = Some(ca.path());
-            config.cluster_credentials_file = Some(credentials.path());
+            config.cluster.servers = vec![url.parse().unwrap()];
+            config.cluster.ca_file = Some(ca.path());
+            config.cluster.credentials_file = Some(credentials.path());
         })
     }))
     .await;

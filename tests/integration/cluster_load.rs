@@ -23,7 +23,7 @@ async fn flood(mut raw: Raw, receiver: String) {
 async fn a_flood_to_another_node_takes_nothing_from_anybody() {
     let nats = Nats::start().await;
     // Nobody is given up for being slow: the machine has other things to do, too.
-    let patient = |config: &mut anteroom::Config| config.cluster_down_seconds = 12;
+    let patient = |config: &mut anteroom::Config| config.cluster.down_seconds = 12;
     let nodes: [TestServer; 2] = nats.nodes_with(patient).await;
     let [a, b] = &nodes;
     // One who is away, whom strangers flood.
@@ -99,10 +99,10 @@ async fn lists_longer_than_the_queue_are_told_in_pieces() {
     let key = File::new("long-lists.key", SECRET);
     let nats = Nats::start().await;
     let with_tokens = |config: &mut anteroom::Config| {
-        config.token_key_file = Some(key.path());
-        config.max_sessions = Some(100_000);
-        config.resume_seconds = 3600;
-        config.cluster_down_seconds = 12;
+        config.tokens.key_file = Some(key.path());
+        config.limits.max_sessions = Some(100_000);
+        config.liveness.resume_seconds = 3600;
+        config.cluster.down_seconds = 12;
     };
     let a = nats.node_with(with_tokens).await;
     eventually("the node is ready", || a.anteroom.is_ready()).await;

@@ -380,8 +380,8 @@ async fn who_looks_at_a_room_changes_nothing() {
     let nats = Nats::start().await;
     let [node] = nats
         .nodes_with(|config| {
-            config.max_rooms = NonZeroU32::new(1);
-            config.max_room_sessions = NonZeroU32::new(1);
+            config.limits.max_rooms = NonZeroU32::new(1);
+            config.limits.max_room_sessions = NonZeroU32::new(1);
         })
         .await;
     let mut other = Other::join(&nats, &node, 1).await;

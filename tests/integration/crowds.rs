@@ -23,7 +23,7 @@ const STEPS: usize = 100;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_storm_of_2000_joins_everyone_knows_of_everyone() {
     // Where so many share a processor a pong may take its time, and who has heard all sends none.
-    let server = TestServer::with(|config| config.pong_seconds = 3600).await;
+    let server = TestServer::with(|config| config.liveness.pong_seconds = 3600).await;
     storm(&[server], 2000).await;
 }
 

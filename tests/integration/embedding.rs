@@ -9,11 +9,9 @@ use crate::support::{Client, within_deadline};
 
 #[tokio::test]
 async fn the_endpoint_can_be_mounted_under_a_path_of_another_application() {
-    let anteroom = Anteroom::new(Config {
-        drain_seconds: 1,
-        ..Config::default()
-    })
-    .unwrap();
+    let mut config = Config::default();
+    config.stopping.drain_seconds = 1;
+    let anteroom = Anteroom::new(config).unwrap();
     let about = warp::path!("about").map(|| "an application");
     let app = warp::path("signaling").and(anteroom.room()).or(about);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -46,10 +44,9 @@ async fn the_endpoint_can_be_mounted_under_a_path_of_another_application() {
 
 #[tokio::test]
 async fn options_that_make_no_sense_are_refused() {
-    let refused = Anteroom::new(Config {
-        pong_seconds: 0,
-        ..Config::default()
-    });
+    let mut config = Config::default();
+    config.liveness.pong_seconds = 0;
+    let refused = Anteroom::new(config);
     let message = refused.err().unwrap().to_string();
     assert_eq!(message, "--pong-seconds must be 1 to 3600, not 0");
 }
@@ -57,11 +54,9 @@ async fn options_that_make_no_sense_are_refused() {
 #[tokio::test]
 async fn a_server_that_is_dropped_leaves_no_session_behind() {
     let listen = ([127, 0, 0, 1], 0).into();
-    let server = Server::bind(Config {
-        listen,
-        ..Config::default()
-    })
-    .unwrap();
+    let mut config = Config::default();
+    config.serving.listen = listen;
+    let server = Server::bind(config).unwrap();
     let address = server.local_addr().unwrap();
     let served = tokio::spawn(server.serve(std::future::pending()));
     let mut alice = Client::connect(address, "/room").await;

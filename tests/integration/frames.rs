@@ -211,7 +211,7 @@ async fn a_frame_may_come_byte_by_byte() {
 #[tokio::test]
 async fn many_frames_may_come_at_once_and_be_answered_as_fast_as_they_are_read() {
     // Ten times what may wait for a session that does not read.
-    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let raw = Raw::join(&server, "tea").await;
     let data = format!("\"{}\"", "p".repeat(400));
     let packet = text(ping_request(&data)).repeat(4000);
@@ -239,7 +239,7 @@ async fn many_frames_may_come_at_once_and_be_answered_as_fast_as_they_are_read()
 #[tokio::test]
 async fn a_burst_reaches_who_reads_however_much_it_is() {
     // Both read as fast as they can; what is sent at once is many times what may wait.
-    let server = TestServer::with(|config| config.outbox_bytes = 200_000).await;
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let bob = Raw::join(&server, "tea").await;
     alice.next().await;

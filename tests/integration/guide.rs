@@ -263,7 +263,8 @@ async fn a_token_of_the_guide_admits_to_its_room() {
 #[tokio::test]
 #[ignore = "needs curl: tests/run starts this test"]
 async fn what_operators_ask_is_answered_as_the_guide_says() {
-    let server = TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await;
+    let server =
+        TestServer::with(|config| config.admin.listen = Some(([127, 0, 0, 1], 0).into())).await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;

@@ -8,8 +8,8 @@ const PONG: u8 = 0x8A;
 #[tokio::test]
 async fn who_does_not_pong_is_closed_and_who_does_is_not() {
     let server = TestServer::with(|config| {
-        config.ping_seconds = 1;
-        config.pong_seconds = 2;
+        config.liveness.ping_seconds = 1;
+        config.liveness.pong_seconds = 2;
     })
     .await;
     let mut alice = Client::join(&server, "tea").await;
@@ -41,8 +41,8 @@ async fn who_does_not_pong_is_closed_and_who_does_is_not() {
 #[tokio::test]
 async fn pings_go_on_as_long_as_they_are_answered() {
     let server = TestServer::with(|config| {
-        config.ping_seconds = 1;
-        config.pong_seconds = 1;
+        config.liveness.ping_seconds = 1;
+        config.liveness.pong_seconds = 1;
     })
     .await;
     let mut raw = Raw::join(&server, "tea").await;

@@ -154,7 +154,7 @@ async fn a_folder_can_be_served_in_place_of_the_page() {
     std::fs::create_dir_all(folder.join("sub")).unwrap();
     std::fs::write(folder.join("index.html"), "mine").unwrap();
     std::fs::write(folder.join("sub/data.json"), "{}").unwrap();
-    let server = TestServer::with(|config| config.static_dir = Some(folder.clone())).await;
+    let server = TestServer::with(|config| config.serving.static_dir = Some(folder.clone())).await;
 
     let index = ask(&server, "GET", "/", "").await;
     assert_eq!(index.body, b"mine");
@@ -417,7 +417,7 @@ async fn files_whose_names_begin_with_a_dot_are_not_served() {
     ] {
         std::os::unix::fs::symlink(target, folder.join(link)).unwrap();
     }
-    let server = TestServer::with(|config| config.static_dir = Some(folder.clone())).await;
+    let server = TestServer::with(|config| config.serving.static_dir = Some(folder.clone())).await;
     for (path, status) in [
         ("/.env", 404),
         ("/%2eenv", 404),
@@ -477,7 +477,8 @@ fn without_a_good_host(request: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_request_names_one_host() {
-    let server = TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await;
+    let server =
+        TestServer::with(|config| config.admin.listen = Some(([127, 0, 0, 1], 0).into())).await;
     let upgrade = handshake("/room").replace("Host: test\r\n", "");
     let plain = |path| format!("GET {path} HTTP/1.1\r\n\r\n");
     let admin = server.admin.unwrap();
@@ -540,7 +541,8 @@ async fn a_handshake_names_one_host_in_another_application_too() {
 
 #[tokio::test]
 async fn who_sends_too_many_headers_or_too_long_ones_is_told_what_to_do() {
-    let server = TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await;
+    let server =
+        TestServer::with(|config| config.admin.listen = Some(([127, 0, 0, 1], 0).into())).await;
     let lines = "at most 100 header lines are taken: send fewer";
     let bytes = "the headers are over --max-header-bytes: send less, such as smaller cookies";
     let upgrade = handshake("/room");
@@ -576,7 +578,7 @@ async fn who_sends_too_many_headers_or_too_long_ones_is_told_what_to_do() {
 
 #[tokio::test]
 async fn no_number_of_headers_hurts_the_server() {
-    let server = TestServer::with(|config| config.max_header_bytes = 1 << 20).await;
+    let server = TestServer::with(|config| config.limits.max_header_bytes = 1 << 20).await;
     for (line, count) in [
         ("A:\n", 2_000),
         ("A:\n", 30_000),

@@ -9,7 +9,7 @@ use crate::support::{Client, File, TestServer, in_seconds};
 #[tokio::test]
 async fn hello_tells_of_the_servers_of_the_configuration() {
     let server = TestServer::with(|config| {
-        config.ice_server = [
+        config.webrtc.ice_server = [
             "stun:stun.example.org",
             "turn:alice:secret@turn.example.org:3478?transport=udp",
         ]
@@ -34,11 +34,11 @@ async fn hello_tells_of_the_servers_of_the_configuration() {
 async fn each_session_gets_turn_credentials_of_its_own_that_end() {
     let secret = File::new("turn", "a secret shared with coturn\n");
     let server = TestServer::with(|config| {
-        config.turn_url = ["turn:turn.example.org", "turns:turn.example.org"]
+        config.webrtc.turn_url = ["turn:turn.example.org", "turns:turn.example.org"]
             .map(|url| url.parse().unwrap())
             .into();
-        config.turn_secret_file = Some(secret.path());
-        config.turn_seconds = 600;
+        config.webrtc.turn_secret_file = Some(secret.path());
+        config.webrtc.turn_seconds = 600;
     })
     .await;
     let mut names = Vec::new();
@@ -90,10 +90,10 @@ async fn turn_credentials_are_named_after_the_user_and_end_with_the_token() {
         "a-secret-of-this-test-that-has-more-than-32-bytes",
     );
     let server = TestServer::with(|config| {
-        config.turn_url = vec!["turn:turn.example.org".parse().unwrap()];
-        config.turn_secret_file = Some(secret.path());
-        config.turn_seconds = 600;
-        config.token_key_file = Some(key.path());
+        config.webrtc.turn_url = vec!["turn:turn.example.org".parse().unwrap()];
+        config.webrtc.turn_secret_file = Some(secret.path());
+        config.webrtc.turn_seconds = 600;
+        config.tokens.key_file = Some(key.path());
     })
     .await;
     // For how many seconds the credentials are good, and whose they are.
@@ -155,14 +155,11 @@ async fn turn_credentials_are_named_after_the_user_and_end_with_the_token() {
 fn urls_that_browsers_would_not_take_are_refused_at_the_start() {
     let check = |ice: &[&str], turn: &[&str]| {
         let urls = |texts: &[&str]| texts.iter().map(|url| url.parse().unwrap()).collect();
-        anteroom::Config {
-            ice_server: urls(ice),
-            turn_url: urls(turn),
-            turn_secret_file: (!turn.is_empty()).then(|| "secret".into()),
-            ..anteroom::Config::default()
-        }
-        .check()
-        .err()
+        let mut config = anteroom::Config::default();
+        config.webrtc.ice_server = urls(ice);
+        config.webrtc.turn_url = urls(turn);
+        config.webrtc.turn_secret_file = (!turn.is_empty()).then(|| "secret".into());
+        config.check().err()
     };
     assert_eq!(check(&["stun:a.example"], &["turn:b.example"]), None);
     let error = check(&["turn:a.example"], &[]).unwrap();

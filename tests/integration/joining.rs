@@ -261,7 +261,7 @@ async fn a_room_name_cannot_write_lines_of_its_own_into_the_log() {
 async fn a_query_may_be_percent_encoded_wherever_a_client_likes() {
     let secret = "a-secret-of-this-test-that-has-more-than-32-bytes";
     let file = File::new("encoded", format!("{secret}\n"));
-    let server = TestServer::with(|config| config.token_key_file = Some(file.path())).await;
+    let server = TestServer::with(|config| config.tokens.key_file = Some(file.path())).await;
     let key = EncodingKey::from_secret(secret.as_bytes());
     let claims = json!({"exp": in_seconds(600)});
     let token = encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();

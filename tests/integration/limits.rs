@@ -21,7 +21,7 @@ use crate::support::{
 #[tokio::test]
 async fn only_pages_of_allowed_origins_come_in() {
     let server = TestServer::with(|config| {
-        config.allow_origin = ["https://example.org", "http://localhost:3000"]
+        config.access.allow_origin = ["https://example.org", "http://localhost:3000"]
             .map(|origin| origin.parse().unwrap())
             .into();
     })
@@ -60,7 +60,7 @@ async fn only_pages_of_allowed_origins_come_in() {
 
 #[tokio::test]
 async fn over_the_session_limit_the_upgrade_gets_503_until_a_place_is_free() {
-    let server = TestServer::with(|config| config.max_sessions = Some(2)).await;
+    let server = TestServer::with(|config| config.limits.max_sessions = Some(2)).await;
     let first = Client::join(&server, "tea").await;
     let mut second = Client::join(&server, "coffee").await;
     let mut refused = Raw::connect(&server).await;
@@ -103,7 +103,8 @@ fn limit_hit(server: &TestServer, limit: &str) -> u64 {
 
 #[tokio::test]
 async fn a_room_takes_so_many_sessions_and_no_more() {
-    let server = TestServer::with(|config| config.max_room_sessions = NonZeroU32::new(2)).await;
+    let server =
+        TestServer::with(|config| config.limits.max_room_sessions = NonZeroU32::new(2)).await;
     let first = Client::join(&server, "tea").await;
     let _second = Client::join(&server, "tea").await;
     let refused = Raw::ask(&server, "/room/tea", "").await.err().unwrap();
@@ -125,7 +126,7 @@ async fn a_room_takes_so_many_sessions_and_no_more() {
 
 #[tokio::test]
 async fn there_are_so_many_rooms_and_no_more() {
-    let server = TestServer::with(|config| config.max_rooms = NonZeroU32::new(2)).await;
+    let server = TestServer::with(|config| config.limits.max_rooms = NonZeroU32::new(2)).await;
     let first = Client::join(&server, "tea").await;
     let _second = Client::join(&server, "coffee").await;
     let refused = Raw::ask(&server, "/room/milk", "").await.err().unwrap();
@@ -151,8 +152,8 @@ async fn there_are_so_many_rooms_and_no_more() {
 #[tokio::test]
 async fn an_address_has_so_many_sessions_and_no_more() {
     let server = TestServer::with(|config| {
-        config.max_address_sessions = NonZeroU32::new(2);
-        config.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
+        config.limits.max_address_sessions = NonZeroU32::new(2);
+        config.serving.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
     })
     .await;
     let from = |address: &str| format!("X-Forwarded-For: {address}\r\n");
@@ -196,7 +197,7 @@ async fn an_address_has_so_many_sessions_and_no_more() {
 #[tokio::test]
 async fn an_address_holds_so_many_connections_and_no_more() {
     let server = TestServer::with(|config| {
-        config.max_address_sessions = NonZeroU32::new(1);
+        config.limits.max_address_sessions = NonZeroU32::new(1);
     })
     .await;
     let mut held = Vec::new();
@@ -234,7 +235,7 @@ async fn an_address_holds_so_many_connections_and_no_more() {
 #[tokio::test]
 async fn who_resumes_all_the_time_holds_no_more_connections_than_others() {
     let server = TestServer::with(|config| {
-        config.max_address_sessions = NonZeroU32::new(1);
+        config.limits.max_address_sessions = NonZeroU32::new(1);
     })
     .await;
     let mut session = Client::connect(server.address, "/room/tea").await;
@@ -262,8 +263,8 @@ async fn who_resumes_all_the_time_holds_no_more_connections_than_others() {
 #[tokio::test]
 async fn nobody_is_believed_about_an_address_who_is_no_trusted_proxy() {
     let server = TestServer::with(|config| {
-        config.max_address_sessions = NonZeroU32::new(1);
-        config.trust_proxy = vec!["192.0.2.0/24".parse().unwrap()];
+        config.limits.max_address_sessions = NonZeroU32::new(1);
+        config.serving.trust_proxy = vec!["192.0.2.0/24".parse().unwrap()];
     })
     .await;
     let _first = Raw::ask(&server, "/room/tea", "").await.unwrap();
@@ -282,8 +283,8 @@ async fn nobody_is_believed_about_an_address_who_is_no_trusted_proxy() {
 #[tokio::test]
 async fn who_comes_too_often_waits_and_nobody_else() {
     let server = TestServer::with(|config| {
-        config.joins_per_second = NonZeroU32::new(1);
-        config.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
+        config.limits.joins_per_second = NonZeroU32::new(1);
+        config.serving.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
     })
     .await;
     let from = |address: &str| format!("X-Forwarded-For: {address}\r\n");
@@ -321,7 +322,7 @@ async fn who_comes_too_often_waits_and_nobody_else() {
 #[tokio::test]
 async fn who_says_too_much_is_read_from_more_slowly_and_loses_nothing() {
     let server = TestServer::with(|config| {
-        config.messages_per_second = NonZeroU32::new(200);
+        config.limits.messages_per_second = NonZeroU32::new(200);
     })
     .await;
     let mut bystander = Client::join(&server, "tea").await;
@@ -358,8 +359,8 @@ async fn who_says_too_much_is_read_from_more_slowly_and_loses_nothing() {
 #[tokio::test]
 async fn nobody_is_closed_for_answering_a_crowd_of_strangers() {
     let server = TestServer::with(|config| {
-        config.messages_per_second = NonZeroU32::new(50);
-        config.bytes_per_second = NonZeroU32::new(200_000);
+        config.limits.messages_per_second = NonZeroU32::new(50);
+        config.limits.bytes_per_second = NonZeroU32::new(200_000);
     })
     .await;
     let mut victim = Client::join(&server, "tea").await;
@@ -394,7 +395,7 @@ async fn nobody_is_closed_for_answering_a_crowd_of_strangers() {
 #[tokio::test]
 async fn what_a_session_causes_to_be_sent_is_part_of_what_it_spends() {
     let server = TestServer::with(|config| {
-        config.bytes_per_second = NonZeroU32::new(100_000);
+        config.limits.bytes_per_second = NonZeroU32::new(100_000);
     })
     .await;
     let mut crowd = Vec::new();
@@ -432,7 +433,7 @@ async fn what_a_session_causes_to_be_sent_is_part_of_what_it_spends() {
 #[tokio::test]
 async fn one_message_may_cost_more_than_a_burst() {
     let server = TestServer::with(|config| {
-        config.bytes_per_second = NonZeroU32::new(1);
+        config.limits.bytes_per_second = NonZeroU32::new(1);
     })
     .await;
     let mut client = Client::connect(server.address, "/room/tea").await;
@@ -445,9 +446,9 @@ async fn one_message_may_cost_more_than_a_burst() {
 #[tokio::test]
 async fn who_is_not_read_from_is_not_given_up_for_its_pongs() {
     let server = TestServer::with(|config| {
-        config.messages_per_second = NonZeroU32::new(1);
-        config.ping_seconds = 1;
-        config.pong_seconds = 1;
+        config.limits.messages_per_second = NonZeroU32::new(1);
+        config.liveness.ping_seconds = 1;
+        config.liveness.pong_seconds = 1;
     })
     .await;
     let mut client = Client::connect(server.address, "/room/tea").await;
@@ -468,7 +469,7 @@ async fn who_is_not_read_from_is_not_given_up_for_its_pongs() {
 #[tokio::test]
 async fn who_goes_while_it_is_not_read_from_is_gone_at_once() {
     let server = TestServer::with(|config| {
-        config.bytes_per_second = NonZeroU32::new(1);
+        config.limits.bytes_per_second = NonZeroU32::new(1);
     })
     .await;
     let mut bystander = Client::connect(server.address, "/room/tea").await;
@@ -500,8 +501,8 @@ async fn no_kind_of_frame_goes_round_the_limits() {
     ] {
         for (limit, bytes_alone) in [("messages-per-second", false), ("bytes-per-second", true)] {
             let server = TestServer::with(|config| match bytes_alone {
-                false => config.messages_per_second = NonZeroU32::new(10),
-                true => config.bytes_per_second = NonZeroU32::new(503),
+                false => config.limits.messages_per_second = NonZeroU32::new(10),
+                true => config.limits.bytes_per_second = NonZeroU32::new(503),
             })
             .await;
             let mut raw = Raw::join(&server, "tea").await;
@@ -520,9 +521,9 @@ async fn no_kind_of_frame_goes_round_the_limits() {
 #[tokio::test]
 async fn an_answer_to_a_ping_is_taken_whatever_else_is_said() {
     let server = TestServer::with(|config| {
-        config.messages_per_second = NonZeroU32::new(1);
-        config.ping_seconds = 1;
-        config.pong_seconds = 2;
+        config.limits.messages_per_second = NonZeroU32::new(1);
+        config.liveness.ping_seconds = 1;
+        config.liveness.pong_seconds = 2;
     })
     .await;
     let mut raw = Raw::join(&server, "tea").await;
@@ -545,8 +546,8 @@ async fn an_answer_to_a_ping_is_taken_whatever_else_is_said() {
 #[tokio::test]
 async fn who_is_sent_much_is_not_blamed_for_answering_the_pings_behind_it() {
     let server = TestServer::with(|config| {
-        config.messages_per_second = NonZeroU32::new(5);
-        config.outbox_bytes = 70_000;
+        config.limits.messages_per_second = NonZeroU32::new(5);
+        config.limits.outbox_bytes = 70_000;
     })
     .await;
     let mut victim = Client::connect(server.address, "/room/tea").await;
@@ -639,7 +640,7 @@ async fn at_debug_the_log_says_who_joins_and_who_leaves_and_why() {
 
 #[tokio::test]
 async fn headers_must_come_in_time() {
-    let server = TestServer::with(|config| config.handshake_seconds = 1).await;
+    let server = TestServer::with(|config| config.limits.handshake_seconds = 1).await;
     let mut bystander = Client::join(&server, "tea").await;
     for beginning in ["", "GET /room/tea HTTP/1.1\r\nHost: te"] {
         let mut raw = Raw::connect(&server).await;
@@ -673,7 +674,7 @@ async fn headers_must_come_in_time() {
 
 #[tokio::test]
 async fn headers_must_be_few_and_small() {
-    let server = TestServer::with(|config| config.max_header_bytes = 4096).await;
+    let server = TestServer::with(|config| config.limits.max_header_bytes = 4096).await;
     let request = |more: &str| handshake("/room").replace("\r\n\r\n", &format!("\r\n{more}\r\n"));
     let cases = [
         (

@@ -152,7 +152,7 @@ async fn an_error_carries_the_ref_wherever_it_can_be_read() {
 
 #[tokio::test]
 async fn data_arrives_byte_for_byte() {
-    let server = TestServer::with(|config| config.max_message_bytes = 300_000).await;
+    let server = TestServer::with(|config| config.limits.max_message_bytes = 300_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;

@@ -113,8 +113,8 @@ impl Coturn {
 async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
     let coturn = Coturn::start().await;
     let server = TestServer::with(|config| {
-        config.turn_url = vec![coturn.url.parse().unwrap()];
-        config.turn_secret_file = Some(coturn.secret.path());
+        config.webrtc.turn_url = vec![coturn.url.parse().unwrap()];
+        config.webrtc.turn_secret_file = Some(coturn.secret.path());
     })
     .await;
     let mut client = Client::join(&server, "tea").await;
@@ -302,9 +302,9 @@ impl Nginx {
 #[ignore = "needs nginx: tests/run starts this test"]
 async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
     let server = TestServer::with(|config| {
-        config.admin = Some(([127, 0, 0, 1], 0).into());
-        config.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
-        config.max_address_sessions = std::num::NonZeroU32::new(1);
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+        config.serving.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
+        config.limits.max_address_sessions = std::num::NonZeroU32::new(1);
     })
     .await;
     let nginx = Nginx::start("forward", &[server.address]).await;
@@ -331,7 +331,7 @@ async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
 #[tokio::test]
 #[ignore = "needs nginx: tests/run starts this test"]
 async fn behind_nginx_a_restart_loses_nothing() {
-    let admin = |config: &mut Config| config.admin = Some(([127, 0, 0, 1], 0).into());
+    let admin = |config: &mut Config| config.admin.listen = Some(([127, 0, 0, 1], 0).into());
     let mut old = TestServer::with(admin).await;
     let new = TestServer::with(admin).await;
     let nginx = Nginx::start("restart", &[old.address, new.address]).await;
@@ -396,7 +396,8 @@ async fn behind_nginx_an_idle_session_outlives_the_read_timeout() {
 #[tokio::test]
 #[ignore = "needs Prometheus: tests/run starts this test"]
 async fn prometheus_takes_the_metrics_and_promtool_finds_nothing_wrong_with_them() {
-    let server = TestServer::with(|config| config.admin = Some(([127, 0, 0, 1], 0).into())).await;
+    let server =
+        TestServer::with(|config| config.admin.listen = Some(([127, 0, 0, 1], 0).into())).await;
     let mut client = Client::join(&server, "tea").await;
     client.send_text("nonsense").await;
     client.expect_error("bad_message").await;

@@ -385,16 +385,14 @@ fn usage_errors_and_help_do_not_repeat_what_may_be_a_secret() {
 
 #[test]
 fn the_configuration_shows_no_secret_of_its_urls() {
-    let config = anteroom::Config {
-        ice_server: vec!["turn:alice:hunter2@turn.example.org".parse().unwrap()],
-        turn_url: vec!["turn:alice:hunter2@turn.example.org".parse().unwrap()],
-        cluster: vec!["nats://alice:hunter2@nats.example.org".parse().unwrap()],
-        ..anteroom::Config::default()
-    };
+    let mut config = anteroom::Config::default();
+    config.webrtc.ice_server = vec!["turn:alice:hunter2@turn.example.org".parse().unwrap()];
+    config.webrtc.turn_url = vec!["turn:alice:hunter2@turn.example.org".parse().unwrap()];
+    config.cluster.servers = vec!["nats://alice:hunter2@nats.example.org".parse().unwrap()];
     let shown = format!("{config:?} {config:#?}");
     assert!(!shown.contains("hunter2"), "{shown}");
     assert!(shown.contains("nats.example.org"), "{shown}");
-    let url = config.cluster[0].to_string();
+    let url = config.cluster.servers[0].to_string();
     assert_eq!(url, "nats.example.org:4222");
 }
 

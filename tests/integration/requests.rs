@@ -6,7 +6,7 @@ use crate::support::{Client, Raw, TestServer, frame, text};
 
 #[tokio::test]
 async fn hello_says_who_is_here_longest_joined_first_and_what_is_allowed() {
-    let server = TestServer::with(|config| config.max_message_bytes = 1234).await;
+    let server = TestServer::with(|config| config.limits.max_message_bytes = 1234).await;
     let mut first = Client::join(&server, "tea").await;
     let second = Client::join(&server, "tea").await;
     let third = Client::join(&server, "tea").await;
@@ -112,7 +112,7 @@ async fn an_unknown_request_is_an_error_that_names_the_known_ones() {
 
 #[tokio::test]
 async fn a_session_that_is_being_closed_is_served_no_further() {
-    let server = TestServer::with(|config| config.outbox_bytes = 100_000).await;
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 100_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let mut raw = Raw::join(&server, "tea").await;
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();

@@ -294,7 +294,7 @@ async fn only_who_asks_gets_a_token_and_it_stays_the_same() {
 
 #[tokio::test]
 async fn a_server_may_let_nobody_resume() {
-    let server = TestServer::with(|config| config.resume_seconds = 0).await;
+    let server = TestServer::with(|config| config.liveness.resume_seconds = 0).await;
     let mut watcher = Client::join(&server, "tea").await;
     let mut alice = Client::join(&server, "tea").await;
     watcher.expect_new(&alice.id).await;
@@ -470,9 +470,9 @@ async fn what_cannot_be_resumed_is_a_new_session_and_the_old_one_stays() {
 #[tokio::test]
 async fn who_has_missed_too_much_begins_anew() {
     let server = TestServer::with(|config| {
-        config.max_message_bytes = 1000;
-        config.outbox_bytes = 4000;
-        config.resume_seconds = 2;
+        config.limits.max_message_bytes = 1000;
+        config.limits.outbox_bytes = 4000;
+        config.liveness.resume_seconds = 2;
     })
     .await;
     let (mut alice, token) = resumable(&server, "tea").await;
@@ -519,7 +519,7 @@ async fn an_attempt_of_yesterday_harms_nobody() {
 /// comes while it takes that in; and one that is too slow loses its connection, not itself.
 #[tokio::test]
 async fn who_is_too_slow_is_only_away() {
-    let server = TestServer::with(|config| config.outbox_bytes = 256 << 10).await;
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 256 << 10).await;
     let mut bob = Client::join(&server, "tea").await;
     let (alice, token) = resumable_beside(&mut bob, &server).await;
     let id = alice.id.clone();
@@ -561,8 +561,8 @@ async fn who_is_too_slow_is_only_away() {
 #[tokio::test]
 async fn an_early_ping_keeps_a_busy_session_resumable() {
     let server = TestServer::with(|config| {
-        config.max_message_bytes = 1000;
-        config.outbox_bytes = 8000;
+        config.limits.max_message_bytes = 1000;
+        config.limits.outbox_bytes = 8000;
     })
     .await;
     let (mut alice, token) = resumable(&server, "tea").await;
@@ -585,8 +585,8 @@ async fn an_early_ping_keeps_a_busy_session_resumable() {
 #[tokio::test]
 async fn who_does_not_pong_is_away() {
     let server = TestServer::with(|config| {
-        config.ping_seconds = 1;
-        config.pong_seconds = 4;
+        config.liveness.ping_seconds = 1;
+        config.liveness.pong_seconds = 4;
     })
     .await;
     let (alice, token) = resumable(&server, "tea").await;
@@ -606,7 +606,7 @@ async fn who_does_not_pong_is_away() {
 
 #[tokio::test]
 async fn who_does_not_come_back_has_left_once() {
-    let server = TestServer::with(|config| config.resume_seconds = 1).await;
+    let server = TestServer::with(|config| config.liveness.resume_seconds = 1).await;
     let mut watcher = Client::join(&server, "tea").await;
     let (alice, token) = resumable_beside(&mut watcher, &server).await;
     let id = alice.id.clone();
@@ -624,7 +624,7 @@ async fn who_does_not_come_back_has_left_once() {
 /// Clients that return about when their time is up: each is either resumed, or has left once.
 #[tokio::test]
 async fn the_last_moment_is_either_in_time_or_too_late() {
-    let server = TestServer::with(|config| config.resume_seconds = 1).await;
+    let server = TestServer::with(|config| config.liveness.resume_seconds = 1).await;
     let mut moments = tokio::time::interval(Duration::from_millis(50));
     let mut away = Vec::new();
     for number in 0..20 {
@@ -668,7 +668,7 @@ async fn the_last_moment_is_either_in_time_or_too_late() {
 
 #[tokio::test]
 async fn a_session_that_is_away_keeps_its_place_and_needs_no_other() {
-    let server = TestServer::with(|config| config.max_sessions = Some(1)).await;
+    let server = TestServer::with(|config| config.limits.max_sessions = Some(1)).await;
     let (alice, token) = resumable(&server, "tea").await;
     let id = alice.id.clone();
     lose(&server, alice).await;
@@ -692,7 +692,7 @@ async fn a_session_that_is_away_keeps_its_place_and_needs_no_other() {
 
 #[tokio::test]
 async fn a_server_that_stops_does_not_wait_for_who_is_away() {
-    let mut server = TestServer::with(|config| config.drain_seconds = 3600).await;
+    let mut server = TestServer::with(|config| config.stopping.drain_seconds = 3600).await;
     let (alice, token) = resumable(&server, "tea").await;
     lose(&server, alice).await;
     let (mut bob, _) = resumable(&server, "coffee").await;
@@ -836,8 +836,8 @@ pub async fn weather(storm: &Storm, servers: &[impl Host]) -> usize {
 
 /// A server's options for such weather.
 pub fn weatherproof(config: &mut Config) {
-    config.outbox_bytes = 64 << 20;
-    config.resume_seconds = 3600;
+    config.limits.outbox_bytes = 64 << 20;
+    config.liveness.resume_seconds = 3600;
 }
 
 /// Joins through a proxy whose connections fail at random.

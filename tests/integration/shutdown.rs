@@ -16,7 +16,7 @@ fn delay(reason: &str) -> u64 {
 
 #[tokio::test]
 async fn everyone_is_told_to_come_back_spread_over_the_drain_time() {
-    let mut server = TestServer::with(|config| config.drain_seconds = 8).await;
+    let mut server = TestServer::with(|config| config.stopping.drain_seconds = 8).await;
     let mut clients = Vec::new();
     for number in 0..40 {
         clients.push(Client::join(&server, &format!("room{}", number % 7)).await);
@@ -63,9 +63,9 @@ async fn what_was_sent_before_the_stop_arrives_before_the_goodbye() {
 #[tokio::test]
 async fn a_stopping_server_waits_for_nobody_longer_than_the_drain_time() {
     let mut server = TestServer::with(|config| {
-        config.drain_seconds = 1;
+        config.stopping.drain_seconds = 1;
         // Who is in the middle of a request would otherwise be waited for longer than this test.
-        config.handshake_seconds = 600;
+        config.limits.handshake_seconds = 600;
     })
     .await;
     // One that never closes its side, one in the middle of its headers, one that does nothing.
@@ -80,7 +80,7 @@ async fn a_stopping_server_waits_for_nobody_longer_than_the_drain_time() {
 
 #[tokio::test]
 async fn a_drain_time_of_nothing_still_says_goodbye() {
-    let mut server = TestServer::with(|config| config.drain_seconds = 0).await;
+    let mut server = TestServer::with(|config| config.stopping.drain_seconds = 0).await;
     let mut raw = Raw::join(&server, "tea").await;
     server.stop();
     server.stopped().await;

@@ -106,10 +106,8 @@ impl TestServer {
     /// A server with some options changed.
     pub async fn with(change: impl FnOnce(&mut Config)) -> TestServer {
         let _ = rlimit::increase_nofile_limit(rlimit::INFINITY);
-        let mut config = Config {
-            listen: ([127, 0, 0, 1], 0).into(),
-            ..Config::default()
-        };
+        let mut config = Config::default();
+        config.serving.listen = ([127, 0, 0, 1], 0).into();
         change(&mut config);
         let server = Server::bind(config).unwrap();
         let address = server.local_addr().unwrap();

@@ -125,8 +125,8 @@ async fn sessions_are_served_by_both_versions_and_meet_those_without() {
     let authority = Authority::new();
     let files = Files::new("both", authority.issue("one.test"));
     let server = TestServer::with(|config| {
-        config.tls_cert = Some(files.cert.path());
-        config.tls_key = Some(files.key.path());
+        config.serving.tls_cert = Some(files.cert.path());
+        config.serving.tls_key = Some(files.key.path());
     })
     .await;
     let mut clients = Vec::new();
@@ -159,9 +159,9 @@ async fn what_is_no_handshake_ends_in_time_and_hurts_nobody() {
     let authority = Authority::new();
     let files = Files::new("none", authority.issue("one.test"));
     let server = TestServer::with(|config| {
-        config.tls_cert = Some(files.cert.path());
-        config.tls_key = Some(files.key.path());
-        config.handshake_seconds = 1;
+        config.serving.tls_cert = Some(files.cert.path());
+        config.serving.tls_key = Some(files.key.path());
+        config.limits.handshake_seconds = 1;
     })
     .await;
     let connector = authority.connector(&[&TLS13]);
@@ -341,12 +341,10 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
         (cert.clone(), encrypted, Some("openssl pkey")),
     ] {
         let files = Files::new("strict", (cert.clone(), key.clone()));
-        let config = anteroom::Config {
-            listen: ([127, 0, 0, 1], 0).into(),
-            tls_cert: Some(files.cert.path()),
-            tls_key: Some(files.key.path()),
-            ..anteroom::Config::default()
-        };
+        let mut config = anteroom::Config::default();
+        config.serving.listen = ([127, 0, 0, 1], 0).into();
+        config.serving.tls_cert = Some(files.cert.path());
+        config.serving.tls_key = Some(files.key.path());
         let said = anteroom::Server::bind(config)
             .err()
             .map(|said| said.to_string());
@@ -372,11 +370,9 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
         (String::new(), Some("has no certificate")),
     ] {
         let file = File::new("strict-ca.pem", ca);
-        let config = anteroom::Config {
-            cluster: vec!["nats://127.0.0.1:1".parse().unwrap()],
-            cluster_ca_file: Some(file.path()),
-            ..anteroom::Config::default()
-        };
+        let mut config = anteroom::Config::default();
+        config.cluster.servers = vec!["nats://127.0.0.1:1".parse().unwrap()];
+        config.cluster.ca_file = Some(file.path());
         let said = anteroom::Anteroom::new(config)
             .err()
             .map(|said| said.to_string());
@@ -400,12 +396,10 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
             "cannot read /no/such/file: ",
         ),
     ] {
-        let config = anteroom::Config {
-            listen: ([127, 0, 0, 1], 0).into(),
-            tls_cert: Some(cert),
-            tls_key: Some(key),
-            ..anteroom::Config::default()
-        };
+        let mut config = anteroom::Config::default();
+        config.serving.listen = ([127, 0, 0, 1], 0).into();
+        config.serving.tls_cert = Some(cert);
+        config.serving.tls_key = Some(key);
         let error = anteroom::Server::bind(config).err().unwrap().to_string();
         assert!(error.contains(message), "{error}");
     }

@@ -53,9 +53,9 @@ async fn server(name: &str) -> (TestServer, File) {
     let file = File::new(name, format!("{SECRET}\n"));
     let path = file.path();
     let server = TestServer::with(|config| {
-        config.token_key_file = Some(path);
+        config.tokens.key_file = Some(path);
         // Who waits for the end of another's token answers no ping meanwhile.
-        config.pong_seconds = 60;
+        config.liveness.pong_seconds = 60;
     })
     .await;
     (server, file)
@@ -268,9 +268,9 @@ async fn registered_claims_have_the_types_of_the_rfc() {
 async fn issuer_and_audience_must_be_the_ones_asked_for() {
     let file = File::new("issuer", SECRET);
     let server = TestServer::with(|config| {
-        config.token_key_file = Some(file.path());
-        config.token_issuer = Some("https://example.org".into());
-        config.token_audience = Some("rooms".into());
+        config.tokens.key_file = Some(file.path());
+        config.tokens.issuer = Some("https://example.org".into());
+        config.tokens.audience = Some("rooms".into());
     })
     .await;
     let (iss, aud) = ("https://example.org", "rooms");
@@ -342,7 +342,7 @@ async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
         let public = pair.public_key_pem();
         let file = File::new(&format!("{algorithm:?}.pem"), &public);
         let path = file.path();
-        let server = TestServer::with(|config| config.token_key_file = Some(path)).await;
+        let server = TestServer::with(|config| config.tokens.key_file = Some(path)).await;
         for (other, signer) in &pairs {
             let key = signing(*other, &signer.serialize_pem());
             let token = encode(&Header::new(*other), &claims(json!({})), &key).unwrap();
@@ -412,7 +412,7 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
     ]});
     let file = File::new("set.json", set.to_string());
     let path = file.path();
-    let server = TestServer::with(|config| config.token_key_file = Some(path)).await;
+    let server = TestServer::with(|config| config.tokens.key_file = Some(path)).await;
     let signed = |id: Option<&str>, pair: &KeyPair| {
         let key = EncodingKey::from_ed_pem(pair.serialize_pem().as_bytes()).unwrap();
         let header = Header {
@@ -502,7 +502,7 @@ async fn keys_without_a_name_are_all_tried() {
     ]});
     let file = File::new("nameless.json", set.to_string());
     let path = file.path();
-    let server = TestServer::with(|config| config.token_key_file = Some(path)).await;
+    let server = TestServer::with(|config| config.tokens.key_file = Some(path)).await;
     let invalid = "the token is not valid here";
     for (pair, kid, others, answer) in [
         (&pairs[0], None, json!({}), Ok(())),
@@ -743,10 +743,8 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
         ),
     ] {
         let file = File::new(name, contents);
-        let config = anteroom::Config {
-            token_key_file: Some(file.path()),
-            ..anteroom::Config::default()
-        };
+        let mut config = anteroom::Config::default();
+        config.tokens.key_file = Some(file.path());
         let error = anteroom::Anteroom::new(config).err().unwrap().to_string();
         assert!(error.contains(message), "{name}: {error}");
         assert!(
@@ -1011,12 +1009,10 @@ fn values_that_make_no_token_are_one_clear_line_and_exit_code_2() {
         );
     }
     for (issuer, audience) in [(Some(""), None), (None, Some(""))] {
-        let config = anteroom::Config {
-            token_key_file: Some(file.path()),
-            token_issuer: issuer.map(str::to_owned),
-            token_audience: audience.map(str::to_owned),
-            ..anteroom::Config::default()
-        };
+        let mut config = anteroom::Config::default();
+        config.tokens.key_file = Some(file.path());
+        config.tokens.issuer = issuer.map(str::to_owned);
+        config.tokens.audience = audience.map(str::to_owned);
         let error = config.check().unwrap_err();
         assert!(error.contains("must not be empty"), "{error}");
     }

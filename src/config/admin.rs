@@ -1,0 +1,43 @@
+//! Options of the admin API.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+
+use super::parse::socket_address;
+
+/// The listener of the admin API.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+#[command(next_help_heading = "Administration")]
+pub struct Admin {
+    /// Where operators are answered: metrics, rooms and sessions, and a page that shows them; port 0
+    /// picks a free one [default: nowhere]
+    #[arg(long = "admin", id = "admin", env = "ANTEROOM_ADMIN", value_name = "ADDRESS:PORT", value_parser = socket_address)]
+    pub listen: Option<SocketAddr>,
+
+    /// The secret that operators must give; needed where --admin is not on loopback; read again on
+    /// SIGHUP
+    #[arg(
+        long = "admin-token-file",
+        env = "ANTEROOM_ADMIN_TOKEN_FILE",
+        value_name = "FILE"
+    )]
+    pub token_file: Option<PathBuf>,
+}
+
+impl Admin {
+    pub(super) fn check(&self) -> Result<(), String> {
+        match (self.listen, &self.token_file) {
+            (None, Some(_)) => Err("--admin-token-file needs --admin".into()),
+            (Some(admin), None) if self.is_exposed() => Err(format!(
+                "--admin {admin} can be reached from elsewhere: it needs --admin-token-file"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the admin API listens on an address that other machines may reach.
+    pub(crate) fn is_exposed(&self) -> bool {
+        self.listen.is_some_and(|admin| !admin.ip().is_loopback())
+    }
+}

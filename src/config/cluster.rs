@@ -1,0 +1,88 @@
+//! Options of the cluster.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{check::within, nats_url::NatsUrl};
+
+/// The longest prefix of the cluster's subjects, in bytes.
+const MAX_PREFIX: usize = 128;
+
+/// How this node forms a cluster with others.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterOptions {
+    /// The NATS server by which nodes make their rooms one, such as `nats://nats.example.org` or
+    /// `tls://user:password@nats.example.org:4222`; may be given several times, for the servers of one
+    /// NATS cluster [default: this node is alone]
+    #[arg(
+        long = "cluster",
+        env = "ANTEROOM_CLUSTER",
+        hide_env_values = true,
+        value_name = "URL",
+        value_delimiter = ','
+    )]
+    pub servers: Vec<NatsUrl>,
+
+    /// The credentials for it: a `.creds` file
+    #[arg(
+        long = "cluster-credentials-file",
+        env = "ANTEROOM_CLUSTER_CREDENTIALS_FILE",
+        value_name = "FILE"
+    )]
+    pub credentials_file: Option<PathBuf>,
+
+    /// Which authorities may have signed its certificate, PEM, in place of those that this machine trusts
+    #[arg(
+        long = "cluster-ca-file",
+        env = "ANTEROOM_CLUSTER_CA_FILE",
+        value_name = "FILE"
+    )]
+    pub ca_file: Option<PathBuf>,
+
+    /// How the subjects begin that the nodes use: nodes with another prefix are another cluster
+    #[arg(long = "cluster-prefix", env = "ANTEROOM_CLUSTER_PREFIX", value_name = "SUBJECT", default_value_t = ClusterOptions::default().prefix)]
+    pub prefix: String,
+
+    /// How long a node may be silent, in seconds; then its sessions are told to have gone
+    #[arg(long = "cluster-down-seconds", env = "ANTEROOM_CLUSTER_DOWN_SECONDS", value_name = "SECONDS", default_value_t = ClusterOptions::default().down_seconds)]
+    pub down_seconds: u64,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> ClusterOptions {
+        ClusterOptions {
+            servers: Vec::new(),
+            credentials_file: None,
+            ca_file: None,
+            prefix: "anteroom".into(),
+            down_seconds: 3,
+        }
+    }
+}
+
+impl ClusterOptions {
+    pub(super) fn check(&self) -> Result<(), String> {
+        within("--cluster-down-seconds", self.down_seconds, 2..=3600)?;
+        if self.servers.is_empty() && (self.credentials_file.is_some() || self.ca_file.is_some()) {
+            return Err("--cluster-credentials-file and --cluster-ca-file need --cluster".into());
+        }
+        let mut passwords = self.servers.iter().filter_map(NatsUrl::credentials);
+        let first = passwords.next();
+        if passwords.any(|other| first != Some(other)) {
+            return Err("all servers of --cluster must have the same user and password".into());
+        }
+        let is_token = |token: &str| {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            !token.is_empty() && token.bytes().all(is_plain)
+        };
+        if !self.prefix.split('.').all(is_token) || self.prefix.len() > MAX_PREFIX {
+            return Err(format!(
+                "--cluster-prefix must be letters, digits, - and _, with dots between, such as \
+                 chat.anteroom, and at most {MAX_PREFIX} of them"
+            ));
+        }
+        Ok(())
+    }
+}

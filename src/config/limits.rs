@@ -1,0 +1,180 @@
+//! Limits: the options that set them, and the names by which metrics and logs tell them apart.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use clap::Args;
+
+use super::{check::within, parse::positive};
+
+/// Bytes in a kibibyte.
+const KIB: u64 = 1 << 10;
+
+/// Bytes in a gibibyte.
+const GIB: u64 = 1 << 30;
+
+/// How many of the open files are kept back from the sessions by default: for the listener, for
+/// requests that are no sessions, and to say 503 to who comes when all places are taken. Where few
+/// files may be open, a quarter of them.
+const SPARE_FILES: u64 = 256;
+
+/// What the envelope adds to a message's own bytes when it is relayed, at the most.
+const ENVELOPE_BYTES: usize = 1024;
+
+/// The most that clients may ask of the server.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// The longest message a client may send, in bytes; a longer one closes its connection (1009)
+    #[arg(long, env = "ANTEROOM_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_message_bytes)]
+    pub max_message_bytes: usize,
+
+    /// How much may wait to be sent to one session, or be kept to be sent again, in bytes, with 64
+    /// for each message; past it the session is closed (1013)
+    #[arg(long, env = "ANTEROOM_OUTBOX_BYTES", value_name = "BYTES", default_value_t = Limits::default().outbox_bytes)]
+    pub outbox_bytes: usize,
+
+    /// How many sessions there may be at once; the next one gets 503 [default: what the open-file
+    /// limit allows]
+    #[arg(long, env = "ANTEROOM_MAX_SESSIONS", value_name = "COUNT")]
+    pub max_sessions: Option<usize>,
+
+    /// How many sessions there may be in one room; the next one gets 503 [default: no limit]
+    #[arg(long, env = "ANTEROOM_MAX_ROOM_SESSIONS", value_name = "COUNT", value_parser = positive)]
+    pub max_room_sessions: Option<NonZeroU32>,
+
+    /// How many rooms there may be; who would open another gets 503 [default: no limit]
+    #[arg(long, env = "ANTEROOM_MAX_ROOMS", value_name = "COUNT", value_parser = positive)]
+    pub max_rooms: Option<NonZeroU32>,
+
+    /// How many sessions an address may have, or an IPv6 network of 64 bits; the next one gets 429
+    /// [default: no limit]
+    #[arg(long, env = "ANTEROOM_MAX_ADDRESS_SESSIONS", value_name = "COUNT", value_parser = positive)]
+    pub max_address_sessions: Option<NonZeroU32>,
+
+    /// How often an address, or an IPv6 network of 64 bits, may ask for a session, with a burst of two
+    /// seconds; more get 429 [default: no limit]
+    #[arg(long, env = "ANTEROOM_JOINS_PER_SECOND", value_name = "COUNT", value_parser = positive)]
+    pub joins_per_second: Option<NonZeroU32>,
+
+    /// How many messages a session may send on average, pings and parts of messages among them, with a
+    /// burst of two seconds; a session over that is not read from until it is within again [default: no
+    /// limit]
+    #[arg(long, env = "ANTEROOM_MESSAGES_PER_SECOND", value_name = "COUNT", value_parser = positive)]
+    pub messages_per_second: Option<NonZeroU32>,
+
+    /// How many bytes a session may send in them, and cause to be sent to itself and others, likewise
+    /// [default: no limit]
+    #[arg(long, env = "ANTEROOM_BYTES_PER_SECOND", value_name = "BYTES", value_parser = positive)]
+    pub bytes_per_second: Option<NonZeroU32>,
+
+    /// How long a request may take from its connection to the end of its headers, in seconds
+    #[arg(long, env = "ANTEROOM_HANDSHAKE_SECONDS", value_name = "SECONDS", default_value_t = Limits::default().handshake_seconds)]
+    pub handshake_seconds: u64,
+
+    /// How long a request may be without its body, in bytes; a longer one gets 431
+    #[arg(long, env = "ANTEROOM_MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_header_bytes)]
+    pub max_header_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_message_bytes: 65_536,
+            outbox_bytes: 1 << 20,
+            max_sessions: None,
+            max_room_sessions: None,
+            max_rooms: None,
+            max_address_sessions: None,
+            joins_per_second: None,
+            messages_per_second: None,
+            bytes_per_second: None,
+            handshake_seconds: 10,
+            max_header_bytes: 16 << 10,
+        }
+    }
+}
+
+impl Limits {
+    pub(super) fn check(&self) -> Result<(), String> {
+        let bytes = |count: usize| count as u64;
+        within(
+            "--max-message-bytes",
+            bytes(self.max_message_bytes),
+            1..=GIB,
+        )?;
+        within("--outbox-bytes", bytes(self.outbox_bytes), 1..=4 * GIB)?;
+        if let Some(sessions) = self.max_sessions {
+            within("--max-sessions", bytes(sessions), 1..=GIB)?;
+        }
+        within("--handshake-seconds", self.handshake_seconds, 1..=3600)?;
+        within(
+            "--max-header-bytes",
+            bytes(self.max_header_bytes),
+            KIB..=KIB * KIB,
+        )?;
+        let least = self.max_message_bytes + ENVELOPE_BYTES;
+        if self.outbox_bytes < least {
+            let given = self.outbox_bytes;
+            return Err(format!(
+                "--outbox-bytes must hold one message of --max-message-bytes: at least {least}, not {given}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// How many sessions there may be at once.
+    pub(crate) fn sessions(&self) -> usize {
+        self.max_sessions.unwrap_or_else(sessions_by_files)
+    }
+
+    pub(crate) fn handshake(&self) -> Duration {
+        Duration::from_secs(self.handshake_seconds)
+    }
+}
+
+/// For how many sessions the open files are enough.
+pub(crate) fn sessions_by_files() -> usize {
+    // Where the limit cannot be read there is none to keep.
+    let files = rlimit::Resource::NOFILE
+        .get_soft()
+        .unwrap_or(rlimit::INFINITY);
+    let sessions = files - SPARE_FILES.min(files / 4);
+    usize::try_from(sessions).unwrap_or(usize::MAX)
+}
+
+/// What there may be only so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Sessions,
+    Rooms,
+    RoomSessions,
+    AddressSessions,
+    JoinRate,
+    MessageRate,
+    ByteRate,
+}
+
+impl Limit {
+    pub(crate) const ALL: [Limit; 7] = [
+        Limit::Sessions,
+        Limit::Rooms,
+        Limit::RoomSessions,
+        Limit::AddressSessions,
+        Limit::JoinRate,
+        Limit::MessageRate,
+        Limit::ByteRate,
+    ];
+
+    /// The option that sets it.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Limit::Sessions => "max-sessions",
+            Limit::Rooms => "max-rooms",
+            Limit::RoomSessions => "max-room-sessions",
+            Limit::AddressSessions => "max-address-sessions",
+            Limit::JoinRate => "joins-per-second",
+            Limit::MessageRate => "messages-per-second",
+            Limit::ByteRate => "bytes-per-second",
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Options of a graceful shutdown.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::check::within;
+
+/// How the server stops.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(next_help_heading = "Stopping")]
+pub struct Stopping {
+    /// How long a stopping server waits for its sessions, in seconds; they are told to come back
+    /// spread over that time
+    #[arg(long, env = "ANTEROOM_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = Stopping::default().drain_seconds)]
+    pub drain_seconds: u64,
+}
+
+impl Default for Stopping {
+    fn default() -> Stopping {
+        Stopping { drain_seconds: 5 }
+    }
+}
+
+impl Stopping {
+    pub(super) fn check(&self) -> Result<(), String> {
+        within("--drain-seconds", self.drain_seconds, 0..=3600)
+    }
+
+    pub(crate) fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+}

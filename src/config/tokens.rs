@@ -1,0 +1,48 @@
+//! Options of room tokens.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::check::not_empty;
+
+/// Which tokens a client must present to open a session.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+#[command(next_help_heading = "Admission")]
+pub struct Tokens {
+    /// Whose signature a token must have that admits to a room, a JSON Web Token: a secret (HS256), a
+    /// public key as PEM, or a JSON Web Key Set (RS256, ES256, EdDSA); read again on SIGHUP [default:
+    /// no token is needed]
+    #[arg(
+        long = "token-key-file",
+        env = "ANTEROOM_TOKEN_KEY_FILE",
+        value_name = "FILE"
+    )]
+    pub key_file: Option<PathBuf>,
+
+    /// The issuer a token must have (`iss`)
+    #[arg(
+        long = "token-issuer",
+        env = "ANTEROOM_TOKEN_ISSUER",
+        value_name = "NAME"
+    )]
+    pub issuer: Option<String>,
+
+    /// The audience a token must have (`aud`)
+    #[arg(
+        long = "token-audience",
+        env = "ANTEROOM_TOKEN_AUDIENCE",
+        value_name = "NAME"
+    )]
+    pub audience: Option<String>,
+}
+
+impl Tokens {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.key_file.is_none() && (self.issuer.is_some() || self.audience.is_some()) {
+            return Err("--token-issuer and --token-audience need --token-key-file".into());
+        }
+        not_empty("--token-issuer", self.issuer.as_deref())?;
+        not_empty("--token-audience", self.audience.as_deref())
+    }
+}
