@@ -3,9 +3,11 @@
 use std::{
     io,
     path::PathBuf,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwap;
 use clap::Args;
 use jsonwebtoken::{
     Algorithm, Header, Validation, decode, decode_header, encode,
@@ -16,7 +18,7 @@ use serde_json::value::RawValue;
 
 use super::{keys::Key, keys::read_keys, keys::signing_key};
 use crate::{
-    config::{Reloadable, invalid, not_empty},
+    config::{invalid, not_empty},
     protocol::RoomName,
 };
 
@@ -36,7 +38,8 @@ const MAX_HOURS: f64 = 8784.0;
 
 /// The tokens that admit somebody.
 pub(crate) struct Tokens {
-    keys: Reloadable<Vec<Key>>,
+    key_file: PathBuf,
+    keys: ArcSwap<Vec<Key>>,
     issuer: Option<String>,
     audience: Option<String>,
 }
@@ -109,12 +112,13 @@ impl Tokens {
     ///
     /// A file that cannot be read, or holds no such key; the message names it.
     pub(crate) fn new(
-        path: PathBuf,
+        key_file: PathBuf,
         issuer: Option<String>,
         audience: Option<String>,
     ) -> io::Result<Tokens> {
         Ok(Tokens {
-            keys: Reloadable::new(move || read_keys(&path))?,
+            keys: ArcSwap::from_pointee(read_keys(&key_file)?),
+            key_file,
             issuer,
             audience,
         })
@@ -122,7 +126,7 @@ impl Tokens {
 
     /// What the keys are for.
     pub(crate) fn algorithms(&self) -> Vec<Algorithm> {
-        self.keys.get().iter().map(|key| key.algorithm).collect()
+        self.keys.load().iter().map(|key| key.algorithm).collect()
     }
 
     /// Reads the keys again.
@@ -131,7 +135,8 @@ impl Tokens {
     ///
     /// As of [`new`](Tokens::new); the old keys stay then.
     pub(crate) fn reload(&self) -> io::Result<()> {
-        self.keys.reload()
+        self.keys.store(Arc::new(read_keys(&self.key_file)?));
+        Ok(())
     }
 
     /// Checks a token that shall admit to a room.
@@ -185,7 +190,7 @@ impl Tokens {
             // Extensions that must be understood, and are not (RFC 7515, section 4.1.11).
             return Err(ErrorKind::InvalidToken.into());
         }
-        let keys = self.keys.get();
+        let keys = self.keys.load();
         let fits = |key: &&Key| {
             let is_same = |(own, asked)| own == asked;
             let names = key.id.as_ref().zip(header.kid.as_ref());

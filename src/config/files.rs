@@ -1,13 +1,13 @@
-//! What is read from files, and may be read again while the server runs: certificates and secrets.
+//! Files that options name, and the secrets in them.
 
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
-use parking_lot::RwLock;
+use arc_swap::ArcSwap;
 
 use super::secret::Secret;
 
@@ -17,48 +17,48 @@ const MAX_FILE: u64 = 1 << 20;
 /// The fewest bytes of a secret: shorter ones can be guessed (RFC 7518, section 3.2).
 const MIN_SECRET: usize = 32;
 
-/// A value that is made of files.
-pub(crate) struct Reloadable<T> {
-    read: Box<dyn Fn() -> io::Result<T> + Send + Sync>,
-    value: RwLock<Arc<T>>,
+/// A secret in a file. It can be read again while others use it.
+pub(crate) struct SecretFile {
+    path: PathBuf,
+    read: fn(&Path) -> io::Result<Secret<Vec<u8>>>,
+    secret: ArcSwap<Secret<Vec<u8>>>,
 }
 
-impl<T> Reloadable<T> {
-    /// Reads it for the first time.
+impl SecretFile {
+    /// Reads the secret for the first time.
     ///
     /// # Errors
     ///
     /// Those of `read`, which name the file.
     pub(crate) fn new(
-        read: impl Fn() -> io::Result<T> + Send + Sync + 'static,
-    ) -> io::Result<Reloadable<T>> {
-        let value = RwLock::new(Arc::new(read()?));
-        let read = Box::new(read);
-        Ok(Reloadable { read, value })
+        path: PathBuf,
+        read: fn(&Path) -> io::Result<Secret<Vec<u8>>>,
+    ) -> io::Result<SecretFile> {
+        let secret = ArcSwap::from_pointee(read(&path)?);
+        Ok(SecretFile { path, read, secret })
     }
 
-    /// The value as it was read last.
-    pub(crate) fn get(&self) -> Arc<T> {
-        self.value.read().clone()
+    /// The secret as it was read last.
+    pub(crate) fn get(&self) -> Arc<Secret<Vec<u8>>> {
+        self.secret.load_full()
     }
 
-    /// Reads it again. Where that fails, the value stays as it was.
+    /// Reads the file again. If that fails, the old secret stays.
     ///
     /// # Errors
     ///
     /// Those of `read`, which name the file.
     pub(crate) fn reload(&self) -> io::Result<()> {
-        let value = Arc::new((self.read)()?);
-        *self.value.write() = value;
+        self.secret.store(Arc::new((self.read)(&self.path)?));
         Ok(())
     }
 }
 
-/// The bytes of a file.
+/// Reads a file.
 ///
 /// # Errors
 ///
-/// A file that cannot be read or is no configuration for its length; the message names it.
+/// A file that cannot be read, or is too long for configuration; the message names it.
 pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let read = || {
         let mut bytes = Vec::new();
@@ -74,7 +74,7 @@ pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     })
 }
 
-/// The secret that a file holds, without the end of its line.
+/// Reads the secret in a file, without the end of its line.
 ///
 /// # Errors
 ///
@@ -83,7 +83,7 @@ pub(crate) fn read_secret(path: &Path) -> io::Result<Secret<Vec<u8>>> {
     check_secret(read_file(path)?, path)
 }
 
-/// The same of the contents of a file.
+/// Checks the secret in the contents of a file; the path is for the message.
 pub(crate) fn check_secret(mut bytes: Vec<u8>, path: &Path) -> io::Result<Secret<Vec<u8>>> {
     bytes.truncate(bytes.trim_ascii_end().len());
     if bytes.len() < MIN_SECRET {
@@ -96,7 +96,7 @@ pub(crate) fn check_secret(mut bytes: Vec<u8>, path: &Path) -> io::Result<Secret
     Ok(Secret::new(bytes))
 }
 
-/// An error about what stands in a file.
+/// An error about the contents of a file.
 pub(crate) fn invalid(message: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message.into())
 }
@@ -108,16 +108,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_that_cannot_be_read_again_stays() {
+    fn a_secret_that_cannot_be_read_again_stays() {
         static GOOD: AtomicBool = AtomicBool::new(true);
-        let value = Reloadable::new(|| match GOOD.load(Relaxed) {
-            true => Ok("good".to_owned()),
-            false => Err(invalid("bad")),
+        let file = SecretFile::new("file".into(), |path| match GOOD.load(Relaxed) {
+            true => Ok(Secret::new(b"good".to_vec())),
+            false => Err(invalid(format!("{} is bad", path.display()))),
         })
         .unwrap();
         GOOD.store(false, Relaxed);
-        assert_eq!(value.reload().unwrap_err().to_string(), "bad");
-        assert_eq!(*value.get(), "good");
+        assert_eq!(file.reload().unwrap_err().to_string(), "file is bad");
+        assert_eq!(file.get().expose(), b"good");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use self::{
 };
 pub(crate) use self::{
     check::not_empty,
-    files::{Reloadable, check_secret, invalid, read_file, read_secret},
+    files::{SecretFile, check_secret, invalid, read_file, read_secret},
     limits::{Limit, sessions_by_files},
     secret::{Secret, expose_to_client},
 };

@@ -11,7 +11,7 @@ use super::{routes, tls::check_authorities};
 use crate::{
     access::{self, Admission},
     cluster::{self, Cluster},
-    config::{Config, Reloadable, read_secret},
+    config::{Config, SecretFile, read_secret},
     metrics::{Gauges, Metrics},
     protocol::Escaped,
     rooms::Rooms,
@@ -72,7 +72,7 @@ impl Anteroom {
         let rooms = Arc::new(Rooms::new(&config.limits, outbound));
         let metrics = Arc::new(Metrics::new(cluster.is_some()));
         let admin_token = config.admin.token_file.clone();
-        let admin_token = admin_token.map(|path| Reloadable::new(move || read_secret(&path)));
+        let admin_token = admin_token.map(|path| SecretFile::new(path, read_secret));
         let shared = Arc::new(Shared {
             admission: Admission::new(&config, rooms.clone(), metrics.clone())?,
             rooms,

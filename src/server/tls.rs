@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsAcceptor,
@@ -20,7 +21,7 @@ use tokio_rustls::{
 };
 
 use crate::config::{
-    Reloadable, invalid,
+    invalid,
     pem::{self, Block},
     read_file,
 };
@@ -45,7 +46,11 @@ pub(crate) struct Tls {
 }
 
 /// The certificate that is shown to everyone, and its key.
-struct Certificate(Reloadable<CertifiedKey>);
+struct Certificate {
+    cert: PathBuf,
+    key: PathBuf,
+    current: ArcSwap<CertifiedKey>,
+}
 
 impl Tls {
     /// With the certificate chain and the key in these files, both PEM.
@@ -54,8 +59,8 @@ impl Tls {
     ///
     /// Files that cannot be read, or do not belong together; the message names them.
     pub(crate) fn new(cert: PathBuf, key: PathBuf) -> io::Result<Tls> {
-        let certificate = Reloadable::new(move || read(&cert, &key))?;
-        let certificate = Arc::new(Certificate(certificate));
+        let current = ArcSwap::from_pointee(read(&cert, &key)?);
+        let certificate = Arc::new(Certificate { cert, key, current });
         let mut config = ServerConfig::builder_with_provider(default_provider().into())
             .with_safe_default_protocol_versions()
             .expect("the provider has what TLS 1.2 and 1.3 need")
@@ -74,7 +79,9 @@ impl Tls {
     ///
     /// As of [`new`](Tls::new); the old certificate stays then.
     pub(crate) fn reload(&self) -> io::Result<()> {
-        self.certificate.0.reload()
+        let Certificate { cert, key, current } = &*self.certificate;
+        current.store(Arc::new(read(cert, key)?));
+        Ok(())
     }
 
     /// The handshake. It waits for the peer, so the caller must set a time limit.
@@ -85,7 +92,7 @@ impl Tls {
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.get())
+        Some(self.current.load_full())
     }
 }
 

@@ -2,14 +2,14 @@
 //! that end by themselves: the TURN REST scheme (draft-uberti-behave-turn-rest-00), which coturn
 //! calls `use-auth-secret`.
 
-use std::io;
+use std::{io, path::Path};
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
-    config::{Reloadable, Secret, Webrtc, invalid, read_file},
+    config::{Secret, SecretFile, Webrtc, invalid, read_file},
     protocol::{IceServer, SessionId},
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct IceServers {
 /// TURN servers that share a secret with us.
 struct Turn {
     urls: Vec<String>,
-    secret: Reloadable<Secret<Vec<u8>>>,
+    secret: SecretFile,
     /// How long credentials are good.
     seconds: u64,
 }
@@ -54,17 +54,9 @@ impl IceServers {
             }
         });
         let turn = options.turn_secret_file.clone().map(|path| {
-            // What coturn has been given is as long as it is.
-            let secret = Reloadable::new(move || {
-                let secret = read_file(&path)?.trim_ascii_end().to_vec();
-                match secret.is_empty() {
-                    true => Err(invalid(format!("{} is empty", path.display()))),
-                    false => Ok(Secret::new(secret)),
-                }
-            })?;
             io::Result::Ok(Turn {
                 urls: options.turn_url.iter().map(|url| url.url.clone()).collect(),
-                secret,
+                secret: SecretFile::new(path, read_turn_secret)?,
                 seconds: options.turn_seconds,
             })
         });
@@ -112,6 +104,15 @@ impl Turn {
             credential: Some(Secret::new(STANDARD.encode(credential))),
             username: Some(username),
         }
+    }
+}
+
+/// Reads the secret in a file. It has no minimum length: coturn's may be of any length.
+fn read_turn_secret(path: &Path) -> io::Result<Secret<Vec<u8>>> {
+    let secret = read_file(path)?.trim_ascii_end().to_vec();
+    match secret.is_empty() {
+        true => Err(invalid(format!("{} is empty", path.display()))),
+        false => Ok(Secret::new(secret)),
     }
 }
 

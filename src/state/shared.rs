@@ -10,7 +10,7 @@ use super::{expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, resume::Res
 use crate::{
     access::Admission,
     cluster::Cluster,
-    config::{Config, Reloadable, Secret},
+    config::{Config, SecretFile},
     metrics::Metrics,
     protocol::Close,
     rooms::Rooms,
@@ -28,7 +28,7 @@ pub(crate) struct Shared {
     /// Present if the server is a node of a cluster.
     pub(crate) cluster: Option<Arc<Cluster>>,
     /// The secret of operators, if they need one.
-    pub(crate) admin_token: Option<Reloadable<Secret<Vec<u8>>>>,
+    pub(crate) admin_token: Option<SecretFile>,
     pub(crate) metrics: Arc<Metrics>,
     /// All tasks: the ticker, connections, sessions.
     pub(crate) tasks: TaskTracker,
