@@ -190,7 +190,7 @@ impl Cluster {
             })
             .event_callback(move |event| {
                 match event {
-                    NatsEvent::SlowConsumer(_) => _ = metrics.cluster_dropped.inc(),
+                    NatsEvent::SlowConsumer(_) => _ = metrics.cluster_overflows.inc(),
                     NatsEvent::ServerError(error) => {
                         let error = error.to_string();
                         let said = Escaped(&error);
@@ -463,7 +463,7 @@ impl Reader<'_> {
             .filter_map(|message| match wire::decode(&message.payload) {
                 Ok(heard) => Some(heard),
                 Err(error) => {
-                    self.shared.metrics.cluster_refused.inc();
+                    self.shared.metrics.cluster_invalid.inc();
                     debug!("not understood on {}: {error}", Escaped(&message.subject));
                     None
                 }
@@ -490,7 +490,10 @@ impl Reader<'_> {
                 self.take_in(heard, &mut replies, &mut flush_set);
             }
         }
-        let undelivered = self.shared.metrics.errors(ErrorCode::UnknownReceiver);
+        let undelivered = self
+            .shared
+            .metrics
+            .errors(ErrorCode::UnknownReceiver.as_str());
         undelivered.inc_by(replies.told_undelivered);
         let lost = replies.say(&self.cluster.outbound);
         self.shared.metrics.cluster_lost.inc_by(lost);

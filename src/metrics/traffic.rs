@@ -1,33 +1,33 @@
-//! What is counted with every message.
+//! The counters that change with every message.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use prometheus_client::metrics::counter::{Atomic, Counter};
 
-/// Each counter has so many parts, each for some of the threads: they must not wait for each other's
-/// caches.
+/// The number of shards of a counter. Each thread adds to one of them, so that threads do not wait
+/// for each other's cache lines.
 const SHARDS: usize = 16;
 
-/// Counts of messages and of bytes.
+/// Counters of messages and bytes.
 #[derive(Default)]
 pub(crate) struct Traffic {
-    /// Messages that have come from clients, be they good or bad.
+    /// Messages received from clients, valid or not.
     pub(crate) messages_received: Counter<u64, Sharded>,
-    /// Bytes that have come on upgraded connections.
+    /// Bytes received on upgraded connections.
     pub(crate) received_bytes: Counter<u64, Sharded>,
-    /// Messages of clients and backends put into outboxes, once for each receiver.
+    /// Messages of clients and backends that were put into an outbox, once for each receiver.
     pub(crate) deliveries: Counter<u64, Sharded>,
-    /// Messages that are written.
+    /// Messages written to connections.
     pub(crate) messages_sent: Counter<u64, Sharded>,
-    /// Bytes that are written on upgraded connections.
+    /// Bytes written on upgraded connections.
     pub(crate) sent_bytes: Counter<u64, Sharded>,
 }
 
-/// A number in parts, so that threads can add to it without waiting for each other.
+/// A number that threads add to without contention: the sum of its shards.
 #[derive(Debug, Default)]
 pub(crate) struct Sharded([Shard; SHARDS]);
 
-/// One part, alone in its line of the cache.
+/// One part of the number, alone in its cache line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Shard(AtomicU64);
@@ -37,7 +37,7 @@ impl Atomic<u64> for Sharded {
         self.inc_by(1)
     }
 
-    /// Returns what this part was before.
+    /// Returns the previous value of the thread's shard, not of the sum.
     fn inc_by(&self, count: u64) -> u64 {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_thread_is_lost_from_the_sum() {
+    fn the_sum_counts_every_thread() {
         let counter = Sharded::default();
         thread::scope(|scope| {
             for _ in 0..2 * SHARDS {

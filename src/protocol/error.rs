@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::text::quote;
 
@@ -15,8 +15,7 @@ pub(crate) struct Problem {
 }
 
 /// The stable names of problems.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(into = "&'static str")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorCode {
     /// Not JSON, not an object, or a field that is missing, doubled, unknown or of the wrong type.
     BadMessage,
@@ -41,11 +40,10 @@ impl ErrorCode {
         ErrorCode::NotAllowed,
         ErrorCode::ResumeFailed,
     ];
-}
 
-impl From<ErrorCode> for &'static str {
-    fn from(code: ErrorCode) -> &'static str {
-        match code {
+    /// The code as it stands in the message.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
             ErrorCode::BadMessage => "bad_message",
             ErrorCode::UnknownReceiver => "unknown_receiver",
             ErrorCode::EmptyRoom => "empty_room",
@@ -53,6 +51,12 @@ impl From<ErrorCode> for &'static str {
             ErrorCode::NotAllowed => "not_allowed",
             ErrorCode::ResumeFailed => "resume_failed",
         }
+    }
+}
+
+impl Serialize for ErrorCode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

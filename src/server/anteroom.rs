@@ -13,7 +13,7 @@ use crate::{
     cluster::{self, Cluster},
     config::{Config, SecretFile, read_secret},
     metrics::{Gauges, Metrics},
-    protocol::Escaped,
+    protocol::{CloseCode, ErrorCode, Escaped},
     rooms::Rooms,
     state::{Heartbeat, IceServers, Resumes, Shared},
 };
@@ -70,7 +70,11 @@ impl Anteroom {
         let cluster = Cluster::new(&config.cluster, &config.limits).map(Arc::new);
         let outbound = cluster.as_ref().map(|cluster| cluster.outbound.clone());
         let rooms = Arc::new(Rooms::new(&config.limits, outbound));
-        let metrics = Arc::new(Metrics::new(cluster.is_some()));
+        let metrics = Arc::new(Metrics::new(
+            cluster.is_some(),
+            ErrorCode::ALL.map(ErrorCode::as_str),
+            CloseCode::ALL.map(|code| code as u16),
+        ));
         let admin_token = config.admin.token_file.clone();
         let admin_token = admin_token.map(|path| SecretFile::new(path, read_secret));
         let shared = Arc::new(Shared {

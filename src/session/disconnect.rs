@@ -34,7 +34,7 @@ impl Disconnect {
             Disconnect::Left(_) => "left",
             Disconnect::Detached(_) | Disconnect::Closed(_) => "closed",
             Disconnect::Expired => "expired",
-            Disconnect::Migrated => "gone",
+            Disconnect::Migrated => "migrated",
         }
     }
 

@@ -280,7 +280,7 @@ impl Session {
             }
             (Ok(routed), None) => return routed.bytes,
             (Err(problem), reference) => {
-                self.shared.metrics.errors(problem.code).inc();
+                self.shared.metrics.errors(problem.code.as_str()).inc();
                 (protocol::error(id, &problem, reference), 0)
             }
         };

@@ -242,7 +242,7 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
     let id = SessionId::random();
     let (sender, outbox) = outbox(shared.config.limits.outbox_bytes, writer);
     if let Some(problem) = problem {
-        shared.metrics.errors(problem.code).inc();
+        shared.metrics.errors(problem.code.as_str()).inc();
         outbox.push(protocol::error(id, &problem, None));
     }
     let ConnectRequest { address, mut grant } = client;

@@ -100,7 +100,10 @@ async fn who_is_away_is_seen_to_be() {
         .await;
     let id = alice.next().await["receiver"].as_str().unwrap().to_owned();
     drop(alice.into_raw());
-    eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+    eventually("the loss", || {
+        server.count("anteroom_sessions_suspended") == 1
+    })
+    .await;
     let before = server.count("anteroom_outbox_bytes");
     let mut bob = Client::join(&server, "tea").await;
     let data = "x".repeat(1000);
@@ -376,7 +379,10 @@ async fn who_drains_keeps_who_is_here_and_takes_no_others() {
         .send(json!({"type": "ping", "receiver": "server", "data": 1}))
         .await;
     drop(alice.into_raw());
-    eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+    eventually("the loss", || {
+        server.count("anteroom_sessions_suspended") == 1
+    })
+    .await;
     let path = format!("/room/tea?resume={token}&received=1");
     let mut alice = Client::connect(server.address, &path).await;
     assert_eq!(alice.next().await["data"], json!({"received": 2}));

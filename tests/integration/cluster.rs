@@ -597,7 +597,7 @@ async fn what_is_said_in_bad_faith_or_by_a_newer_version_harms_nobody() {
         ),
         format!(r#"{{{stranger},"say":{{"all":"bye"}}}}{}"#, "\n"),
     ];
-    let before = a.count("anteroom_cluster_messages_refused_total");
+    let before = a.count("anteroom_cluster_messages_invalid_total");
     for (subject, message) in bad
         .iter()
         .map(|bad| (&room, bad))
@@ -610,7 +610,7 @@ async fn what_is_said_in_bad_faith_or_by_a_newer_version_harms_nobody() {
     }
     client.flush().await.unwrap();
     eventually("all of it is refused", || {
-        a.count("anteroom_cluster_messages_refused_total") == before + bad.len() as u64
+        a.count("anteroom_cluster_messages_invalid_total") == before + bad.len() as u64
     })
     .await;
     // It was heard before this.

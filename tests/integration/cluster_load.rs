@@ -32,7 +32,7 @@ async fn a_flood_to_another_node_takes_nothing_from_anybody() {
     let id = victim.id.clone();
     drop(victim.into_raw());
     eventually("the victim is away", || {
-        b.count("anteroom_sessions_away") == 1
+        b.count("anteroom_sessions_suspended") == 1
     })
     .await;
     let mut floods = Vec::new();
@@ -128,7 +128,7 @@ async fn lists_longer_than_the_queue_are_told_in_pieces() {
         drop(client.into_raw());
     }
     eventually("all are away", || {
-        a.count("anteroom_sessions_away") as usize == rooms * SESSIONS
+        a.count("anteroom_sessions_suspended") as usize == rooms * SESSIONS
     })
     .await;
     // Two other nodes have somebody in each room when they hear of this one.

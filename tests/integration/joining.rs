@@ -310,7 +310,10 @@ async fn a_session_is_resumed_by_a_percent_encoded_query() {
     let hello = client.next().await;
     let token = hello["data"]["resume"]["token"].as_str().unwrap();
     drop(client.into_raw());
-    eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+    eventually("the loss", || {
+        server.count("anteroom_sessions_suspended") == 1
+    })
+    .await;
     let path = format!("/room/tea?res%75me={}&received=%31", encoded(token));
     let mut client = Client::connect(server.address, &path).await;
     assert_eq!(client.next().await["type"], "resumed");

@@ -353,7 +353,7 @@ async fn behind_nginx_a_restart_loses_nothing() {
     // Who loses the connection meanwhile comes back to where the session is, and has missed nothing.
     let id = alice.id.clone();
     drop(alice);
-    eventually("the loss", || old.count("anteroom_sessions_away") == 1).await;
+    eventually("the loss", || old.count("anteroom_sessions_suspended") == 1).await;
     for number in 0..100 {
         let message = json!({"type": "x", "receiver": id, "data": number, "ref": number});
         bob.send(message).await;

@@ -226,10 +226,10 @@ fn outcomes(server: &TestServer) -> [u64; 3] {
 
 /// Cuts a connection, and waits until the server knows.
 async fn lose(server: &TestServer, client: Client) {
-    let away = server.count("anteroom_sessions_away");
+    let away = server.count("anteroom_sessions_suspended");
     drop(client.into_raw());
     eventually("the loss", || {
-        server.count("anteroom_sessions_away") == away + 1
+        server.count("anteroom_sessions_suspended") == away + 1
     })
     .await;
 }
@@ -331,7 +331,7 @@ async fn who_is_away_is_still_there_and_misses_nothing() {
     alice.expect_quiet().await;
     bob.expect_quiet().await;
     assert_eq!(outcomes(&server), [1, 0, 0]);
-    assert_eq!(server.count("anteroom_sessions_away"), 0);
+    assert_eq!(server.count("anteroom_sessions_suspended"), 0);
     alice.leave().await;
     bob.expect_left(&id).await;
 }
@@ -527,7 +527,7 @@ async fn who_is_too_slow_is_only_away() {
     let text = "x".repeat(10_000);
     let mut sent = 0;
     // She does not read: it fills the network between, and then her outbox.
-    while server.count("anteroom_sessions_away") == 0 {
+    while server.count("anteroom_sessions_suspended") == 0 {
         let note = json!({"type": "note", "receiver": id, "data": text, "ref": sent});
         bob.send(note).await;
         assert_eq!(bob.next().await["data"]["receivers"], 1);
@@ -594,7 +594,10 @@ async fn who_does_not_pong_is_away() {
     let mut silent = alice.into_raw();
     let reason = "no pong within 4 s";
     assert_eq!(silent.read_close().await, (1001, reason.into()));
-    eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+    eventually("the loss", || {
+        server.count("anteroom_sessions_suspended") == 1
+    })
+    .await;
     let mut bob = Client::join(&server, "tea").await;
     bob.note(&id, 7).await;
     let mut alice = return_to(&server, "tea", &token, 2).await;
@@ -617,7 +620,7 @@ async fn who_does_not_come_back_has_left_once() {
     watcher.expect_new(&new).await;
     watcher.expect_quiet().await;
     assert_eq!(outcomes(&server), [0, 1, 1]);
-    assert_eq!(server.count("anteroom_sessions_away"), 0);
+    assert_eq!(server.count("anteroom_sessions_suspended"), 0);
     assert_eq!(server.anteroom.sessions(), 2);
 }
 
@@ -722,7 +725,10 @@ async fn a_resume_may_be_cut_anywhere() {
     bob.expect_new(&alice.id).await;
     for byte in 0..700 {
         proxy.fail(Failure::Reset);
-        eventually("the loss", || server.count("anteroom_sessions_away") == 1).await;
+        eventually("the loss", || {
+            server.count("anteroom_sessions_suspended") == 1
+        })
+        .await;
         for number in 0..3 {
             bob.note(&alice.id, number).await;
         }
