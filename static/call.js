@@ -1,73 +1,63 @@
-// The call: the buttons for camera, microphone and screen, and a video tile for each person.
+// The call: buttons for camera, microphone and screen, and a tile for each person.
 
 import { $, element, icon, on, throttle } from "./dom.js";
 import { hue } from "./people.js";
 
-/** @import { Mesh, Room } from "./anteroom.js" */
-/** @import { People } from "./people.js" */
+/** @import { RoomContext } from "./people.js" */
 
-/** The video requested from a camera: enough for a tile, and little enough to send it to each peer. */
+/** Enough video for a tile, and little enough to send to each peer. */
 const CAMERA_CONSTRAINTS = { width: { ideal: 640 }, height: { ideal: 360 }, frameRate: { ideal: 24 } };
-/** The limits of a tile's aspect ratio (width to height). */
-const [MIN_ASPECT, MAX_ASPECT] = [4 / 3, 16 / 9];
-/** The height from which on the tiles have room for one large tile, in CSS pixels. */
-const LARGE_TILE_MIN_HEIGHT = 320;
-/** The part of the height that is left to the other tiles beside a large one, which `page.css` gives 70 %. */
-const SMALL_TILES_SHARE = 0.3;
-/** A tile area within this factor of the largest counts as the same. */
-const SAME_AREA = 0.95;
+/** @typedef {"microphone" | "camera" | "screen"} Device */
 
-/** Starts the call's part of the page.
- * @param {Room} room
- * @param {Mesh} mesh
- * @param {People} people */
-export function startCall(room, mesh, people) {
-  showTiles(room, mesh, people, sendMedia(room, mesh, people));
+/** The limits of a tile's aspect ratio. */
+const [MIN_ASPECT, MAX_ASPECT] = [4 / 3, 16 / 9];
+/** The height that allows a large tile, in px, and the share of it that `page.css` leaves to the others. */
+const [LARGE_HEIGHT, SMALL_SHARE] = [320, 0.3];
+
+/** @param {RoomContext} context */
+export function startCall(context) {
+  showTiles(context, sendMedia(context));
 }
 
-/** Starts the three buttons. They send one stream with at most one audio and one video track; the screen
- * replaces the camera.
- * @param {Room} room
- * @param {Mesh} mesh
- * @param {People} people
+/** The buttons. They send one audio and one video track at most: the screen replaces the camera.
+ * @param {RoomContext} context
  * @returns {MediaStream} what is being sent */
-function sendMedia(room, mesh, people) {
+function sendMedia({ room, mesh, people }) {
   const outgoing = new MediaStream();
-  /** @type {Record<"microphone" | "camera" | "screen", MediaStreamTrack | null>} */
+  /** @type {Record<Device, MediaStreamTrack | null>} */
   const tracks = { microphone: null, camera: null, screen: null };
 
-  /** Sends a video track in place of the current one, or none.
-   * @param {MediaStreamTrack | null} video */
-  const sendVideo = (video) => {
-    const [old] = outgoing.getVideoTracks();
-    if (old === (video ?? undefined)) return;
-    if (old && video) mesh.replaceTrack(old, video);
-    else if (video) mesh.addTrack(video, outgoing);
-    else mesh.removeTrack(old);
+  /** Sends a track in place of the current one of its kind.
+   * @param {MediaStreamTrack | undefined} old @param {MediaStreamTrack | null} track */
+  const send = (old, track) => {
+    if (old === (track ?? undefined)) return;
+    if (old && track) mesh.replaceTrack(old, track);
+    else if (track) mesh.addTrack(track, outgoing);
+    else if (old) mesh.removeTrack(old);
     if (old) outgoing.removeTrack(old);
-    if (video) outgoing.addTrack(video);
+    if (track) outgoing.addTrack(track);
   };
 
-  /** Applies a change of `tracks` to what is sent, to the buttons and to the profile. */
   const update = () => {
-    sendVideo(tracks.screen ?? tracks.camera);
+    send(outgoing.getAudioTracks()[0], tracks.microphone);
+    send(outgoing.getVideoTracks()[0], tracks.screen ?? tracks.camera);
     const active = {
       microphone: tracks.microphone?.enabled === true,
       camera: tracks.camera !== null,
       screen: tracks.screen !== null,
     };
-    for (const [name, isActive] of Object.entries(active)) $(name).setAttribute("aria-pressed", String(isActive));
+    for (const [name, isActive] of Object.entries(active)) $(name).ariaPressed = String(isActive);
     people.setProfile(active);
   };
 
-  /** @param {"camera" | "screen"} name */
+  /** @param {Device} name */
   const stop = (name) => {
     tracks[name]?.stop();
     tracks[name] = null;
     update();
   };
 
-  /** @type {Record<"microphone" | "camera" | "screen", () => Promise<MediaStream>>} */
+  /** @type {Record<Device, () => Promise<MediaStream>>} */
   const requestStream = {
     microphone: () => navigator.mediaDevices.getUserMedia({ audio: true }),
     camera: () => navigator.mediaDevices.getUserMedia({ video: CAMERA_CONSTRAINTS }),
@@ -81,7 +71,7 @@ function sendMedia(room, mesh, people) {
     update();
   });
 
-  /** The devices that the browser is asking the user to allow. */
+  /** The devices that the browser asks the user about. */
   const requested = new Set();
   for (const name of /** @type {const} */ (["microphone", "camera", "screen"])) {
     $(name).addEventListener("click", async () => {
@@ -89,7 +79,7 @@ function sendMedia(room, mesh, people) {
       const track = tracks[name];
       if (track && name !== "microphone") return stop(name);
       if (track) {
-        // Muting keeps the device open, so that unmuting takes no time.
+        // A muted device stays open, so that unmuting takes no time.
         track.enabled = !track.enabled;
         return update();
       }
@@ -97,18 +87,8 @@ function sendMedia(room, mesh, people) {
       try {
         const [newTrack] = (await requestStream[name]()).getTracks();
         tracks[name] = newTrack;
-        // The device was unplugged, or the user ended it with the browser's own button.
-        newTrack.addEventListener("ended", () => {
-          if (name !== "microphone") return stop(name);
-          mesh.removeTrack(newTrack);
-          outgoing.removeTrack(newTrack);
-          tracks.microphone = null;
-          update();
-        });
-        if (name === "microphone") {
-          outgoing.addTrack(newTrack);
-          mesh.addTrack(newTrack, outgoing);
-        }
+        // It was unplugged, or ended with the browser's own button.
+        newTrack.addEventListener("ended", () => stop(name));
         $("call-hint").textContent = "";
         update();
       } catch (error) {
@@ -121,41 +101,37 @@ function sendMedia(room, mesh, people) {
   return outgoing;
 }
 
-/** Explains why the browser gives no camera, microphone or screen, and what to do.
- * @param {"microphone" | "camera" | "screen"} name
- * @param {any} error */
+/** Why a device is missing, and what to do.
+ * @param {Device} name @param {any} error */
 function explain(name, error) {
   if (!isSecureContext) {
     const local = `http://localhost${location.port && `:${location.port}`}/`;
-    return "Browsers allow camera, microphone and screen only over https or on localhost: serve this page over https, "
-      + `or open ${local} on the server's machine. Everything else works.`;
+    return `Browsers allow camera, microphone and screen only over https or on localhost: use https, or open ${
+      local} on the server's machine. Everything else works.`;
   }
   if (name === "screen" && !navigator.mediaDevices?.getDisplayMedia) {
-    return "This browser cannot share a screen: use another one to share yours.";
+    return "This browser cannot share a screen: use another one.";
   }
   switch (error?.name) {
     case "NotAllowedError":
       return name === "screen"
-        ? "The screen is not shared: you or the system denied it. Press the button to try again."
+        ? "You or the system denied sharing: press the button to try again."
         : `This page may not use the ${name}: allow it next to the address, then try again.`;
     case "NotFoundError":
       return `No ${name} found: connect one, or take part without.`;
     case "NotReadableError":
-      return `The ${name} cannot be opened: close other programs that use it, then try again.`;
+      return `Another program may use the ${name}: close it, then try again.`;
     default:
       return `No ${name}: ${error?.message ?? "this browser does not support it"}`;
   }
 }
 
-/** Starts the video tiles: one for each person, as large as fits.
- * @param {Room} room
- * @param {Mesh} mesh
- * @param {People} people
- * @param {MediaStream} outgoing the user's own stream */
-function showTiles(room, mesh, people, outgoing) {
+/** The tiles, as large as fits.
+ * @param {RoomContext} context @param {MediaStream} outgoing */
+function showTiles({ room, mesh, people }, outgoing) {
   /** @type {Map<string, Record<"tile" | "avatar" | "label", HTMLElement> & { video: HTMLVideoElement }>} */
   const tiles = new Map();
-  /** @type {Map<string, MediaStream>} The stream of each peer. */
+  /** @type {Map<string, MediaStream>} By peer. */
   const streams = new Map();
   const list = $("tiles");
 
@@ -190,7 +166,7 @@ function showTiles(room, mesh, people, outgoing) {
       const stream = own ? outgoing : (streams.get(id) ?? null);
       if (video.srcObject !== stream) play(video, stream);
       const live = stream?.getVideoTracks().filter(({ readyState }) => readyState === "live") ?? [];
-      // A profile says what its session sends. Without one, `muted` decides, which can be wrong in Chromium.
+      // A profile says what is sent; `muted` can be wrong in Chromium.
       const sendsVideo = people.has(id) ? camera || screen : live.some(({ muted }) => !muted);
       const showsVideo = sendsVideo && live.length > 0 && video.videoWidth > 0;
       tile.dataset.video = String(showsVideo);
@@ -201,17 +177,18 @@ function showTiles(room, mesh, people, outgoing) {
       video.ariaHidden = String(!showsVideo);
       avatar.textContent = [...name][0]?.toUpperCase() ?? "?";
       label.replaceChildren(element("bdi", {}, name), own ? " (you)" : "");
-      if (microphone) label.append(icon("microphone"), element("span", { className: "visually-hidden" }, ", microphone on"));
+      if (microphone) label.append(icon("microphone"), element("span", { className: "sr-only" }, ", microphone on"));
     }
     arrange();
   });
 
-  /** Sets the size of the tiles, for the number of columns that makes them largest. */
+  /** Chooses the number of columns that makes the tiles largest. */
   const arrange = () => {
     const box = list.getBoundingClientRect();
-    // A shared screen must be readable: its tile is large where the height allows it.
+    // A shared screen must be readable: its tile is large if the height allows it.
     const large = [...tiles.values()].find(({ tile: { dataset } }) => {
-      return box.height >= LARGE_TILE_MIN_HEIGHT && dataset.screen === "true" && dataset.video === "true" && dataset.id !== room.id;
+      return box.height >= LARGE_HEIGHT && dataset.screen === "true"
+        && dataset.video === "true" && dataset.id !== room.id;
     });
     for (const entry of tiles.values()) entry.tile.classList.toggle("large", entry === large);
     const count = tiles.size - (large ? 1 : 0);
@@ -220,11 +197,10 @@ function showTiles(room, mesh, people, outgoing) {
     for (let columns = 1; columns <= count; columns += 1) {
       const rows = Math.ceil(count / columns);
       const cellWidth = (box.width - gap * (columns - 1)) / columns;
-      const available = large ? box.height * SMALL_TILES_SHARE - gap : box.height;
-      const cellHeight = (available - gap * (rows - 1)) / rows;
+      const cellHeight = ((large ? box.height * SMALL_SHARE - gap : box.height) - gap * (rows - 1)) / rows;
       const fitting = [Math.min(cellWidth, cellHeight * MAX_ASPECT), Math.min(cellHeight, cellWidth / MIN_ASPECT)];
-      // Of two arrangements of about the same area, prefer the one with more columns: it looks less like a list.
-      if (fitting[0] * fitting[1] > width * height * SAME_AREA) [width, height] = fitting;
+      // At about the same area, prefer more columns: they look less like a list.
+      if (fitting[0] * fitting[1] > width * height * 0.95) [width, height] = fitting;
     }
     list.style.setProperty("--width", `${Math.floor(width)}px`);
     list.style.setProperty("--height", `${Math.floor(height)}px`);
@@ -244,10 +220,8 @@ function showTiles(room, mesh, people, outgoing) {
   mesh.addEventListener("disconnect", ({ detail: { peer } }) => streams.delete(peer.id));
 }
 
-/** Plays a stream. If the browser forbids sound before the user has interacted with the page, the stream is
- * muted until then.
- * @param {HTMLVideoElement} video
- * @param {MediaStream | null} stream */
+/** Plays a stream, muted until the user touches the page if the browser requires that.
+ * @param {HTMLVideoElement} video @param {MediaStream | null} stream */
 async function play(video, stream) {
   video.srcObject = stream;
   try {

@@ -3,22 +3,18 @@
 import { $, append, element, json, on } from "./dom.js";
 import { receiveFiles, sendFile } from "./files.js";
 
-/** @import { Mesh, Room } from "./anteroom.js" */
-/** @import { People } from "./people.js" */
+/** @import { People, RoomContext } from "./people.js" */
 
-/** How many lines the conversation keeps: older ones are removed, so that the page does not grow without limit. */
+/** How many lines are kept. */
 const MAX_LINES = 500;
 
-/** Starts the conversation's part of the page.
- * @param {Room} room
- * @param {Mesh} mesh
- * @param {People} people */
-export function startChat(room, mesh, people) {
+/** @param {RoomContext} context */
+export function startChat({ room, mesh, people }) {
   /** @param {HTMLElement} item */
   const show = (item) => {
     append($("chat-log"), item, MAX_LINES);
     if ($("chat-log").checkVisibility()) return;
-    // A screen reader does not read a hidden list: announce the item in another element.
+    // A screen reader does not read a hidden list.
     $("announcement").textContent = item.textContent;
     $("views").querySelector("[data-view=chat]").dataset.unread = "true";
   };
@@ -68,7 +64,7 @@ export function startChat(room, mesh, people) {
     offer($("file").files);
     $("file").value = "";
   });
-  // Accept files that are dropped anywhere on the page: otherwise the browser would leave it and show the file.
+  // Accept files anywhere: the browser would leave the page to show a dropped file.
   for (const type of /** @type {const} */ (["dragover", "drop"])) {
     document.addEventListener(type, (event) => {
       if (!event.dataTransfer?.types.includes("Files")) return;
@@ -92,11 +88,7 @@ export function startChat(room, mesh, people) {
   };
 }
 
-/** A chat message as a line of the conversation.
- * @param {People} people
- * @param {string} sender
- * @param {string} receiver
- * @param {string} text */
+/** @param {People} people @param {string} sender @param {string} receiver @param {string} text */
 function chatLine(people, sender, receiver, text) {
   const item = element("div", {}, people.nameTag(sender));
   if (receiver !== "all") item.append(element("small", {}, " only to ", people.nameTag(receiver)));

@@ -1,9 +1,8 @@
-// DOM helpers. They build elements from tags, properties and text, so that text never becomes markup.
+// Elements, built from tags, properties and text: text never becomes markup.
 
-/** How close to its end a list counts as scrolled to the end, in CSS pixels. */
+/** How near its end a list counts as scrolled to the end, in px. */
 const AT_END_PX = 40;
-/** The shortest time between two runs of a throttled function, in ms: many events come at once, and each
- * run redraws a part of the page. */
+/** How long a throttled function waits for further calls, in ms. */
 const THROTTLE_MS = 30;
 
 /** The element of the page with this id.
@@ -14,7 +13,7 @@ export const $ = (id) => document.getElementById(id);
 /** Creates an element.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
- * @param {Record<string, any>} [properties] assigned to the element; the entries of `dataset` become data attributes
+ * @param {Record<string, any>} [properties] assigned to it; `dataset` entry by entry
  * @param {...(Node | string)} children */
 export function element(tag, { dataset = {}, ...properties } = {}, ...children) {
   const created = Object.assign(document.createElement(tag), properties);
@@ -34,8 +33,7 @@ export function icon(name) {
   return svg;
 }
 
-/** Appends an item to a list, and removes the oldest items beyond `limit`. Scrolls to the item if the list
- * was scrolled to its end.
+/** Appends an item to a list of at most `limit`, and scrolls to it if the list was at its end.
  * @param {HTMLElement} list
  * @param {HTMLElement} item
  * @param {number} limit */
@@ -55,7 +53,7 @@ export function on(target, types, listener, options) {
   for (const type of types.split(" ")) target.addEventListener(type, listener, options);
 }
 
-/** Limits how often a function runs: the calls within `THROTTLE_MS` cause one run, at their end.
+/** Runs a function once for all calls within `THROTTLE_MS`.
  * @param {() => void} run */
 export function throttle(run) {
   let scheduled = false;
@@ -80,7 +78,7 @@ export function json(data, indent) {
   }
 }
 
-/** A session id shortened for display. Other names, such as `server`, stay as they are.
+/** A session id, shortened for display.
  * @param {string} id */
 export function shortId(id) {
   return id.length === 36 ? id.slice(0, 8) : id;

@@ -1,4 +1,4 @@
-// The demo page: entering and leaving a room. The parts of the room are in the modules beside this one.
+// The demo page: the way into a room. The other modules are the parts of the room.
 
 import { Mesh, join } from "./anteroom.js";
 import { startCall } from "./call.js";
@@ -9,7 +9,7 @@ import { startWire } from "./wire.js";
 
 /** @import { Room, StateChange } from "./anteroom.js" */
 
-/** The words that suggested names of people and rooms consist of. */
+/** The words of suggested names. */
 const ADJECTIVES = ["Amber", "Calm", "Early", "Gentle", "Hazel", "Lucky", "Merry", "Quiet"];
 const ANIMALS = ["Badger", "Crane", "Falcon", "Heron", "Lynx", "Otter", "Robin", "Swift", "Wren"];
 
@@ -26,27 +26,25 @@ if (roomName === null) {
   }
 }
 
-/** Shows the form that leads into a room.
- * @param {string} problem why a room could not be entered, or "" */
+/** @param {string} problem why a room could not be entered */
 function showEntry(problem) {
   $("entry").hidden = false;
   $("entry-error").textContent = problem;
   $("room-name").value = roomName ?? suggestedName().toLowerCase().replace(" ", "-");
   $("your-name").value = myName;
-  // Submitting the form loads the page of the room: only the name is left to do.
+  // The form itself loads the page of the room.
   on($("entry-form"), "submit", () => rename($("your-name").value));
 }
 
-/** Shows the room, and starts its parts.
- * @param {Room} room
- * @param {string} name */
+/** @param {Room} room @param {string} name */
 function enterRoom(room, name) {
   const mesh = new Mesh(room);
   const people = new People(room, myName);
   startWire(room, people);
-  showPeople(room, mesh, people);
-  startCall(room, mesh, people);
-  startChat(room, mesh, people);
+  const context = { room, mesh, people };
+  showPeople(context);
+  startCall(context);
+  startChat(context);
   mesh.addEventListener("error", ({ detail: { id, error } }) => console.warn(id, error));
 
   document.title = `${name} – anteroom`;
@@ -75,7 +73,7 @@ function enterRoom(room, name) {
   }
 }
 
-/** Selects the part of the room that a narrow screen shows.
+/** Selects what a narrow screen shows.
  * @param {string} name */
 function showView(name) {
   $("room").dataset.view = name;
@@ -83,12 +81,11 @@ function showView(name) {
     button.ariaCurrent = String(button.dataset.view === name);
     if (button.dataset.view === name) delete button.dataset.unread;
   }
-  // A hidden list does not follow new items: scroll to its end now.
+  // A hidden list does not scroll to new items.
   for (const id of ["chat-log", "messages"]) $(id).scrollTop = $(id).scrollHeight;
 }
 
-/** Shows the state of the connection to the server.
- * @param {Room} room */
+/** @param {Room} room */
 function showState(room) {
   const show = (/** @type {StateChange} */ change) => {
     $("state").dataset.state = change.state;
@@ -115,7 +112,7 @@ function describe(change) {
 
 async function copyInviteLink() {
   const label = $("invite").querySelector("span");
-  // The link lacks the token, which is personal.
+  // Without the token, which is personal.
   const link = new URL(`?room=${encodeURIComponent(roomName ?? "")}`, location.href).href;
   try {
     await navigator.clipboard.writeText(link);
@@ -127,8 +124,7 @@ async function copyInviteLink() {
   setTimeout(() => (label.textContent = "Copy invite link"), 3000);
 }
 
-/** The name chosen in this tab, or else the last one chosen in another tab, or else a suggested one, which is
- * kept for this tab. */
+/** The name chosen in this tab, or last in another, or a suggested one. */
 function rememberedName() {
   let name;
   try {
@@ -136,13 +132,12 @@ function rememberedName() {
     name ??= suggestedName();
     sessionStorage.setItem("name", name);
   } catch {
-    // The browser can forbid storage: then the name lasts as long as the page.
+    // Storage can be forbidden: then the name lasts as long as the page.
   }
   return name ?? suggestedName();
 }
 
-/** Sets the user's name, unless it is empty.
- * @param {string} chosen */
+/** @param {string} chosen */
 function rename(chosen) {
   if (chosen.trim() === "" || chosen.trim() === myName) return;
   myName = chosen.trim();
@@ -150,11 +145,10 @@ function rename(chosen) {
     localStorage.setItem("name", myName);
     sessionStorage.setItem("name", myName);
   } catch {
-    // Storage is forbidden, as above.
+    // As above.
   }
 }
 
-/** A random name for a person or a room. */
 function suggestedName() {
   const pick = (/** @type {string[]} */ words) => words[Math.floor(Math.random() * words.length)];
   return `${pick(ADJECTIVES)} ${pick(ANIMALS)}`;

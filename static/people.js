@@ -1,19 +1,21 @@
-// The people in the room: their profiles, and the quality of the connection to each.
+// The people in the room: their profiles, and the connection to each.
 
 import { $, element, icon, on, shortId, throttle } from "./dom.js";
 
 /** @import { Mesh, Room, MeshPeer, Quality } from "./anteroom.js" */
 
-/** What a session tells the others of its user, as `data` of a message of type `profile`: a name, and which
- * devices are on.
+/** What a session tells of its user, in a message of type `profile`: a name, and which devices are on.
  * @typedef {{ name: string, microphone: boolean, camera: boolean, screen: boolean }} Profile */
 
-/** How often the quality of the connections is measured, in ms. */
-const QUALITY_PERIOD_MS = 2000;
-/** The longest name, in code points, as in the page's input fields. */
-const MAX_NAME_LENGTH = 40;
+/** How often the connections are measured, in ms. */
+const MEASURE_MS = 2000;
+/** The longest name, in code points. */
+const MAX_NAME = 40;
 
-/** The profiles of everyone in the room. Fires `change` when one has changed. */
+/** What the parts of the page share.
+ * @typedef {{ room: Room, mesh: Mesh, people: People }} RoomContext */
+
+/** Everyone's profile. Fires `change` when one has changed. */
 export class People extends EventTarget {
   #room;
   /** @type {Map<string, Profile>} */
@@ -22,13 +24,12 @@ export class People extends EventTarget {
   #ownProfile = { name: "", microphone: false, camera: false, screen: false };
 
   /** @param {Room} room
-   * @param {string} name the user's own name */
+   * @param {string} name the user's own */
   constructor(room, name) {
     super();
     this.#room = room;
     this.#ownProfile.name = name;
-    // A new session sends its profile to everyone, and then to each peer that joins. After a resume the others
-    // still have it.
+    // A new session sends its profile to everyone, and then to each peer that joins.
     room.addEventListener("statechange", ({ detail }) => {
       if (detail.state === "open" && !detail.resumed) this.setProfile({});
     });
@@ -36,7 +37,7 @@ export class People extends EventTarget {
       if (room.state === "open") room.send(id, "profile", this.#ownProfile);
     });
     room.addEventListener("peerleave", ({ detail }) => {
-      // The other listeners of this event still need the name.
+      // Other listeners of this event still need the name.
       queueMicrotask(() => this.#profiles.delete(detail.id));
     });
     room.addEventListener("message", ({ detail: { type, sender, data } }) => {
@@ -46,8 +47,7 @@ export class People extends EventTarget {
     });
   }
 
-  /** Changes the user's own profile, and sends it to everyone.
-   * @param {Partial<Profile>} change */
+  /** @param {Partial<Profile>} change */
   setProfile(change) {
     Object.assign(this.#ownProfile, change);
     if (this.#room.peers.size > 0) this.#room.broadcast("profile", this.#ownProfile);
@@ -55,7 +55,7 @@ export class People extends EventTarget {
   }
 
   #changed = throttle(() => {
-    // A profile arrives shortly after its session: name tags that show an id until then get the name.
+    // A profile arrives after its session: replace the id in name tags.
     for (const tag of document.querySelectorAll(".name-tag")) {
       const { title, textContent } = /** @type {HTMLElement} */ (tag);
       if (textContent === shortId(title)) tag.textContent = this.name(title);
@@ -63,8 +63,7 @@ export class People extends EventTarget {
     this.dispatchEvent(new Event("change"));
   });
 
-  /** Whether the profile of a session is known.
-   * @param {string} id */
+  /** @param {string} id */
   has(id) {
     return id === this.#room.id || this.#profiles.has(id);
   }
@@ -75,14 +74,14 @@ export class People extends EventTarget {
     return id === (this.#room.id ?? "") ? this.#ownProfile : (this.#profiles.get(id) ?? parseProfile(null));
   }
 
-  /** The name of a session: the user of its token, or else the name in its profile, or else its shortened id.
+  /** The name in a session's token, or else in its profile, or else its shortened id.
    * @param {string} id */
   name(id) {
     const { user } = /** @type {any} */ (this.#room.peers.get(id)?.data ?? {});
     return user || this.profile(id).name || shortId(id);
   }
 
-  /** An element with the name and the colour of a session.
+  /** The name of a session in its colour.
    * @param {string} id */
   nameTag(id) {
     const tag = element("span", { className: "name-tag", title: id }, this.name(id));
@@ -91,32 +90,28 @@ export class People extends EventTarget {
   }
 }
 
-/** The colour of a session, as a hue in degrees. It depends only on the id.
+/** The colour of a session, as a hue in degrees.
  * @param {string} id */
 export function hue(id) {
   return parseInt(id.slice(0, 4), 16) % 360 || 0;
 }
 
-/** The profile in a received message, which may contain anything.
- * @param {any} data
+/** @param {any} data of a received message
  * @returns {Profile} */
 function parseProfile(data) {
   const name = typeof data?.name === "string" ? data.name : "";
   return {
-    // A name has no line breaks, and no characters that change the direction of the surrounding text.
+    // No line breaks, and no characters that turn the direction of the surrounding text.
     name: [...name.replace(/[\p{Cc}\p{Cs}\p{Z}\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]+/gu, " ")]
-      .slice(0, MAX_NAME_LENGTH).join("").trim(),
+      .slice(0, MAX_NAME).join("").trim(),
     microphone: data?.microphone === true,
     camera: data?.camera === true,
     screen: data?.screen === true,
   };
 }
 
-/** Starts the list of people, and the choice of receivers.
- * @param {Room} room
- * @param {Mesh} mesh
- * @param {People} people */
-export function showPeople(room, mesh, people) {
+/** @param {RoomContext} context */
+export function showPeople({ room, mesh, people }) {
   /** @type {Map<string, Quality>} */
   const qualities = new Map();
 
@@ -131,11 +126,12 @@ export function showPeople(room, mesh, people) {
   /** @param {string} id */
   const person = (id) => {
     const own = id === room.id;
-    const { microphone, camera, screen } = people.profile(id);
+    const profile = people.profile(id);
     const item = element("li", { dataset: { id } }, people.nameTag(id));
     if (own) item.append(" (you)");
-    for (const [has, name] of /** @type {const} */ ([[microphone, "microphone"], [camera, "camera"], [screen, "screen"]])) {
-      if (has) item.append(element("span", { className: "badge", title: `${name} on` }, icon(name), element("span", { className: "visually-hidden" }, `, ${name} on`)));
+    for (const name of /** @type {const} */ (["microphone", "camera", "screen"])) {
+      const text = element("span", { className: "sr-only" }, `, ${name} on`);
+      if (profile[name]) item.append(element("span", { className: "badge", title: `${name} on` }, icon(name), text));
     }
     const peer = mesh.peers.get(id);
     const description = own ? "" : describe(peer, qualities.get(id));
@@ -153,15 +149,13 @@ export function showPeople(room, mesh, people) {
     peers.forEach(({ id }, index) => qualities.set(id, measured[index]));
     for (const { id } of peers) {
       const connection = $("people-list").querySelector(`[data-id="${id}"] .connection`);
-      // Change only this text: redrawing the list would interrupt a screen reader.
+      // Redrawing more would interrupt a screen reader.
       if (connection) connection.textContent = describe(mesh.peers.get(id), qualities.get(id));
     }
-  }, QUALITY_PERIOD_MS);
+  }, MEASURE_MS);
 }
 
-/** The state and the quality of a connection, for display.
- * @param {MeshPeer} [peer]
- * @param {Quality} [quality] */
+/** @param {MeshPeer} [peer] @param {Quality} [quality] */
 function describe(peer, quality) {
   switch (peer?.state) {
     case undefined:
@@ -190,10 +184,8 @@ function bitRate(bits) {
   return bits < 1e6 ? `${Math.round(bits / 1000)} kbit/s` : `${(bits / 1e6).toFixed(1)} Mbit/s`;
 }
 
-/** Shows the possible receivers of a chat message. A selected peer stays selected after it has left: a message
- * to one person must not go to everyone.
- * @param {Room} room
- * @param {People} people */
+/** Lists the receivers. One who has left stays selected: a private message must not go to everyone.
+ * @param {Room} room @param {People} people */
 function showReceivers(room, people) {
   const select = $("receiver");
   const selected = select.value;
@@ -203,7 +195,7 @@ function showReceivers(room, people) {
   }
   const same = choices.length === select.options.length
     && choices.every(([id, name], index) => select.options[index].value === id && select.options[index].text === name);
-  // Replacing the options of an open list would move them under the pointer.
+  // The options of an open list must not move under the pointer.
   if (same) return;
   select.replaceChildren(...choices.map(([id, name]) => new Option(name, id)));
   select.value = selected || "all";

@@ -1,14 +1,14 @@
-// The message log ("On the wire"): every message sent and received, and a form to send one as JSON.
+// "On the wire": a log of all messages, and a form to send one as JSON.
 
 import { $, append, element, json, on } from "./dom.js";
 
 /** @import { Room } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
 
-/** How many messages the log keeps: older ones are removed, so that the page does not grow without limit. */
+/** How many messages are kept. */
 const MAX_MESSAGES = 500;
 
-/** Messages to start from, by the label of the choice. Each gets the id of a peer.
+/** Messages to start from.
  * @type {Record<string, (peer: string) => object>} */
 const EXAMPLES = {
   "who is here?": () => ({ type: "hello", receiver: "server" }),
@@ -19,9 +19,7 @@ const EXAMPLES = {
   "with a mistake": () => ({ type: "chat", to: "all", data: "the field is called receiver" }),
 };
 
-/** Starts the message log.
- * @param {Room} room
- * @param {People} people */
+/** @param {Room} room @param {People} people */
 export function startWire(room, people) {
   room.addEventListener("wire", ({ detail: { direction, text } }) => {
     const item = logEntry(direction, text, people);
@@ -32,15 +30,15 @@ export function startWire(room, people) {
   /** @param {HTMLElement} item */
   const filter = (item) => {
     const { direction, text = "" } = item.dataset;
-    const wantedDirection = $("direction").value;
+    const wanted = $("direction").value;
     const matches = text.toLowerCase().includes($("filter-text").value.toLowerCase());
-    item.hidden = !matches || (wantedDirection !== "" && wantedDirection !== direction);
+    item.hidden = !matches || (wanted !== "" && wanted !== direction);
   };
   on($("filter"), "input", () => {
     for (const item of $("messages").children) filter(item);
   });
   on($("filter"), "submit", (event) => event.preventDefault());
-  // The arrow keys move between messages, so that the list is a single Tab stop.
+  // Arrow keys move between messages: the list is one Tab stop.
   on($("messages"), "keydown", (event) => {
     const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;
     if (!step) return;
@@ -76,10 +74,7 @@ export function startWire(room, people) {
   });
 }
 
-/** An entry of the log: one line, which opens to show the whole message.
- * @param {string} direction
- * @param {string} text
- * @param {People} people */
+/** @param {string} direction @param {string} text @param {People} people */
 function logEntry(direction, text, people) {
   const message = parse(text);
   const name = (/** @type {unknown} */ id) => (typeof id === "string" ? people.name(id) : "");
@@ -107,9 +102,8 @@ function parse(text) {
   }
 }
 
-/** A message as JSON with one field per line, and one line of a session description per line.
- * @param {any} message
- * @param {string} text */
+/** JSON with one line per field, and per line of a session description.
+ * @param {any} message @param {string} text */
 function pretty(message, text) {
   if (message === null) return text;
   return json(message, 2).replace(/\\r\\n(?!")/g, "\n      ");

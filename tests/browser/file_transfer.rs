@@ -141,7 +141,7 @@ async fn a_transfer_that_differs_from_its_offer_fails() {
         receiver.click("[data-name=Accept]").await;
         receiver
             .until(&format!(
-                "[...document.querySelectorAll('.file')].filter((line) => line.textContent.includes('failed: the sender sent something other')).length === {}",
+                "[...document.querySelectorAll('.file')].filter((line) => line.textContent.includes('failed: this is not the offered file')).length === {}",
                 number + 1
             ))
             .await;
