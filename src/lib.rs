@@ -49,6 +49,7 @@ mod protocol;
 mod rooms;
 mod server;
 mod session;
+mod spare_capacity;
 mod state;
 mod web;
 mod websocket;

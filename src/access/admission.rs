@@ -30,7 +30,8 @@ use crate::{
     config::{Config, Limit},
     metrics::Metrics,
     protocol::RoomName,
-    rooms::{Full, Reservation, Rooms, release_spare},
+    rooms::{Full, Reservation, Rooms},
+    spare_capacity::release_spare_capacity,
     web::HttpError,
 };
 
@@ -354,7 +355,7 @@ impl Drop for AddressSlot {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();
-                release_spare(&mut counts);
+                release_spare_capacity(&mut counts);
             }
         }
     }

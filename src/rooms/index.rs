@@ -10,7 +10,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    hash::{BuildHasher, Hash},
     net::IpAddr,
     num::NonZeroU32,
     sync::{
@@ -30,11 +29,9 @@ use crate::{
     config::Limits,
     outbox::{FlushSet, Sender},
     protocol::{self, Close, Peer, RoomName, SessionId},
+    spare_capacity::release_spare_capacity,
     websocket::Frame,
 };
-
-/// A map keeps this many free places however few it holds.
-const SPARE_PLACES: usize = 32;
 
 /// All rooms that have a session.
 pub(crate) struct Rooms {
@@ -465,7 +462,7 @@ impl Drop for Reservation {
             }
             if entry.seats + entry.backends == 0 {
                 rooms.remove(&self.room.name);
-                release_spare(rooms);
+                release_spare_capacity(rooms);
                 self.room.exit();
             }
         }
@@ -567,7 +564,7 @@ impl Drop for JoinGuard {
             }
         }
         members.senders.remove(&self.id);
-        release_spare(&mut members.senders);
+        release_spare_capacity(&mut members.senders);
         members.push_to_all(&close, &mut flush_set);
         members.tell_left(&room.name, self.id, close);
         drop(members);
@@ -603,11 +600,4 @@ pub(super) fn longest_joined_first(
         .into_iter()
         .map(|(_, snapshot)| snapshot)
         .collect()
-}
-
-/// Gives back what a map that was once full no longer needs.
-pub(crate) fn release_spare<K: Eq + Hash, V, S: BuildHasher>(map: &mut HashMap<K, V, S>) {
-    if map.capacity() > 4 * map.len() + SPARE_PLACES {
-        map.shrink_to(2 * map.len());
-    }
 }

@@ -7,10 +7,7 @@ mod replication;
 mod snapshot;
 
 pub(crate) use self::{
-    index::{
-        Full, JoinGuard, Location, Reservation, Rooms, SessionInfo, SessionSnapshot, Speaker,
-        release_spare,
-    },
+    index::{Full, JoinGuard, Location, Reservation, Rooms, SessionInfo, SessionSnapshot, Speaker},
     migration::LookupOutcome,
     migration_request::MigrationRequest,
     replication::Replies,

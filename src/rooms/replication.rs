@@ -22,10 +22,7 @@ use serde_json::value::RawValue;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    index::{
-        JoinGuard, Location, Member, Members, Reservation, Room, Rooms, SessionInfo, Speaker,
-        release_spare,
-    },
+    index::{JoinGuard, Location, Member, Members, Reservation, Room, Rooms, SessionInfo, Speaker},
     migration::{Migrations, RecordedEvent},
     snapshot::{SnapshotReceiver, SnapshotSender},
 };
@@ -36,6 +33,7 @@ use crate::{
     },
     outbox::FlushSet,
     protocol::{self, Close, Problem, RoomName, SessionId},
+    spare_capacity::release_spare_capacity,
     websocket::Frame,
 };
 
@@ -536,7 +534,7 @@ impl Members {
             return;
         }
         self.senders.remove(&id);
-        release_spare(&mut self.senders);
+        release_spare_capacity(&mut self.senders);
         let close = protocol::left(id);
         self.push_to_all(&close, flush_set);
         if let Some(remote) = &mut self.remote {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     outbox::Sender,
     protocol::{Close, ResumeToken, RoomName, TokenHash, TokenKey},
-    rooms::release_spare,
+    spare_capacity::release_spare_capacity,
 };
 
 /// What a client asks for with `?resume=` and `received=`.
@@ -249,7 +249,7 @@ impl Drop for ResumeRegistration {
             && Arc::ptr_eq(&entry.get().mailbox, &self.mailbox)
         {
             entry.remove();
-            release_spare(&mut sessions);
+            release_spare_capacity(&mut sessions);
         }
     }
 }
