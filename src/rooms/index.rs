@@ -10,20 +10,22 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::IpAddr,
     num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::SystemTime,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use nohash_hasher::IntMap;
 use parking_lot::{Mutex, RwLock};
-use serde_json::value::RawValue;
 
-use super::{migration::RecordedEvent, replication::RemoteView, snapshot::Snapshots};
+use super::{
+    location::Location,
+    member::Member,
+    migration::RecordedEvent,
+    replication::RemoteView,
+    session_info::{SessionInfo, SessionSnapshot, longest_joined_first},
+    snapshot::Snapshots,
+    speaker::Speaker,
+};
 use crate::{
     cluster::{Direct, MAX_NUMBER, NodeId, Outbound, Quota},
     config::Limits,
@@ -72,53 +74,6 @@ pub(super) struct Members {
     pub(super) remote: Option<Box<RemoteView>>,
 }
 
-pub(super) struct Member {
-    pub(super) way: Location,
-    /// Its number in the order of joining; of two that have the same, the smaller id was first.
-    pub(super) joined: u64,
-    /// How many nodes it has left behind.
-    pub(super) moves: u32,
-    pub(super) info: Arc<SessionInfo>,
-}
-
-/// How a session is reached.
-#[derive(Clone)]
-pub(crate) enum Location {
-    Local(Sender),
-    Remote(NodeId),
-    /// It is on its way to this node, and sought under this mark; what is sent to it is kept.
-    Importing(u64, Sender),
-    /// It is on its way to this other node; what is sent to it is forwarded.
-    Migrating(NodeId),
-}
-
-impl Location {
-    /// Whether this node is who tells of the session.
-    pub(super) fn is_own(&self) -> bool {
-        !matches!(self, Location::Remote(_))
-    }
-
-    /// Its outbox, if it is of this node.
-    pub(crate) fn outbox(&self) -> Option<&Sender> {
-        match self {
-            Location::Local(outbox) | Location::Importing(_, outbox) => Some(outbox),
-            Location::Remote(_) | Location::Migrating(_) => None,
-        }
-    }
-}
-
-/// What is known of a session.
-pub(crate) struct SessionInfo {
-    /// What the others are told of it.
-    pub(crate) public: Option<Box<RawValue>>,
-    /// Where its connection comes from.
-    pub(crate) address: Mutex<Option<IpAddr>>,
-    /// When it joined.
-    pub(crate) since: SystemTime,
-    /// How many of its client's messages have been taken in.
-    pub(crate) taken_in: AtomicU64,
-}
-
 /// Why there is no seat for another session.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Full {
@@ -136,16 +91,6 @@ pub(crate) struct Reservation {
     pub(super) is_backends: bool,
 }
 
-/// Who says something. The default is a backend, which speaks in the server's name.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Speaker<'a> {
-    /// The session, if it is one.
-    pub(super) id: Option<SessionId>,
-    pub(super) share: Option<&'a Arc<Quota>>,
-    /// The client's mark for the message.
-    pub(super) reference: Option<&'a RawValue>,
-}
-
 /// A session that is in a room; dropping it is the leaving.
 pub(crate) struct JoinGuard {
     pub(super) reservation: Reservation,
@@ -153,49 +98,6 @@ pub(crate) struct JoinGuard {
     /// How many nodes the session had left behind when it came here: it may come again.
     pub(super) moves: u32,
     pub(super) info: Arc<SessionInfo>,
-}
-
-/// A session as an operator sees it.
-#[derive(Clone)]
-pub(crate) struct SessionSnapshot {
-    pub(crate) id: SessionId,
-    pub(crate) way: Location,
-    pub(crate) info: Arc<SessionInfo>,
-}
-
-impl SessionInfo {
-    /// Somebody who joins now.
-    pub(crate) fn new(public: Option<Box<RawValue>>, address: Option<IpAddr>) -> SessionInfo {
-        SessionInfo {
-            public,
-            address: Mutex::new(address),
-            since: SystemTime::now(),
-            taken_in: AtomicU64::new(0),
-        }
-    }
-
-    /// A session of another node.
-    pub(super) fn remote(public: Option<Box<RawValue>>, since: SystemTime) -> SessionInfo {
-        SessionInfo {
-            since,
-            ..SessionInfo::new(public, None)
-        }
-    }
-}
-
-impl<'a> Speaker<'a> {
-    /// A session, with its share of the uplink, and its client's mark for what it says.
-    pub(crate) fn session(
-        id: SessionId,
-        share: Option<&'a Arc<Quota>>,
-        reference: Option<&'a RawValue>,
-    ) -> Speaker<'a> {
-        Speaker {
-            id: Some(id),
-            share,
-            reference,
-        }
-    }
 }
 
 impl Rooms {
@@ -339,7 +241,7 @@ impl Rooms {
 
     /// Closes a session, wherever it is.
     pub(crate) fn close(&self, name: &RoomName, session: &SessionSnapshot, close: Close) {
-        match (&session.way, &self.outbound) {
+        match (&session.location, &self.outbound) {
             (Location::Local(sender) | Location::Importing(_, sender), _) => sender.close(close),
             (Location::Remote(node) | Location::Migrating(node), Some(outbound)) => {
                 let (room, id) = (name.clone(), session.id);
@@ -368,7 +270,7 @@ impl Room {
         let snapshots = members.senders.iter().map(|(id, member)| {
             let snapshot = SessionSnapshot {
                 id: *id,
-                way: member.way.clone(),
+                location: member.location.clone(),
                 info: member.info.clone(),
             };
             (member.joined, snapshot)
@@ -385,7 +287,11 @@ impl Room {
         flush_set: &mut FlushSet,
     ) -> bool {
         let members = self.members.read();
-        match members.senders.get(&receiver).map(|member| &member.way) {
+        match members
+            .senders
+            .get(&receiver)
+            .map(|member| &member.location)
+        {
             Some(Location::Local(outbox)) => outbox.push(frame, flush_set).is_ok(),
             Some(way) => {
                 members.introduce(&self.name, speaker.id);
@@ -402,7 +308,7 @@ impl Room {
         let members = self.members.read();
         let (mut here, mut there) = (0, 0);
         for (id, member) in &members.senders {
-            match &member.way {
+            match &member.location {
                 Location::Local(_) if Some(*id) == sender => {}
                 Location::Local(outbox) => {
                     here += usize::from(outbox.push(frame.clone(), flush_set).is_ok())
@@ -434,7 +340,7 @@ impl Reservation {
         members.push_to_all(&new, &mut flush_set);
         members.clock = (members.clock + 1).min(MAX_NUMBER);
         let member = Member {
-            way: Location::Local(sender),
+            location: Location::Local(sender),
             joined: members.clock,
             moves: 0,
             info: info.clone(),
@@ -554,7 +460,7 @@ impl Drop for JoinGuard {
         let room = &self.reservation.room;
         let mut members = room.members.write();
         match members.senders.get(&self.id) {
-            Some(member) if member.way.is_own() && member.moves == self.moves => {}
+            Some(member) if member.location.is_own() && member.moves == self.moves => {}
             // It has gone to another node, and may even be back.
             _ => {
                 if let Some(remote) = &mut members.remote {
@@ -577,7 +483,7 @@ impl Members {
     pub(super) fn here(&self) -> impl Iterator<Item = (SessionId, &Sender)> {
         self.senders
             .iter()
-            .filter_map(|(id, member)| match &member.way {
+            .filter_map(|(id, member)| match &member.location {
                 Location::Local(sender) => Some((*id, sender)),
                 _ => None,
             })
@@ -589,15 +495,4 @@ impl Members {
             let _ = sender.push(frame.clone(), flush_set);
         }
     }
-}
-
-/// Sorts sessions by their numbers of joining.
-pub(super) fn longest_joined_first(
-    mut snapshots: Vec<(u64, SessionSnapshot)>,
-) -> Vec<SessionSnapshot> {
-    snapshots.sort_unstable_by_key(|(joined, snapshot)| (*joined, snapshot.id));
-    snapshots
-        .into_iter()
-        .map(|(_, snapshot)| snapshot)
-        .collect()
 }

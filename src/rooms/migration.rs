@@ -19,8 +19,9 @@ use serde_json::value::RawValue;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    index::{JoinGuard, Location, Members, Reservation, Room, Rooms},
-    migration_request::MigrationRequest,
+    index::{JoinGuard, Members, Reservation, Room, Rooms},
+    location::Location,
+    member::Member,
     replication::{RemoteView, relayed},
 };
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
         self, Answer, Direct, Event, Load, MAX_IDS, NodeId, PART_BYTES, Permissions,
         SessionTransfer, Want,
     },
-    outbox::{FlushSet, Outbox, Sender},
+    outbox::{FlushSet, MigrationRequest, Outbox, Sender},
     protocol::{self, Close, CloseCode, RoomName, SessionId, TokenHash},
     websocket::Frame,
 };
@@ -509,7 +510,7 @@ impl ImportedSession {
             members.replace_way(id, way.clone());
             // Where there are too many of other nodes, it is not among them yet.
             let known = members.senders.entry(id);
-            let known = known.or_insert_with(|| member.clone().into_member(way));
+            let known = known.or_insert_with(|| Member::from_record(member.clone(), way));
             known.moves = member.moves;
             let info = known.info.clone();
             info.taken_in.store(found.handed.taken_in, Relaxed);
@@ -650,16 +651,15 @@ impl JoinGuard {
         to: &MigrationRequest,
         permissions: Option<Permissions>,
         owed: [u64; 2],
-        may_close: impl FnOnce() -> bool,
     ) -> Option<oneshot::Receiver<()>> {
         let room = &self.reservation.room;
         let mut members = room.members.write();
         let member = members.senders.get(&self.id)?;
-        if member.moves != self.moves || !matches!(member.way, Location::Local(_)) {
+        if member.moves != self.moves || !matches!(member.location, Location::Local(_)) {
             return None;
         }
-        let member = member.to_wire(self.id);
-        let missed = outbox.take_missed(to.received, may_close)?;
+        let member = member.to_record(self.id);
+        let missed = outbox.take_missed(to.received)?;
         let known: Vec<SessionId> = members
             .senders
             .keys()
@@ -905,7 +905,7 @@ impl Members {
             return;
         };
         let is_later = claimed.moves > known.moves;
-        match known.way {
+        match known.location {
             Location::Remote(other) if is_later => {
                 known.moves = claimed.moves;
                 self.replace_way(id, Location::Remote(node));

@@ -15,16 +15,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     iter, mem,
     sync::Arc,
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use serde_json::value::RawValue;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    index::{JoinGuard, Location, Member, Members, Reservation, Room, Rooms, SessionInfo, Speaker},
+    index::{JoinGuard, Members, Reservation, Room, Rooms},
+    location::Location,
+    member::Member,
     migration::{Migrations, RecordedEvent},
     snapshot::{SnapshotReceiver, SnapshotSender},
+    speaker::Speaker,
 };
 use crate::{
     cluster::{
@@ -315,7 +318,7 @@ impl RemoteView {
         let nodes = present.map(|(node, _)| *node);
         let what = Event::Broadcast(speaker.id);
         let mut batch = self.outbound.batch();
-        batch.broadcast(room, &self.chain, what, text, speaker.share, nodes)
+        batch.broadcast(room, &self.chain, what, text, speaker.quota, nodes)
     }
 
     /// Says to the node of a session what is for that alone.
@@ -365,7 +368,7 @@ impl RemoteView {
             }
             Location::Local(_) => return Err(Disconnected),
         };
-        let load = Load::Message(speaker.share.cloned());
+        let load = Load::Message(speaker.quota.cloned());
         batch
             .tell_node(node, unicast, frame.payload(), load)
             .map(drop)
@@ -451,7 +454,7 @@ impl Members {
         let (Some(remote), Some(member)) = (&mut self.remote, self.senders.get(&id)) else {
             return;
         };
-        let join = Event::Join(member.to_wire(id));
+        let join = Event::Join(member.to_record(id));
         let said = remote.say(room, join);
         if let Ok(number) = said
             && !remote.is_seen(number)
@@ -472,7 +475,7 @@ impl Members {
         if snapshots.any(|snapshot_sender| snapshot_sender.must_introduce(id))
             && let Some(member) = self.senders.get(&id)
         {
-            let join = Event::Join(member.to_wire(id));
+            let join = Event::Join(member.to_record(id));
             // Where this node is cut off, all is told when it is no longer.
             let _ = remote.say(room, join);
         }
@@ -514,7 +517,7 @@ impl Members {
             // Who is still about to join finds it among those who were there before.
             let was_before =
                 remote.joining.contains_key(id) && (member.joined, member.id) < (own.joined, *id);
-            if let Location::Local(sender) = &own.way
+            if let Location::Local(sender) = &own.location
                 && !was_before
             {
                 // Who takes no more is leaving, and needs no news.
@@ -525,7 +528,7 @@ impl Members {
         remote.migrations.record(node, number, &said);
         let id = member.id;
         self.senders
-            .insert(id, member.into_member(Location::Remote(node)));
+            .insert(id, Member::from_record(member, Location::Remote(node)));
     }
 
     /// Lets a session of another node go, and tells those of this one.
@@ -546,28 +549,27 @@ impl Members {
     }
 
     /// Has a session reached in another way from now on.
-    pub(super) fn replace_way(&mut self, id: SessionId, way: Location) {
+    pub(super) fn replace_way(&mut self, id: SessionId, location: Location) {
         let (Some(member), Some(remote)) = (self.senders.get_mut(&id), &mut self.remote) else {
             return;
         };
         let is_there = |way: &Location| usize::from(matches!(way, Location::Remote(_)));
-        remote.there += is_there(&way);
-        remote.there -= is_there(&member.way);
-        member.way = way;
+        remote.there += is_there(&location);
+        remote.there -= is_there(&member.location);
+        member.location = location;
     }
 
     /// Whether it is a session of this other node.
     fn is_of(&self, node: NodeId, id: SessionId) -> bool {
-        let way = self.senders.get(&id).map(|member| &member.way);
+        let way = self.senders.get(&id).map(|member| &member.location);
         matches!(way, Some(Location::Remote(there)) if *there == node)
     }
 
     /// The sessions of another node.
     fn there(&self, node: NodeId) -> Vec<SessionId> {
-        let ids = self
-            .senders
-            .iter()
-            .filter(|(_, member)| matches!(member.way, Location::Remote(there) if there == node));
+        let ids = self.senders.iter().filter(
+            |(_, member)| matches!(member.location, Location::Remote(there) if there == node),
+        );
         ids.map(|(id, _)| *id).collect()
     }
 
@@ -597,7 +599,10 @@ impl Members {
     }
 
     fn hash(&self, of: impl Fn(&Location) -> bool) -> u64 {
-        let ids = self.senders.iter().filter(|(_, member)| of(&member.way));
+        let ids = self
+            .senders
+            .iter()
+            .filter(|(_, member)| of(&member.location));
         ids.fold(0, |hash, (id, _)| fold(hash, *id))
     }
 
@@ -608,37 +613,6 @@ impl Members {
     fn settle(&mut self) {
         if let Some(remote) = &mut self.remote {
             remote.settle();
-        }
-    }
-}
-
-impl Member {
-    pub(super) fn to_wire(&self, id: SessionId) -> cluster::SessionRecord {
-        let since = self
-            .info
-            .since
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        cluster::SessionRecord {
-            id,
-            joined: self.joined,
-            data: self.info.public.clone(),
-            since: since.as_millis() as u64,
-            moves: self.moves,
-        }
-    }
-}
-
-impl cluster::SessionRecord {
-    /// The session as it stands in a room, reached in this way.
-    pub(super) fn into_member(self, way: Location) -> Member {
-        let since = UNIX_EPOCH.checked_add(Duration::from_millis(self.since));
-        let info = SessionInfo::remote(self.data, since.unwrap_or(UNIX_EPOCH));
-        Member {
-            way,
-            joined: self.joined,
-            moves: self.moves,
-            info: Arc::new(info),
         }
     }
 }
@@ -918,7 +892,10 @@ impl Room {
         if let Some(remote) = &members.remote
             && sender.map_or(remote.is_present(node), |id| members.is_of(node, id))
         {
-            let way = members.senders.get(&receiver).map(|member| &member.way);
+            let way = members
+                .senders
+                .get(&receiver)
+                .map(|member| &member.location);
             let is_on_its_way = match (way, remote.migrations.gone_to(receiver)) {
                 (Some(Location::Local(outbox)), _) => outbox.push(relayed(text), flush_set).is_ok(),
                 (Some(Location::Importing(seek, _)), _) => {
@@ -961,7 +938,7 @@ impl Room {
         let Some(sender) = message.sender else {
             return false;
         };
-        let way = members.senders.get(&sender).map(|member| &member.way);
+        let way = members.senders.get(&sender).map(|member| &member.location);
         match (way, &members.remote) {
             (Some(Location::Local(outbox) | Location::Importing(_, outbox)), _) => {
                 let problem = Problem::unknown_receiver(message.receiver);
@@ -984,7 +961,7 @@ impl Room {
     /// An operator closes a session of this node.
     fn expel(&self, id: SessionId) {
         let members = self.members.read();
-        let way = members.senders.get(&id).map(|member| &member.way);
+        let way = members.senders.get(&id).map(|member| &member.location);
         if let Some(outbox) = way.and_then(Location::outbox) {
             outbox.close(Close::by_operator());
         }

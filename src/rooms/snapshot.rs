@@ -15,7 +15,11 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
 
-use super::index::{Location, Member, Members, Room, Rooms, SessionSnapshot, longest_joined_first};
+use super::{
+    index::{Members, Room, Rooms},
+    location::Location,
+    session_info::{SessionInfo, SessionSnapshot, longest_joined_first},
+};
 use crate::{
     cluster::{self, Digest, Direct, Load, MAX_ROOMS, NodeId, Outbound, PART_BYTES, Quota},
     protocol::{RoomName, SessionId},
@@ -178,7 +182,7 @@ impl Members {
         let remote = self.remote.as_deref();
         let left = snapshot_sender.left.get_or_insert_with(|| {
             let own = self.senders.iter();
-            let own = own.filter(|(_, member)| member.way.is_own());
+            let own = own.filter(|(_, member)| member.location.is_own());
             let own = own.map(|(id, _)| *id);
             // That these have gone the other may not know yet.
             let gone = remote.into_iter().flat_map(|it| it.migrations.all_gone());
@@ -193,8 +197,8 @@ impl Members {
             && let Some(id) = left.pop()
         {
             snapshot_sender.until = Some(id);
-            let own = self.senders.get(&id).filter(|it| it.way.is_own());
-            let own = own.map(|member| member.to_wire(id));
+            let own = self.senders.get(&id).filter(|it| it.location.is_own());
+            let own = own.map(|member| member.to_record(id));
             let gone = || remote.and_then(|it| it.migrations.gone_as(id));
             if let Some(member) = own.or_else(gone) {
                 bytes += member.len();
@@ -468,8 +472,9 @@ impl Rooms {
             }
             let snapshots = piece.members.into_iter().map(|member| {
                 let (id, joined) = (member.id, member.joined);
-                let Member { way, info, .. } = member.into_member(Location::Remote(node));
-                (joined, SessionSnapshot { id, way, info })
+                let info = Arc::new(SessionInfo::remote(member.data, member.since));
+                let location = Location::Remote(node);
+                (joined, SessionSnapshot { id, location, info })
             });
             lookup.found.extend(snapshots);
         }

@@ -193,9 +193,9 @@ async fn sessions(room: String, anteroom: Anteroom) -> Result<Response, ApiError
     let snapshots = look(&room, anteroom.shared()).await?;
     let sessions = snapshots
         .into_iter()
-        .map(|SessionSnapshot { id, way, info }| {
+        .map(|SessionSnapshot { id, location, info }| {
             let since = Timestamp::try_from(info.since).unwrap_or_default();
-            let (here, node) = match way {
+            let (here, node) = match location {
                 Location::Local(sender) | Location::Importing(_, sender) => {
                     let waiting = sender.stats();
                     let here = Here {

@@ -1,0 +1,71 @@
+//! What this node knows about a session besides where it is.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+
+use super::location::Location;
+use crate::protocol::SessionId;
+
+/// What this node knows about a session.
+pub(crate) struct SessionInfo {
+    /// The data that the other sessions see in its `new`.
+    pub(crate) public: Option<Box<RawValue>>,
+    /// The client's address; `None` for a session of another node.
+    pub(crate) address: Mutex<Option<IpAddr>>,
+    /// When the session joined.
+    pub(crate) since: SystemTime,
+    /// How many messages the server has taken in from the client.
+    pub(crate) taken_in: AtomicU64,
+}
+
+/// A session at one moment, as the admin API shows it.
+#[derive(Clone)]
+pub(crate) struct SessionSnapshot {
+    pub(crate) id: SessionId,
+    pub(crate) location: Location,
+    pub(crate) info: Arc<SessionInfo>,
+}
+
+impl SessionInfo {
+    /// A session that joins now.
+    pub(crate) fn new(public: Option<Box<RawValue>>, address: Option<IpAddr>) -> SessionInfo {
+        SessionInfo {
+            public,
+            address: Mutex::new(address),
+            since: SystemTime::now(),
+            taken_in: AtomicU64::new(0),
+        }
+    }
+
+    /// A session of another node, which joined so many milliseconds after 1970.
+    pub(super) fn remote(public: Option<Box<RawValue>>, since: u64) -> SessionInfo {
+        let since = UNIX_EPOCH.checked_add(Duration::from_millis(since));
+        SessionInfo {
+            since: since.unwrap_or(UNIX_EPOCH),
+            ..SessionInfo::new(public, None)
+        }
+    }
+
+    /// When the session joined, in milliseconds since 1970.
+    pub(super) fn since_millis(&self) -> u64 {
+        let since = self.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        since.as_millis() as u64
+    }
+}
+
+/// Sorts sessions by their join numbers. The smaller id comes first where two numbers are the same.
+pub(super) fn longest_joined_first(
+    mut snapshots: Vec<(u64, SessionSnapshot)>,
+) -> Vec<SessionSnapshot> {
+    snapshots.sort_unstable_by_key(|(joined, snapshot)| (*joined, snapshot.id));
+    snapshots
+        .into_iter()
+        .map(|(_, snapshot)| snapshot)
+        .collect()
+}
