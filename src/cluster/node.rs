@@ -2,7 +2,7 @@
 //!
 //! Three kinds of subjects carry all: one that every node hears, one for each room, which the nodes hear
 //! that have somebody in it, and one for each node. What is said is in `wire`, what becomes of it in a
-//! room in `rooms::elsewhere`.
+//! room in `rooms`.
 
 use std::{
     collections::HashMap,
@@ -368,9 +368,9 @@ impl Reader<'_> {
                 // What other nodes say.
                 messages = unconstrained(self.incoming.batch()) => self.hear(&messages),
                 // What there is to say in pieces.
-                () = self.shared.rooms.has_room(), if self.shared.rooms.has_pieces() => {}
+                () = self.shared.rooms.wait_for_chunk_space(), if self.shared.rooms.has_chunks() => {}
             }
-            self.shared.rooms.say_pieces();
+            self.shared.rooms.send_chunks();
             // What there is to say must be said, too, however much comes.
             yield_now().await;
         }
@@ -405,11 +405,11 @@ impl Reader<'_> {
         }
         if now >= self.digest_at {
             self.digest_at = now + DIGEST;
-            self.shared.rooms.digest();
+            self.shared.rooms.send_digests();
             if self.cluster.refusal.lock().take().is_some() {
                 // It may have been allowed meanwhile; otherwise it is refused again.
                 self.incoming.forget_rooms();
-                self.shared.rooms.subscribe();
+                self.shared.rooms.resubscribe();
             }
         }
     }
@@ -419,7 +419,7 @@ impl Reader<'_> {
         self.cluster.is_connected.store(true, Relaxed);
         self.incoming.forget_rooms();
         self.cluster.outbound.open();
-        self.shared.rooms.subscribe();
+        self.shared.rooms.resubscribe();
         // Who has known this node before shall begin anew, too.
         self.alive();
     }
@@ -495,7 +495,7 @@ impl Reader<'_> {
             .metrics
             .errors(ErrorCode::UnknownReceiver.as_str());
         undelivered.inc_by(replies.told_undelivered);
-        let lost = replies.say(&self.cluster.outbound);
+        let lost = replies.send(&self.cluster.outbound);
         self.shared.metrics.cluster_lost.inc_by(lost);
         flush_set.flush(&self.shared.tasks);
         self.tell_taken(TOLD_BYTES);
@@ -541,15 +541,15 @@ impl Reader<'_> {
                 }
             }
             Message::All(Broadcast::Enter { room }) => {
-                rooms.entered(node, number, room, replies, flush_set);
+                rooms.apply_enter(node, number, room, replies, flush_set);
             }
             // Who does not hear this node, or is not heard, may only ask.
-            Message::Node(said @ Direct::Unicast { .. }) if !is_up => replies.refused(node, said),
+            Message::Node(said @ Direct::Unicast { .. }) if !is_up => replies.reject(node, said),
             _ if !is_up && !matches!(say, Message::Node(Direct::Ask(_))) => {}
             Message::All(Broadcast::Want(want)) => self.hand_over(node, want),
             Message::Node(Direct::Taken { number }) => self.cluster.outbound.taken(node, number),
-            Message::Room(said) => rooms.event(node, number, said, text, replies, flush_set),
-            Message::Node(said) => rooms.said(node, number, said, text, replies, flush_set),
+            Message::Room(said) => rooms.apply_event(node, number, said, text, replies, flush_set),
+            Message::Node(said) => rooms.apply_direct(node, number, said, text, replies, flush_set),
         }
     }
 
@@ -576,7 +576,7 @@ impl Reader<'_> {
         let delivered = resumes.take_over(&token, &name, user.as_deref(), takeover);
         match delivered.unwrap_or_else(Some) {
             Some(Takeover::Remote(request)) if request.is_of(node, seek) => {
-                if let Some(answer) = self.shared.rooms.answer(&request) {
+                if let Some(answer) = self.shared.rooms.answer_lookup(&request) {
                     session::refuse(self.shared, request, answer);
                 }
             }
@@ -591,7 +591,7 @@ impl Reader<'_> {
             Change::Up(node) => {
                 info!("node {node} is there");
                 self.cluster.outbound.up(node);
-                self.shared.rooms.up(node);
+                self.shared.rooms.node_up(node);
             }
             Change::Down(node) => {
                 info!("node {node} is no longer there");
@@ -599,7 +599,7 @@ impl Reader<'_> {
                 self.shared.metrics.cluster_lost.inc_by(lost);
                 // It shall give this one up as well, and both begin anew.
                 self.alive();
-                self.shared.rooms.down(node);
+                self.shared.rooms.node_down(node);
             }
         }
         self.shared

@@ -55,12 +55,12 @@ impl TestNode {
 
     fn hears_of(&self, other: &TestNode) {
         self.outbound.up(other.id);
-        self.rooms.up(other.id);
+        self.rooms.node_up(other.id);
     }
 
     /// Says what it has to say in pieces, and carries all that waits to another, but for what is lost.
     fn carry_to(&self, other: &TestNode, mut is_lost: impl FnMut() -> bool) {
-        self.rooms.say_pieces();
+        self.rooms.send_chunks();
         let Some(Some((time, waiting))) = self.outbound.next().now_or_never() else {
             return;
         };
@@ -86,20 +86,24 @@ impl TestNode {
             match say {
                 _ if is_lost() => {}
                 Message::All(Broadcast::Enter { room }) => {
-                    rooms.entered(node, number, room, replies, flush_set);
+                    rooms.apply_enter(node, number, room, replies, flush_set);
                 }
                 Message::All(_) => {}
-                Message::Room(said) => rooms.event(node, number, said, text, replies, flush_set),
-                Message::Node(said) => rooms.said(node, number, said, text, replies, flush_set),
+                Message::Room(said) => {
+                    rooms.apply_event(node, number, said, text, replies, flush_set)
+                }
+                Message::Node(said) => {
+                    rooms.apply_direct(node, number, said, text, replies, flush_set)
+                }
             }
             self.outbound.taken(other.id, number);
         }
-        assert_eq!(replies.say(&other.outbound), 0);
+        assert_eq!(replies.send(&other.outbound), 0);
     }
 
     /// Whom it takes to be in the room.
     fn roster(&self, room: &RoomName) -> BTreeSet<SessionId> {
-        let look = self.rooms.look(room, Duration::ZERO).now_or_never();
+        let look = self.rooms.query(room, Duration::ZERO).now_or_never();
         let snapshots = look.expect("it does not wait").unwrap();
         snapshots.iter().map(|snapshot| snapshot.id).collect()
     }
@@ -139,10 +143,10 @@ fn meet(seed: u64, sessions: usize, bytes: usize, losses: f64) -> usize {
             many.rooms.ask_again();
         }
         if round % 20 == 19 {
-            many.rooms.digest();
-            few.rooms.digest();
+            many.rooms.send_digests();
+            few.rooms.send_digests();
         }
-        if is_calm && many.roster(&room) == few.roster(&room) && !many.rooms.has_pieces() {
+        if is_calm && many.roster(&room) == few.roster(&room) && !many.rooms.has_chunks() {
             return round;
         }
     }
@@ -157,7 +161,7 @@ async fn an_operator_who_is_not_answered_is_in_nobodys_way() {
     let second = Duration::from_secs(1);
     for number in 0..200 {
         let room = RoomName::from_segment(&number.to_string()).unwrap();
-        let look = here.rooms.look(&room, second);
+        let look = here.rooms.query(&room, second);
         match number % 2 {
             0 => assert!(look.await.is_err()),
             // It hangs up.
@@ -165,7 +169,7 @@ async fn an_operator_who_is_not_answered_is_in_nobodys_way() {
         }
     }
     let room = RoomName::default_room();
-    let mut look = pin!(here.rooms.look(&room, second));
+    let mut look = pin!(here.rooms.query(&room, second));
     assert!(look.as_mut().now_or_never().is_none());
     here.carry_to(&other, || false);
     other.carry_to(&here, || false);
@@ -195,14 +199,14 @@ fn who_speaks_before_a_list_comes_to_it_is_heard() {
     // Each knows the other, the list has begun, and comes to this one last.
     let last = many.members.iter().max_by_key(|member| member.id());
     let last = last.unwrap();
-    assert!(many.rooms.has_pieces());
+    assert!(many.rooms.has_chunks());
     let frame = Frame::text(|buffer| buffer.extend_from_slice(b"\"words\""));
     for _ in 0..2 {
         let speaker = Speaker::session(last.id(), None, None);
         last.broadcast(speaker, &frame, &mut FlushSet::default());
         carry();
     }
-    while many.rooms.has_pieces() {
+    while many.rooms.has_chunks() {
         carry();
     }
     assert_eq!(many.roster(&room), few.roster(&room));

@@ -1,22 +1,62 @@
-//! Who is where: rooms and their sessions, on this node and on others.
+//! Rooms and their sessions, on this node and on others.
+//!
+//! From the bottom up:
+//!
+//! | files | what they are |
+//! | --- | --- |
+//! | `location`, `session_info`, `member`, `speaker` | a session in a room |
+//! | `recorded_event`, `lookups`, `migrations`, `catch_up` | pure data of sessions that change their node |
+//! | `snapshot_sender`, `snapshot_receiver`, `node_view`, `replies` | pure data of what nodes know of each other |
+//! | `remote_view`, `members`, `room` | one room, and every change of who is in it |
+//! | `replication`, `snapshots` | what other nodes say of a room, and what they are told |
+//! | `query`, `index` | all rooms |
+//! | `reservation`, `join_guard`, `import`, `migration_request`, `migration` | a session's way into its room, and between nodes |
+//! | `node_messages` | messages of other nodes, to the room they are for |
+//!
+//! Joins, leaves and messages happen under the lock of the room's members: joins and leaves write,
+//! messages read. So `new` is the first and `close` the last that a session receives about another.
+//!
+//! Locks are taken in this order: the index, a room's members, its lookups, the queue to other nodes. A
+//! room's lock is never held across an `.await`, and for little more than pushes. Only the peers of a
+//! `hello` and a chunk of a snapshot are built under it.
+//!
+//! A session of another node is in the same map of members; what is sent to it goes to its node.
 
+mod catch_up;
+mod import;
 mod index;
+mod join_guard;
 mod location;
+mod lookups;
 mod member;
+mod members;
 mod migration;
 mod migration_request;
+mod migrations;
+mod node_messages;
+mod node_view;
+mod query;
+mod recorded_event;
+mod remote_view;
 mod replication;
+mod replies;
+mod reservation;
+mod room;
 mod session_info;
-mod snapshot;
+mod snapshot_receiver;
+mod snapshot_sender;
+mod snapshots;
 mod speaker;
 
 pub(crate) use self::{
-    index::{Full, JoinGuard, Reservation, Rooms},
+    import::LookupOutcome,
+    index::Rooms,
+    join_guard::JoinGuard,
     location::Location,
-    migration::LookupOutcome,
     migration_request::MigrationRequest,
-    replication::Replies,
+    query::Busy,
+    replies::Replies,
+    reservation::{Full, Reservation},
     session_info::{SessionInfo, SessionSnapshot},
-    snapshot::Busy,
     speaker::Speaker,
 };

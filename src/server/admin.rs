@@ -155,7 +155,7 @@ fn name(segment: &str) -> Result<RoomName, ApiError> {
 /// The sessions of a room, on other nodes, too, if there may be some.
 async fn look(room: &RoomName, shared: &Shared) -> Result<Vec<SessionSnapshot>, ApiError> {
     let limit = shared.cluster.as_ref().map(|cluster| cluster.down);
-    let looking = shared.rooms.look(room, limit.unwrap_or_default());
+    let looking = shared.rooms.query(room, limit.unwrap_or_default());
     let snapshots = looking.await.map_err(|Busy| BUSY)?;
     let is_cut_off = shared.cluster.as_ref().is_some_and(|it| !it.is_connected());
     match snapshots.is_empty() {
@@ -266,11 +266,11 @@ async fn speak(room: String, body: Bytes, anteroom: Anteroom) -> Result<Response
     let limit = limit.unwrap_or_default();
     // In a cluster it speaks from here, where it may be the only one in the room.
     let cluster = shared.cluster.as_ref();
-    let reservation = cluster.and_then(|_| shared.rooms.enter_backend(&room));
+    let reservation = cluster.map(|_| shared.rooms.reserve_for_backend(&room));
     if let Some(reservation) = &reservation {
-        reservation.enter(limit).await;
+        reservation.wait_for_answers(limit).await;
     }
-    let line = timeout(limit, shared.rooms.in_line()).await;
+    let line = timeout(limit, shared.rooms.wait_in_line()).await;
     let _line = line.map_err(|_| BUSY)?;
     let receivers = shared.rooms.announce(&room, receiver, &frame);
     let receivers = receivers.ok_or(UNKNOWN_ROOM)?;

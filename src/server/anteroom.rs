@@ -120,16 +120,16 @@ impl Anteroom {
 
     /// How many sessions there are, with those that are without a connection.
     pub fn sessions(&self) -> usize {
-        self.shared().rooms.sessions()
+        self.shared().rooms.session_count()
     }
 
     /// Everything that is counted, in the text format of OpenMetrics 1.0, to be served as
     /// `application/openmetrics-text; version=1.0.0; charset=utf-8`.
     pub fn metrics(&self) -> String {
         let shared = self.shared();
-        let outboxes = shared.rooms.senders();
+        let outboxes = shared.rooms.local_senders();
         shared.metrics.render(&Gauges {
-            sessions: shared.rooms.sessions(),
+            sessions: shared.rooms.session_count(),
             suspended: shared.resumes.count_suspended(),
             rooms: shared.rooms.len(),
             outbox_bytes: outboxes.iter().map(|sender| sender.stats().bytes).sum(),

@@ -79,7 +79,7 @@ impl Pace {
         join_guard: &JoinGuard,
     ) -> bool {
         let quota = self.quota.as_ref();
-        let outbound = quota.and_then(|quota| join_guard.has_to_wait(quota));
+        let outbound = quota.and_then(|quota| join_guard.backpressure(quota));
         if excess.is_none() && outbound.is_none() {
             return false;
         }

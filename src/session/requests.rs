@@ -85,7 +85,7 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
     let ice_servers = shared
         .ice
         .for_session(join_guard.id(), user, expires, now());
-    let (bytes, is_kept) = join_guard.with_roster(|peers| {
+    let (bytes, is_kept) = join_guard.with_peers(|peers| {
         let hello = Hello {
             room: join_guard.room(),
             peers,

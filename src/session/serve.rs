@@ -267,7 +267,7 @@ impl Session {
     /// Routes one message, and sends the receipt or the error that follows from it. Returns the number of
     /// bytes that the message causes to be sent.
     fn on_message(&mut self, text: &str, flush_set: &mut FlushSet) -> usize {
-        self.join_guard.take_in();
+        self.join_guard.count_taken_in();
         self.shared.metrics.traffic.messages_received.inc();
         let (result, reference) = match protocol::parse(text) {
             Ok(message) => (self.route(&message, flush_set), message.reference),

@@ -210,10 +210,10 @@ async fn join_in_cluster(
     limit: Duration,
 ) -> Option<(Session, Reader)> {
     // The sessions of other nodes were there before this one.
-    let entered = newcomer.reservation.enter(limit);
+    let entered = newcomer.reservation.wait_for_answers(limit);
     shared.in_time(limit, entered).await;
     let rooms = shared.rooms.clone();
-    let Some(_line) = shared.in_time(limit, rooms.in_line()).await else {
+    let Some(_line) = shared.in_time(limit, rooms.wait_in_line()).await else {
         let message = "the cluster is slow: try again later";
         let disconnect = Disconnect::Closed(Close::new(CloseCode::TryAgainLater, message));
         let address = newcomer.client.address;
@@ -224,9 +224,9 @@ async fn join_in_cluster(
     };
     let (session, reader) = join(shared, newcomer, problem);
     drop(_line);
-    let settled = session.join_guard.settled(limit);
+    let settled = session.join_guard.wait_until_seen(limit);
     session.shared.in_time(limit, settled).await;
-    session.join_guard.begins();
+    session.join_guard.finish_join();
     Some((session, reader))
 }
 
@@ -297,14 +297,14 @@ async fn import(
     else {
         return begin_anew(shared, connection);
     };
-    reservation.enter(limit).await;
+    reservation.wait_for_answers(limit).await;
     let user = connection.client.user().map(str::to_owned);
     let (received, outbox_bytes) = (connection.received, shared.config.limits.outbox_bytes);
     let deadline = Instant::now() + limit;
     let mut pause = LOOK_UP_AGAIN;
     let mut imported = loop {
         let left = deadline - Instant::now();
-        let lookup = reservation.seek(
+        let lookup = reservation.look_up(
             token.hash(),
             user.clone(),
             received,
@@ -314,9 +314,9 @@ async fn import(
         );
         match lookup.await {
             LookupOutcome::Found(imported) => break imported,
-            LookupOutcome::Again(returned) if Instant::now() < deadline => reservation = returned,
+            LookupOutcome::Retry(returned) if Instant::now() < deadline => reservation = returned,
             LookupOutcome::Superseded => return reject(&shared, Takeover::Local(connection)),
-            LookupOutcome::Nobody(reservation) | LookupOutcome::Again(reservation) => {
+            LookupOutcome::NotFound(reservation) | LookupOutcome::Retry(reservation) => {
                 connection.admitted = Some(Admitted { reservation, slot });
                 return begin_anew(shared, connection);
             }
@@ -330,10 +330,10 @@ async fn import(
             Err(returned) => connection = returned,
         }
     };
-    let id = imported.handed().member.id;
-    let permissions = imported.handed().permissions.clone();
-    let owed = imported.handed().owed;
-    let (sender, outbox) = detached_outbox(outbox_bytes, received, imported.missed());
+    let id = imported.transfer().member.id;
+    let permissions = imported.transfer().permissions.clone();
+    let owed = imported.transfer().owed;
+    let (sender, outbox) = detached_outbox(outbox_bytes, received, imported.take_missed());
     let user = permissions.as_ref().and_then(|it| it.user.clone());
     let room = connection.room.clone();
     let registration = shared
@@ -344,7 +344,7 @@ async fn import(
         // The client has missed more than this node keeps.
         begin_anew(shared.clone(), connection);
     }
-    let join_guard = imported.arrive(sender, limit).await;
+    let join_guard = imported.join(sender, limit).await;
     debug!("{id} has moved to {} from another node", join_guard.room());
     let mut session = Session::new(shared, join_guard, outbox, permissions, slot, owed);
     session.registration = Some(Box::new(registration));

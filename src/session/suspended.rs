@@ -127,9 +127,9 @@ impl Session {
             .map_or(Duration::ZERO, |cluster| cluster.down);
         let rooms = self.shared.rooms.clone();
         let offer = async {
-            self.join_guard.caught_up(&request.seen, limit).await;
+            self.join_guard.wait_for_events(&request.seen, limit).await;
             // The permit comes before the offer, so that nothing waits for room once the session is offered.
-            let permit = rooms.may_hand_over().await;
+            let permit = rooms.migration_permit().await;
             let is_accepted = self.join_guard.offer(&request, limit).await;
             is_accepted.then_some(permit)
         };
@@ -140,7 +140,7 @@ impl Session {
         let may_close = || registration.is_some_and(|it| it.retire_if_empty());
         let handed_over =
             self.join_guard
-                .hand_over(&self.outbox, &request, permissions, owed, may_close);
+                .migrate(&self.outbox, &request, permissions, owed, may_close);
         let Some(forwarded) = handed_over else {
             let answer = match self.has_takeover() {
                 true => Answer::Superseded,

@@ -47,7 +47,7 @@ impl Shared {
         }
         self.admission.close();
         self.stopping.cancel();
-        let sessions = self.rooms.senders();
+        let sessions = self.rooms.local_senders();
         let (count, seconds) = (sessions.len(), self.config.stopping.drain_seconds);
         info!("stopping: {seconds} s to leave for {count} session(s)");
         for (index, sender) in (0..).zip(&sessions) {

@@ -1,0 +1,82 @@
+//! Pure function: what a session receives that has arrived from another node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nohash_hasher::IntMap;
+
+use super::{
+    member::Member,
+    recorded_event::{Recorded, RecordedEvent},
+};
+use crate::{
+    cluster::{NodeId, SessionTransfer},
+    protocol::{self, SessionId},
+    websocket::Frame,
+};
+
+/// Sends a session what it has missed on its way, in the order of the events, by `push`. `recorded` are
+/// the events since the lookup began, and `members` the sessions that are in the room now.
+///
+/// The session gets exactly one `new` and at most one `close` about each other session, and nothing from
+/// a session before its `new` or after its `close`.
+pub(super) fn catch_up(
+    transfer: &SessionTransfer,
+    mut recorded: Vec<Recorded>,
+    members: &IntMap<SessionId, Member>,
+    mut push: impl FnMut(Frame),
+) {
+    recorded.sort_by_key(|it| (it.number, it.source));
+    let own = transfer.member.id;
+    let mut known: BTreeSet<SessionId> = transfer.known.iter().copied().collect();
+    let seen: BTreeMap<NodeId, u64> = transfer.seen.iter().copied().collect();
+    let new = |id: SessionId, member: &Member| {
+        let data = member.info.public.as_deref();
+        protocol::joined(id, data)
+    };
+
+    // A session that joined without a recorded event gets its `new` before its messages.
+    let joined = recorded.iter().filter_map(|it| match &it.event {
+        RecordedEvent::Joined(id, _) => Some(*id),
+        _ => None,
+    });
+    let joined: BTreeSet<SessionId> = joined.collect();
+    for (id, member) in members {
+        if *id != own && !joined.contains(id) && known.insert(*id) {
+            push(new(*id, member));
+        }
+    }
+
+    for Recorded {
+        source,
+        number,
+        event,
+    } in recorded
+    {
+        match event {
+            RecordedEvent::Joined(id, frame) if id != own && known.insert(id) => push(frame),
+            RecordedEvent::Left(id, frame) if known.remove(&id) => push(frame),
+            RecordedEvent::Broadcast(sender, _) | RecordedEvent::Unicast(sender, _)
+                if sender.is_some_and(|id| id != own && !known.contains(&id)) => {}
+            // The session's last node has sent it what that node had seen.
+            RecordedEvent::Broadcast(_, frame)
+                if seen.get(&source).is_none_or(|seen| number > *seen) =>
+            {
+                push(frame);
+            }
+            RecordedEvent::Unicast(_, frame) => push(frame),
+            _ => {}
+        }
+    }
+
+    // Whatever still differs from the room, the session learns now.
+    for id in &known {
+        if !members.contains_key(id) {
+            push(protocol::left(*id));
+        }
+    }
+    for (id, member) in members {
+        if *id != own && !known.contains(id) {
+            push(new(*id, member));
+        }
+    }
+}

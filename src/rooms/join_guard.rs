@@ -1,0 +1,158 @@
+//! A session's membership of its room.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+use super::{reservation::Reservation, session_info::SessionInfo, speaker::Speaker};
+use crate::{
+    cluster::{NodeId, Quota},
+    outbox::{FlushSet, Sender},
+    protocol::{Peer, RoomName, SessionId},
+    websocket::Frame,
+};
+
+/// A session in its room. Dropping it removes the session, so that a leave cannot be forgotten, whatever
+/// ends the session.
+pub(crate) struct JoinGuard {
+    pub(super) reservation: Reservation,
+    pub(super) id: SessionId,
+    /// How many nodes the session had left behind when it came to this one. It tells this stay from a
+    /// later one, should the session come back.
+    pub(super) moves: u32,
+    pub(super) info: Arc<SessionInfo>,
+}
+
+impl Reservation {
+    /// Adds a session to the room and tells the others (`new`).
+    pub(crate) fn join(self, id: SessionId, sender: Sender, info: SessionInfo) -> JoinGuard {
+        let info = Arc::new(info);
+        let mut flush_set = FlushSet::default();
+        let mut members = self.room.members.write();
+        members.join(&self.room.name, id, sender, info.clone(), &mut flush_set);
+        drop(members);
+        drop(flush_set);
+        JoinGuard {
+            reservation: self,
+            id,
+            moves: 0,
+            info,
+        }
+    }
+}
+
+impl JoinGuard {
+    /// The session's id.
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// The room's name.
+    pub(crate) fn room(&self) -> &RoomName {
+        &self.reservation.room.name
+    }
+
+    /// What this node knows about the session.
+    pub(crate) fn info(&self) -> &SessionInfo {
+        &self.info
+    }
+
+    /// Counts a message that was taken in from the client.
+    pub(crate) fn count_taken_in(&self) {
+        // The session's own task is the only one that counts, so a load and a store are enough.
+        let count = self.info.taken_in.load(Relaxed);
+        self.info.taken_in.store(count + 1, Relaxed);
+    }
+
+    /// Sends to one session of the room. Returns `false` if no session with that id takes messages.
+    pub(crate) fn send(
+        &self,
+        speaker: Speaker<'_>,
+        receiver: SessionId,
+        frame: Frame,
+        flush_set: &mut FlushSet,
+    ) -> bool {
+        let room = &self.reservation.room;
+        room.send(speaker, receiver, frame, flush_set)
+    }
+
+    /// Sends to every other session of the room; returns how many receive it.
+    pub(crate) fn broadcast(
+        &self,
+        speaker: Speaker<'_>,
+        frame: &Frame,
+        flush_set: &mut FlushSet,
+    ) -> usize {
+        self.reservation.room.broadcast(speaker, frame, flush_set)
+    }
+
+    /// Calls `f` with the other sessions, longest-joined first. No session joins or leaves meanwhile: what
+    /// `f` puts into the session's outbox is true at its place among everything else that the session
+    /// receives.
+    pub(crate) fn with_peers<T>(&self, f: impl FnOnce(&[Peer]) -> T) -> T {
+        let members = self.reservation.room.members.read();
+        let others = members.sessions.iter().filter(|(id, _)| **id != self.id);
+        let mut others: Vec<(u64, Peer<'_>)> = others
+            .map(|(id, member)| {
+                let data = member.info.public.as_deref();
+                (member.joined, Peer { id: *id, data })
+            })
+            .collect();
+        others.sort_unstable_by_key(|(joined, peer)| (*joined, peer.id));
+        let peers: Vec<Peer<'_>> = others.into_iter().map(|(_, peer)| peer).collect();
+        f(&peers)
+    }
+
+    /// A wait for room in the queue to other nodes; `None` if the session may send at once. `quota` is
+    /// the session's share of the queue.
+    pub(crate) fn backpressure(
+        &self,
+        quota: &Arc<Quota>,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let Reservation { rooms, room, .. } = &self.reservation;
+        let outbound = rooms.outbound.as_ref()?;
+        let must_wait = outbound.holds_up(quota, || room.has_remote_sessions());
+        must_wait.then(|| {
+            let (outbound, quota) = (outbound.clone(), quota.clone());
+            async move { outbound.has_room(&quota).await }
+        })
+    }
+
+    /// Waits until the other nodes have seen the session, for `limit` at most. A node that has not seen it
+    /// by then is not waited for.
+    pub(crate) async fn wait_until_seen(&self, limit: Duration) {
+        let waiting = {
+            let remote = &mut self.reservation.room.members.write().remote;
+            remote.as_mut().and_then(|it| it.wait_for_join(self.id))
+        };
+        if let Some(waiting) = waiting {
+            let _ = timeout(limit, waiting).await;
+        }
+    }
+
+    /// Ends the joining: every session that becomes known from now on is new to this one.
+    pub(crate) fn finish_join(&self) {
+        if let Some(remote) = &mut self.reservation.room.members.write().remote {
+            remote.remove_pending_join(self.id);
+        }
+    }
+
+    /// Waits until this node has seen the events of nodes up to these numbers, for `limit` at most.
+    pub(crate) async fn wait_for_events(&self, events: &[(NodeId, u64)], limit: Duration) {
+        self.reservation.room.wait_for_events(events, limit).await;
+    }
+}
+
+impl Drop for JoinGuard {
+    fn drop(&mut self) {
+        let room = &self.reservation.room;
+        let mut flush_set = FlushSet::default();
+        let mut members = room.members.write();
+        members.leave(&room.name, self.id, self.moves, &mut flush_set);
+        drop(members);
+        drop(flush_set);
+    }
+}

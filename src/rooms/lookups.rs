@@ -1,0 +1,323 @@
+//! Pure data: the sessions that this node looks up on other nodes, because their clients came here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
+
+use log::debug;
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+use tokio::sync::oneshot;
+
+use super::recorded_event::{Recorded, RecordedEvent, relayed_frame};
+use crate::{
+    cluster::{Answer, NodeId, SessionTransfer},
+    protocol::{SessionId, TokenHash},
+    websocket::Frame,
+};
+
+/// The lookups in a room, by the numbers that this node gave them. Another node sends the number back,
+/// and what it sends is checked against the lookup.
+///
+/// The lock is taken after the lock of the room's members.
+#[derive(Default)]
+pub(super) struct Lookups(Mutex<BTreeMap<u64, Lookup>>);
+
+/// A session that this node looks up, and then receives.
+pub(super) struct Lookup {
+    token: TokenHash,
+    /// The user that the session must belong to, if it must belong to one.
+    user: Option<String>,
+    /// Nodes that have not answered.
+    waiting: BTreeSet<NodeId>,
+    /// Whether a node has answered that the session is on its way to another node, or to this one.
+    is_migrating: bool,
+    /// The node that has offered to transfer the session.
+    offered: Option<NodeId>,
+    /// How many parts of the session have come, and what they contain.
+    received: Option<(usize, ReceivedSession)>,
+    /// Gets the result, once.
+    result: Option<oneshot::Sender<LookupResult>>,
+    /// The node that forwards messages for the session, and who is notified when it has forwarded all.
+    forwarding: Option<(NodeId, oneshot::Sender<()>)>,
+    /// What the session would have received since the lookup began.
+    recorded: Vec<Recorded>,
+    recorded_bytes: usize,
+    /// The most bytes that may be recorded.
+    max_bytes: usize,
+}
+
+/// The end of a lookup.
+pub(super) enum LookupResult {
+    Found(ReceivedSession),
+    Answered(Answer),
+}
+
+/// A session as its last node transferred it.
+pub(super) struct ReceivedSession {
+    /// The session's last node.
+    pub(super) from: NodeId,
+    pub(super) transfer: Box<SessionTransfer>,
+    /// The messages that the client has not received.
+    pub(super) missed: Vec<Frame>,
+}
+
+/// More was sent to a session than may be recorded for it.
+#[derive(Debug)]
+pub(super) struct TooMuchRecorded;
+
+impl Lookup {
+    /// A lookup of the session with this token on these nodes. `result` gets the result.
+    pub(super) fn new(
+        token: TokenHash,
+        user: Option<String>,
+        nodes: BTreeSet<NodeId>,
+        max_bytes: usize,
+        result: oneshot::Sender<LookupResult>,
+    ) -> Lookup {
+        Lookup {
+            token,
+            user,
+            waiting: nodes,
+            is_migrating: false,
+            offered: None,
+            received: None,
+            result: Some(result),
+            forwarding: None,
+            recorded: Vec::new(),
+            recorded_bytes: 0,
+            max_bytes,
+        }
+    }
+
+    /// Ends the lookup without a result, because no other node can be asked. It still records.
+    pub(super) fn give_up(&mut self) {
+        self.waiting.clear();
+        self.result = None;
+    }
+
+    fn record(&mut self, source: NodeId, number: u64, event: RecordedEvent) {
+        self.recorded_bytes += event.frame().cost();
+        if self.recorded_bytes > self.max_bytes {
+            // An incomplete record is of no use.
+            self.recorded = Vec::new();
+            return;
+        }
+        self.recorded.push(Recorded {
+            source,
+            number,
+            event,
+        });
+    }
+
+    /// Stops waiting for a node. If it was the last, the lookup ends.
+    fn exclude(&mut self, node: NodeId) {
+        self.waiting.remove(&node);
+        self.offered.take_if(|offered| *offered == node);
+        if self.waiting.is_empty() && self.offered.is_none() {
+            self.finish(LookupResult::Answered(match self.is_migrating {
+                true => Answer::AskAgain,
+                false => Answer::NotHere,
+            }));
+        }
+    }
+
+    fn finish(&mut self, result: LookupResult) {
+        if let Some(sender) = self.result.take() {
+            // If the receiver has given up, a found session leaves the room on its last node.
+            let _ = sender.send(result);
+        }
+    }
+}
+
+impl Lookups {
+    /// Begins a lookup under a new number.
+    pub(super) fn insert(&mut self, number: u64, lookup: Lookup) {
+        self.0.get_mut().insert(number, lookup);
+    }
+
+    /// Ends a lookup. The caller drops it after it has released the lock of the room's members.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Lookup> {
+        self.0.get_mut().remove(&number)
+    }
+
+    /// Whether this node looks up the session with this token.
+    pub(super) fn contains(&mut self, token: &TokenHash) -> bool {
+        let mut lookups = self.0.get_mut().values();
+        lookups.any(|lookup| lookup.token == *token)
+    }
+
+    /// Whether a node has offered the session. If not, the lookup ends, so that no node can offer it
+    /// any longer.
+    pub(super) fn is_offered_or_ends(&self, number: u64) -> bool {
+        let mut lookups = self.0.lock();
+        let lookup = lookups.get(&number);
+        let is_offered = lookup.is_some_and(|lookup| lookup.offered.is_some());
+        if !is_offered {
+            lookups.remove(&number);
+        }
+        is_offered
+    }
+
+    /// Records an event for all sessions that are looked up. `source` and `number` give its place.
+    pub(super) fn record(&self, source: NodeId, number: u64, event: &RecordedEvent) {
+        for lookup in self.0.lock().values_mut() {
+            lookup.record(source, number, event.clone());
+        }
+    }
+
+    /// Records a message to the session of one lookup.
+    pub(super) fn record_unicast(
+        &self,
+        lookup: u64,
+        source: NodeId,
+        number: u64,
+        sender: Option<SessionId>,
+        frame: Frame,
+    ) {
+        if let Some(lookup) = self.0.lock().get_mut(&lookup) {
+            lookup.record(source, number, RecordedEvent::Unicast(sender, frame));
+        }
+    }
+
+    /// Takes what was recorded for the session of a lookup; `None` if there is no such lookup.
+    ///
+    /// # Errors
+    ///
+    /// [`TooMuchRecorded`], and nothing is left of it.
+    pub(super) fn take_recorded(
+        &mut self,
+        number: u64,
+    ) -> Option<Result<Vec<Recorded>, TooMuchRecorded>> {
+        let lookup = self.0.get_mut().get_mut(&number)?;
+        Some(match lookup.recorded_bytes > lookup.max_bytes {
+            true => Err(TooMuchRecorded),
+            false => Ok(mem::take(&mut lookup.recorded)),
+        })
+    }
+
+    /// Has `done` notified when `from` has forwarded the last message for the session.
+    pub(super) fn expect_forwarding(
+        &mut self,
+        number: u64,
+        from: NodeId,
+        done: oneshot::Sender<()>,
+    ) {
+        if let Some(lookup) = self.0.get_mut().get_mut(&number) {
+            lookup.forwarding = Some((from, done));
+        }
+    }
+
+    /// Notes that a node is down: no lookup waits for it.
+    pub(super) fn node_down(&mut self, node: NodeId) {
+        for lookup in self.0.get_mut().values_mut() {
+            lookup.exclude(node);
+            if let Some((_, done)) = lookup.forwarding.take_if(|(from, _)| *from == node) {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Notes that a node answers a lookup, and does not offer the session.
+    pub(super) fn receive_answer(&self, node: NodeId, number: u64, answer: Answer) {
+        let mut lookups = self.0.lock();
+        let Some(lookup) = lookups.get_mut(&number) else {
+            return;
+        };
+        match answer {
+            Answer::NotHere => lookup.exclude(node),
+            Answer::WantedHere | Answer::AskAgain => {
+                lookup.is_migrating = true;
+                lookup.exclude(node);
+            }
+            Answer::Superseded => lookup.finish(LookupResult::Answered(answer)),
+        }
+    }
+
+    /// Notes that a node offers a session. Returns whether this node still wants it from that node.
+    pub(super) fn receive_offer(&self, node: NodeId, number: u64, token: &TokenHash) -> bool {
+        let mut lookups = self.0.lock();
+        lookups.get_mut(&number).is_some_and(|lookup| {
+            let is_wanted =
+                lookup.result.is_some() && lookup.token == *token && lookup.waiting.contains(&node);
+            if is_wanted {
+                lookup.offered = Some(node);
+            }
+            is_wanted
+        })
+    }
+
+    /// Takes in a part of a session. `text` is a JSON array of messages that the client has not received.
+    pub(super) fn receive_part(&self, node: NodeId, transfer: Box<SessionTransfer>, text: &str) {
+        let mut lookups = self.0.lock();
+        let id = transfer.member.id;
+        let Some(lookup) = lookups.get_mut(&transfer.seek) else {
+            return debug!("{node} transfers {id} after the lookup has ended");
+        };
+        let permissions = transfer.permissions.as_ref();
+        let user = permissions.and_then(|permissions| permissions.user.as_ref());
+        if lookup.offered != Some(node)
+            || lookup.token != transfer.token
+            || lookup.user.as_ref() != user
+        {
+            return debug!("{node} transfers {id}, which is not the session it was asked for");
+        }
+        let Ok(missed) = serde_json::from_str::<Vec<&RawValue>>(text) else {
+            return debug!("{node} transfers {id} with a text that is not a JSON array");
+        };
+        let missed = missed
+            .into_iter()
+            .map(|message| relayed_frame(message.get()));
+        let more = transfer.more;
+        match &mut lookup.received {
+            Some((parts, session)) if session.from == node && *parts == transfer.part => {
+                *parts += 1;
+                session.transfer.known.extend(transfer.known);
+                session.missed.extend(missed);
+            }
+            received if transfer.part == 0 => {
+                let session = ReceivedSession {
+                    from: node,
+                    transfer,
+                    missed: missed.collect(),
+                };
+                *received = Some((1, session));
+            }
+            _ => return debug!("{node} transfers {id} with a part missing"),
+        }
+        if !more && let Some((_, session)) = lookup.received.take() {
+            lookup.finish(LookupResult::Found(session));
+        }
+    }
+
+    /// Records a message that a node forwards to a session that has come from it; returns `false` if
+    /// there is no such session. `source` and `event` give the message's place.
+    pub(super) fn receive_forwarded(
+        &self,
+        node: NodeId,
+        number: u64,
+        source: NodeId,
+        event: u64,
+        sender: Option<SessionId>,
+        text: &str,
+    ) -> bool {
+        let mut lookups = self.0.lock();
+        let lookup = lookups.get_mut(&number);
+        let lookup = lookup.filter(|lookup| lookup.offered == Some(node));
+        lookup.is_some_and(|lookup| {
+            let unicast = RecordedEvent::Unicast(sender, relayed_frame(text));
+            lookup.record(source, event, unicast);
+            true
+        })
+    }
+
+    /// Notes that a node has forwarded the last message for a session.
+    pub(super) fn forwarding_done(&self, node: NodeId, number: u64) {
+        if let Some(lookup) = self.0.lock().get_mut(&number)
+            && let Some((_, done)) = lookup.forwarding.take_if(|(from, _)| *from == node)
+        {
+            let _ = done.send(());
+        }
+    }
+}

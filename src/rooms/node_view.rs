@@ -1,0 +1,253 @@
+//! Pure data: what a room knows of one other node, and how complete that is.
+
+use std::mem;
+
+use super::snapshot_receiver::{ChunkOutcome, SnapshotReceiver};
+use crate::{
+    cluster::{Digest, SnapshotChunk},
+    protocol::SessionId,
+};
+
+/// What a room knows of another node.
+pub(super) struct NodeView {
+    presence: Presence,
+    /// The number of the last event of this node that the other node has seen.
+    seen: u64,
+    /// Whether all sessions of the node have been known at some time since it was first asked.
+    was_complete: bool,
+    /// Whether a chunk has come since the last check for nodes that must be asked again.
+    has_recent_chunk: bool,
+    /// Whether the digest that is under way has listed the room.
+    is_in_digest: bool,
+}
+
+/// Whether a node is in the room.
+enum Presence {
+    /// The node has not answered.
+    Asked,
+    Absent,
+    /// The node is in the room; `last` is the number of its last event there.
+    Present {
+        last: u64,
+        sync: Sync,
+    },
+}
+
+/// Whether all sessions of a node are known.
+enum Sync {
+    /// Something is missing, and the node has been asked.
+    Incomplete,
+    /// A snapshot has begun and not ended.
+    Receiving(SnapshotReceiver),
+    Complete,
+}
+
+/// Where an event stands among those of its node.
+pub(super) enum EventOrder {
+    /// It has been seen before.
+    Duplicate,
+    /// It is the next one.
+    Next,
+    /// Events before it were lost: the node must be asked.
+    AfterGap,
+}
+
+impl NodeView {
+    /// A node that has been asked who of its sessions is in the room.
+    pub(super) fn asked() -> NodeView {
+        NodeView {
+            presence: Presence::Asked,
+            seen: 0,
+            was_complete: false,
+            has_recent_chunk: false,
+            is_in_digest: false,
+        }
+    }
+
+    /// The number of the node's last event, if the node is in the room.
+    pub(super) fn last_event(&self) -> Option<u64> {
+        match self.presence {
+            Presence::Present { last, .. } => Some(last),
+            Presence::Asked | Presence::Absent => None,
+        }
+    }
+
+    /// Whether the node is in the room.
+    pub(super) fn is_present(&self) -> bool {
+        matches!(self.presence, Presence::Present { .. })
+    }
+
+    /// Whether the node has seen the event of this node with this number. A node that is not in the
+    /// room has no session that could miss it.
+    pub(super) fn has_seen(&self, number: u64) -> bool {
+        self.settles(|_| self.seen >= number)
+    }
+
+    /// Whether the node has answered who of its sessions is in the room.
+    pub(super) fn has_answered(&self) -> bool {
+        self.settles(|_| self.was_complete)
+    }
+
+    /// Whether the node's event with this number has been seen here.
+    pub(super) fn is_observed(&self, number: u64) -> bool {
+        self.settles(|last| last >= number)
+    }
+
+    /// Whether a wait for the node can end: it is absent, or it is present and `is_met`.
+    fn settles(&self, is_met: impl FnOnce(u64) -> bool) -> bool {
+        match self.presence {
+            Presence::Asked => false,
+            Presence::Absent => true,
+            Presence::Present { last, .. } => is_met(last),
+        }
+    }
+
+    /// Notes that the node has seen the events of this node up to this number.
+    pub(super) fn note_seen(&mut self, number: u64) {
+        self.seen = number.max(self.seen);
+    }
+
+    /// Notes that the node has entered the room with this event, and has no session there.
+    pub(super) fn enter(&mut self, number: u64) {
+        self.was_complete = true;
+        self.presence = Presence::Present {
+            last: number,
+            sync: Sync::Complete,
+        };
+    }
+
+    /// Notes that the node has answered that it is not in the room.
+    pub(super) fn answer_absent(&mut self) {
+        self.was_complete = true;
+        self.presence = Presence::Absent;
+    }
+
+    /// Notes that the node has left the room.
+    pub(super) fn exit(&mut self) {
+        self.presence = Presence::Absent;
+    }
+
+    /// Notes an event of the node, which follows the event with the number `after`.
+    pub(super) fn observe(&mut self, number: u64, after: u64) -> EventOrder {
+        match &mut self.presence {
+            Presence::Present { last, .. } if number <= *last => EventOrder::Duplicate,
+            Presence::Present { last, sync } => {
+                let is_next = after == *last;
+                *last = number;
+                if is_next {
+                    return EventOrder::Next;
+                }
+                match sync {
+                    Sync::Receiving(receiver) => receiver.note_gap(),
+                    Sync::Incomplete | Sync::Complete => *sync = Sync::Incomplete,
+                }
+                EventOrder::AfterGap
+            }
+            // What happens is true even before the node's snapshot comes.
+            Presence::Asked => EventOrder::Next,
+            // The node is in the room after all.
+            Presence::Absent => {
+                *self = NodeView {
+                    seen: self.seen,
+                    ..NodeView::asked()
+                };
+                EventOrder::AfterGap
+            }
+        }
+    }
+
+    /// Takes in a chunk of the node's snapshot. `known` are the sessions of the node that this node
+    /// knows; only the first chunk needs them. Returns `None` if a chunk was lost: the node must be
+    /// asked again.
+    pub(super) fn receive_chunk(
+        &mut self,
+        chunk: &SnapshotChunk,
+        known: Vec<SessionId>,
+    ) -> Option<ChunkOutcome> {
+        self.has_recent_chunk = true;
+        let (receiver, last) = match &mut self.presence {
+            Presence::Present { last, sync } => match mem::replace(sync, Sync::Incomplete) {
+                Sync::Receiving(receiver) => (Some(receiver), Some(*last)),
+                Sync::Incomplete | Sync::Complete => (None, Some(*last)),
+            },
+            Presence::Asked | Presence::Absent => (None, None),
+        };
+        let (mut receiver, mut outcome) = SnapshotReceiver::receive(receiver, chunk, known)?;
+        if chunk.after.is_some() && last.is_some_and(|last| last != chunk.last) {
+            // An event between the chunks was lost.
+            outcome.is_complete = false;
+            if let Some(receiver) = &mut receiver {
+                receiver.note_gap();
+            }
+        }
+        self.was_complete |= outcome.is_complete;
+        self.presence = Presence::Present {
+            last: chunk.last,
+            sync: match receiver {
+                Some(receiver) => Sync::Receiving(receiver),
+                None if outcome.is_complete => Sync::Complete,
+                None => Sync::Incomplete,
+            },
+        };
+        Some(outcome)
+    }
+
+    /// Whether it is known which sessions of the node are in the room.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(
+            self.presence,
+            Presence::Absent
+                | Presence::Present {
+                    sync: Sync::Complete,
+                    ..
+                }
+        )
+    }
+
+    /// Whether the node must be asked again. While chunks of its snapshot come, it need not begin anew.
+    #[must_use]
+    pub(super) fn must_ask_again(&mut self) -> bool {
+        !mem::take(&mut self.has_recent_chunk) && !self.is_known()
+    }
+
+    /// Compares what is known of the node with the node's own digest of the room. `hash` is of its known
+    /// sessions. Returns `false` if the node must be asked.
+    #[must_use]
+    pub(super) fn agrees_with(&mut self, digest: &Digest, hash: u64) -> bool {
+        self.is_in_digest = true;
+        match &mut self.presence {
+            Presence::Present {
+                last,
+                sync: sync @ Sync::Complete,
+            } => {
+                let agrees = digest.last < *last || (digest.last == *last && digest.hash == hash);
+                if !agrees {
+                    *sync = Sync::Incomplete;
+                }
+                agrees
+            }
+            // The node has been asked already.
+            Presence::Asked | Presence::Present { .. } => true,
+            Presence::Absent => false,
+        }
+    }
+
+    /// Notes the end of the node's digest, which lists all rooms that both nodes are in. Returns `false`
+    /// if the room was missing and the node must be asked.
+    #[must_use]
+    pub(super) fn end_digest(&mut self) -> bool {
+        if mem::take(&mut self.is_in_digest) {
+            return true;
+        }
+        match &mut self.presence {
+            Presence::Present {
+                sync: sync @ Sync::Complete,
+                ..
+            } => {
+                *sync = Sync::Incomplete;
+                false
+            }
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Pure data and waiting: rooms that operators list although no session of this node is in them.
+//!
+//! A query asks the other nodes for snapshots of a room and creates no room here. Several operators
+//! who ask for the same room share one query.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{
+    location::Location,
+    session_info::{SessionInfo, SessionSnapshot, longest_joined_first},
+};
+use crate::{
+    cluster::{Direct, NodeId, Outbound, SnapshotChunk},
+    protocol::{RoomName, SessionId},
+};
+
+/// How many rooms may be queried at once, and how many operators may wait for each. It bounds the
+/// memory that operators can use.
+const MAX_QUERIES: usize = 64;
+
+/// How many times an operator waits for the limit anew, as long as chunks still come.
+const MAX_WAITS: usize = 20;
+
+/// The query cannot be answered: too many are under way, or the other nodes are too slow.
+#[derive(Debug)]
+pub(crate) struct Busy;
+
+/// All queries that are under way.
+#[derive(Default)]
+pub(super) struct Queries(Mutex<BTreeMap<RoomName, RoomQuery>>);
+
+/// The query of one room.
+struct RoomQuery {
+    /// Nodes whose snapshot has not ended, each with the end of the last range that it sent.
+    waiting: BTreeMap<NodeId, Option<SessionId>>,
+    /// Whether a chunk has come since an operator last checked.
+    has_progress: bool,
+    /// Sessions with their join numbers.
+    found: Vec<(u64, SessionSnapshot)>,
+    operators: Vec<oneshot::Sender<Vec<SessionSnapshot>>>,
+}
+
+/// An operator who waits for a query. Dropping it ends the query if no other operator waits.
+struct Operator<'a> {
+    queries: &'a Queries,
+    name: &'a RoomName,
+    answer: oneshot::Receiver<Vec<SessionSnapshot>>,
+}
+
+impl Queries {
+    /// Asks these nodes for their sessions in a room. The answer is longest-joined first.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`] if too many queries are under way, or a node sends nothing for longer than `limit`.
+    pub(super) async fn run(
+        &self,
+        name: &RoomName,
+        nodes: &BTreeSet<NodeId>,
+        outbound: &Outbound,
+        limit: Duration,
+    ) -> Result<Vec<SessionSnapshot>, Busy> {
+        let mut operator = Operator {
+            queries: self,
+            name,
+            answer: self.begin(name, nodes, outbound)?,
+        };
+        // With no other node, the query has ended already.
+        self.end_if_complete(name);
+        for _ in 0..MAX_WAITS {
+            if let Ok(found) = timeout(limit, &mut operator.answer).await {
+                return Ok(found.unwrap_or_default());
+            }
+            let mut queries = self.0.lock();
+            let query = queries.get_mut(name);
+            if !query.is_some_and(|query| mem::take(&mut query.has_progress)) {
+                break;
+            }
+        }
+        Err(Busy)
+    }
+
+    /// Joins the query of a room, or begins it.
+    fn begin(
+        &self,
+        name: &RoomName,
+        nodes: &BTreeSet<NodeId>,
+        outbound: &Outbound,
+    ) -> Result<oneshot::Receiver<Vec<SessionSnapshot>>, Busy> {
+        let (operator, answer) = oneshot::channel();
+        let mut queries = self.0.lock();
+        if let Some(query) = queries.get_mut(name) {
+            query.operators.retain(|operator| !operator.is_closed());
+            if query.operators.len() >= MAX_QUERIES {
+                return Err(Busy);
+            }
+            query.operators.push(operator);
+            return Ok(answer);
+        }
+        if queries.len() >= MAX_QUERIES {
+            return Err(Busy);
+        }
+        let query = RoomQuery {
+            waiting: nodes.iter().map(|node| (*node, None)).collect(),
+            has_progress: false,
+            found: Vec::new(),
+            operators: vec![operator],
+        };
+        queries.insert(name.clone(), query);
+        let mut batch = outbound.batch();
+        for node in nodes {
+            batch.notify(*node, Direct::Ask(vec![name.clone()]));
+        }
+        Ok(answer)
+    }
+
+    /// Takes in a chunk of a node's sessions. Returns whether the node must be asked again, because the
+    /// chunk ends a snapshot that began before this query.
+    #[must_use]
+    pub(super) fn receive_chunk(&self, node: NodeId, chunk: SnapshotChunk) -> bool {
+        let name = chunk.room;
+        if let Some(query) = self.0.lock().get_mut(&name) {
+            query.has_progress = true;
+            match query.waiting.get_mut(&node) {
+                Some(until) if *until == chunk.after => *until = chunk.until,
+                // The node can only begin another snapshot now that this one has ended.
+                Some(_) if chunk.until.is_none() => return true,
+                _ => return false,
+            }
+            if chunk.until.is_none() {
+                query.waiting.remove(&node);
+            }
+            let snapshots = chunk.members.into_iter().map(|record| {
+                let snapshot = SessionSnapshot {
+                    id: record.id,
+                    location: Location::Remote(node),
+                    info: Arc::new(SessionInfo::remote(record.data, record.since)),
+                };
+                (record.joined, snapshot)
+            });
+            query.found.extend(snapshots);
+        }
+        self.end_if_complete(&name);
+        false
+    }
+
+    /// Notes that a node has no session in a room.
+    pub(super) fn remove_node(&self, node: NodeId, name: &RoomName) {
+        if let Some(query) = self.0.lock().get_mut(name) {
+            query.waiting.remove(&node);
+        }
+        self.end_if_complete(name);
+    }
+
+    /// Notes that a node is down: no query waits for it.
+    pub(super) fn node_down(&self, node: NodeId) {
+        let names: Vec<RoomName> = self.0.lock().keys().cloned().collect();
+        names.iter().for_each(|name| self.remove_node(node, name));
+    }
+
+    /// Answers the operators of a query for which no node is waited.
+    fn end_if_complete(&self, name: &RoomName) {
+        let mut queries = self.0.lock();
+        if queries
+            .get(name)
+            .is_none_or(|query| !query.waiting.is_empty())
+        {
+            return;
+        }
+        if let Some(query) = queries.remove(name) {
+            let found = longest_joined_first(query.found);
+            for operator in query.operators {
+                // An operator who has disconnected needs no answer.
+                let _ = operator.send(found.clone());
+            }
+        }
+    }
+}
+
+impl Drop for Operator<'_> {
+    fn drop(&mut self) {
+        self.answer.close();
+        let mut queries = self.queries.0.lock();
+        let is_abandoned = |query: &RoomQuery| query.operators.iter().all(|it| it.is_closed());
+        if queries.get(self.name).is_some_and(is_abandoned) {
+            queries.remove(self.name);
+        }
+    }
+}

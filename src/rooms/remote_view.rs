@@ -1,0 +1,385 @@
+//! What a room knows of the other nodes, and how it talks to them.
+//!
+//! Each session is owned by one node, which alone tells the others about it. The events of a room on a
+//! node form a sequence: each has the number of the one before it. A node that misses an event asks for a
+//! snapshot of that node's sessions, and treats what differs as `new` and `close`.
+//!
+//! Sessions are ordered by their join numbers, a logical clock of the room. A session learns in two steps
+//! who joined before it: a node that enters a room waits until the others have answered who is there,
+//! and a session that joins waits until the others have seen it. So of two sessions that join at once
+//! on different nodes, only the earlier gets a `new` about the other. Neither wait is longer than a node
+//! may be silent; a session that becomes known later is new.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    location::Location,
+    lookups::Lookups,
+    migrations::{Migrations, Waiter},
+    node_view::NodeView,
+    recorded_event::RecordedEvent,
+    snapshot_sender::SnapshotSender,
+    speaker::Speaker,
+};
+use crate::{
+    cluster::{Answer, Direct, Disconnected, Event, Load, MAX_NUMBER, NodeId, Outbound, Sequence},
+    protocol::{RoomName, SessionId},
+    websocket::Frame,
+};
+
+/// What a room knows of the other nodes.
+pub(super) struct RemoteView {
+    pub(super) outbound: Arc<Outbound>,
+    /// The events of this node in the room.
+    sequence: Sequence,
+    /// All other nodes of the cluster.
+    views: BTreeMap<NodeId, NodeView>,
+    /// How many sessions of other nodes are in the room.
+    pub(super) remote_sessions: usize,
+    /// Sessions of this node that not all other nodes have seen.
+    pending_joins: BTreeMap<SessionId, PendingJoin>,
+    /// Who waits until all other nodes have answered.
+    answer_waiters: Vec<oneshot::Sender<()>>,
+    event_waiters: Vec<EventWaiter>,
+    pub(super) lookups: Lookups,
+    pub(super) migrations: Migrations,
+    /// The snapshots of this node's sessions that are being sent, by their receivers.
+    pub(super) snapshots: BTreeMap<NodeId, SnapshotSender>,
+}
+
+/// Who waits until this node has seen the events of nodes up to these numbers.
+struct EventWaiter {
+    events: Vec<(NodeId, u64)>,
+    done: oneshot::Sender<()>,
+}
+
+struct PendingJoin {
+    /// The number of the event that announced the session.
+    number: u64,
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl RemoteView {
+    /// Announces that this node is in the room, and asks these nodes for their sessions.
+    pub(super) fn enter(
+        room: &RoomName,
+        outbound: &Arc<Outbound>,
+        nodes: &BTreeSet<NodeId>,
+    ) -> RemoteView {
+        let sequence = Sequence::default();
+        outbound.batch().enter(room, &sequence);
+        let views = nodes.iter().map(|node| (*node, NodeView::asked()));
+        RemoteView {
+            outbound: outbound.clone(),
+            sequence,
+            views: views.collect(),
+            remote_sessions: 0,
+            pending_joins: BTreeMap::new(),
+            answer_waiters: Vec::new(),
+            event_waiters: Vec::new(),
+            lookups: Lookups::default(),
+            migrations: Migrations::default(),
+            snapshots: BTreeMap::new(),
+        }
+    }
+
+    /// Announces that this node has left the room.
+    pub(super) fn exit(&self, room: &RoomName) {
+        self.outbound.batch().exit(room, &self.sequence);
+    }
+}
+
+/// The other nodes.
+impl RemoteView {
+    /// Notes that a node is up.
+    pub(super) fn add_node(&mut self, node: NodeId) {
+        self.views.entry(node).or_insert_with(NodeView::asked);
+    }
+
+    /// Notes that a node is down.
+    pub(super) fn remove_node(&mut self, node: NodeId) {
+        self.views.remove(&node);
+        self.snapshots.remove(&node);
+        self.lookups.node_down(node);
+        self.migrations.node_down(node);
+    }
+
+    /// What is known of a node, if it is up.
+    pub(super) fn view(&mut self, node: NodeId) -> Option<&mut NodeView> {
+        self.views.get_mut(&node)
+    }
+
+    /// What is known of each node.
+    pub(super) fn views(&self) -> impl Iterator<Item = &NodeView> {
+        self.views.values()
+    }
+
+    /// What is known of each node, to be changed.
+    pub(super) fn views_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut NodeView)> {
+        self.views.iter_mut().map(|(node, view)| (*node, view))
+    }
+
+    /// All other nodes.
+    pub(super) fn nodes(&self) -> BTreeSet<NodeId> {
+        self.views.keys().copied().collect()
+    }
+
+    /// The nodes that are in the room.
+    pub(super) fn present_nodes(&self) -> impl Iterator<Item = NodeId> {
+        let present = self.views.iter().filter(|(_, view)| view.is_present());
+        present.map(|(node, _)| *node)
+    }
+
+    /// Whether a node is in the room.
+    pub(super) fn is_present(&self, node: NodeId) -> bool {
+        self.views.get(&node).is_some_and(NodeView::is_present)
+    }
+
+    /// Whether a node is up.
+    pub(super) fn is_up(&self, node: NodeId) -> bool {
+        self.views.contains_key(&node)
+    }
+
+    /// The number of this node's last event in the room.
+    pub(super) fn last_event(&self) -> u64 {
+        self.sequence.last()
+    }
+
+    /// The last event of each node in the room that this node has seen, its own included.
+    pub(super) fn seen_events(&self) -> Vec<(NodeId, u64)> {
+        let own = (self.outbound.node(), self.sequence.last());
+        let others = self.views.iter();
+        let others = others.filter_map(|(node, view)| Some((*node, view.last_event()?)));
+        others.chain([own]).collect()
+    }
+}
+
+/// Messages to the other nodes.
+impl RemoteView {
+    /// Tells the other nodes about an event in the room; returns its number.
+    pub(super) fn send_event(&self, room: &RoomName, event: Event) -> Result<u64, Disconnected> {
+        let load = match event {
+            Event::Join(_) | Event::Arrive { .. } => Load::Line,
+            _ => Load::Control,
+        };
+        let mut batch = self.outbound.batch();
+        batch.tell_room(room, &self.sequence, event, &[], load)
+    }
+
+    /// Sends a message to all to the other nodes in the room; returns its number.
+    pub(super) fn broadcast(
+        &self,
+        room: &RoomName,
+        speaker: Speaker<'_>,
+        text: &[u8],
+    ) -> Result<u64, Disconnected> {
+        let (event, nodes) = (Event::Broadcast(speaker.id), self.present_nodes());
+        let mut batch = self.outbound.batch();
+        batch.broadcast(room, &self.sequence, event, text, speaker.quota, nodes)
+    }
+
+    /// Sends a message to one session that is not on this node alone.
+    pub(super) fn unicast(
+        &self,
+        room: &RoomName,
+        location: &Location,
+        speaker: Speaker<'_>,
+        receiver: SessionId,
+        frame: Frame,
+    ) -> Result<(), Disconnected> {
+        let mut batch = self.outbound.batch();
+        let room = room.clone();
+        let sender = speaker.id;
+        let reference = speaker.reference.map(ToOwned::to_owned);
+        let (node, message) = match location {
+            Location::Remote(node) => {
+                let unicast = Direct::Unicast {
+                    room,
+                    sender,
+                    receiver,
+                    reference,
+                };
+                (*node, unicast)
+            }
+            Location::Migrating(node) => {
+                let destination = self.migrations.destination(receiver);
+                let (_, seek) = destination.ok_or(Disconnected)?;
+                let forward = Direct::Forward {
+                    room,
+                    seek,
+                    source: self.outbound.node(),
+                    number: batch.next_number(),
+                    sender,
+                    receiver,
+                    reference,
+                };
+                (*node, forward)
+            }
+            Location::Importing(lookup, _) => {
+                let (source, number) = (self.outbound.node(), batch.next_number());
+                self.lookups
+                    .record_unicast(*lookup, source, number, sender, frame);
+                return Ok(());
+            }
+            Location::Local(_) => return Err(Disconnected),
+        };
+        let load = Load::Message(speaker.quota.cloned());
+        batch
+            .tell_node(node, message, frame.payload(), load)
+            .map(drop)
+    }
+
+    /// Records an event of this node for the sessions that migrate here. `number` is the event's number,
+    /// if it was sent to the other nodes.
+    pub(super) fn record_own(&self, number: Result<u64, Disconnected>, event: &RecordedEvent) {
+        // An event that no other node has seen comes last.
+        let number = number.unwrap_or(MAX_NUMBER);
+        self.lookups.record(self.outbound.node(), number, event);
+    }
+
+    /// Tells a node that messages to a session go to another node from now on.
+    pub(super) fn send_redirected(&self, room: &RoomName, node: NodeId, id: SessionId) {
+        let room = room.clone();
+        let redirected = Direct::Turned { room, id };
+        self.outbound.batch().notify(node, redirected);
+    }
+
+    /// Tells nodes that nothing more is forwarded to the sessions of these lookups.
+    pub(super) fn send_forwarding_done(&self, room: &RoomName, lookups: Vec<(NodeId, u64)>) {
+        let mut batch = self.outbound.batch();
+        for (node, seek) in lookups {
+            let room = room.clone();
+            batch.notify(node, Direct::Done { room, seek });
+        }
+    }
+
+    /// Has those who wait for a migrating session look it up again.
+    pub(super) fn send_ask_again(&self, room: &RoomName, waiters: Vec<Waiter>) {
+        for waiter in waiters {
+            match waiter {
+                // If the client waits no longer, nobody needs to know.
+                Waiter::Local(again) => _ = again.send(()),
+                Waiter::Remote(node, seek) => {
+                    let mut batch = self.outbound.batch();
+                    batch.answer(node, room.clone(), seek, Answer::AskAgain);
+                }
+            }
+        }
+    }
+}
+
+/// Waits for other nodes.
+impl RemoteView {
+    /// Notes that the event with this number has announced a session, which other nodes may not have
+    /// seen yet.
+    pub(super) fn add_pending_join(&mut self, id: SessionId, number: u64) {
+        if !self.is_seen_by_all(number) {
+            let join = PendingJoin { number, done: None };
+            self.pending_joins.insert(id, join);
+        }
+    }
+
+    /// Notes that a session waits for no other node any longer.
+    pub(super) fn remove_pending_join(&mut self, id: SessionId) {
+        self.pending_joins.remove(&id);
+    }
+
+    /// Whether some other node may not have seen a session.
+    pub(super) fn is_join_pending(&self, id: SessionId) -> bool {
+        self.pending_joins.contains_key(&id)
+    }
+
+    /// A wait until all other nodes have seen a session; `None` if they have.
+    pub(super) fn wait_for_join(&mut self, id: SessionId) -> Option<oneshot::Receiver<()>> {
+        let join = self.pending_joins.get_mut(&id)?;
+        let (done, waiting) = oneshot::channel();
+        join.done = Some(done);
+        Some(waiting)
+    }
+
+    /// A wait until all other nodes have answered who is in the room; `None` if they have.
+    pub(super) fn wait_for_answers(&mut self) -> Option<oneshot::Receiver<()>> {
+        if self.have_all_answered() {
+            return None;
+        }
+        let (done, waiting) = oneshot::channel();
+        self.answer_waiters.retain(|other| !other.is_closed());
+        self.answer_waiters.push(done);
+        Some(waiting)
+    }
+
+    /// A wait until this node has seen the events of nodes up to these numbers; `None` if it has.
+    pub(super) fn wait_for_events(
+        &mut self,
+        events: &[(NodeId, u64)],
+    ) -> Option<oneshot::Receiver<()>> {
+        if self.has_seen(events) {
+            return None;
+        }
+        let (done, waiting) = oneshot::channel();
+        let events = events.to_vec();
+        self.event_waiters.retain(|other| !other.done.is_closed());
+        self.event_waiters.push(EventWaiter { events, done });
+        Some(waiting)
+    }
+
+    /// Whether anybody waits for events.
+    pub(super) fn has_event_waiters(&self) -> bool {
+        !self.event_waiters.is_empty()
+    }
+
+    /// Ends the waits that need not go on.
+    pub(super) fn end_waits(&mut self) {
+        for waiter in mem::take(&mut self.event_waiters) {
+            if waiter.done.is_closed() {
+                continue;
+            }
+            if self.has_seen(&waiter.events) {
+                let _ = waiter.done.send(());
+            } else {
+                self.event_waiters.push(waiter);
+            }
+        }
+        if self.have_all_answered() {
+            // If a waiter has given up, nobody needs to know.
+            self.answer_waiters
+                .drain(..)
+                .for_each(|done| _ = done.send(()));
+        }
+        if self.pending_joins.is_empty() {
+            return;
+        }
+        for (id, join) in mem::take(&mut self.pending_joins) {
+            if !self.is_seen_by_all(join.number) {
+                self.pending_joins.insert(id, join);
+            } else if let Some(done) = join.done {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Whether all other nodes have seen this node's event with this number.
+    fn is_seen_by_all(&self, number: u64) -> bool {
+        self.views.values().all(|view| view.has_seen(number))
+    }
+
+    /// Whether all other nodes have answered who is in the room.
+    fn have_all_answered(&self) -> bool {
+        self.views.values().all(NodeView::has_answered)
+    }
+
+    /// Whether this node has seen the events of nodes up to these numbers. Nodes that are down do not
+    /// count.
+    fn has_seen(&self, events: &[(NodeId, u64)]) -> bool {
+        events.iter().all(|(node, number)| {
+            let view = self.views.get(node);
+            view.is_none_or(|view| view.is_observed(*number))
+        })
+    }
+}

@@ -1,0 +1,85 @@
+//! Reserved places in rooms, for sessions that are about to join.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{index::Rooms, room::Room};
+use crate::{protocol::RoomName, spare_capacity::release_spare_capacity};
+
+/// A reserved place in a room. Dropping it gives the place back, and the last one removes the room.
+pub(crate) struct Reservation {
+    pub(super) rooms: Arc<Rooms>,
+    pub(super) room: Arc<Room>,
+    /// Whether the place is a backend's, which is not a session.
+    is_backend: bool,
+}
+
+/// Why a place cannot be reserved.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// The server has as many rooms as it may have, and this would be another.
+    Rooms,
+    /// The room has as many sessions as it may have.
+    Room,
+}
+
+impl Rooms {
+    /// Reserves a place for a session in a room, which is created if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// Which limit is reached.
+    pub(crate) fn reserve(self: &Arc<Rooms>, name: &RoomName) -> Result<Reservation, Full> {
+        let mut index = self.index.lock();
+        if index.rooms.len() >= self.max_rooms && !index.rooms.contains_key(name) {
+            return Err(Full::Rooms);
+        }
+        let entry = index.entry(name, self.outbound.as_ref());
+        if entry.sessions >= self.max_room_sessions {
+            return Err(Full::Room);
+        }
+        entry.sessions += 1;
+        Ok(Reservation {
+            rooms: self.clone(),
+            room: entry.room.clone(),
+            is_backend: false,
+        })
+    }
+
+    /// Keeps a room for a backend that sends to it. Limits of rooms and sessions do not apply.
+    pub(crate) fn reserve_for_backend(self: &Arc<Rooms>, name: &RoomName) -> Reservation {
+        let mut index = self.index.lock();
+        let entry = index.entry(name, self.outbound.as_ref());
+        entry.backends += 1;
+        Reservation {
+            rooms: self.clone(),
+            room: entry.room.clone(),
+            is_backend: true,
+        }
+    }
+}
+
+impl Reservation {
+    /// Waits until the other nodes have answered who is in the room, for `limit` at most. Sessions that
+    /// become known later are new to a session that joins.
+    pub(crate) async fn wait_for_answers(&self, limit: Duration) {
+        self.room.wait_for_answers(limit).await;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let rooms = &mut self.rooms.index.lock().rooms;
+        if let Some(entry) = rooms.get_mut(&self.room.name) {
+            match self.is_backend {
+                true => entry.backends -= 1,
+                false => entry.sessions -= 1,
+            }
+            if entry.sessions + entry.backends == 0 {
+                rooms.remove(&self.room.name);
+                release_spare_capacity(rooms);
+                // Under the lock of the index, so that the room cannot be entered again before.
+                self.room.exit();
+            }
+        }
+    }
+}

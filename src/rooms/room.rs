@@ -1,0 +1,164 @@
+//! A room: its name, and its sessions under a lock.
+
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::time::timeout;
+
+use super::{
+    location::Location,
+    lookups::Lookups,
+    members::Members,
+    recorded_event::RecordedEvent,
+    remote_view::RemoteView,
+    session_info::{SessionSnapshot, longest_joined_first},
+    speaker::Speaker,
+};
+use crate::{
+    cluster::NodeId,
+    outbox::{FlushSet, Sender},
+    protocol::{RoomName, SessionId},
+    websocket::Frame,
+};
+
+/// A room.
+pub(super) struct Room {
+    pub(super) name: RoomName,
+    pub(super) members: RwLock<Members>,
+}
+
+impl Room {
+    /// An empty room.
+    pub(super) fn new(name: RoomName, remote: Option<RemoteView>) -> Room {
+        Room {
+            name,
+            members: RwLock::new(Members::new(remote)),
+        }
+    }
+
+    /// Whether no session is in the room, on any node.
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.read().sessions.is_empty()
+    }
+
+    /// The outboxes of all sessions of this node.
+    pub(super) fn local_senders(&self) -> Vec<Sender> {
+        let members = self.members.read();
+        members.local().map(|(_, sender)| sender.clone()).collect()
+    }
+
+    /// All sessions, longest-joined first.
+    pub(super) fn snapshots(&self) -> Vec<SessionSnapshot> {
+        let members = self.members.read();
+        let snapshots = members.sessions.iter().map(|(id, member)| {
+            let snapshot = SessionSnapshot {
+                id: *id,
+                location: member.location.clone(),
+                info: member.info.clone(),
+            };
+            (member.joined, snapshot)
+        });
+        longest_joined_first(snapshots.collect())
+    }
+
+    /// Whether a session of another node is in the room.
+    pub(super) fn has_remote_sessions(&self) -> bool {
+        let members = self.members.read();
+        let remote = members.remote.as_ref();
+        remote.is_some_and(|remote| remote.remote_sessions > 0)
+    }
+
+    /// Sends to one session. Returns `false` if no session with that id takes messages.
+    pub(super) fn send(
+        &self,
+        speaker: Speaker<'_>,
+        receiver: SessionId,
+        frame: Frame,
+        flush_set: &mut FlushSet,
+    ) -> bool {
+        let members = self.members.read();
+        let member = members.sessions.get(&receiver);
+        match member.map(|member| &member.location) {
+            Some(Location::Local(outbox)) => outbox.push(frame, flush_set).is_ok(),
+            Some(location) => {
+                members.introduce(&self.name, speaker.id);
+                members.remote.as_ref().is_some_and(|remote| {
+                    let sent = remote.unicast(&self.name, location, speaker, receiver, frame);
+                    sent.is_ok()
+                })
+            }
+            None => false,
+        }
+    }
+
+    /// Sends to every session but the sender; returns how many receive it.
+    pub(super) fn broadcast(
+        &self,
+        speaker: Speaker<'_>,
+        frame: &Frame,
+        flush_set: &mut FlushSet,
+    ) -> usize {
+        let sender = speaker.id;
+        let members = self.members.read();
+        let (mut local, mut remote_count) = (0, 0);
+        for (id, member) in &members.sessions {
+            match &member.location {
+                Location::Local(_) if Some(*id) == sender => {}
+                Location::Local(outbox) => {
+                    local += usize::from(outbox.push(frame.clone(), flush_set).is_ok())
+                }
+                Location::Remote(_) | Location::Migrating(_) | Location::Importing(..) => {
+                    remote_count += 1
+                }
+            }
+        }
+        match &members.remote {
+            Some(remote) if remote_count > 0 => {
+                members.introduce(&self.name, speaker.id);
+                let number = remote.broadcast(&self.name, speaker, frame.payload());
+                remote.record_own(number, &RecordedEvent::Broadcast(sender, frame.clone()));
+                local + number.map_or(0, |_| remote_count)
+            }
+            _ => local,
+        }
+    }
+
+    /// Calls `f` with the sessions that this node looks up; returns the default without a cluster.
+    pub(super) fn with_lookups<T: Default>(&self, f: impl FnOnce(&Lookups) -> T) -> T {
+        let members = self.members.read();
+        let remote = members.remote.as_ref();
+        remote.map_or_else(T::default, |remote| f(&remote.lookups))
+    }
+
+    /// Waits until the other nodes have answered who is in the room, for `limit` at most. A node that has
+    /// not answered by then is not waited for.
+    pub(super) async fn wait_for_answers(&self, limit: Duration) {
+        let waiting = {
+            let remote = &mut self.members.write().remote;
+            remote.as_mut().and_then(|it| it.wait_for_answers())
+        };
+        if let Some(waiting) = waiting {
+            let _ = timeout(limit, waiting).await;
+        }
+    }
+
+    /// Waits until this node has seen the events of nodes up to these numbers, for `limit` at most.
+    /// Events that were lost on the way are not waited for any longer.
+    pub(super) async fn wait_for_events(&self, events: &[(NodeId, u64)], limit: Duration) {
+        let waiting = {
+            let remote = &mut self.members.write().remote;
+            remote.as_mut().and_then(|it| it.wait_for_events(events))
+        };
+        if let Some(waiting) = waiting {
+            let _ = timeout(limit, waiting).await;
+        }
+    }
+
+    /// Announces that this node has left the room. Whoever still holds the room tells other nodes nothing
+    /// more about it.
+    pub(super) fn exit(&self) {
+        if let Some(remote) = self.members.write().remote.take() {
+            remote.exit(&self.name);
+        }
+    }
+}
