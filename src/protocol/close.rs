@@ -1,4 +1,4 @@
-//! Close codes and reasons.
+//! The codes and reasons of Close frames.
 
 use std::{
     borrow::Cow,
@@ -7,34 +7,37 @@ use std::{
 
 use crate::websocket::Frame;
 
-/// The close code of a client that gives its connection up and will be back: it counts as lost.
+/// The close code of a client that gives up on its connection and is about to reconnect. The session is
+/// suspended as if the connection were lost, because a browser cannot drop a connection without a Close
+/// frame.
 pub(crate) const BACK_SOON: u16 = 4000;
 
-/// Why the server closes a connection: the code and the reason of its Close frame.
+/// Why the server closes a connection: the code and the reason of the Close frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Close {
     pub(crate) code: CloseCode,
     pub(crate) reason: Cow<'static, str>,
 }
 
-/// The close codes the server gives (RFC 6455, section 7.4.1, and the registry it founds).
+/// The close codes that the server sends (RFC 6455, section 7.4.1, and the IANA registry that it
+/// establishes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CloseCode {
-    /// No pong in time.
+    /// The client did not answer a ping in time.
     GoingAway = 1001,
-    /// The WebSocket protocol was violated.
+    /// The client broke the WebSocket protocol.
     ProtocolError = 1002,
-    /// A binary message.
+    /// The client sent a binary message.
     UnsupportedData = 1003,
-    /// Text that is not UTF-8.
+    /// The client sent text that is not UTF-8.
     InvalidPayload = 1007,
-    /// Not allowed (any longer).
+    /// The session is not allowed, or no longer.
     PolicyViolation = 1008,
-    /// A message over the limit.
+    /// The client sent a message over the limit.
     MessageTooBig = 1009,
-    /// The server is going away.
+    /// The server stops or restarts.
     ServiceRestart = 1012,
-    /// What waited to be sent passed the limit.
+    /// The client read too slowly: its outbox is full.
     TryAgainLater = 1013,
 }
 
@@ -49,9 +52,15 @@ impl CloseCode {
         CloseCode::ServiceRestart,
         CloseCode::TryAgainLater,
     ];
+
+    /// The code as it stands in the Close frame.
+    pub(crate) fn number(self) -> u16 {
+        self as u16
+    }
 }
 
 impl Close {
+    /// A code with a reason, which is truncated to 123 bytes when it is sent.
     pub(crate) fn new(code: CloseCode, reason: impl Into<Cow<'static, str>>) -> Close {
         Close {
             code,
@@ -59,29 +68,31 @@ impl Close {
         }
     }
 
-    /// The server is going away; the client shall come back after `delay_ms` milliseconds.
+    /// The server stops. The client should reconnect after `delay_ms` milliseconds; clients parse the
+    /// number from the reason.
     pub(crate) fn restart(delay_ms: u64) -> Close {
-        let reason = format!("the server is going away: retry in {delay_ms} ms");
+        let reason = format!("the server is stopping: retry in {delay_ms} ms");
         Close::new(CloseCode::ServiceRestart, reason)
     }
 
-    /// An operator has asked for it.
+    /// An operator closed the session.
     pub(crate) fn by_operator() -> Close {
         Close::new(CloseCode::PolicyViolation, "closed by an operator")
     }
 
-    /// The session goes on with another connection.
+    /// The session continues on another connection.
     pub(crate) fn taken_over() -> Close {
         Close::new(CloseCode::PolicyViolation, "resumed on another connection")
     }
 
+    /// The Close frame.
     pub(crate) fn frame(&self) -> Frame {
-        Frame::close(Some((self.code as u16, &self.reason)))
+        Frame::close(Some((self.code.number(), &self.reason)))
     }
 }
 
 impl Display for Close {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.code as u16, self.reason)
+        write!(f, "{} {}", self.code.number(), self.reason)
     }
 }

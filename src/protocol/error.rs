@@ -1,4 +1,4 @@
-//! Errors that clients are told of.
+//! The errors that the server sends to clients.
 
 use std::fmt::Display;
 
@@ -6,28 +6,28 @@ use serde::{Serialize, Serializer};
 
 use super::text::quote;
 
-/// Why a message was not delivered, or not understood.
+/// Why the server did not deliver or process a message.
 #[derive(Debug)]
 pub(crate) struct Problem {
     pub(crate) code: ErrorCode,
-    /// What is wrong and what to do, for people.
+    /// What is wrong and what to do, for people. Programs use the code.
     pub(crate) message: String,
 }
 
-/// The stable names of problems.
+/// The kinds of problems. Their names on the wire never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorCode {
-    /// Not JSON, not an object, or a field that is missing, doubled, unknown or of the wrong type.
+    /// The message is not a JSON object, or a field is missing, repeated, unknown or of the wrong type.
     BadMessage,
-    /// No such session in this room.
+    /// The receiver is not a session of this room.
     UnknownReceiver,
-    /// Written to all, and nobody else is here.
+    /// The message is to all, but no other session is in the room.
     EmptyRoom,
-    /// The server does not know this request.
+    /// The server does not know a request of this type.
     UnknownRequest,
-    /// The session's token does not allow this, or is none that is good.
+    /// The session's token does not allow this, or a new token is not valid.
     NotAllowed,
-    /// The session that was asked for could not be resumed.
+    /// The requested session could not be resumed.
     ResumeFailed,
 }
 
@@ -61,6 +61,7 @@ impl Serialize for ErrorCode {
 }
 
 impl Problem {
+    /// No session of the room has this id.
     pub(crate) fn unknown_receiver(receiver: impl Display) -> Problem {
         let receiver = receiver.to_string();
         Problem {
@@ -69,22 +70,26 @@ impl Problem {
         }
     }
 
+    /// No other session is in the room.
     pub(crate) fn empty_room() -> Problem {
         Problem {
             code: ErrorCode::EmptyRoom,
-            message: "nobody else is in this room".into(),
+            message: "no other session is in this room".into(),
         }
     }
 
+    /// The client has a new session instead of the requested one.
     pub(crate) fn resume_failed() -> Problem {
         Problem {
             code: ErrorCode::ResumeFailed,
             message:
-                "the session could not be resumed: this is a new one, and hello tells who is here"
+                "the session could not be resumed, and this is a new one: send hello to learn \
+                      who is in the room"
                     .into(),
         }
     }
 
+    /// A request to the server with invalid `data`.
     pub(crate) fn bad_message(message: &str) -> Problem {
         Problem {
             code: ErrorCode::BadMessage,
@@ -92,6 +97,7 @@ impl Problem {
         }
     }
 
+    /// The token does not allow a message.
     pub(crate) fn not_allowed(message: &str) -> Problem {
         Problem {
             code: ErrorCode::NotAllowed,
@@ -99,11 +105,14 @@ impl Problem {
         }
     }
 
-    /// `known` are the requests there are.
+    /// No request has this type. `known` lists those that exist.
     pub(crate) fn unknown_request(kind: &str, known: &str) -> Problem {
         Problem {
             code: ErrorCode::UnknownRequest,
-            message: format!("no request {}: the server answers {known}", quote(kind)),
+            message: format!(
+                "unknown request {}: the server answers {known}",
+                quote(kind)
+            ),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Text from outside as it stands in the log.
+//! Untrusted text in log lines.
 
 use std::fmt::{self, Display, Formatter, Write};
 
-/// A value whose text may come from a client, a token, a file or another server, for the log: what
-/// could begin a line, command a terminal or reorder the text around it is escaped as in Rust's
-/// strings, and so is the backslash, so that nothing can be mistaken for an escape.
+/// A value for the log whose text may come from a client, a token, a file or another server. Characters
+/// that start a line, control a terminal or reorder the text around them are escaped as in Rust's
+/// strings. So is the backslash, so that no text looks like an escape.
 pub(crate) struct Escaped<T>(pub(crate) T);
 
 impl<T: Display> Display for Escaped<T> {
@@ -13,7 +13,7 @@ impl<T: Display> Display for Escaped<T> {
     }
 }
 
-/// Escapes what is written through it.
+/// A writer that escapes text.
 struct Escaping<'a, 'b>(&'a mut Formatter<'b>);
 
 impl Write for Escaping<'_, '_> {
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_logged_stays_on_its_line_and_in_its_order() {
+    fn logged_text_stays_on_its_line_and_in_its_order() {
         for (text, logged) in [
             ("tea", "tea"),
             ("größer 🍵 हिन्दी \"a\" 'b'", "größer 🍵 हिन्दी \"a\" 'b'"),
@@ -66,7 +66,7 @@ mod tests {
         ] {
             assert_eq!(Escaped(text).to_string(), logged);
         }
-        // Also where the text comes in pieces, as of an error.
+        // An error writes its text in pieces.
         let error = format_args!("unknown variant `{}`", "a\nb").to_string();
         assert_eq!(Escaped(error).to_string(), r"unknown variant `a\nb`");
     }

@@ -1,4 +1,4 @@
-//! Messages of the server: events, answers, and the messages of clients that it relays.
+//! The messages that the server sends: events, answers, and relayed messages of clients.
 
 use std::num::NonZeroU32;
 
@@ -18,17 +18,17 @@ use crate::{
     websocket::Frame,
 };
 
-/// Who stands in `sender` and `receiver`.
+/// The value of `sender` or `receiver`.
 enum AddressField {
     Session(SessionId),
     Server,
     All,
-    /// `null`: the receiver of a `close`.
+    /// `null`, the receiver of a `close`.
     Nobody,
 }
 
 impl AddressField {
-    /// Writes it as JSON.
+    /// Writes the value as JSON.
     fn write(&self, buffer: &mut Vec<u8>) {
         match self {
             AddressField::Session(id) => {
@@ -43,7 +43,7 @@ impl AddressField {
     }
 }
 
-/// What the server writes: the four fields in their order.
+/// A message: the four fields in the order of the protocol.
 fn frame(kind: &str, sender: AddressField, receiver: AddressField, data: impl Serialize) -> Frame {
     fn write(buffer: &mut Vec<u8>, json: impl Serialize) {
         serde_json::to_writer(buffer, &json)
@@ -62,17 +62,18 @@ fn frame(kind: &str, sender: AddressField, receiver: AddressField, data: impl Se
     })
 }
 
-/// To the others of a room: `id` has come.
+/// The event `new`, to the others in a room: a session joined. `public` is what they see of it.
 pub(crate) fn joined(id: SessionId, public: Option<&RawValue>) -> Frame {
     frame("new", AddressField::Session(id), AddressField::All, public)
 }
 
-/// To the others of a room: `id` has gone.
+/// The event `close`, to the others in a room: a session left.
 pub(crate) fn left(id: SessionId) -> Frame {
     frame("close", AddressField::Session(id), AddressField::Nobody, ())
 }
 
-/// A client's message to `receiver`, or to all, from the session that really sent it.
+/// A client's message to `receiver`, or to all if there is none. `sender` is the session that sent it,
+/// whatever the client wrote.
 pub(crate) fn relayed(
     message: &Message<'_>,
     sender: SessionId,
@@ -87,14 +88,14 @@ pub(crate) fn relayed(
     )
 }
 
-/// A message of the application's backend, which speaks as the server, to `receiver`, or to all.
+/// A message of the application's backend to `receiver`, or to all if there is none. The sender is the
+/// server.
 pub(crate) fn announced(message: &Message<'_>, receiver: Option<SessionId>) -> Frame {
     let receiver = receiver.map_or(AddressField::All, AddressField::Session);
     frame(&message.kind, AddressField::Server, receiver, message.data)
 }
 
-/// The receipt for the message marked `reference`: it stands in the outboxes of so many
-/// `receivers`.
+/// The receipt for the message with this `ref`: the message is in the outbox of that many `receivers`.
 pub(crate) fn ack(to: SessionId, reference: &RawValue, receivers: usize) -> Frame {
     #[derive(Serialize)]
     struct Ack<'a> {
@@ -111,7 +112,7 @@ pub(crate) fn ack(to: SessionId, reference: &RawValue, receivers: usize) -> Fram
     )
 }
 
-/// What went wrong with the message marked `reference`.
+/// An error about the message with this `ref`, if it had one.
 pub(crate) fn error(to: SessionId, problem: &Problem, reference: Option<&RawValue>) -> Frame {
     #[derive(Serialize)]
     struct Error<'a> {
@@ -136,7 +137,8 @@ pub(crate) fn hello(to: SessionId, hello: &Hello<'_>) -> Frame {
     answer("hello", to, hello)
 }
 
-/// The first message on a resumed connection: so many of the client's messages have been taken in.
+/// The first message after a session is resumed: how many messages of the client the server has
+/// received in this session.
 pub(crate) fn resumed(to: SessionId, received: u64) -> Frame {
     #[derive(Serialize)]
     struct Resumed {
@@ -150,11 +152,12 @@ pub(crate) fn pong(to: SessionId, data: Option<&RawValue>) -> Frame {
     answer("pong", to, data)
 }
 
+/// A message from the server to one session.
 fn answer(kind: &str, to: SessionId, data: impl Serialize) -> Frame {
     frame(kind, AddressField::Server, AddressField::Session(to), data)
 }
 
-/// What `hello` tells.
+/// The `data` of the answer to `hello`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Hello<'a> {
@@ -162,7 +165,7 @@ pub(crate) struct Hello<'a> {
     /// The others in the room, longest-joined first.
     pub(crate) peers: &'a [Peer<'a>],
     pub(crate) ice_servers: &'a [IceServer],
-    /// How the session is taken up again, if it has asked for that.
+    /// How to resume the session, if the client asked for that.
     pub(crate) resume: Option<Resume>,
     pub(crate) limits: Limits,
 }
@@ -180,24 +183,25 @@ pub(crate) struct IceServer {
     pub(crate) credential: Option<Secret<String>>,
 }
 
-/// How a session is taken up again.
+/// How to resume a session.
 #[derive(Serialize)]
 pub(crate) struct Resume {
     pub(crate) token: ResumeToken,
-    /// How long it waits for its client.
+    /// How long the session stays suspended before it expires.
     pub(crate) seconds: u64,
 }
 
-/// What a client says with `hello`.
+/// The `data` of a `hello` request.
 #[derive(Default, Deserialize)]
 pub(crate) struct HelloRequest {
-    /// Whether the session shall outlive its connection.
+    /// Whether the session is to survive the loss of its connection.
     #[serde(default)]
     pub(crate) resume: bool,
 }
 
 impl HelloRequest {
-    /// What `data` says if it is an object; whatever else stands there is nothing to the server.
+    /// Reads the request from `data` if it is an object. Anything else means the defaults, as does an
+    /// object with invalid values.
     pub(crate) fn parse(data: Option<&RawValue>) -> HelloRequest {
         data.filter(|data| data.get().starts_with('{'))
             .and_then(|data| serde_json::from_str(data.get()).ok())
@@ -209,16 +213,16 @@ impl HelloRequest {
 #[derive(Serialize)]
 pub(crate) struct Peer<'a> {
     pub(crate) id: SessionId,
-    /// The `data` of its `new`.
+    /// The `data` of the session's `new`.
     pub(crate) data: Option<&'a RawValue>,
 }
 
-/// What a client must keep to.
+/// The limits of a session.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Limits {
     pub(crate) message_bytes: usize,
-    /// The session's rates; `None` for no limit.
+    /// `None` without a limit, here and below.
     pub(crate) messages_per_second: Option<NonZeroU32>,
     pub(crate) bytes_per_second: Option<NonZeroU32>,
 }

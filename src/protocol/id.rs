@@ -11,17 +11,18 @@ use uuid::Uuid;
 
 use super::text::Text;
 
-/// The name of a session in its room, on the wire a lower-case hyphenated UUID (RFC 9562, version
-/// 4: 122 random bits).
+/// The id of a session: a version 4 UUID, which has 122 random bits (RFC 9562), written in lower case
+/// with hyphens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SessionId(Uuid);
 
 impl SessionId {
+    /// A new id.
     pub(crate) fn random() -> SessionId {
         SessionId(Uuid::new_v4())
     }
 
-    /// The id that is written so and not otherwise: 36 characters, lower case.
+    /// Parses an id in the one accepted notation: 36 characters, lower case.
     pub(crate) fn parse(text: &str) -> Option<SessionId> {
         let canonical = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
         Uuid::try_parse(text)
@@ -30,18 +31,19 @@ impl SessionId {
             .map(SessionId)
     }
 
-    /// The id as it is written.
+    /// Writes the id into `buffer`, which must have 36 bytes or more.
     pub(super) fn encode(self, buffer: &mut [u8]) -> &str {
         self.0.as_hyphenated().encode_lower(buffer)
     }
 
-    /// The id's bits, evenly spread.
+    /// The bits of the id, which are evenly distributed.
     pub(crate) fn bits(self) -> u128 {
         self.0.as_u128()
     }
 }
 
-/// Ids are random, and only the server makes them: their bits need no hashing.
+/// The bits of the id are its hash. That is safe because ids are random and only servers create them, so
+/// nobody can choose colliding ones.
 impl Hash for SessionId {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let (high, low) = self.0.as_u64_pair();

@@ -1,4 +1,4 @@
-//! Messages of clients: the envelope is parsed and checked, the payload is left as it is.
+//! The messages of clients: the fields are parsed and checked, the payload stays raw.
 
 use std::{borrow::Cow, fmt};
 
@@ -20,22 +20,23 @@ const MAX_TYPE: usize = 64;
 /// The longest `ref` that is a string, in bytes.
 const MAX_REF: usize = 64;
 
-/// The most digits of a `ref` that is an integer: those of the largest number of 64 bits.
+/// The most digits of a `ref` that is an integer: as many as the largest number of 64 bits has.
 const MAX_REF_DIGITS: usize = 20;
 
-/// A message as a client wrote it. Its `sender` is gone: whatever it said, the server knows better.
+/// A message of a client, without its `sender`: the server knows who sent it and ignores what the
+/// client wrote.
 #[derive(Debug)]
 pub(crate) struct Message<'a> {
-    /// The application's word for what the message is: 1 to 64 bytes.
+    /// The field `type`, which the application chooses: 1 to 64 bytes.
     pub(crate) kind: Cow<'a, str>,
     pub(crate) receiver: Receiver<'a>,
-    /// The payload, byte for byte as it came.
+    /// The payload, byte for byte as the client wrote it.
     pub(crate) data: Option<&'a RawValue>,
-    /// The client's mark for this message, a JSON string or integer: it asks for a receipt.
+    /// The field `ref`, a JSON string or integer. It requests a receipt.
     pub(crate) reference: Option<&'a RawValue>,
 }
 
-/// Whom a message is for.
+/// The receiver of a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Receiver<'a> {
     /// Every other session of the room.
@@ -44,23 +45,23 @@ pub(crate) enum Receiver<'a> {
     Server,
     /// One session.
     Session(SessionId),
-    /// Nobody: what stands there cannot be an id.
+    /// No session can have this id.
     Unknown(Cow<'a, str>),
 }
 
-/// A message that breaks the rules, and the mark it carried if that could be read.
+/// An invalid message, and its `ref` if that is valid.
 #[derive(Debug)]
 pub(crate) struct Invalid<'a> {
     pub(crate) problem: Problem,
     pub(crate) reference: Option<&'a RawValue>,
 }
 
-/// Reads a client's message. Only the envelope is looked into; `data` is checked to be JSON and
-/// left as it is, whatever its depth or the size of its numbers.
+/// Parses a client's message. `data` is only checked to be JSON, of any depth and with numbers of any
+/// size, and not parsed.
 ///
 /// # Errors
 ///
-/// What is [`Invalid`] about it, in words for the one who wrote it.
+/// The [`Invalid`] message, with an error text for the developer of the client.
 pub(crate) fn parse(text: &str) -> Result<Message<'_>, Invalid<'_>> {
     let fail = |message: String, reference| Invalid {
         problem: Problem {
@@ -75,30 +76,31 @@ pub(crate) fn parse(text: &str) -> Result<Message<'_>, Invalid<'_>> {
             .starts_with('{');
         let message = match begins {
             true => format!("not JSON: {error}"),
-            false => "a message is a JSON object: it begins with {".into(),
+            false => "not a JSON object: a message must begin with {".into(),
         };
         fail(message, None)
     })?;
     let mut fields = fields;
-    // Serializers write what is not there as null.
+    // Serializers write absent values as null.
     fields.reference.take_if(|raw| raw.get() == "null");
     let reference = fields.reference.filter(|raw| is_reference(raw.get()));
     fields.check().map_err(|message| fail(message, reference))
 }
 
-/// The fields of a message as they stand in its text. Reading them fails only where the text is not
-/// JSON; what else is wrong is kept, so that an error can carry the message's `ref`.
+/// The raw fields of a message. Deserializing fails only if the text is not JSON. Other errors are
+/// recorded, so that the error sent to the client can carry the message's `ref`.
 #[derive(Default)]
 struct Fields<'a> {
     kind: Option<&'a RawValue>,
     receiver: Option<&'a RawValue>,
     data: Option<&'a RawValue>,
     reference: Option<&'a RawValue>,
-    /// The first field that is unknown or given twice.
+    /// The error about the first field that is unknown or repeated.
     misplaced: Option<String>,
 }
 
 impl<'a> Fields<'a> {
+    /// Checks the values of the fields.
     fn check(self) -> Result<Message<'a>, String> {
         if let Some(message) = self.misplaced {
             return Err(message);
@@ -161,7 +163,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                 _ => {
                     fields.misplaced.get_or_insert_with(|| {
                         format!(
-                            "unknown field {}: what is yours goes into data",
+                            "unknown field {}: put your own fields into data",
                             quote(&name)
                         )
                     });
@@ -178,8 +180,8 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-/// The name of a field as JSON allows it: what an escape stands for need not be Unicode (RFC 8259,
-/// section 8.2). Borrowed where it has no escapes.
+/// The name of a field as bytes, because the escapes of a JSON string can stand for text that is not
+/// Unicode (RFC 8259, section 8.2). Borrowed if it has no escapes.
 struct Name<'a>(Cow<'a, [u8]>);
 
 impl<'de> Deserialize<'de> for Name<'de> {
@@ -214,20 +216,20 @@ impl<'de> Visitor<'de> for NameVisitor {
     }
 }
 
-/// The value of a field that must be there and be a string.
+/// The value of a required field that must be a string.
 fn string<'a>(name: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, String> {
     let value = value.ok_or_else(|| format!("{name} is missing"))?;
     if let [b'"', plain @ .., b'"'] = value.get().as_bytes()
         && !plain.contains(&b'\\')
     {
-        // Without escapes, what stands between the quotes is the string.
+        // Without escapes, the text between the quotes is the string.
         return Ok(value.get()[1..=plain.len()].into());
     }
     match serde_json::from_str(value.get()) {
         Ok(Text(text)) => Ok(text),
-        // It was JSON, so what is left to be wrong with a string is this.
+        // The text is valid JSON, so lone surrogates are the only possible error in a string.
         Err(_) if value.get().starts_with('"') => {
-            Err(format!("{name} must not have lone surrogates"))
+            Err(format!("{name} must not contain lone surrogates"))
         }
         Err(_) => Err(format!(
             "{name} must be a string, not {}",
@@ -236,8 +238,8 @@ fn string<'a>(name: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, S
     }
 }
 
-/// Whether this JSON may be a `ref`: a short string, or an integer of few digits, which some serializers
-/// write with a fraction of zeros.
+/// Whether this JSON is a valid `ref`: a short string, or an integer of few digits. Some serializers
+/// write integers with a fraction of zeros.
 pub(super) fn is_reference(json: &str) -> bool {
     if json.starts_with('"') {
         return serde_json::from_str(json).is_ok_and(|Text(text)| text.len() <= MAX_REF);

@@ -1,5 +1,5 @@
-//! The wire format: ids and names, messages of clients, messages of the server, errors and close
-//! codes. No I/O.
+//! The wire format: session ids and room names, messages of clients, messages of the server, errors and
+//! close codes. No I/O.
 
 mod close;
 mod error;
@@ -27,5 +27,5 @@ pub(crate) use self::{
     room_name::RoomName,
 };
 
-/// The subprotocol a client gets if it offers it.
+/// The WebSocket subprotocol that the server selects if the client offers it.
 pub(crate) const SUBPROTOCOL: &str = "anteroom.v1";

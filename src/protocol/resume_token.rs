@@ -1,4 +1,4 @@
-//! The tokens that resume sessions.
+//! The secrets that resume sessions.
 
 use std::fmt;
 
@@ -12,31 +12,33 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::text::Text;
 
-/// How many random bytes a token has.
+/// The random bytes of a token.
 const TOKEN_BYTES: usize = 16;
 
-/// How many bytes of a token tell it from a made-up one.
+/// The bytes of a tag, which tells a token of the cluster from an invented one.
 const TAG_BYTES: usize = 8;
 
-/// The secret by which a session is taken up again: 128 random bits, on the wire in base64url (RFC
-/// 4648, section 5). In a cluster a tag stands behind them, an HMAC (RFC 2104) that is cut short. It
-/// has neither `Debug` nor `Display`: no log shall have it.
+/// The secret that resumes a session: 128 random bits, on the wire in base64url (RFC 4648, section 5). In
+/// a cluster a tag follows, which is a truncated HMAC (RFC 2104). The type implements neither `Debug`
+/// nor `Display`, so that no log can contain a token.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ResumeToken {
     bits: [u8; TOKEN_BYTES],
     tag: Option<[u8; TAG_BYTES]>,
 }
 
-/// The key of the tags of a node's tokens. All nodes of a cluster know it, so that none asks the others
-/// for a session that never was.
+/// The key for the tags of a node's tokens. All nodes of a cluster know it, so that they look up a
+/// session on other nodes only if its token was really issued.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TokenKey([u8; 16]);
 
 impl TokenKey {
+    /// A new key.
     pub(crate) fn random() -> TokenKey {
         TokenKey(random_bits())
     }
 
+    /// The tag for the bits of a token.
     fn tag(&self, bits: &[u8]) -> [u8; TAG_BYTES] {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), bits);
         let tag = tag.as_ref().first_chunk();
@@ -63,14 +65,14 @@ impl<'de> Deserialize<'de> for TokenKey {
 }
 
 impl ResumeToken {
-    /// A new token, with the tag of this key if there is one.
+    /// A new token, with a tag if a key is given.
     pub(crate) fn random(key: Option<&TokenKey>) -> ResumeToken {
         let bits = random_bits();
         let tag = key.map(|key| key.tag(&bits));
         ResumeToken { bits, tag }
     }
 
-    /// The token that is written so.
+    /// Parses a token.
     pub(crate) fn parse(text: &str) -> Option<ResumeToken> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (bits, tag) = bytes.split_first_chunk()?;
@@ -81,13 +83,13 @@ impl ResumeToken {
         Some(ResumeToken { bits: *bits, tag })
     }
 
-    /// Whether it has the tag of this key.
+    /// Whether the token has the tag of this key.
     pub(crate) fn is_of(&self, key: &TokenKey) -> bool {
         self.tag
             .is_some_and(|tag| verify_slices_are_equal(&tag, &key.tag(&self.bits)).is_ok())
     }
 
-    /// What nodes say to each other in place of the token.
+    /// The hash that nodes send to each other instead of the token.
     pub(crate) fn hash(&self) -> TokenHash {
         let hash = digest(&SHA256, &self.bits);
         let bits = hash.as_ref().first_chunk().expect("SHA-256 has 32 bytes");
@@ -95,13 +97,14 @@ impl ResumeToken {
     }
 }
 
+/// Bytes from the operating system's random generator.
 fn random_bits<const N: usize>() -> [u8; N] {
     let mut bits = [0; N];
     getrandom::fill(&mut bits).expect("the operating system has random bits");
     bits
 }
 
-/// So many bytes in base64url.
+/// Deserializes bytes from base64url.
 fn bits<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; N], D::Error> {
     let Text(text) = Text::deserialize(deserializer)?;
     let bits = URL_SAFE_NO_PAD.decode(&*text).ok();
@@ -109,8 +112,8 @@ fn bits<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u
         .ok_or_else(|| D::Error::custom(format_args!("not {N} bytes in base64url")))
 }
 
-/// The first half of a token's SHA-256 (FIPS 180-4), on the wire in base64url: who has it has not got
-/// the token.
+/// The first half of the SHA-256 of a token (FIPS 180-4), on the wire in base64url. The token cannot be
+/// computed from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TokenHash([u8; 16]);
 

@@ -1,4 +1,4 @@
-//! Names of rooms, as they stand in URLs, in messages and in the log.
+//! Room names, in URLs, in messages and in the log.
 
 use std::{
     borrow::Cow,
@@ -12,33 +12,34 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::{escape::Escaped, text::Text};
 
-/// The name of the room that `/room` without a name leads to.
+/// The room of the path `/room`, without a name.
 const DEFAULT_ROOM: &str = "lobby";
 
 /// The longest room name, in bytes after percent-decoding.
 const MAX_ROOM_NAME: usize = 128;
 
-/// The name of a room: 1 to 128 bytes of UTF-8 without control characters, and neither `.` nor `..`,
-/// which URLs cannot hold: clients remove such path segments, encoded ones too (WHATWG URL, section
-/// 4.4).
+/// The name of a room: 1 to 128 bytes of UTF-8 without control characters, and neither `.` nor `..`.
+/// URLs cannot contain these two: browsers remove such path segments, even encoded ones (WHATWG URL,
+/// section 4.4).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RoomName(Arc<str>);
 
 impl RoomName {
+    /// The name, not escaped.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The room of who names none.
+    /// The room of a client that names none.
     pub(crate) fn default_room() -> RoomName {
         RoomName(DEFAULT_ROOM.into())
     }
 
-    /// The name in a path segment as it stands in the URL, percent-encoded (RFC 3986, section 2.1).
+    /// Parses a path segment of a URL, which is percent-encoded (RFC 3986, section 2.1).
     ///
     /// # Errors
     ///
-    /// A line that says what is wrong with it.
+    /// A line that says what is wrong with the name.
     pub(crate) fn from_segment(segment: &str) -> Result<RoomName, &'static str> {
         let malformed = segment.split('%').skip(1).any(|after| {
             !matches!(after.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
@@ -52,19 +53,19 @@ impl RoomName {
 
     fn new(name: &str) -> Result<RoomName, &'static str> {
         if name.is_empty() || name.len() > MAX_ROOM_NAME {
-            return Err("a room name has 1 to 128 bytes");
+            return Err("a room name must have 1 to 128 bytes");
         }
         if name.chars().any(char::is_control) {
-            return Err("a room name has no control characters");
+            return Err("a room name must not contain control characters");
         }
         if [".", ".."].contains(&name) {
-            return Err("a room name is neither . nor .., which browsers remove: take another");
+            return Err("a room name must not be . or .., which browsers remove: choose another");
         }
         Ok(RoomName(name.into()))
     }
 }
 
-/// The name for the log, [`Escaped`]; everything else takes [`as_str`](RoomName::as_str).
+/// Displays the name for the log, [`Escaped`]. Use [`as_str`](RoomName::as_str) for everything else.
 impl Display for RoomName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Escaped(&self.0).fmt(f)

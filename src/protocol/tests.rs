@@ -11,7 +11,7 @@ fn id() -> SessionId {
     SessionId::parse("6c1f0000-0000-4000-8000-000000000001").unwrap()
 }
 
-/// JSON as it may be written: white space, order, escapes and digits of every kind.
+/// Any notation of JSON: white space, order, escapes and digits of every kind.
 fn json_text() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         select(vec![
@@ -66,7 +66,7 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// The rules of the message, on the generated fields: what `parse` must say of their text.
+/// The rules for messages, applied to generated fields: whether `parse` must accept their text.
 fn is_valid(fields: &[(String, Value)]) -> bool {
     let of = |name: &str| {
         let own: Vec<&Value> = fields
@@ -135,7 +135,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_json_is_no_message(
+    fn only_json_objects_are_messages(
         data in json_text(),
         at in any::<prop::sample::Index>(),
         with in "[\\PC\u{0}]",
@@ -145,7 +145,7 @@ proptest! {
         let at = text.floor_char_boundary(at);
         text.replace_range(at..text.ceil_char_boundary(at + 1), &with);
         if let Ok(message) = parse(&text) {
-            // RawValue is the reader that leaves depth, digits and surrogates alone.
+            // RawValue checks JSON without limits for depth, digits and surrogates.
             let raw: &RawValue = serde_json::from_str(&text).unwrap();
             prop_assert_eq!(raw.get().as_bytes()[0], b'{');
             prop_assert!((1..=64).contains(&message.kind.len()));
@@ -166,7 +166,7 @@ proptest! {
     }
 
     #[test]
-    fn any_type_is_the_same_string_behind_the_server(
+    fn every_type_survives_parsing_and_encoding(
         kind in "\\PC{1,16}|[\u{0}-\u{1f}\"\\\\]{1,64}",
     ) {
         let text = format!(r#"{{"type":{},"receiver":"all"}}"#, Value::from(&*kind));
@@ -195,7 +195,7 @@ fn a_ref_is_a_short_string_or_a_short_integer() {
 }
 
 #[test]
-fn every_answer_is_as_the_protocol_prints_it() {
+fn events_and_answers_have_the_format_of_the_protocol() {
     let ends = |frame: Frame, text: &str| {
         assert!(frame.bytes().ends_with(text.as_bytes()), "{text}");
     };
@@ -212,13 +212,13 @@ fn every_answer_is_as_the_protocol_prints_it() {
     let data = r#"{"ref":"m","receivers":3}"#;
     let text = format!(r#"{{"type":"ack","sender":"server","receiver":"{to}","data":{data}}}"#);
     ends(ack(to, &mark, 3), &text);
-    let data = r#"{"code":"empty_room","message":"nobody else is in this room"}"#;
+    let data = r#"{"code":"empty_room","message":"no other session is in this room"}"#;
     let text = format!(r#"{{"type":"error","sender":"server","receiver":"{to}","data":{data}}}"#);
     ends(error(to, &Problem::empty_room(), None), &text);
 }
 
 #[test]
-fn a_room_name_keeps_to_its_rule_wherever_it_comes_from() {
+fn room_names_follow_the_same_rule_in_urls_and_in_json() {
     let read = |name: &str| serde_json::from_value::<RoomName>(name.into()).is_ok();
     for name in ["lobby", "a b", "/", "...", ".a", "a..", "\u{2028}"] {
         assert!(read(name), "{name:?}");
@@ -240,7 +240,7 @@ fn a_room_name_keeps_to_its_rule_wherever_it_comes_from() {
 }
 
 #[test]
-fn a_room_name_is_escaped_in_the_log_and_nowhere_else() {
+fn room_names_are_escaped_only_in_the_log() {
     let name = "tea\u{2028}\u{202E}";
     let room: RoomName = serde_json::from_value(name.into()).unwrap();
     assert_eq!(room.to_string(), r"tea\u{2028}\u{202e}");

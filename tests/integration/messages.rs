@@ -81,7 +81,7 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
         (r#"{"type":null,"receiver":"all"}"#, "type must be a string"),
         (
             r#"{"type":"\ud800","receiver":"all"}"#,
-            "type must not have lone surrogates",
+            "type must not contain lone surrogates",
         ),
         (
             r#"{"type":"","receiver":"all"}"#,

@@ -106,7 +106,7 @@ async fn an_unknown_request_is_an_error_that_names_the_known_ones() {
     let error = alice.expect_error("unknown_request").await;
     assert_eq!(
         error["message"],
-        "no request Hello: the server answers hello and ping"
+        "unknown request Hello: the server answers hello and ping"
     );
 }
 
