@@ -68,7 +68,7 @@ impl ClosingHandshake {
             return reader.abort();
         };
         if let Some(close) = self.disconnect.close() {
-            self.shared.metrics.closes(close.code as u16).inc();
+            self.shared.metrics.closes(close.code.number()).inc();
         }
         let (frame, limit) = match &self.disconnect {
             Disconnect::Lost | Disconnect::Expired | Disconnect::Migrated => return,

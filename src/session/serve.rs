@@ -25,7 +25,7 @@ use crate::{
     protocol::{self, Close, CloseCode, Message, Problem, Receiver, SessionId},
     rooms::{JoinGuard, Speaker},
     state::{HeartbeatGuard, ResumeRegistration, Shared, Takeover},
-    websocket::{Event, Frame, Next, Reader, Stop, Violation},
+    websocket::{Event, Frame, ReadControl, Reader, Stop, Violation},
 };
 
 /// The fewest bytes of a frame beside its payload: two, and the mask (RFC 6455, section 5.2).
@@ -168,18 +168,18 @@ impl Session {
                 return Poll::Pending;
             };
             match self.pause(excess) {
-                Next::Pause if reader.is_closed() => return Poll::Ready(Err(Disconnect::Eof)),
-                Next::Pause => {}
-                Next::Event => self.heartbeat.pause(false),
+                ReadControl::Pause if reader.is_closed() => return Poll::Ready(Err(Disconnect::Eof)),
+                ReadControl::Pause => {}
+                ReadControl::Continue => self.heartbeat.pause(false),
             }
         }
         Poll::Ready(Ok(()))
     }
 
     /// Accounts for a frame and for the bytes that it causes to be sent.
-    fn spend(&mut self, bytes: usize) -> Next {
+    fn spend(&mut self, bytes: usize) -> ReadControl {
         let Some(pace) = &mut self.pace else {
-            return Next::Event;
+            return ReadControl::Continue;
         };
         let excess = pace.spend(bytes);
         if let Some((limit, _)) = excess {
@@ -189,22 +189,22 @@ impl Session {
     }
 
     /// Stops reading for a while if a rate is exceeded or other nodes accept no more.
-    fn pause(&mut self, excess: Option<(Limit, Instant)>) -> Next {
+    fn pause(&mut self, excess: Option<(Limit, Instant)>) -> ReadControl {
         let Some(pace) = &mut self.pace else {
-            return Next::Event;
+            return ReadControl::Continue;
         };
         if !pace.pause(excess, &self.join_guard) {
-            return Next::Event;
+            return ReadControl::Continue;
         }
         self.heartbeat.pause(true);
-        Next::Pause
+        ReadControl::Pause
     }
 
     fn on_event(
         &mut self,
         event: Event<'_>,
         flush_set: &mut FlushSet,
-    ) -> ControlFlow<Disconnect, Next> {
+    ) -> ControlFlow<Disconnect, ReadControl> {
         // A session that must close or detach routes nothing more.
         if let Some(command) = self.outbox.command() {
             return ControlFlow::Break(command.into());
@@ -212,7 +212,7 @@ impl Session {
         let bytes = match event {
             // The server has asked for this pong, so it costs nothing.
             Event::Pong(payload) if self.is_answer(payload) => {
-                return ControlFlow::Continue(Next::Event);
+                return ControlFlow::Continue(ReadControl::Continue);
             }
             Event::Text(text) => self.on_message(text, flush_set).saturating_add(text.len()),
             Event::Ping(payload) => {

@@ -6,6 +6,37 @@ use http::{HeaderMap, HeaderValue, StatusCode, Version, header::HOST, uri::Autho
 
 use super::error::HttpError;
 
+/// The host and port in the `Host` header, which HTTP/1.1 requires.
+///
+/// # Errors
+///
+/// The [`HttpError`] (400) for a request without exactly one valid `Host`, which is
+/// `uri-host [ ":" port ]` (RFC 9110, section 7.2).
+pub(crate) fn required(headers: &HeaderMap) -> Result<Authority, HttpError> {
+    optional(headers)?.ok_or_else(invalid)
+}
+
+/// The host and port in the `Host` header; `None` without the header, which HTTP/1.0 does not have.
+///
+/// # Errors
+///
+/// The [`HttpError`] (400) for a request with several such headers, or an invalid one.
+pub(crate) fn optional(headers: &HeaderMap) -> Result<Option<Authority>, HttpError> {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => Ok(None),
+        (Some(host), None) => parse(host).map(Some).ok_or_else(invalid),
+        (Some(_), Some(_)) => Err(invalid()),
+    }
+}
+
+fn invalid() -> HttpError {
+    HttpError::new(
+        StatusCode::BAD_REQUEST,
+        "send one Host header: a name or an address, and optionally a port",
+    )
+}
+
 /// The host and the port in `Host`; `None` without one in HTTP/1.0, which did not know it.
 ///
 /// # Errors
@@ -25,9 +56,8 @@ pub(crate) fn of(version: Version, headers: &HeaderMap) -> Result<Option<Authori
     })
 }
 
-/// The authority that this header is, without a user, which `Host` cannot have. The host is not
-/// empty (RFC 9110, section 4.2.1), and between brackets it is an IPv6 address (RFC 3986, section
-/// 3.2.2).
+/// The authority in a `Host` header. It has no user, a host that is not empty (RFC 9110, section
+/// 4.2.1), and only an IPv6 address between brackets (RFC 3986, section 3.2.2).
 fn parse(header: &HeaderValue) -> Option<Authority> {
     let authority = Authority::try_from(header.as_bytes()).ok()?;
     let host = authority.host();

@@ -1,8 +1,7 @@
-//! Incoming frames: bytes in, events out, no I/O (RFC 6455, sections 5 and 8).
+//! The decoder of received frames: bytes in, events out, no I/O (RFC 6455, sections 5 and 8).
 //!
-//! The decoder keeps nothing between messages. A message that stands whole in the bytes it is given
-//! is unmasked there and handed out from there; only what comes in pieces is gathered, up to the
-//! limit.
+//! The decoder holds nothing between messages. A message that is complete in the input is unmasked in
+//! place and borrowed from there. Only a message that arrives in pieces is copied, up to the limit.
 
 use std::{mem, str};
 
@@ -10,30 +9,31 @@ use arrayvec::ArrayVec;
 
 use super::frame::{MAX_CONTROL_PAYLOAD, Opcode};
 
-/// The longest header of a masked frame, in bytes: two, a length of eight, a mask of four.
+/// The longest header of a masked frame, in bytes: 2, a length of 8, a mask of 4.
 const MAX_HEADER: usize = 14;
 
-/// What a client sent.
+/// A message, a part of one, or a control frame from the client.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event<'a> {
-    /// A whole text message.
+    /// A complete text message.
     Text(&'a str),
-    /// A whole binary message.
+    /// A complete binary message.
     Binary(&'a [u8]),
-    /// A part of a message that is to come as a whole: there may be any number of them.
+    /// A fragment of a message, whose payload comes with the event of the complete message. A message
+    /// may have any number of fragments, so callers can count them against a rate limit.
     Fragment,
-    /// To be answered with a pong that carries the same payload (section 5.5.2).
+    /// A ping. The answer is a pong with the same payload (section 5.5.2).
     Ping(&'a [u8]),
-    /// The answer to a ping.
+    /// A pong, usually the answer to a ping.
     Pong(&'a [u8]),
-    /// The client's last frame: its code and reason, if it gave any (section 5.5.1).
+    /// A Close frame, the last frame of the client: its code and reason, if any (section 5.5.1).
     Close(Option<(u16, &'a str)>),
 }
 
-/// Why a connection must be failed (section 7.1.7).
+/// Why the server must close a connection (section 7.1.7).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Violation {
-    /// The peer does not keep to the protocol; the text says what it did.
+    /// The peer broke the protocol. The text names the error.
     Protocol(&'static str),
     /// Text that is not UTF-8 (section 8.1).
     Utf8,
@@ -41,42 +41,42 @@ pub(crate) enum Violation {
     TooLong,
 }
 
-/// The state between two reads: at most one unfinished header, one unfinished control frame, one
-/// unfinished message.
+/// The state between two reads: at most one incomplete header, one incomplete control frame, and one
+/// incomplete message.
 #[derive(Debug)]
 pub(super) struct Decoder {
-    /// The longest message accepted, in bytes of payload.
+    /// The longest accepted message, in bytes of payload.
     limit: usize,
-    /// What is here of a header that comes in pieces.
+    /// The bytes so far of a header that arrives in pieces.
     header: ArrayVec<u8, MAX_HEADER>,
     /// The frame whose payload is arriving.
     frame: Option<Incoming>,
-    /// `Text` or `Binary` while a message is unfinished, be it in this frame or by fragments to come.
+    /// `Text` or `Binary` while a message is incomplete, in the current frame or in later fragments.
     message_kind: Option<Opcode>,
-    /// There only while something comes in pieces, which is seldom: an idle connection needs no room
-    /// for it.
-    gathered: Option<Box<Gathered>>,
+    /// Present only while something arrives in pieces, which is rare, so that idle connections stay
+    /// small.
+    partial: Option<Box<Partial>>,
 }
 
-/// What comes in pieces, as far as it is here.
+/// The payloads that arrive in pieces, as far as they are received.
 #[derive(Debug, Default)]
-struct Gathered {
-    /// The message under way.
+struct Partial {
+    /// The payload of the incomplete message.
     message: Vec<u8>,
-    /// How many bytes of `message` are known to be UTF-8.
+    /// The length of the beginning of `message` that is known to be UTF-8, in bytes.
     valid: usize,
-    /// The control frame under way.
+    /// The payload of the incomplete control frame.
     control: Vec<u8>,
 }
 
-/// A frame whose header is known.
+/// A frame whose header is decoded.
 #[derive(Clone, Copy, Debug)]
 struct Incoming {
     opcode: Opcode,
     fin: bool,
-    /// The mask, rotated to the next byte of payload.
+    /// The mask, rotated so that it begins at the next byte of payload.
     mask: [u8; 4],
-    /// How many bytes of payload are still to come.
+    /// The number of bytes of payload that are still to come.
     remaining: usize,
 }
 
@@ -88,17 +88,17 @@ impl Decoder {
             header: ArrayVec::new(),
             frame: None,
             message_kind: None,
-            gathered: None,
+            partial: None,
         }
     }
 
-    /// The next event, or `None` when `input` is used up. Takes what it uses from the front of
-    /// `input` and overwrites it (unmasking). After a violation or [`Event::Close`] the decoder
-    /// must not be used again.
+    /// Decodes the next event; `None` if `input` is used up. Removes decoded bytes from the front of
+    /// `input` and unmasks them in place. After a violation or [`Event::Close`] the decoder must not be
+    /// used again.
     ///
     /// # Errors
     ///
-    /// The [`Violation`] for which the connection must be failed.
+    /// The [`Violation`] for which the connection must be closed.
     pub(super) fn decode<'a, 'i: 'a>(
         &'a mut self,
         input: &mut &'i mut [u8],
@@ -116,7 +116,7 @@ impl Decoder {
                 if whole && self.control().is_empty() {
                     return control_event(frame.opcode, payload).map(Some);
                 }
-                self.gathered().control.extend_from_slice(payload);
+                self.partial().control.extend_from_slice(payload);
                 if whole {
                     return control_event(frame.opcode, self.control()).map(Some);
                 }
@@ -129,9 +129,9 @@ impl Decoder {
                         return message_event(text, payload).map(Some);
                     }
                 }
-                self.gathered().message.extend_from_slice(payload);
+                self.partial().message.extend_from_slice(payload);
                 if text {
-                    self.gathered().validate()?;
+                    self.partial().validate()?;
                 }
                 if last {
                     return message_event(text, self.message()).map(Some);
@@ -144,39 +144,39 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Frees what the event before was made of.
+    /// Frees the payload of the event before.
     fn drop_delivered(&mut self) {
-        let Some(gathered) = &mut self.gathered else {
+        let Some(partial) = &mut self.partial else {
             return;
         };
         if self.frame.is_none_or(|frame| !frame.opcode.is_control()) {
-            gathered.control = Vec::new();
+            partial.control = Vec::new();
         }
         if self.message_kind.is_none() {
-            gathered.message = Vec::new();
-            gathered.valid = 0;
+            partial.message = Vec::new();
+            partial.valid = 0;
         }
-        if gathered.message.is_empty() && gathered.control.is_empty() {
-            self.gathered = None;
+        if partial.message.is_empty() && partial.control.is_empty() {
+            self.partial = None;
         }
     }
 
-    /// What is here of a message that comes in pieces.
+    /// The payload so far of a message that arrives in pieces.
     fn message(&self) -> &[u8] {
-        self.gathered.as_ref().map_or(&[], |it| &it.message)
+        self.partial.as_ref().map_or(&[], |it| &it.message)
     }
 
-    /// What is here of a control frame that comes in pieces.
+    /// The payload so far of a control frame that arrives in pieces.
     fn control(&self) -> &[u8] {
-        self.gathered.as_ref().map_or(&[], |it| &it.control)
+        self.partial.as_ref().map_or(&[], |it| &it.control)
     }
 
-    /// A place for what comes in pieces.
-    fn gathered(&mut self) -> &mut Gathered {
-        self.gathered.get_or_insert_default()
+    /// The payloads that arrive in pieces.
+    fn partial(&mut self) -> &mut Partial {
+        self.partial.get_or_insert_default()
     }
 
-    /// The frame whose payload comes next: the one under way, or a new one once its header is here.
+    /// The frame whose payload comes next: the incomplete one, or a new one once its header is received.
     fn frame(&mut self, input: &mut &mut [u8]) -> Result<Option<Incoming>, Violation> {
         if self.frame.is_some() {
             return Ok(self.frame.filter(|_| !input.is_empty()));
@@ -192,7 +192,7 @@ impl Decoder {
         Ok(frame)
     }
 
-    /// What the next header says. Mostly it is here as a whole; otherwise it is gathered.
+    /// The frame of the next header, which is usually complete in the input and collected otherwise.
     fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Incoming>, Violation> {
         if self.header.is_empty()
             && let Some((frame, length)) = self.read_header(input)?
@@ -211,9 +211,9 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Reads a header (section 5.2); returns also its length, or `None` if it is not all here. What is
-    /// wrong with its first two bytes or its length is said before the mask is here, and nothing is
-    /// allocated for the length it announces.
+    /// Decodes a header (section 5.2) and returns the frame and the length of the header; `None` if it is
+    /// incomplete. Errors in the first two bytes or in the length are reported before the mask is
+    /// received, and nothing is allocated for the announced length.
     fn read_header(&self, bytes: &[u8]) -> Result<Option<(Incoming, usize)>, Violation> {
         let [first, second, rest @ ..] = bytes else {
             return Ok(None);
@@ -232,10 +232,12 @@ impl Decoder {
             return Ok(None);
         };
         if length >> 63 != 0 {
-            return Err(Violation::Protocol("a length of more than 63 bits"));
+            return Err(Violation::Protocol("a frame length of more than 63 bits"));
         }
         if length < least {
-            return Err(Violation::Protocol("a length not in its shortest form"));
+            return Err(Violation::Protocol(
+                "a frame length not in its shortest form",
+            ));
         }
         if !opcode.is_control() && length > (self.limit - self.message().len()) as u64 {
             return Err(Violation::TooLong);
@@ -249,46 +251,46 @@ impl Decoder {
         Ok(frame.map(|frame| (frame, 2 + mask_at + frame.mask.len())))
     }
 
-    /// What can be said of a frame by its first two bytes (section 5.2).
+    /// Checks the first two bytes of a frame (section 5.2).
     fn check_first_two(&self, first: u8, second: u8) -> Result<Opcode, Violation> {
         if first & 0x70 != 0 {
             return Err(Violation::Protocol("a reserved bit is set"));
         }
         let Some(opcode) = Opcode::from_bits(first & 0x0F) else {
-            return Err(Violation::Protocol("a reserved opcode"));
+            return Err(Violation::Protocol("an opcode is reserved"));
         };
         if second & 0x80 == 0 {
-            return Err(Violation::Protocol("a frame that is not masked"));
+            return Err(Violation::Protocol("a frame is not masked"));
         }
         if opcode.is_control() {
             if first & 0x80 == 0 {
-                return Err(Violation::Protocol("a fragmented control frame"));
+                return Err(Violation::Protocol("a control frame is fragmented"));
             }
             if usize::from(second & 0x7F) > MAX_CONTROL_PAYLOAD {
                 return Err(Violation::Protocol(
-                    "a control frame of more than 125 bytes",
+                    "a control frame has more than 125 bytes",
                 ));
             }
         }
         match (opcode, self.message_kind) {
-            (Opcode::Continuation, None) => {
-                Err(Violation::Protocol("a continuation of no message"))
-            }
-            (Opcode::Text | Opcode::Binary, Some(_)) => {
-                Err(Violation::Protocol("a new message inside a fragmented one"))
-            }
+            (Opcode::Continuation, None) => Err(Violation::Protocol(
+                "a continuation frame without a message",
+            )),
+            (Opcode::Text | Opcode::Binary, Some(_)) => Err(Violation::Protocol(
+                "a new message inside a fragmented message",
+            )),
             _ => Ok(opcode),
         }
     }
 }
 
-impl Gathered {
-    /// Checks what has come of a text message, so that it fails at its first wrong byte, not at its
+impl Partial {
+    /// Checks that the text so far is UTF-8, so that a message fails at its first invalid byte, not at its
     /// end.
     fn validate(&mut self) -> Result<(), Violation> {
         match str::from_utf8(&self.message[self.valid..]) {
             Ok(_) => self.valid = self.message.len(),
-            // The end of what is here may be the middle of a character.
+            // The text so far may end in the middle of a character.
             Err(error) if error.error_len().is_none() => self.valid += error.valid_up_to(),
             Err(_) => return Err(Violation::Utf8),
         }
@@ -297,7 +299,7 @@ impl Gathered {
 }
 
 impl Incoming {
-    /// What is left of the frame after `here` bytes of its payload.
+    /// The rest of the frame after `here` bytes of its payload.
     fn after(mut self, here: usize) -> Incoming {
         self.mask.rotate_left(here % 4);
         self.remaining -= here;
@@ -305,7 +307,7 @@ impl Incoming {
     }
 }
 
-/// Takes the mask off (section 5.3).
+/// Removes the mask (section 5.3).
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let wide = [a, b, c, d, a, b, c, d];
@@ -336,15 +338,19 @@ fn control_event(opcode: Opcode, payload: &[u8]) -> Result<Event<'_>, Violation>
     }
 }
 
-/// Reads a Close frame (section 5.5.1).
+/// Decodes a Close frame (section 5.5.1).
 fn close_event(payload: &[u8]) -> Result<Event<'_>, Violation> {
     match payload {
         [] => Ok(Event::Close(None)),
-        [_] => Err(Violation::Protocol("a Close frame with half a code")),
+        [_] => Err(Violation::Protocol(
+            "a Close frame with one byte of payload",
+        )),
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
             if !may_be_sent(code) {
-                return Err(Violation::Protocol("a close code that may not be sent"));
+                return Err(Violation::Protocol(
+                    "a close code that is not allowed in a frame",
+                ));
             }
             let reason = str::from_utf8(reason).map_err(|_| Violation::Utf8)?;
             Ok(Event::Close(Some((code, reason))))
@@ -352,7 +358,7 @@ fn close_event(payload: &[u8]) -> Result<Event<'_>, Violation> {
     }
 }
 
-/// The close codes a peer may put into a frame (section 7.4 and the registry it founds).
+/// Whether a peer may send this close code (section 7.4, and the IANA registry that it establishes).
 fn may_be_sent(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }

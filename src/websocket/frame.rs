@@ -1,31 +1,32 @@
-//! Outgoing frames, encoded once in their final bytes (RFC 6455, section 5.2).
+//! Frames to send, encoded once (RFC 6455, section 5.2).
 
 use std::{cell::RefCell, sync::Arc};
 
 /// The longest payload of a control frame, in bytes (RFC 6455, section 5.5).
 pub(super) const MAX_CONTROL_PAYLOAD: usize = 125;
 
-/// The longest header of an unmasked frame, in bytes: two, and a length of eight.
+/// The longest header of an unmasked frame, in bytes: 2, and a length of 8.
 const MAX_HEADER: usize = 10;
 
-/// What it takes to keep a frame beside its bytes: its place in a queue and its allocations.
+/// The memory that a queued frame needs in addition to its bytes, in bytes: its entry in the queue and
+/// the overhead of its allocation.
 const OVERHEAD: usize = 64;
 
-/// How much room for encoding is kept between frames, in bytes.
+/// The largest capacity of the encoding buffer that is kept between frames, in bytes.
 const KEPT_BYTES: usize = 128 * 1024;
 
 thread_local! {
-    /// Where frames are encoded, before they take just the memory they need.
+    /// Frames are encoded here first, so that each allocates exactly the memory that it needs.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The FIN bit: every frame sent is a whole message.
+/// The FIN bit: the server sends no fragments, so every frame is a complete message.
 const FIN: u8 = 0x80;
 
-/// The bit that tells the opcodes of control frames (section 5.5).
+/// The bit that is set in the opcodes of control frames (section 5.5).
 const CONTROL: u8 = 0x08;
 
-/// What a frame is (RFC 6455, section 11.8).
+/// The type of a frame (RFC 6455, section 11.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opcode {
     Continuation = 0x0,
@@ -37,7 +38,7 @@ pub(super) enum Opcode {
 }
 
 impl Opcode {
-    /// The opcode of these four bits, `None` for a reserved one.
+    /// The opcode of these four bits; `None` if it is reserved.
     pub(super) fn from_bits(bits: u8) -> Option<Opcode> {
         Some(match bits {
             0x0 => Opcode::Continuation,
@@ -55,14 +56,13 @@ impl Opcode {
     }
 }
 
-/// A frame as it goes over the wire, header and payload. A server's frames are not masked, so these
-/// bytes are the same for every receiver: a clone shares them.
+/// An encoded frame, header and payload. Frames of a server are not masked, so every receiver gets the
+/// same bytes, and clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame(Arc<[u8]>);
 
 impl Frame {
-    /// A text message whose payload `write` appends to the buffer it is given; it must append valid
-    /// UTF-8.
+    /// A text message. `write` appends the payload, which must be UTF-8, to its buffer.
     pub(crate) fn text(write: impl FnOnce(&mut Vec<u8>)) -> Frame {
         Frame::encode(Opcode::Text, write)
     }
@@ -73,20 +73,20 @@ impl Frame {
         Frame::encode(Opcode::Binary, |buffer| buffer.extend_from_slice(payload))
     }
 
-    /// A ping that carries `payload`, at most 125 bytes.
+    /// A ping with a payload of at most 125 bytes.
     pub(crate) fn ping(payload: &[u8]) -> Frame {
         debug_assert!(payload.len() <= MAX_CONTROL_PAYLOAD);
         Frame::encode(Opcode::Ping, |buffer| buffer.extend_from_slice(payload))
     }
 
-    /// The answer to a ping that carried `payload`, at most 125 bytes.
+    /// A pong with the payload of the ping that it answers, at most 125 bytes.
     pub(crate) fn pong(payload: &[u8]) -> Frame {
         debug_assert!(payload.len() <= MAX_CONTROL_PAYLOAD);
         Frame::encode(Opcode::Pong, |buffer| buffer.extend_from_slice(payload))
     }
 
-    /// A Close frame with its code and reason (RFC 6455, section 5.5.1), or without both. A reason
-    /// of more than 123 bytes is cut.
+    /// A Close frame with a code and a reason (RFC 6455, section 5.5.1), or without both. A reason of
+    /// more than 123 bytes is truncated.
     pub(crate) fn close(status: Option<(u16, &str)>) -> Frame {
         Frame::encode(Opcode::Close, |buffer| {
             if let Some((code, reason)) = status {
@@ -97,27 +97,27 @@ impl Frame {
         })
     }
 
-    /// Whether it is a message, and not part of the protocol's own traffic (section 5.5).
+    /// Whether the frame is a message and not a control frame (section 5.5).
     pub(crate) fn is_message(&self) -> bool {
         self.0[0] & CONTROL == 0
     }
 
-    /// How many bytes the frame has on the wire.
+    /// The size of the frame on the wire, in bytes.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// How many bytes it takes to keep the frame.
+    /// The memory that the frame needs in a queue, in bytes.
     pub(crate) fn cost(&self) -> usize {
         self.len() + OVERHEAD
     }
 
-    /// The frame's bytes, header and payload.
+    /// The encoded frame, header and payload.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// What the frame carries.
+    /// The payload.
     pub(crate) fn payload(&self) -> &[u8] {
         let header = match self.0[1] {
             126 => 4,
@@ -127,8 +127,8 @@ impl Frame {
         &self.0[header..]
     }
 
-    /// Leaves room for the longest header, lets `write` append the payload, and puts the header
-    /// right in front of it.
+    /// Reserves space for the longest header, has `write` append the payload, and puts the header directly
+    /// before the payload.
     fn encode(opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) -> Frame {
         BUFFER.with_borrow_mut(|buffer| {
             buffer.resize(MAX_HEADER, 0);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn control_frames_are_as_in_the_rfc() {
+    fn control_frames_are_encoded_as_in_the_rfc() {
         assert_eq!(Frame::ping(b"").bytes()[..], [0x89, 0]);
         assert_eq!(Frame::pong(b"hi").bytes()[..], *b"\x8a\x02hi");
         assert_eq!(Frame::close(None).bytes()[..], [0x88, 0]);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_close_reason_is_cut_between_characters() {
+    fn a_long_close_reason_is_truncated_between_characters() {
         let frame = Frame::close(Some((1008, &"é".repeat(100))));
         assert_eq!(frame.bytes()[1], 2 + 122);
         assert!(std::str::from_utf8(&frame.bytes()[4..]).is_ok());

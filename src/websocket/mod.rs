@@ -1,15 +1,22 @@
-//! WebSocket (RFC 6455), the server's side: the opening handshake, the frames, and the socket that
-//! carries them.
+//! The server's side of WebSocket (RFC 6455): the handshake, and messages as frames on a stream.
 //!
-//! This is the only code of the crate that knows frames. `decode` and `frame` are sans-I/O;
-//! `socket` puts them on a stream; `upgrade` answers the handshake request.
+//! No other folder knows how frames are encoded. `upgrade` answers the handshake, `decode` and
+//! `frame` convert between bytes and frames without I/O, and `reader` and `writer` are the two halves
+//! of a connection.
 
 mod decode;
 mod frame;
+mod reader;
 mod socket;
+mod stream;
 mod upgrade;
+mod writer;
 
-pub(crate) use decode::{Event, Violation};
-pub(crate) use frame::Frame;
-pub(crate) use socket::{Next, Reader, Stop, Writer, split};
-pub(crate) use upgrade::accept;
+pub(crate) use self::{
+    decode::{Event, Violation},
+    frame::Frame,
+    reader::{ReadControl, Reader, Stop},
+    socket::split,
+    upgrade::accept,
+    writer::Writer,
+};

@@ -1,9 +1,9 @@
-//! The opening handshake, the server's half (RFC 6455, section 4.2).
+//! The server's side of the opening handshake (RFC 6455, section 4.2).
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{
         ALLOW, CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
         SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
@@ -14,28 +14,27 @@ use sha1::{Digest, Sha1};
 
 use crate::web::{HttpError, host};
 
-/// What a server appends to the key before it hashes it (section 1.3).
+/// The constant that is appended to the key before both are hashed (section 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// How many bytes a client's key has, decoded (section 4.1).
+/// The length of a decoded key, in bytes (section 4.1).
 const KEY_BYTES: usize = 16;
 
-/// A handshake request that may be answered with 101.
+/// A valid handshake.
 pub(crate) struct Upgrade {
-    /// Gives the connection once the answer is sent.
+    /// Yields the connection once the response is sent.
     pub(crate) connection: OnUpgrade,
-    /// The answer.
+    /// The response, with status 101.
     pub(crate) response: Response<Bytes>,
 }
 
-/// Checks a handshake request and prepares its answer. `subprotocol` is chosen if the client offers
-/// it.
+/// Checks a handshake request and prepares its response, which selects `subprotocol` if the client
+/// offers it.
 ///
 /// # Errors
 ///
-/// The [`Refusal`] for what is not a valid handshake (section 4.2.1): 405 for another method than
-/// GET, 426 without an upgrade to WebSocket or for another version than 13, 400 for a missing or
-/// malformed host or key.
+/// The [`HttpError`] for an invalid handshake (section 4.2.1): 405 if the method is not GET, 426 without
+/// an upgrade to WebSocket or if the version is not 13, 400 for a missing or invalid host or key.
 pub(crate) fn accept(
     method: &Method,
     headers: &HeaderMap,
@@ -45,11 +44,11 @@ pub(crate) fn accept(
     if method != Method::GET {
         return Err(HttpError::new(
             StatusCode::METHOD_NOT_ALLOWED,
-            format!("a WebSocket is opened with GET, not {method}"),
+            format!("open a WebSocket with GET, not {method}"),
         )
         .with(ALLOW, HeaderValue::from_static("GET")));
     }
-    // hyper offers an upgrade only to HTTP/1.1 requests that ask for one.
+    // hyper provides an upgrade only for HTTP/1.1 requests that ask for one.
     let asks = tokens(headers, UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
         && tokens(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let Some(connection) = connection.filter(|_| asks) else {
@@ -61,7 +60,7 @@ pub(crate) fn accept(
         .with(UPGRADE, HeaderValue::from_static("websocket"))
         .with(CONNECTION, HeaderValue::from_static("upgrade")));
     };
-    host::of(Version::HTTP_11, headers)?;
+    host::required(headers)?;
     if only(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(HttpError::new(
             StatusCode::UPGRADE_REQUIRED,
@@ -72,15 +71,15 @@ pub(crate) fn accept(
     let Some(key) = only(headers, SEC_WEBSOCKET_KEY).filter(|key| is_key(key)) else {
         return Err(HttpError::new(
             StatusCode::BAD_REQUEST,
-            "Sec-WebSocket-Key must be there once, 16 bytes in base64",
+            "send one Sec-WebSocket-Key: 16 bytes in base64",
         ));
     };
-    // What stood behind the request would be its body, or the first frames: nobody shall guess.
+    // With a body, it would be ambiguous whether the bytes after the headers are the body or frames.
     let body = only(headers, CONTENT_LENGTH).is_some_and(|length| length != "0");
     if body || headers.contains_key(TRANSFER_ENCODING) {
         return Err(HttpError::new(
             StatusCode::BAD_REQUEST,
-            "a WebSocket handshake has no body",
+            "a WebSocket handshake must not have a body",
         ));
     }
 
@@ -102,7 +101,7 @@ pub(crate) fn accept(
     })
 }
 
-/// The items of the comma-separated lists of these headers.
+/// The items of a header that is a comma-separated list and may be repeated.
 fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     headers
         .get_all(name)
@@ -112,19 +111,20 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
         .map(str::trim)
 }
 
-/// The value of a header that may be there only once.
+/// The value of a header that is given exactly once.
 fn only(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }
 
+/// Whether a key has the right length.
 fn is_key(key: &HeaderValue) -> bool {
     STANDARD
         .decode(key)
         .is_ok_and(|bytes| bytes.len() == KEY_BYTES)
 }
 
-/// The proof that the key was read (section 4.2.2, step 5.4).
+/// The value that proves to the client that the server has read the key (section 4.2.2, step 5.4).
 fn accept_value(key: &HeaderValue) -> HeaderValue {
     let mut hash = Sha1::new();
     hash.update(key);
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_accept_value_is_the_rfcs() {
+    fn the_accept_value_matches_the_example_of_the_rfc() {
         let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
         assert!(is_key(&key));
         assert_eq!(accept_value(&key), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");

@@ -1,9 +1,9 @@
-//! `websocket-echo`: sends every message back, by the server's own WebSocket code, for Autobahn's
-//! test suite and the like.
+//! `websocket-echo`: a server that sends every message back, with anteroom's own WebSocket code, for
+//! conformance suites such as Autobahn's.
 
 #![allow(clippy::unwrap_used)]
 
-// The very files of the server, which shows them to nobody.
+// The server's own source files, because the library does not export them.
 #[allow(dead_code)]
 #[path = "../../src/web/mod.rs"]
 mod web;
@@ -15,7 +15,7 @@ mod websocket;
 #[path = "../../src/metrics/traffic.rs"]
 mod traffic;
 
-/// Where the server's code looks for it.
+/// The path under which the server's code imports it.
 mod metrics {
     pub(crate) use crate::traffic::Traffic;
 }
@@ -31,7 +31,7 @@ use hyper::{
 use tokio::net::TcpListener;
 use warp::{Filter, Reply};
 
-use websocket::{Event, Frame, Next, Reader, Stop, Violation, Writer};
+use websocket::{Event, Frame, ReadControl, Reader, Stop, Violation, Writer};
 
 /// The longest message, in bytes.
 const LIMIT: usize = 16 * 1024 * 1024;
@@ -103,10 +103,12 @@ async fn echo(reader: &mut Reader, writer: &mut Writer) -> Stop<Option<u16>> {
                 }
                 Event::Binary(bytes) => Frame::binary(bytes),
                 Event::Ping(payload) => Frame::pong(payload),
-                Event::Pong(_) | Event::Fragment => return ControlFlow::Continue(Next::Event),
+                Event::Pong(_) | Event::Fragment => {
+                    return ControlFlow::Continue(ReadControl::Continue);
+                }
                 Event::Close(status) => return ControlFlow::Break(status.map(|status| status.0)),
             });
-            ControlFlow::Continue(Next::Event)
+            ControlFlow::Continue(ReadControl::Continue)
         };
         let read = poll_fn(|cx| reader.poll_read(cx, &mut on_event)).await;
         while writer.refill(&mut frames) {

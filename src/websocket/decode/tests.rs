@@ -10,7 +10,7 @@ use super::*;
 
 const LIMIT: usize = 150;
 
-/// What came of a stream of bytes: the messages, and how it ended.
+/// The result of decoding a stream of bytes: an event, or the close code of a violation.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Text(String),
@@ -21,7 +21,7 @@ enum Outcome {
     Failed(u16),
 }
 
-fn ours(limit: usize, pieces: Vec<Vec<u8>>) -> Vec<Outcome> {
+fn decoded(limit: usize, pieces: Vec<Vec<u8>>) -> Vec<Outcome> {
     let mut decoder = Decoder::new(limit);
     let mut outcomes = Vec::new();
     for mut piece in pieces {
@@ -51,7 +51,7 @@ fn ours(limit: usize, pieces: Vec<Vec<u8>>) -> Vec<Outcome> {
     outcomes
 }
 
-/// A stream that is read to its end and swallows what is written.
+/// A stream that is read to its end and discards what is written.
 struct OneWay(io::Cursor<Vec<u8>>);
 
 impl Read for OneWay {
@@ -70,7 +70,7 @@ impl Write for OneWay {
     }
 }
 
-fn tungstenites(bytes: Vec<u8>) -> Vec<Outcome> {
+fn decoded_by_tungstenite(bytes: Vec<u8>) -> Vec<Outcome> {
     let config = WebSocketConfig::default()
         .max_message_size(Some(LIMIT))
         .max_frame_size(Some(LIMIT));
@@ -85,7 +85,7 @@ fn tungstenites(bytes: Vec<u8>) -> Vec<Outcome> {
             Ok(Message::Pong(payload)) => Outcome::Pong(payload.into()),
             Ok(Message::Close(None)) => Outcome::Close(None),
             Ok(Message::Close(Some(close))) => {
-                // It answers a code that may not be sent with this frame of its own.
+                // tungstenite reports a close code that is not allowed as this frame of its own.
                 if close.code == CloseCode::Protocol && close.reason == "Protocol violation" {
                     Outcome::Failed(1002)
                 } else {
@@ -144,7 +144,7 @@ fn close_code() -> impl Strategy<Value = u16> {
 }
 
 fn frame() -> impl Strategy<Value = Vec<u8>> {
-    // Mostly what is allowed, so that streams get long; any first byte now and then.
+    // Usually a valid first byte, so that streams get long; sometimes any.
     let first = prop_oneof![
         20 => select(vec![0x81, 0x01, 0x00, 0x80, 0x82, 0x02, 0x89, 0x8A]),
         2 => Just(0x88),
@@ -165,7 +165,7 @@ fn bytewise(bytes: &[u8]) -> Vec<Vec<u8>> {
     bytes.iter().map(|byte| vec![*byte]).collect()
 }
 
-/// Cuts `bytes` at these places, and characters and headers with them.
+/// Cuts `bytes` at these positions, also inside characters and headers.
 fn split(bytes: &[u8], cuts: &[prop::sample::Index]) -> Vec<Vec<u8>> {
     let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     places.extend([0, bytes.len()]);
@@ -189,13 +189,13 @@ proptest! {
         cuts in vec(any::<prop::sample::Index>(), 0..20),
     ) {
         let bytes = frames.concat();
-        let whole = ours(LIMIT, vec![bytes.clone()]);
-        prop_assert_eq!(&ours(LIMIT, split(&bytes, &cuts)), &whole);
-        prop_assert_eq!(&ours(LIMIT, bytewise(&bytes)), &whole);
+        let whole = decoded(LIMIT, vec![bytes.clone()]);
+        prop_assert_eq!(&decoded(LIMIT, split(&bytes, &cuts)), &whole);
+        prop_assert_eq!(&decoded(LIMIT, bytewise(&bytes)), &whole);
 
-        let theirs = tungstenites(bytes);
+        let theirs = decoded_by_tungstenite(bytes);
         if whole != theirs {
-            // Where a frame is wrong in two ways, each may name the one it sees first.
+            // In a frame with two errors, each decoder reports the one that it finds first.
             let (Some(Outcome::Failed(_)), Some(Outcome::Failed(_))) = (whole.last(), theirs.last()) else {
                 return Err(TestCaseError::fail(format!("{whole:?} and {theirs:?}")));
             };
@@ -205,16 +205,16 @@ proptest! {
 }
 
 #[test]
-fn nothing_is_kept_between_messages() {
+fn nothing_is_held_between_messages() {
     let mut decoder = Decoder::new(LIMIT);
     let message = frame_bytes((0x81, true, [1, 2, 3, 4], b"a message in pieces".into()));
-    let ping = frame_bytes((0x89, true, [1, 2, 3, 4], b"a ping, too".into()));
+    let ping = frame_bytes((0x89, true, [1, 2, 3, 4], b"a ping as well".into()));
     for byte in [message, ping].concat() {
         let mut byte = [byte];
         let mut input = &mut byte[..];
         while decoder.decode(&mut input).unwrap().is_some() {}
     }
-    assert!(decoder.gathered.is_none());
+    assert!(decoder.partial.is_none());
 }
 
 #[test]
@@ -227,14 +227,14 @@ fn a_header_of_any_length_may_come_in_pieces() {
         for cut in 0..=MAX_HEADER + 1 {
             let (begin, end) = bytes.split_at(cut);
             let pieces = vec![begin.to_vec(), end.to_vec()];
-            assert_eq!(ours(1 << 16, pieces), expected, "cut at {cut}");
+            assert_eq!(decoded(1 << 16, pieces), expected, "cut at {cut}");
         }
-        assert_eq!(ours(1 << 16, bytewise(&bytes)), expected);
+        assert_eq!(decoded(1 << 16, bytewise(&bytes)), expected);
     }
 }
 
 #[test]
-fn a_length_has_one_form() {
+fn a_length_must_have_its_shortest_form() {
     let in_eight_bytes = |length: u64| [&[0x82, 0x80 | 127][..], &length.to_be_bytes()].concat();
     for header in [
         vec![0x82, 0x80 | 126, 0, 125],
@@ -242,8 +242,8 @@ fn a_length_has_one_form() {
         in_eight_bytes(65_535),
         in_eight_bytes(1 << 63),
     ] {
-        // The mask need not be there.
-        assert_eq!(ours(LIMIT, bytewise(&header)), [Outcome::Failed(1002)]);
-        assert_eq!(ours(LIMIT, vec![header]), [Outcome::Failed(1002)]);
+        // The error is found before the mask arrives.
+        assert_eq!(decoded(LIMIT, bytewise(&header)), [Outcome::Failed(1002)]);
+        assert_eq!(decoded(LIMIT, vec![header]), [Outcome::Failed(1002)]);
     }
 }

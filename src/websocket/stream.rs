@@ -1,0 +1,109 @@
+//! Streams that are not plain TCP sockets: TLS, or what another HTTP server hands over.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::FutureExt;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::server::TlsStream;
+
+/// A stream that is not a plain TCP socket.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Has the kernel discard unsent data when the stream is dropped. Does nothing if the socket is not
+    /// accessible.
+    fn abort(&self) {}
+
+    /// Whether the peer has closed its side. False if the socket is not accessible.
+    fn is_closed(&self) -> bool {
+        false
+    }
+}
+
+impl Stream for TlsStream<TcpStream> {
+    fn abort(&self) {
+        // It fails only if the connection has ended already.
+        let _ = self.get_ref().0.set_zero_linger();
+    }
+
+    fn is_closed(&self) -> bool {
+        is_closed(self.get_ref().0)
+    }
+}
+
+/// Another HTTP server hands over a stream whose type is not known here.
+impl Stream for TokioIo<Upgraded> {}
+
+/// One of the two halves of such a stream, which share it.
+pub(super) struct Half(Arc<Mutex<dyn Stream>>);
+
+impl Half {
+    /// The two halves of a TLS stream.
+    pub(super) fn split_tls(stream: TlsStream<TcpStream>) -> (Half, Half) {
+        Half::split(stream)
+    }
+
+    /// The two halves of a stream of another HTTP server.
+    pub(super) fn split_upgraded(upgraded: Upgraded) -> (Half, Half) {
+        Half::split(TokioIo::new(upgraded))
+    }
+
+    fn split(stream: impl Stream + 'static) -> (Half, Half) {
+        let stream: Arc<Mutex<dyn Stream>> = Arc::new(Mutex::new(stream));
+        (Half(stream.clone()), Half(stream))
+    }
+
+    /// Has the kernel discard unsent data when both halves are dropped.
+    pub(super) fn abort(&self) {
+        self.0.lock().abort();
+    }
+
+    /// Whether the peer has closed its side, as far as that is known.
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.lock().is_closed()
+    }
+}
+
+impl AsyncRead for Half {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Half {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.lock()).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_shutdown(cx)
+    }
+}
+
+/// Whether the peer has closed its side of a connection. The operating system tells this even while
+/// received data is still unread.
+pub(super) fn is_closed(socket: &TcpStream) -> bool {
+    let ready = socket.ready(Interest::READABLE).now_or_never();
+    ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
+}
