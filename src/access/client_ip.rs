@@ -1,19 +1,19 @@
-//! The address a client counts by, behind proxies, too.
+//! The address by which a client is counted, also behind proxies.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-/// The addresses that a request has come through, each added by the proxy that it came to.
+/// The addresses that a request came from, each appended by the proxy that received it.
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// How many bits of an IPv6 address name the network that one customer is given.
+/// The prefix length of the IPv6 network that a provider gives to one customer.
 const CUSTOMER_BITS: u32 = 64;
 
-/// The address of the client that has sent a request, where `peer` is at the other end of the
-/// connection. What a proxy that is `trusted` says is believed, and so on from right to left; the
-/// first address that is no such proxy is the client's.
+/// The address of the client that sent a request over a connection from `peer`. `X-Forwarded-For` is
+/// read from right to left as long as the address so far is a `trusted` proxy; the first that is not
+/// is the client's.
 pub(crate) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
     let mut client = peer.to_canonical();
@@ -24,7 +24,7 @@ pub(crate) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Ip
             }
             match parse(hop) {
                 Some(address) => client = address,
-                // Nobody knows who that is, so it counts as the proxy that has said it.
+                // The address is not readable, so the proxy that sent it counts as the client.
                 None => return client,
             }
         }
@@ -32,7 +32,7 @@ pub(crate) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Ip
     client
 }
 
-/// An address as proxies write it: some add the port.
+/// An address as proxies write it: some add a port or brackets.
 fn parse(hop: &[u8]) -> Option<IpAddr> {
     let hop = str::from_utf8(hop).ok()?.trim();
     let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']'));
@@ -43,7 +43,8 @@ fn parse(hop: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// The network that counts as one client: an IPv4 address, or an IPv6 network of 64 bits.
+/// The network that counts as one client: an IPv4 address, or an IPv6 network with a prefix of 64
+/// bits.
 pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_believed_but_a_trusted_proxy() {
+    fn only_trusted_proxies_are_believed() {
         assert_eq!(client_of("192.0.2.1", &["203.0.113.9"], &[]), "192.0.2.1");
         let trusted = ["10.0.0.0/8", "fd00::/8"];
         for (peer, forwarded, client) in [
@@ -79,19 +80,19 @@ mod tests {
             ("10.0.0.1", &["203.0.113.9"], "203.0.113.9"),
             ("::ffff:10.0.0.1", &["203.0.113.9"], "203.0.113.9"),
             ("fd00::1", &["2001:db8::9"], "2001:db8::9"),
-            // What the client itself has written stands on the left.
+            // The client can write anything to the left of what the proxy appends.
             ("10.0.0.1", &["127.0.0.1, 203.0.113.9"], "203.0.113.9"),
             ("10.0.0.1", &["127.0.0.1", "203.0.113.9"], "203.0.113.9"),
             ("10.0.0.1", &["nonsense, 203.0.113.9"], "203.0.113.9"),
             // Several proxies in a row.
             ("10.0.0.1", &["203.0.113.9, 10.9.9.9"], "203.0.113.9"),
             ("10.0.0.1", &["10.0.0.3,10.0.0.2"], "10.0.0.3"),
-            // Other ways to write it.
+            // Other notations.
             ("10.0.0.1", &["203.0.113.9:4711"], "203.0.113.9"),
             ("10.0.0.1", &["[2001:db8::9]:4711"], "2001:db8::9"),
             ("10.0.0.1", &["[2001:db8::9]"], "2001:db8::9"),
             ("10.0.0.1", &["::ffff:203.0.113.9"], "203.0.113.9"),
-            // What is no address is nobody's.
+            // What is not an address is ignored.
             ("10.0.0.1", &["203.0.113.9, unknown"], "10.0.0.1"),
             ("10.0.0.1", &["203.0.113.9,"], "10.0.0.1"),
             ("10.0.0.1", &[""], "10.0.0.1"),
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_customer_is_one_network() {
+    fn an_ipv6_customer_is_one_network() {
         let network = |address: &str| network(address.parse().unwrap()).to_string();
         assert_eq!(network("203.0.113.9"), "203.0.113.9");
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");

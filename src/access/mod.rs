@@ -1,16 +1,21 @@
-//! Who may come in: origins, tokens, addresses, rates, and the slots that there are.
+//! Admission: origins, tokens, client addresses, rates, and slots.
 
 mod admission;
-pub(crate) mod client_ip;
+mod client_ip;
+mod credentials;
 mod keys;
+mod origin;
 mod rate_limit;
+mod slots;
 mod token;
+mod unix_time;
 
 pub use self::token::TokenRequest;
 pub(crate) use self::{
-    admission::{
-        AddressSlot, Admission, Admitted, ConnectRequest, SessionSlot, bearer, unavailable,
-    },
+    admission::{Admission, Admitted, ConnectRequest, SessionSlot},
+    credentials::bearer,
     rate_limit::Rates,
-    token::{Denied, Grant, now},
+    slots::AddressSlot,
+    token::{Denied, Grant},
+    unix_time::unix_seconds,
 };

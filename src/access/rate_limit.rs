@@ -1,4 +1,4 @@
-//! How much a session may cause in a second, and how often an address may ask for something.
+//! Rate limits: of a session's messages and bytes, and of an address's joins and lookups.
 
 use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
@@ -11,42 +11,43 @@ use tokio::time::{Instant, sleep_until};
 use super::client_ip;
 use crate::config::{Limit, Limits};
 
-/// For how long a rate may be exceeded by a burst: what may come in that time may come at once.
+/// The length of a burst, in seconds: what a rate allows in this time may come at once.
 const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(2).expect("it is not zero");
 
-/// The longest time that a session is not read from, however much it has spent: by then a message to a
-/// thousand is paid for at a kilobyte a second.
+/// The longest pause of a session, however far it is over its rate. In this time, one kilobyte a second
+/// pays for a message of 3.6 kB to a thousand receivers.
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
-/// How many sessions of other nodes an address may ask for in a second: one network may be an office
-/// whose node has just died.
+/// How many sessions of other nodes one network may look up in a second. It may be an office whose
+/// clients all reconnect because their node has died.
 const LOOKUPS_OF_ADDRESS: NonZeroU32 = NonZeroU32::new(50).expect("it is not zero");
 
-/// How many a node asks for in a second: every other node answers each.
+/// How many sessions a node looks up in a second. Every other node answers each lookup.
 const LOOKUPS_OF_NODE: NonZeroU32 = NonZeroU32::new(1000).expect("it is not zero");
 
-/// So many a second, with a burst.
+/// A quota with a burst of [`BURST_SECONDS`].
 fn quota(per_second: NonZeroU32) -> Quota {
     Quota::per_second(per_second).allow_burst(per_second.saturating_mul(BURST_SECONDS))
 }
 
-/// The rates of one session. They pace it: whatever it sends is taken, and once that is over a rate,
-/// the session is not read from until it is within the rate again.
+/// The rates of one session. They pace it and lose nothing: every message is delivered, and a session
+/// over a rate is not read from until it is within the rate again.
 pub(crate) struct Rates {
     messages: Option<Bucket>,
     bytes: Option<Bucket>,
 }
 
-/// A leaky bucket that may be overdrawn (the virtual scheduling algorithm of ITU-T I.371, annex A):
-/// what something costs is known only when it is done.
+/// A leaky bucket that may overflow (the virtual scheduling algorithm of ITU-T I.371, annex A), because
+/// the cost of a message is known only once it is delivered.
 struct Bucket {
     per_second: NonZeroU32,
-    /// When all that was taken has drained.
+    /// When the bucket has drained.
     empty_at: Instant,
 }
 
 impl Rates {
-    /// `None` where there is no limit. What is `owed` already takes so long to be paid, in milliseconds.
+    /// The rates of a session that starts with the debts `owed`, as of [`owed`](Rates::owed). `None` if
+    /// neither rate is limited.
     pub(crate) fn new(limits: &Limits, owed: [u64; 2]) -> Option<Rates> {
         if limits.messages_per_second.is_none() && limits.bytes_per_second.is_none() {
             return None;
@@ -63,7 +64,7 @@ impl Rates {
         })
     }
 
-    /// How long it takes until all of the messages and all of the bytes are paid, in milliseconds.
+    /// The time until the buckets of messages and of bytes have drained, in milliseconds.
     pub(crate) fn owed(&self) -> [u64; 2] {
         let now = Instant::now();
         [&self.messages, &self.bytes].map(|bucket| {
@@ -73,7 +74,7 @@ impl Rates {
         })
     }
 
-    /// Takes a frame that has come, and the bytes that it has caused to be sent.
+    /// Charges a received frame and the bytes that it caused to be sent.
     pub(crate) fn spend(&mut self, bytes: usize) {
         let now = Instant::now();
         if let Some(messages) = &mut self.messages {
@@ -84,7 +85,7 @@ impl Rates {
         }
     }
 
-    /// Which rate is exceeded, and until when.
+    /// The rate that is exceeded for the longest time, and the end of that time.
     pub(crate) fn excess(&self) -> Option<(Limit, Instant)> {
         let now = Instant::now();
         let messages = self.messages.iter().map(|rate| (Limit::MessageRate, rate));
@@ -100,37 +101,38 @@ impl Bucket {
     fn take(&mut self, now: Instant, count: usize) {
         let burst = Duration::from_secs(BURST_SECONDS.get().into());
         let seconds = count as f64 / f64::from(self.per_second.get());
-        // Longer than the longest pause is all the same.
+        // Limited before the conversion, which panics where a Duration would overflow.
         let drains_in = Duration::from_secs_f64(seconds.min(2.0 * MAX_PAUSE.as_secs_f64()));
         let latest = now + burst + MAX_PAUSE;
         self.empty_at = (self.empty_at.max(now) + drains_in).min(latest);
     }
 
-    /// When nothing more is taken beyond the burst; `None` if that is now.
+    /// When the bucket is within the burst again; `None` if it is now.
     fn exceeded_until(&self, now: Instant) -> Option<Instant> {
         let burst = Duration::from_secs(BURST_SECONDS.get().into());
         let excess = self
             .empty_at
             .saturating_duration_since(now)
             .checked_sub(burst)?;
-        // Where the burst is just used up, the smallest wait that the clock can tell is due.
+        // A burst that is exactly used up pauses for the timer's resolution.
         Some(now + excess.max(Duration::from_millis(1)))
     }
 }
 
-/// How often each address may come.
+/// The rate at which each address may open sessions.
 pub(crate) struct JoinRate(DefaultKeyedRateLimiter<IpAddr>);
 
 impl JoinRate {
+    /// A limit for each address, with a burst.
     pub(crate) fn new(per_second: NonZeroU32) -> JoinRate {
         JoinRate(RateLimiter::keyed(quota(per_second)))
     }
 
-    /// Lets an address come.
+    /// Charges one join to an address.
     ///
     /// # Errors
     ///
-    /// After how many seconds it may come again, if it comes too often.
+    /// The seconds until the address may join, if it joins too often.
     pub(crate) fn check(&self, address: IpAddr) -> Result<(), u64> {
         self.0
             .check_key(&client_ip::network(address))
@@ -140,20 +142,21 @@ impl JoinRate {
             })
     }
 
-    /// Forgets who has not come for so long that it makes no difference.
+    /// Forgets addresses whose rate has fully recovered.
     pub(crate) fn forget(&self) {
         self.0.retain_recent();
         self.0.shrink_to_fit();
     }
 }
 
-/// How often sessions of other nodes are asked for: who is over the rate waits.
+/// The rate at which sessions of other nodes are looked up. Lookups over the rate wait.
 pub(crate) struct LookupRate {
     of_address: DefaultKeyedRateLimiter<IpAddr>,
     of_node: DefaultDirectRateLimiter,
 }
 
 impl LookupRate {
+    /// The limits for each address and for this node.
     pub(crate) fn new() -> LookupRate {
         LookupRate {
             of_address: RateLimiter::keyed(quota(LOOKUPS_OF_ADDRESS)),
@@ -161,7 +164,7 @@ impl LookupRate {
         }
     }
 
-    /// Waits until one more may be asked for; false if that is not before `deadline`.
+    /// Waits until the rates allow one more lookup. Returns false if that is not before `deadline`.
     pub(crate) async fn wait(&self, address: Option<IpAddr>, deadline: Instant) -> bool {
         let clock = DefaultClock::default();
         loop {
@@ -183,7 +186,7 @@ impl LookupRate {
         }
     }
 
-    /// Forgets who has not asked for so long that it makes no difference.
+    /// Forgets addresses whose rate has fully recovered.
     pub(crate) fn forget(&self) {
         self.of_address.retain_recent();
         self.of_address.shrink_to_fit();
@@ -207,7 +210,7 @@ mod tests {
         Rates::new(&limits, owed).unwrap()
     }
 
-    /// How long the session is not read from, and for which rate.
+    /// The pause of the session, and the rate that causes it.
     fn pause(rates: &Rates) -> Option<(Limit, Duration)> {
         let (limit, until) = rates.excess()?;
         Some((limit, until - Instant::now()))
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_costs_more_than_a_burst_is_taken_and_waited_for() {
+    async fn a_message_over_the_burst_is_taken_and_then_paid_for() {
         let mut rates = rates(0, 1000);
         rates.spend(1900);
         assert_eq!(pause(&rates), None);
@@ -246,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_owed_goes_along() {
+    async fn debts_move_with_the_session() {
         let mut first = rates(10, 1000);
         (0..15).for_each(|_| first.spend(200));
         assert_eq!(first.owed(), [1500, 3000]);
@@ -268,13 +271,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_looks_up_more_than_others_waits() {
+    async fn an_address_over_its_lookup_rate_waits_alone() {
         let rate = LookupRate::new();
         let address = |last| Some(IpAddr::from([192, 0, 2, last]));
         let mut count = 0;
         while rate.wait(address(1), Instant::now()).await {
             count += 1;
-            assert!(count < 20 * LOOKUPS_OF_ADDRESS.get(), "nobody is so slow");
+            assert!(
+                count < 20 * LOOKUPS_OF_ADDRESS.get(),
+                "the rate never took effect"
+            );
         }
         assert!(count >= LOOKUPS_OF_ADDRESS.get() * BURST_SECONDS.get());
         assert!(rate.wait(address(2), Instant::now()).await);
@@ -283,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn one_network_that_comes_often_is_no_matter_to_another() {
+    fn the_join_rate_of_a_network_does_not_affect_another() {
         let rate = JoinRate::new(NonZeroU32::new(1).unwrap());
         let check = |address: &str| rate.check(address.parse().unwrap());
         assert_eq!(check("2001:db8::1"), Ok(()));

@@ -1,11 +1,7 @@
-//! Tokens that admit to rooms: JSON Web Tokens (RFC 7519), checked and, for development, made.
+//! Room tokens, which are JSON Web Tokens (RFC 7519): their verification and, for development, their
+//! creation.
 
-use std::{
-    io,
-    path::PathBuf,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{io, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use clap::Args;
@@ -16,13 +12,16 @@ use jsonwebtoken::{
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{keys::Key, keys::read_keys, keys::signing_key};
+use super::{
+    keys::{Key, read_keys, signing_key},
+    unix_time::unix_seconds,
+};
 use crate::{
     config::{invalid, not_empty},
     protocol::RoomName,
 };
 
-/// How far the clock of who issues tokens may be ahead of ours, in seconds.
+/// How far the clock of the issuer may be ahead of this machine's, in seconds.
 const CLOCK_SKEW: u64 = 30;
 
 /// The longest `sub`, in bytes.
@@ -31,12 +30,12 @@ const MAX_USER: usize = 256;
 /// The longest `info`, in bytes.
 const MAX_INFO: usize = 1024;
 
-/// The shortest and the longest time that the program's own tokens are good, in hours: some seconds
-/// and a year.
+/// The shortest and the longest validity of a token that the program creates, in hours: a few seconds
+/// and a leap year.
 const MIN_HOURS: f64 = 0.001;
 const MAX_HOURS: f64 = 8784.0;
 
-/// The tokens that admit somebody.
+/// The verifier of tokens.
 pub(crate) struct Tokens {
     key_file: PathBuf,
     keys: ArcSwap<Vec<Key>>,
@@ -47,27 +46,27 @@ pub(crate) struct Tokens {
 /// What a token grants.
 #[derive(Debug)]
 pub(crate) struct Grant {
-    /// Who it was issued to.
+    /// The user, from the claim `sub`.
     pub(crate) user: Option<String>,
-    /// What others are told of that, a JSON object.
+    /// What others see of the session: a JSON object with `user` and `info`.
     pub(crate) public: Option<Box<RawValue>>,
-    /// Whether others may be written to.
+    /// Whether the session may send messages to others.
     pub(crate) may_send: bool,
-    /// When it ends, in seconds since 1970.
+    /// When the token expires, in seconds since 1970.
     pub(crate) expires: u64,
 }
 
-/// Why a token admits nobody.
+/// Why a token does not admit.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Denied {
-    /// It is no good, or not any longer.
+    /// The token is not valid, or has expired.
     Invalid(&'static str),
-    /// It is good, but not for this.
+    /// The token is valid, but does not allow this.
     Forbidden(&'static str),
 }
 
-/// The claims of a token. Those that are registered have the types of RFC 7519, section 4.1, also where
-/// nothing is asked of them; `null` is none of these.
+/// The claims of a token. The registered claims must have the types of RFC 7519, section 4.1, even those
+/// that the server does not use; `null` is none of these types.
 #[derive(Deserialize)]
 struct Claims {
     #[serde(default, deserialize_with = "present", rename = "iss")]
@@ -84,7 +83,7 @@ struct Claims {
     _issued_at: Option<f64>,
     #[serde(default, deserialize_with = "present", rename = "jti")]
     _id: Option<String>,
-    /// Neither this nor `send` may be `null`: that could be meant to allow nothing.
+    /// Like `send`, this must not be `null`: the issuer could mean that nothing is allowed.
     #[serde(default, deserialize_with = "present")]
     room: Option<Names>,
     info: Option<Box<RawValue>>,
@@ -92,12 +91,13 @@ struct Claims {
     send: Option<bool>,
 }
 
+/// Deserializes a value that may be absent but not `null`.
 fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(json: D) -> Result<Option<T>, D::Error> {
     T::deserialize(json).map(Some)
 }
 
-/// A string or an array of strings: of rooms, each named as a whole or, with a `*` at its end, by its
-/// beginning; or of audiences.
+/// A string or an array of strings: audiences or rooms. A room with a `*` at its end stands for all
+/// rooms that begin with what is before the `*`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Names {
@@ -106,11 +106,11 @@ enum Names {
 }
 
 impl Tokens {
-    /// Tokens by the keys in this file, of this issuer and for this audience.
+    /// A verifier with the keys in this file. If an issuer or an audience is given, tokens must name it.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, or holds no such key; the message names it.
+    /// A file that cannot be read, or holds no key that can verify; the message names it.
     pub(crate) fn new(
         key_file: PathBuf,
         issuer: Option<String>,
@@ -124,7 +124,7 @@ impl Tokens {
         })
     }
 
-    /// What the keys are for.
+    /// The algorithms of the keys.
     pub(crate) fn algorithms(&self) -> Vec<Algorithm> {
         self.keys.load().iter().map(|key| key.algorithm).collect()
     }
@@ -133,45 +133,49 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// As of [`new`](Tokens::new); the old keys stay then.
+    /// Those of [`new`](Tokens::new); the old keys stay in use.
     pub(crate) fn reload(&self) -> io::Result<()> {
         self.keys.store(Arc::new(read_keys(&self.key_file)?));
         Ok(())
     }
 
-    /// Checks a token that shall admit to a room.
+    /// Verifies a token, and that it admits to `room`.
     ///
     /// # Errors
     ///
-    /// Why it is [`Denied`]. Only who has a token that was issued is told more than that it is no
-    /// good.
+    /// Why the token is [`Denied`]. Details are given only for tokens with a valid signature, so that
+    /// a forger learns nothing.
     pub(crate) fn check(&self, token: &str, room: &RoomName) -> Result<Grant, Denied> {
         let claims = self.verify(token).map_err(|error| {
             Denied::Invalid(match error.into_kind() {
                 ErrorKind::ImmatureSignature => "the token is not valid yet",
                 ErrorKind::ExpiredSignature => "the token has expired",
-                ErrorKind::InvalidAudience => "the token is for another audience",
-                ErrorKind::InvalidIssuer => "the token is of another issuer",
+                ErrorKind::InvalidAudience => {
+                    "the token has another audience: its aud must match --token-audience"
+                }
+                ErrorKind::InvalidIssuer => {
+                    "the token has another issuer: its iss must match --token-issuer"
+                }
                 ErrorKind::MissingRequiredClaim(_) => {
-                    "the token lacks exp, or the iss or aud that is asked for"
+                    "the token lacks a required claim: exp, or the configured iss or aud"
                 }
                 _ => "the token is not valid here",
             })
         })?;
-        // Beyond u64 is never, and what is not above zero has been.
+        // The conversion saturates: a time beyond u64 never comes, a negative one is over.
         let expires = claims.exp.unwrap_or_default() as u64;
-        if expires <= now() {
+        if expires <= unix_seconds() {
             return Err(Denied::Invalid("the token has expired"));
         }
         if !claims.room.is_none_or(|names| names.admit(room)) {
             return Err(Denied::Forbidden("the token does not admit to this room"));
         }
         if claims.sub.as_ref().is_some_and(|sub| sub.len() > MAX_USER) {
-            return Err(Denied::Forbidden("the token's sub is over 256 bytes"));
+            return Err(Denied::Forbidden("the token's sub exceeds 256 bytes"));
         }
         let info = claims.info.as_deref();
         if info.is_some_and(|info| info.get().len() > MAX_INFO) {
-            return Err(Denied::Forbidden("the token's info is over 1024 bytes"));
+            return Err(Denied::Forbidden("the token's info exceeds 1024 bytes"));
         }
         Ok(Grant {
             public: public(claims.sub.as_deref(), info),
@@ -181,13 +185,13 @@ impl Tokens {
         })
     }
 
-    /// Checks the signature and the claims. A key without a name fits every token of its algorithm, and a
-    /// token without one is tried with every key of its algorithm (RFC 7515, section 4.1.4; RFC 7517,
-    /// section 4.5).
+    /// Verifies the signature and the claims. A key without an id is tried with every token of its
+    /// algorithm, and a token without a key id with every key of its algorithm (RFC 7515, section 4.1.4;
+    /// RFC 7517, section 4.5).
     fn verify(&self, token: &str) -> Result<Claims, Error> {
         let header = decode_header(token)?;
         if header.crit.is_some() {
-            // Extensions that must be understood, and are not (RFC 7515, section 4.1.11).
+            // The token requires extensions, and none is supported (RFC 7515, section 4.1.11).
             return Err(ErrorKind::InvalidToken.into());
         }
         let keys = self.keys.load();
@@ -197,7 +201,7 @@ impl Tokens {
             key.algorithm == header.alg && names.is_none_or(is_same)
         };
         let validation = self.validation(header.alg);
-        // What else is wrong with the token is told by the key that has signed it.
+        // Only the key that signed the token decides what else is wrong with it.
         for key in keys.iter().filter(fits) {
             match decode(token, &key.key, &validation) {
                 Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
@@ -207,7 +211,7 @@ impl Tokens {
         Err(ErrorKind::InvalidSignature.into())
     }
 
-    /// What is asked of the claims of a token.
+    /// The requirements for the claims of a token.
     fn validation(&self, algorithm: Algorithm) -> Validation {
         let mut validation = Validation::new(algorithm);
         validation.leeway = CLOCK_SKEW;
@@ -227,6 +231,7 @@ impl Tokens {
 }
 
 impl Names {
+    /// Whether one of the names stands for this room.
     fn admit(&self, room: &RoomName) -> bool {
         let matches = |pattern: &String| match pattern.strip_suffix('*') {
             Some(prefix) => room.as_str().starts_with(prefix),
@@ -239,7 +244,7 @@ impl Names {
     }
 }
 
-/// What others are told of somebody, if there is something.
+/// What others see of a session: the user and the claim `info`. `None` if the token has neither.
 fn public(user: Option<&str>, info: Option<&RawValue>) -> Option<Box<RawValue>> {
     #[derive(Serialize)]
     struct Public<'a> {
@@ -253,50 +258,44 @@ fn public(user: Option<&str>, info: Option<&RawValue>) -> Option<Box<RawValue>> 
     })
 }
 
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH);
-    time.map_or(0, |time| time.as_secs())
-}
-
-/// What a token shall say, and the key that signs it.
+/// A token to create: its claims, and the key that signs it.
 #[derive(Args, Clone, Debug)]
 pub struct TokenRequest {
-    /// The secret of --token-key-file, or the private key to its public one, as PEM
+    /// File with the server's secret, or with the private key of its public key, as PEM
     #[arg(long, env = "ANTEROOM_TOKEN_KEY_FILE", value_name = "FILE")]
     pub token_key_file: PathBuf,
 
-    /// The issuer
+    /// Issuer of the token (claim iss)
     #[arg(long, env = "ANTEROOM_TOKEN_ISSUER", value_name = "NAME")]
     pub token_issuer: Option<String>,
 
-    /// The audience
+    /// Audience of the token (claim aud)
     #[arg(long, env = "ANTEROOM_TOKEN_AUDIENCE", value_name = "NAME")]
     pub token_audience: Option<String>,
 
-    /// Who it is for: others are told
+    /// User name, which others see
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,
 
-    /// To which room it admits, or with a `*` at the end to which; may be given several times
-    /// [default: all]
+    /// Room that the token admits to; a `*` at the end matches any ending; may be given several times
+    /// [default: all rooms]
     #[arg(long, value_name = "NAME")]
     pub room: Vec<String>,
 
-    /// How long it is valid
+    /// Validity in hours
     #[arg(long, value_name = "HOURS", default_value_t = 1.0)]
     pub hours: f64,
 
-    /// Anything else that others are told, as JSON
+    /// More that others see, as JSON
     #[arg(long, value_name = "JSON", value_parser = json)]
     pub info: Option<Box<RawValue>>,
 
-    /// It admits a listener, who may not write to others
+    /// Forbid sending messages to others
     #[arg(long)]
     pub listen_only: bool,
 }
 
-/// The claims of a token that is made. `info` stays as it was written, byte for byte.
+/// The claims of a token to create. `info` is copied byte for byte.
 #[derive(Serialize)]
 struct NewClaims<'a> {
     exp: u64,
@@ -314,11 +313,11 @@ struct NewClaims<'a> {
     send: Option<bool>,
 }
 
+/// Parses the value of `--info`.
 fn json(text: &str) -> Result<Box<RawValue>, String> {
     if text.trim().is_empty() {
         return Err(
-            "no JSON: leave the option out, or give a value such as '{\"colour\":\"green\"}'"
-                .into(),
+            "not JSON: omit the option, or give a value such as '{\"colour\":\"green\"}'".into(),
         );
     }
     serde_json::from_str(text).map_err(|error| match error.is_syntax() {
@@ -328,16 +327,17 @@ fn json(text: &str) -> Result<Box<RawValue>, String> {
 }
 
 impl TokenRequest {
-    /// The token.
+    /// Creates and signs the token.
     ///
     /// # Errors
     ///
-    /// A key file that cannot be read, or holds nothing to sign with; the message names it.
+    /// An invalid value ([`check`](TokenRequest::check)), or a key file that cannot be read or holds no
+    /// key that can sign; the message names it.
     pub fn sign(&self) -> io::Result<String> {
         self.check().map_err(invalid)?;
         let (algorithm, key) = signing_key(&self.token_key_file)?;
         let claims = NewClaims {
-            exp: now() + (self.hours * 3600.0) as u64,
+            exp: unix_seconds() + (self.hours * 3600.0) as u64,
             sub: self.user.as_deref(),
             iss: self.token_issuer.as_deref(),
             aud: self.token_audience.as_deref(),
@@ -351,11 +351,11 @@ impl TokenRequest {
         })
     }
 
-    /// Checks that a server will take what it asks for.
+    /// Checks that a server accepts a token with these claims.
     ///
     /// # Errors
     ///
-    /// A line that names the option, and what it may be.
+    /// A line that names the option and its allowed values.
     pub fn check(&self) -> Result<(), String> {
         for (option, value) in [
             ("--user", &self.user),
@@ -366,19 +366,19 @@ impl TokenRequest {
         }
         let length = |user: &String| user.len() > MAX_USER;
         if self.user.as_ref().is_some_and(length) {
-            return Err(format!("--user may have {MAX_USER} bytes"));
+            return Err(format!("--user may have at most {MAX_USER} bytes"));
         }
         let length = |info: &RawValue| info.get().len() > MAX_INFO;
         if self.info.as_deref().is_some_and(length) {
-            return Err(format!("--info may have {MAX_INFO} bytes"));
+            return Err(format!("--info may have at most {MAX_INFO} bytes"));
         }
         if self.room.iter().any(String::is_empty) {
-            return Err("--room must name a room; leave it out for all".into());
+            return Err("--room must not be empty: omit it for all rooms".into());
         }
         if !(MIN_HOURS..=MAX_HOURS).contains(&self.hours) {
             let given = self.hours;
             return Err(format!(
-                "--hours must be {MIN_HOURS} to {MAX_HOURS}, not {given}"
+                "--hours must be between {MIN_HOURS} and {MAX_HOURS}, not {given}"
             ));
         }
         Ok(())

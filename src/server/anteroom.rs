@@ -1,25 +1,25 @@
-//! The public handle to the rooms, and what runs beside the sessions.
+//! The public handle to a server without a listener, and the task that runs every second.
 
-use std::{borrow::Cow, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use log::{info, warn};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use warp::{filters::BoxedFilter, reply::Response};
 
-use super::{routes, tls::check_authorities};
+use super::{handle::Handle, routes, status, tls::check_authorities};
 use crate::{
-    access::{self, Admission},
+    access::{Admission, unix_seconds},
     cluster::{self, Cluster},
     config::{Config, SecretFile, read_secret},
-    metrics::{Gauges, Metrics},
+    metrics::Metrics,
     protocol::{CloseCode, ErrorCode, Escaped},
     rooms::Rooms,
     state::{Heartbeat, IceServers, Resumes, Shared},
 };
 
-/// The rooms and all that works on them, without a listener. A clone is another handle to the same
-/// rooms; filters hold one, too. When the last is dropped, every session is told to go.
+/// The server without a listener, as warp filters for another application. Clones are handles to the
+/// same rooms, and the filters hold one each. Dropping the last handle tells every session to leave.
 ///
 /// ```
 /// # async fn example() -> std::io::Result<()> {
@@ -36,18 +36,16 @@ use crate::{
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Anteroom(Arc<Owner>);
-
-/// Tells everyone to go when the last handle is dropped.
-struct Owner(Arc<Shared>);
+pub struct Anteroom(Handle);
 
 impl Anteroom {
-    /// Empty rooms, and the ticker that pings who will be in them.
+    /// Starts a server without rooms. Spawns the task that pings sessions and, with
+    /// [`Config::cluster`], the one that talks to other nodes.
     ///
     /// # Errors
     ///
-    /// A file or folder that cannot be read or used, or a value that makes no sense
-    /// ([`Config::check`]); the message says which.
+    /// A file or folder that cannot be read or used, or an invalid value ([`Config::check`]); the
+    /// message names it.
     ///
     /// # Panics
     ///
@@ -73,7 +71,7 @@ impl Anteroom {
         let metrics = Arc::new(Metrics::new(
             cluster.is_some(),
             ErrorCode::ALL.map(ErrorCode::as_str),
-            CloseCode::ALL.map(|code| code as u16),
+            CloseCode::ALL.map(CloseCode::number),
         ));
         let admin_token = config.admin.token_file.clone();
         let admin_token = admin_token.map(|path| SecretFile::new(path, read_secret));
@@ -99,93 +97,64 @@ impl Anteroom {
                 .tasks
                 .spawn(cluster::run(cluster.clone(), shared.clone()));
         }
-        Ok(Anteroom(Arc::new(Owner(shared))))
+        Ok(Anteroom(Handle::new(shared)))
     }
 
-    /// All that the server answers: the page, `/health`, and what [`room`](Anteroom::room) answers.
-    /// Every path gets an answer (404 if need be), so filters behind these are never reached.
+    /// Every URL of the server: the demo page, `/health`, and those of [`room`](Anteroom::room). A
+    /// request for any other path is answered with 404, so filters after these are never reached.
     pub fn routes(&self) -> BoxedFilter<(Response,)> {
-        routes::all(self)
+        routes::all(&self.0)
     }
 
     /// The WebSocket endpoint alone: `/room` and `/room/{name}`.
     pub fn room(&self) -> BoxedFilter<(Response,)> {
-        routes::room(self)
+        routes::room(&self.0)
     }
 
-    /// How many rooms there are.
+    /// The number of rooms.
     pub fn rooms(&self) -> usize {
-        self.shared().rooms.len()
+        self.0.rooms.len()
     }
 
-    /// How many sessions there are, with those that are without a connection.
+    /// The number of sessions, including suspended ones.
     pub fn sessions(&self) -> usize {
-        self.shared().rooms.session_count()
+        self.0.rooms.session_count()
     }
 
-    /// Everything that is counted, in the text format of OpenMetrics 1.0, to be served as
+    /// All metrics in the text format of OpenMetrics 1.0. Serve them with the content type
     /// `application/openmetrics-text; version=1.0.0; charset=utf-8`.
     pub fn metrics(&self) -> String {
-        let shared = self.shared();
-        let outboxes = shared.rooms.local_senders();
-        shared.metrics.render(&Gauges {
-            sessions: shared.rooms.session_count(),
-            suspended: shared.resumes.count_suspended(),
-            rooms: shared.rooms.len(),
-            outbox_bytes: outboxes.iter().map(|sender| sender.stats().bytes).sum(),
-            cluster_connected: shared
-                .cluster
-                .as_ref()
-                .map_or(0, |cluster| cluster.is_connected().into()),
-        })
+        status::metrics(&self.0)
     }
 
-    /// Reads the files again that may change while the server runs: the keys of tokens and the
-    /// secrets. What cannot be used is logged, and stays as it was.
+    /// Reads the files again that may change while the server runs: the token keys and the secrets. A
+    /// file that cannot be used is logged, and its old content stays in use.
     pub fn reload(&self) {
-        let shared = self.shared();
-        if let Some(tokens) = shared.admission.tokens() {
-            report("the keys of tokens", tokens.reload());
+        if let Some(tokens) = self.0.admission.tokens() {
+            report_reload("the token keys", tokens.reload());
         }
-        if let Some(result) = shared.ice.reload() {
-            report("the TURN secret", result);
+        if let Some(result) = self.0.ice.reload() {
+            report_reload("the TURN secret", result);
         }
-        if let Some(token) = &shared.admin_token {
-            report("the secret of operators", token.reload());
+        if let Some(token) = &self.0.admin_token {
+            report_reload("the admin secret", token.reload());
         }
     }
 
-    /// Begins no more sessions: who asks for one gets 503. Those that there are go on, and may be
-    /// resumed.
+    /// Refuses new sessions from now on, with 503. Existing sessions continue, and can be resumed.
     pub fn drain(&self) {
-        self.shared().admission.close();
+        self.0.admission.close();
     }
 
-    /// Whether sessions can begin here, and reach those of other nodes.
+    /// Whether new sessions can start and reach the sessions of other nodes.
     pub fn is_ready(&self) -> bool {
-        self.why_not_ready().is_none()
+        status::why_not_ready(&self.0).is_none()
     }
 
-    pub(super) fn why_not_ready(&self) -> Option<Cow<'static, str>> {
-        let shared = self.shared();
-        let cluster = shared.cluster.as_ref();
-        if !shared.admission.is_open() {
-            Some("draining".into())
-        } else if cluster.is_some_and(|cluster| !cluster.is_connected()) {
-            Some("not connected to NATS".into())
-        } else if let Some(refusal) = cluster.and_then(|cluster| cluster.refusal()) {
-            Some(format!("NATS refuses something: {}", Escaped(refusal)).into())
-        } else if cluster.is_some_and(|cluster| !cluster.has_begun()) {
-            Some("waiting for other nodes".into())
-        } else {
-            None
-        }
-    }
-
-    /// Admits nobody any more, tells every session to come back later (close code 1012), waits for
-    /// them for the drain time at most, and returns with no task left.
+    /// Refuses new sessions, tells every session to reconnect later (close code 1012), and waits until
+    /// all have left, at most for [`Config::drain_seconds`]. Returns when every task has ended.
     pub async fn shut_down(&self) {
-        let shared = self.shared();
+        let shared = &self.0;
         shared.stop();
         shared.tasks.close();
         if timeout(shared.config.stopping.drain(), shared.tasks.wait())
@@ -198,19 +167,14 @@ impl Anteroom {
         info!("stopped");
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.0.0
+    pub(super) fn handle(&self) -> &Handle {
+        &self.0
     }
 }
 
-impl Drop for Owner {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-/// Does what is due every second. For the heartbeat, seconds in which the process stood still do not count:
-/// nobody could answer.
+/// Does the work of every second: pings, expired tokens, forgotten addresses. The heartbeat counts
+/// ticks, not time, so that no session is given up for seconds in which the process was suspended
+/// and nobody could answer.
 async fn tick(shared: Arc<Shared>) {
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -218,7 +182,7 @@ async fn tick(shared: Arc<Shared>) {
         tokio::select! {
             _ = seconds.tick() => {
                 shared.heartbeat.tick(now);
-                shared.expiries.tick(access::now());
+                shared.expiries.tick(unix_seconds());
                 shared.admission.tick();
             }
             () = shared.stopping.cancelled() => break,
@@ -226,14 +190,18 @@ async fn tick(shared: Arc<Shared>) {
     }
 }
 
-/// Says what has come of reading a file again.
-pub(super) fn report(what: &str, result: io::Result<()>) {
+/// Logs whether a file was read again.
+pub(super) fn report_reload(what: &str, result: io::Result<()>) {
     match result {
-        Ok(()) => info!("read {what} again"),
-        Err(error) => warn!("{what}: as before, for {}", Escaped(error)),
+        Ok(()) => info!("reloaded {what}"),
+        Err(error) => warn!(
+            "cannot reload {what}, the old one stays: {}",
+            Escaped(error)
+        ),
     }
 }
 
+/// The error with what was being done in front of its message.
 pub(super) fn with_context(error: io::Error, context: String) -> io::Error {
     io::Error::new(error.kind(), format!("{context}: {error}"))
 }

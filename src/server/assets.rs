@@ -1,5 +1,4 @@
-//! The demo page: the files of `static/`, built into the binary, or those of a folder in their
-//! place.
+//! Static files: those of `static/`, which are embedded into the binary, or those of a folder.
 
 use std::{
     path::{Component, Path, PathBuf},
@@ -25,10 +24,10 @@ use warp::{
     reply::{Reply, Response},
 };
 
-/// What browsers are told of the built-in page: it takes nothing from elsewhere, nothing it shows
-/// can become markup or script (Content Security Policy Level 3, Trusted Types), its address, which
-/// names the room, goes to nobody, and it alone may ask for camera, microphone and screen. Other
-/// pages may import its modules.
+/// The headers of the embedded pages. A page loads nothing from other sites; no text that it shows can
+/// become markup or script (Content Security Policy Level 3, Trusted Types); its URL, which names the
+/// room, is not sent as referrer. The last two are for the demo page only: it alone, and none of its
+/// frames, may use camera, microphone and screen, and pages of other sites may import its modules.
 const PAGE_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (
         CONTENT_SECURITY_POLICY,
@@ -46,10 +45,10 @@ const PAGE_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
 ];
 
-/// The one folder of a site whose name may begin with a dot (RFC 8615).
+/// The folder with a dot that is public all the same (RFC 8615).
 const WELL_KNOWN: &str = ".well-known";
 
-/// Where the page for operators is among the files.
+/// The folder of the admin page among the embedded files.
 const ADMIN_FOLDER: &str = "admin/";
 
 #[derive(RustEmbed)]
@@ -57,23 +56,25 @@ const ADMIN_FOLDER: &str = "admin/";
 #[exclude = "*.png"]
 struct Embedded;
 
-/// A file with the tag that tells its contents from others.
+/// A file that is found.
 struct File {
+    /// Identifies the contents, without quotes.
     etag: String,
     response: Response,
 }
 
-/// Where files are from.
+/// Where files come from.
 #[derive(Clone)]
 pub(crate) enum Source {
-    /// The built-in page.
-    Page,
-    /// The built-in page for operators.
+    /// The embedded demo page.
+    DemoPage,
+    /// The embedded admin page.
     AdminPage,
+    /// A folder of the operator's.
     Folder(PathBuf),
 }
 
-/// The files of a source, by the path that is left.
+/// Answers requests for the files of a source. The rest of the path is the name of the file.
 pub(crate) fn files(source: Source) -> BoxedFilter<(Response,)> {
     warp::get()
         .or(warp::head())
@@ -89,19 +90,19 @@ pub(crate) fn files(source: Source) -> BoxedFilter<(Response,)> {
                 }
                 let file = match &source {
                     Source::Folder(folder) => open(folder, &path).await,
-                    // It shares the look of the other.
+                    // The admin page uses the style sheet and modules of the demo page.
                     Source::AdminPage => {
                         embedded(&format!("{ADMIN_FOLDER}{path}")).or_else(|| embedded(&path))
                     }
-                    Source::Page if path.starts_with(ADMIN_FOLDER) => None,
-                    Source::Page => embedded(&path),
+                    Source::DemoPage if path.starts_with(ADMIN_FOLDER) => None,
+                    Source::DemoPage => embedded(&path),
                 };
                 let file = file.ok_or_else(reject::not_found)?;
                 let mut response = respond(&path, file, &request);
                 let headers = response.headers_mut();
                 match source {
-                    Source::Page => headers.extend(PAGE_HEADERS),
-                    // Its modules are nobody else's.
+                    Source::DemoPage => headers.extend(PAGE_HEADERS),
+                    // Other sites may not import the modules of the admin page.
                     Source::AdminPage => headers.extend(PAGE_HEADERS.into_iter().take(2)),
                     Source::Folder(_) => {}
                 }
@@ -125,8 +126,8 @@ fn embedded(path: &str) -> Option<File> {
     })
 }
 
-/// Opens a file of `folder`; there is none where it is no plain file, or outside, be it by `..` or
-/// by a link, or where it is hidden, under the name that is asked for or the one it leads to.
+/// Opens a file of a folder. `None` unless it is a regular file inside the folder, after `..` and
+/// symbolic links are resolved, and neither the requested path nor the resolved one is hidden.
 async fn open(folder: &Path, path: &str) -> Option<File> {
     let folder = fs::canonicalize(folder).await.ok()?;
     let asked = Path::new(path);
@@ -148,8 +149,8 @@ async fn open(folder: &Path, path: &str) -> Option<File> {
     })
 }
 
-/// Whether a path in the folder leads to a file, or into a folder, whose name begins with a dot: a
-/// secret or a repository that nobody meant to publish. `.well-known` at the top is for the public.
+/// Whether a name in the path begins with a dot: such files and folders, like `.env` and `.git`, are
+/// rarely meant to be published. `.well-known` at the top is.
 fn is_hidden(path: &Path) -> bool {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name),
@@ -161,7 +162,7 @@ fn is_hidden(path: &Path) -> bool {
     })
 }
 
-/// Answers with the file, or with 304 to who has it already (RFC 9110, section 13.1.2).
+/// Answers with the file, or with 304 if the client has it already (RFC 9110, section 13.1.2).
 fn respond(path: &str, file: File, request: &HeaderMap) -> Response {
     let etag = format!("\"{}\"", file.etag);
     let known = request
@@ -191,7 +192,7 @@ fn respond(path: &str, file: File, request: &HeaderMap) -> Response {
         ETAG,
         HeaderValue::try_from(etag).expect("hexadecimal is ASCII"),
     );
-    // Always asked for again, and seldom sent again.
+    // Clients ask each time whether the file has changed; only then is it sent again.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

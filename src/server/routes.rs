@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -17,25 +18,27 @@ use warp::{
     reply::{Reply, Response},
 };
 
-use super::{anteroom::Anteroom, assets, assets::Source};
+use super::{
+    assets::{self, Source},
+    handle::Handle,
+};
 use crate::{
-    access,
     protocol::{RoomName, SUBPROTOCOL},
     session,
-    state::ResumeRequest,
+    state::{ResumeRequest, Shared},
     web::HttpError,
     websocket,
 };
 
-/// All that the server answers.
-pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
+/// Answers every request to the server.
+pub(super) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
     let get = warp::get().or(warp::head()).unify();
     let health = warp::path!("health")
         .and(get)
         .map(|| "ok\n".into_response());
-    let folder = anteroom.shared().config.serving.static_dir.clone();
-    let page = assets::files(folder.map_or(Source::Page, Source::Folder));
-    room(anteroom)
+    let folder = handle.config.serving.static_dir.clone();
+    let page = assets::files(folder.map_or(Source::DemoPage, Source::Folder));
+    room(handle)
         .or(health)
         .unify()
         .or(page)
@@ -45,9 +48,9 @@ pub(crate) fn all(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .boxed()
 }
 
-/// `/room` and `/room/{name}`.
-pub(crate) fn room(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
-    let anteroom = anteroom.clone();
+/// Answers requests for `/room` and `/room/{name}`.
+pub(super) fn room(handle: &Handle) -> BoxedFilter<(Response,)> {
+    let handle = handle.clone();
     warp::path("room")
         .and(room_name())
         .and(warp::method())
@@ -56,16 +59,16 @@ pub(crate) fn room(anteroom: &Anteroom) -> BoxedFilter<(Response,)> {
         .and(peer())
         .and(warp::ext::optional::<OnUpgrade>())
         .map(move |name, method, headers, query, peer, connection| {
-            let response = join(&anteroom, name, &method, &headers, &query, peer, connection)
+            let response = join(&handle, name, &method, &headers, &query, peer, connection)
                 .unwrap_or_else(HttpError::into_response);
             let status = response.status().as_u16();
-            anteroom.shared().metrics.upgrades(status).inc();
+            handle.metrics.upgrades(status).inc();
             response
         })
         .boxed()
 }
 
-/// The name in the one segment that is left, the default room's without one.
+/// The room that the rest of the path names: one segment, or none for the default room.
 fn room_name() -> impl Filter<Extract = (Result<RoomName, &'static str>,), Error = Rejection> + Clone
 {
     warp::path::full()
@@ -77,13 +80,13 @@ fn room_name() -> impl Filter<Extract = (Result<RoomName, &'static str>,), Error
         })
 }
 
-/// What stands behind the question mark of a URL.
+/// The query of a URL.
 struct Query(String);
 
 impl Query {
-    /// The first value of this name that is not empty, both decoded (WHATWG URL, section 5.1): what is
-    /// percent-encoded without need is the same (RFC 3986, section 2.3). Bytes that are no UTF-8
-    /// become U+FFFD.
+    /// The first value of this name that is not empty. Names and values are decoded first (WHATWG URL,
+    /// section 5.1), because a percent-encoded letter equals the letter (RFC 3986, section 2.3).
+    /// Bytes that are not UTF-8 become U+FFFD.
     fn get(&self, name: &str) -> Option<Cow<'_, str>> {
         let mut pairs = form_urlencoded::parse(self.0.as_bytes());
         let pair = pairs.find(|(key, value)| key == name && !value.is_empty());
@@ -97,11 +100,12 @@ fn query() -> impl Filter<Extract = (Query,), Error = Infallible> + Clone {
         .or_else(async |_| Ok((Query(String::new()),)))
 }
 
-/// The other end of a connection of our listener.
+/// The address of the peer of a connection, which [`accept`](super::accept) adds to its requests.
 #[derive(Clone, Copy)]
-pub(crate) struct PeerAddress(pub(crate) SocketAddr);
+pub(super) struct PeerAddress(pub(super) SocketAddr);
 
-/// The address that a request comes from, be it to our listener or to warp's server.
+/// The address that a request came from. Under warp's own server, which adds no [`PeerAddress`], it
+/// is what warp knows.
 fn peer() -> impl Filter<Extract = (Option<IpAddr>,), Error = Infallible> + Clone {
     warp::ext::optional::<PeerAddress>()
         .and(warp::addr::remote())
@@ -112,8 +116,13 @@ fn peer() -> impl Filter<Extract = (Option<IpAddr>,), Error = Infallible> + Clon
         })
 }
 
+/// Starts a session, or resumes one, on the connection of this request.
+///
+/// # Errors
+///
+/// The [`HttpError`] for a request that is not a handshake, or that admission refuses.
 fn join(
-    anteroom: &Anteroom,
+    shared: &Arc<Shared>,
     room: Result<RoomName, &'static str>,
     method: &Method,
     headers: &HeaderMap,
@@ -123,7 +132,6 @@ fn join(
 ) -> Result<Response, HttpError> {
     let room = room.map_err(|message| HttpError::new(StatusCode::BAD_REQUEST, message))?;
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
-    let shared = anteroom.shared();
     let token = query.get("token");
     let client = shared
         .admission
@@ -133,8 +141,8 @@ fn join(
         .as_ref()
         .is_some_and(|cluster| !cluster.has_begun())
     {
-        return Err(access::unavailable(
-            "the server waits for its cluster: try again later",
+        return Err(HttpError::unavailable(
+            "the server is still connecting to its cluster: try again later",
         ));
     }
     let received = query.get("received");
@@ -145,7 +153,7 @@ fn join(
         let can_resume = shared.resumes.can_resume(request, &room, client.user());
         can_resume && !shared.stopping.is_cancelled()
     });
-    // A session that is resumed has all it needs already.
+    // A session that is resumed holds its slots already.
     let admitted = match resumable {
         true => None,
         false => Some(shared.admission.admit(&room, client.address)?),
@@ -155,18 +163,17 @@ fn join(
     Ok(upgrade.response.map(|empty: Bytes| empty.into()))
 }
 
-/// Says in a line of text why no route took the request: it is of another method, or for another
-/// path.
+/// Answers a request that no route took.
 async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
-    let refusal = if rejection.find::<MethodNotAllowed>().is_some() {
-        let message = "only GET and HEAD are answered here";
+    let error = if rejection.find::<MethodNotAllowed>().is_some() {
+        let message = "this URL supports only GET and HEAD";
         HttpError::new(StatusCode::METHOD_NOT_ALLOWED, message)
             .with(ALLOW, HeaderValue::from_static("GET, HEAD"))
     } else {
-        let message = "nothing here: the page is at /, the rooms are at /room";
+        let message = "no such URL: the page is at /, rooms are at /room and /room/{name}";
         HttpError::new(StatusCode::NOT_FOUND, message)
     };
-    Ok(refusal.into_response())
+    Ok(error.into_response())
 }
 
 #[cfg(test)]
@@ -174,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_decoded_and_what_is_empty_is_not_there() {
+    fn query_values_are_decoded_and_empty_ones_count_as_absent() {
         for (query, value) in [
             ("", None),
             ("token", None),

@@ -1,11 +1,4 @@
-//! What listens: the server, its accept loop, TLS, and every URL.
-
-mod accept;
-mod admin;
-mod anteroom;
-mod assets;
-mod routes;
-mod tls;
+//! The server on sockets of its own.
 
 use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,18 +6,18 @@ use log::{info, warn};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::anteroom::Anteroom;
-use self::{
-    accept::Service,
-    anteroom::{report, with_context},
+use super::{
+    accept::{self, Service},
+    admin,
+    anteroom::{Anteroom, report_reload, with_context},
     tls::Tls,
 };
 use crate::config::{Config, sessions_by_files};
 
-/// How long a request of an operator may take when all else has ended.
-const OPERATORS_GRACE: Duration = Duration::from_secs(1);
+/// How long a request to the admin API may still take once everything else has ended.
+const ADMIN_GRACE: Duration = Duration::from_secs(1);
 
-/// A server that is bound to its address, and not yet serving.
+/// A server that is bound to its addresses but does not serve yet.
 pub struct Server {
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
@@ -33,12 +26,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the address of `config`.
+    /// Binds [`Config::listen`] and [`Config::admin`].
     ///
     /// # Errors
     ///
-    /// An address that cannot be bound, a file or folder that cannot be read or used, or a value that
-    /// makes no sense ([`Config::check`]); the message says which.
+    /// An address that cannot be bound, a file or folder that cannot be read or used, or an invalid
+    /// value ([`Config::check`]); the message names it.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
     pub fn bind(config: Config) -> io::Result<Server> {
         let bind = |address| {
             accept::bind(address)
@@ -60,12 +57,11 @@ impl Server {
         })
     }
 
-    /// What reads the files again that may change while the server runs, to be called when the
-    /// program is asked to, as by SIGHUP: the certificate, and those of [`Anteroom::reload`]. `None`
-    /// if there are none.
+    /// A function that reloads the TLS certificate and the files of [`Anteroom::reload`], for example
+    /// on SIGHUP. `None` if the configuration has no such file.
     pub fn reloader(&self) -> Option<impl Fn() + Send + 'static> {
         let (tls, anteroom) = (self.tls.clone(), self.anteroom.clone());
-        let config = &anteroom.shared().config;
+        let config = &anteroom.handle().config;
         let has_files = [
             &config.tokens.key_file,
             &config.webrtc.turn_secret_file,
@@ -75,43 +71,42 @@ impl Server {
         .any(|file| file.is_some());
         (tls.is_some() || has_files).then_some(move || {
             if let Some(tls) = &tls {
-                report("the certificate", tls.reload());
+                report_reload("the TLS certificate", tls.reload());
             }
             anteroom.reload();
         })
     }
 
-    /// The address it listens on, with the real port.
+    /// The address that the server listens on, with the actual port.
     ///
     /// # Errors
     ///
-    /// What the operating system says.
+    /// The error of the operating system.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Whether it serves with TLS.
+    /// Whether the server uses TLS.
     pub fn has_tls(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// The address on which operators are answered, with the real port; `None` if there is none.
+    /// The address of the admin API, with the actual port; `None` without [`Config::admin`].
     ///
     /// # Errors
     ///
-    /// What the operating system says.
+    /// The error of the operating system.
     pub fn admin_addr(&self) -> io::Result<Option<SocketAddr>> {
         self.admin.as_ref().map(TcpListener::local_addr).transpose()
     }
 
-    /// The rooms it serves.
+    /// The handle to the rooms.
     pub fn anteroom(&self) -> &Anteroom {
         &self.anteroom
     }
 
-    /// Serves until `shutdown` is done; then accepts no more, tells every session to come back
-    /// later (close code 1012), waits for them for the drain time at most, and returns with no task
-    /// left.
+    /// Serves until `shutdown` completes. Then it accepts no more connections and shuts down as
+    /// [`Anteroom::shut_down`] does. Returns when every task has ended.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Server {
             listener,
@@ -119,39 +114,41 @@ impl Server {
             admin,
             anteroom,
         } = self;
-        let shared = anteroom.shared().clone();
+        let shared = Arc::clone(anteroom.handle());
         let (limit, possible) = (shared.config.limits.sessions(), sessions_by_files());
         info!("serving up to {limit} sessions");
         if limit > possible {
-            warn!("the open-file limit is enough for {possible} sessions only");
+            warn!(
+                "the open-file limit allows only {possible} sessions: raise it, or lower --max-sessions"
+            );
         }
         let service = Service {
             routes: anteroom.routes(),
             tls,
             is_public: true,
-            is_for_operators: false,
+            is_admin: false,
             tasks: shared.tasks.clone(),
             stopping: shared.stopping.clone(),
             grace: shared.config.stopping.drain(),
             shared: shared.clone(),
         };
         let admin_service = Service {
-            routes: admin::all(&anteroom),
+            routes: admin::all(anteroom.handle()),
             tls: None,
             is_public: shared.config.admin.is_exposed(),
-            is_for_operators: true,
+            is_admin: true,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
-            grace: OPERATORS_GRACE,
+            grace: ADMIN_GRACE,
             shared,
         };
-        let operators = async {
+        let admin_requests = async {
             match &admin {
                 Some(listener) => accept::accept(listener, &admin_service).await,
                 None => pending().await,
             }
         };
-        let peers = async {
+        let sessions = async {
             tokio::select! {
                 () = accept::accept(&listener, &service) => {}
                 () = shutdown => {}
@@ -159,10 +156,10 @@ impl Server {
             drop(listener);
             anteroom.shut_down().await;
         };
-        // Operators are answered to the end.
+        // The admin API answers until the last session has left.
         tokio::select! {
-            () = peers => {}
-            () = operators => {}
+            () = sessions => {}
+            () = admin_requests => {}
         }
         admin_service.stopping.cancel();
         admin_service.tasks.close();

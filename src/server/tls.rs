@@ -1,4 +1,4 @@
-//! TLS 1.2 and 1.3 (RFC 5246, RFC 8446), with a certificate that can be changed while the server runs.
+//! TLS 1.2 and 1.3 (RFC 5246, RFC 8446), with a certificate that can be replaced while the server runs.
 
 use std::{
     fmt, io,
@@ -26,17 +26,17 @@ use crate::config::{
     read_file,
 };
 
-/// What comes inside of it (RFC 7301): a WebSocket is opened by HTTP/1.1.
+/// The application protocol that the server negotiates (RFC 7301). WebSocket handshakes need HTTP/1.1.
 const PROTOCOL: &[u8] = b"http/1.1";
 
-/// The labels of PEM that are read (RFC 7468, sections 5 and 10; RFC 8017; RFC 5915, section 4).
+/// The PEM labels that are used (RFC 7468, sections 5 and 10; RFC 8017; RFC 5915, section 4).
 const CERTIFICATE: &str = "CERTIFICATE";
 const PKCS8: &str = "PRIVATE KEY";
 const PKCS1: &str = "RSA PRIVATE KEY";
 const SEC1: &str = "EC PRIVATE KEY";
 const KEYS: [&str; 3] = [PKCS8, PKCS1, SEC1];
 
-/// What openssl writes beside keys, and TLS does not need.
+/// The PEM labels that are skipped: openssl writes them beside keys, and TLS does not need them.
 const PARAMETERS: [&str; 2] = ["EC PARAMETERS", "DH PARAMETERS"];
 
 /// The server's side of TLS.
@@ -45,7 +45,7 @@ pub(crate) struct Tls {
     certificate: Arc<Certificate>,
 }
 
-/// The certificate that is shown to everyone, and its key.
+/// The certificate chain that clients get, and its key.
 struct Certificate {
     cert: PathBuf,
     key: PathBuf,
@@ -53,11 +53,11 @@ struct Certificate {
 }
 
 impl Tls {
-    /// With the certificate chain and the key in these files, both PEM.
+    /// Reads the certificate chain and the key from PEM files.
     ///
     /// # Errors
     ///
-    /// Files that cannot be read, or do not belong together; the message names them.
+    /// A file that cannot be read or used, or a key of another certificate; the message names the file.
     pub(crate) fn new(cert: PathBuf, key: PathBuf) -> io::Result<Tls> {
         let current = ArcSwap::from_pointee(read(&cert, &key)?);
         let certificate = Arc::new(Certificate { cert, key, current });
@@ -73,18 +73,18 @@ impl Tls {
         })
     }
 
-    /// Shows what stands in the files now to who comes from now on.
+    /// Reads the files again. Connections that start from now on get the new certificate.
     ///
     /// # Errors
     ///
-    /// As of [`new`](Tls::new); the old certificate stays then.
+    /// Those of [`new`](Tls::new); the old certificate stays in use.
     pub(crate) fn reload(&self) -> io::Result<()> {
         let Certificate { cert, key, current } = &*self.certificate;
         current.store(Arc::new(read(cert, key)?));
         Ok(())
     }
 
-    /// The handshake. It waits for the peer, so the caller must set a time limit.
+    /// Does the handshake. It waits for the peer, so the caller must set a time limit.
     pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.acceptor.accept(stream).await
     }
@@ -109,31 +109,33 @@ fn read(cert: &Path, key: &Path) -> io::Result<CertifiedKey> {
     CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
         invalid(match error {
             Error::InconsistentKeys(_) => {
-                format!("the key in {key_file} is not that of the certificate in {cert_file}")
+                format!("the key in {key_file} does not belong to the certificate in {cert_file}")
             }
             error => format!("cannot use {cert_file} with {key_file}: {error}"),
         })
     })
 }
 
-/// Checks a file of certificate authorities.
+/// Checks that a file of certificate authorities can be used.
 ///
 /// # Errors
 ///
-/// A file that cannot be read, holds no certificate, or holds what is none or cannot be trusted; the
-/// message names it.
+/// A file that cannot be read, holds no certificate, or holds one that is invalid or cannot be
+/// trusted; the message names it.
 pub(crate) fn check_authorities(path: &Path) -> io::Result<()> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(|error| {
             let file = path.display();
-            invalid(format!("cannot trust a certificate in {file}: {error}"))
+            invalid(format!(
+                "cannot use a certificate in {file} as an authority: {error}"
+            ))
         })?;
     }
     Ok(())
 }
 
-/// The certificates in a file. Their key may stand beside them.
+/// The certificates in a file. Their key may be in the same file.
 fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let file = path.display();
     let bytes = read_file(path)?;
@@ -147,31 +149,29 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
                 Err(block.not_read("convert it with openssl x509"))
             }
             "PKCS7" | "CMS" => Err(block.not_read("convert it with openssl pkcs7 -print_certs")),
-            _ => Err(block.not_read("take it out")),
+            _ => Err(block.not_read("remove it")),
         }
         .map_err(|error| invalid(format!("{file} {error}")))?;
     }
     match certificates.is_empty() {
-        true => Err(invalid(format!("{file} has no certificate as PEM"))),
+        true => Err(invalid(format!("{file} has no PEM certificate"))),
         false => Ok(certificates),
     }
 }
 
-/// A certificate that is one of X.509 (RFC 5280). Whether it is to be trusted is for others to say.
+/// The X.509 certificate in a PEM block (RFC 5280), without regard to whether it can be trusted.
 fn certificate(block: &Block<'_>) -> Result<CertificateDer<'static>, String> {
     let certificate = CertificateDer::from(block.der.expose().clone());
     match RootCertStore::empty().add(certificate.clone()) {
         Err(Error::InvalidCertificate(CertificateError::BadEncoding)) => {
             let line = block.line;
-            Err(format!(
-                "has something else than a certificate in line {line}"
-            ))
+            Err(format!("has an invalid certificate in line {line}"))
         }
         _ => Ok(certificate),
     }
 }
 
-/// The only private key in a file. Its certificates may stand beside it.
+/// The only private key in a file. Its certificates may be in the same file.
 fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
     let file = path.display();
     let bytes = read_file(path)?;
@@ -185,7 +185,7 @@ fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
             SEC1 => keys.push(PrivateKeyDer::Sec1(der().into())),
             label if label == CERTIFICATE || PARAMETERS.contains(&label) => {}
             _ => {
-                let error = block.not_read("convert it with openssl pkey, or take it out");
+                let error = block.not_read("convert it with openssl pkey, or remove it");
                 return Err(invalid(format!("{file} {error}")));
             }
         }
@@ -193,9 +193,9 @@ fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
     match (keys.pop(), keys.len()) {
         (Some(key), 0) => Ok(key),
         (Some(_), more) => Err(invalid(format!(
-            "{file} has {} private keys: leave the one of the certificate",
+            "{file} has {} private keys: keep only that of the certificate",
             more + 1
         ))),
-        (None, _) => Err(invalid(format!("{file} has no private key as PEM"))),
+        (None, _) => Err(invalid(format!("{file} has no PEM private key"))),
     }
 }

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::permissions::Permissions;
 use crate::{
-    access::{Denied, now},
+    access::{Denied, unix_seconds},
     outbox::Outbox,
     protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
     rooms::JoinGuard,
@@ -84,7 +84,7 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
     let token = known.filter(|_| is_resumable).map(|it| it.token());
     let ice_servers = shared
         .ice
-        .for_session(join_guard.id(), user, expires, now());
+        .for_session(join_guard.id(), user, expires, unix_seconds());
     let (bytes, is_kept) = join_guard.with_peers(|peers| {
         let hello = Hello {
             room: join_guard.room(),

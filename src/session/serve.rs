@@ -168,7 +168,9 @@ impl Session {
                 return Poll::Pending;
             };
             match self.pause(excess) {
-                ReadControl::Pause if reader.is_closed() => return Poll::Ready(Err(Disconnect::Eof)),
+                ReadControl::Pause if reader.is_closed() => {
+                    return Poll::Ready(Err(Disconnect::Eof));
+                }
                 ReadControl::Pause => {}
                 ReadControl::Continue => self.heartbeat.pause(false),
             }

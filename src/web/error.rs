@@ -1,12 +1,18 @@
-//! An HTTP request that is turned away.
+//! The answer to an HTTP request that is refused.
 
 use std::borrow::Cow;
 
-use http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderName, HeaderValue, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use warp::reply::{Reply, Response};
 
-/// The answer to a request that is turned away: a status, one line of text that says what is wrong,
-/// and the headers that tell a client what to do about it.
+/// How long a client waits before it retries a request that the server cannot serve now, in seconds.
+const RETRY_SECONDS: u64 = 5;
+
+/// The answer to a refused request: a status, one line of text that says what is wrong and what to
+/// do, and headers that tell the same to a program.
 #[derive(Debug)]
 pub(crate) struct HttpError {
     status: StatusCode,
@@ -15,6 +21,7 @@ pub(crate) struct HttpError {
 }
 
 impl HttpError {
+    /// An answer without headers of its own.
     pub(crate) fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> HttpError {
         HttpError {
             status,
@@ -23,7 +30,19 @@ impl HttpError {
         }
     }
 
-    /// What is wrong.
+    /// 503 with `Retry-After`: the server cannot serve the request now.
+    pub(crate) fn unavailable(message: &'static str) -> HttpError {
+        HttpError::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_SECONDS)
+    }
+
+    /// 429 with `Retry-After`: the client's address has used up its share. `seconds` is when to
+    /// retry, if that is known.
+    pub(crate) fn too_many_requests(message: &'static str, seconds: Option<u64>) -> HttpError {
+        HttpError::new(StatusCode::TOO_MANY_REQUESTS, message)
+            .retry_after(seconds.unwrap_or(RETRY_SECONDS))
+    }
+
+    /// The line of text.
     pub(crate) fn message(self) -> Cow<'static, str> {
         self.message
     }
@@ -32,6 +51,10 @@ impl HttpError {
     pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> HttpError {
         self.headers.push((name, value));
         self
+    }
+
+    fn retry_after(self, seconds: u64) -> HttpError {
+        self.with(RETRY_AFTER, seconds.into())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header::HOST, uri::Authority};
+use http::{HeaderMap, HeaderValue, StatusCode, header::HOST, uri::Authority};
 
 use super::error::HttpError;
 
@@ -35,25 +35,6 @@ fn invalid() -> HttpError {
         StatusCode::BAD_REQUEST,
         "send one Host header: a name or an address, and optionally a port",
     )
-}
-
-/// The host and the port in `Host`; `None` without one in HTTP/1.0, which did not know it.
-///
-/// # Errors
-///
-/// The [`Refusal`] (400) of a request of HTTP/1.1 without `Host`, and of one of any version with
-/// several, or with what is no `uri-host [ ":" port ]` (RFC 9110, section 7.2).
-pub(crate) fn of(version: Version, headers: &HeaderMap) -> Result<Option<Authority>, HttpError> {
-    let mut hosts = headers.get_all(HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (None, _) if version < Version::HTTP_11 => return Ok(None),
-        (Some(host), None) => parse(host),
-        _ => None,
-    };
-    host.map(Some).ok_or_else(|| {
-        let message = "Host must be given once: a name or an address, and a port if there is one";
-        HttpError::new(StatusCode::BAD_REQUEST, message)
-    })
 }
 
 /// The authority in a `Host` header. It has no user, a host that is not empty (RFC 9110, section

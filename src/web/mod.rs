@@ -1,4 +1,4 @@
-//! HTTP beside WebSocket: which host a request is for, and the answer to a request that is refused.
+//! Plain HTTP: the answer to a refused request, and the host that a request is for.
 
 mod error;
 pub(crate) mod host;

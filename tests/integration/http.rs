@@ -223,7 +223,7 @@ async fn what_is_not_there_is_said_in_a_line() {
         assert_eq!(answer.status, 404, "{path}");
         assert_eq!(
             answer.line(),
-            "nothing here: the page is at /, the rooms are at /room"
+            "no such URL: the page is at /, rooms are at /room and /room/{name}"
         );
         assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
     }
@@ -245,7 +245,7 @@ async fn other_methods_are_not_allowed() {
     }
     let answer = ask_raw(&server, &handshake("/room").replace("GET", "POST")).await;
     assert_eq!((answer.status, &*answer.headers["allow"]), (405, "GET"));
-    assert_eq!(answer.line(), "a WebSocket is opened with GET, not POST");
+    assert_eq!(answer.line(), "open a WebSocket with GET, not POST");
 }
 
 #[tokio::test]
@@ -446,7 +446,7 @@ async fn files_whose_names_begin_with_a_dot_are_not_served() {
         if status == 404 {
             assert_eq!(
                 answer.line(),
-                "nothing here: the page is at /, the rooms are at /room"
+                "no such URL: the page is at /, rooms are at /room and /room/{name}"
             );
         }
     }
@@ -543,8 +543,8 @@ async fn a_handshake_names_one_host_in_another_application_too() {
 async fn who_sends_too_many_headers_or_too_long_ones_is_told_what_to_do() {
     let server =
         TestServer::with(|config| config.admin.listen = Some(([127, 0, 0, 1], 0).into())).await;
-    let lines = "at most 100 header lines are taken: send fewer";
-    let bytes = "the headers are over --max-header-bytes: send less, such as smaller cookies";
+    let lines = "a request may have 100 header lines: send fewer";
+    let bytes = "the headers exceed --max-header-bytes: send less, for example smaller cookies";
     let upgrade = handshake("/room");
     let plain = "GET /health HTTP/1.1\r\nHost: test\r\n\r\n";
     for (address, request, status) in [

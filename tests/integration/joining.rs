@@ -288,7 +288,7 @@ async fn a_query_may_be_percent_encoded_wherever_a_client_likes() {
         let path = format!("/room?{query}");
         let refused = Raw::ask(&server, &path, "").await.err().unwrap();
         assert!(
-            refused.body.starts_with("a token is needed: "),
+            refused.body.starts_with("a token is required: "),
             "{refused:?}"
         );
         let header = format!("Authorization: Bearer {token}\r\n");

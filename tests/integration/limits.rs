@@ -132,7 +132,7 @@ async fn there_are_so_many_rooms_and_no_more() {
     let refused = Raw::ask(&server, "/room/milk", "").await.err().unwrap();
     assert_eq!(refused.status, 503);
     assert!(
-        refused.body.starts_with("there are too many rooms"),
+        refused.body.starts_with("the server has too many rooms"),
         "{}",
         refused.body
     );
@@ -168,7 +168,7 @@ async fn an_address_has_so_many_sessions_and_no_more() {
         assert_eq!(refused.status, 429);
         assert_eq!(
             refused.body,
-            "too many sessions from your address: leave one first"
+            "your address has too many sessions: close one, then try again"
         );
         assert!(
             refused.head.contains("\r\nretry-after: 5\r\n"),
@@ -604,10 +604,7 @@ async fn the_log_says_what_an_operator_must_know_and_no_more() {
         .map(|line| line.split_once("] ").unwrap().1)
         .collect();
     assert_eq!(said[0], "serving up to 1 sessions");
-    assert_eq!(
-        said[1],
-        "sessions are refused: all --max-sessions are taken"
-    );
+    assert_eq!(said[1], "refusing new sessions: --max-sessions is reached");
     assert!(said[2].starts_with("stopping: 5 s to leave for "), "{log}");
     assert_eq!(said[3..], ["stopped"]);
 }
@@ -739,7 +736,7 @@ async fn running_out_of_files_neither_ends_nor_spins_the_server() {
         panic!("the log ended");
     };
     let first = within_deadline("a warning", first).await;
-    let expected = "the open-file limit is enough for 30 sessions only";
+    let expected = "the open-file limit allows only 30 sessions: raise it, or lower --max-sessions";
     assert!(first.ends_with(expected), "{first}");
     let warning = async {
         while let Some(line) = stderr.next_line().await.unwrap() {
@@ -751,7 +748,7 @@ async fn running_out_of_files_neither_ends_nor_spins_the_server() {
     };
     let warning = within_deadline("a warning", warning).await;
     assert!(
-        warning.contains("cannot accept connections for the moment: "),
+        warning.contains("cannot accept connections, trying again: "),
         "{warning}"
     );
     // Who is in goes on; the waiting costs next to nothing.

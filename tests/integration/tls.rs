@@ -245,7 +245,7 @@ async fn a_certificate_is_changed_under_load_without_dropping_anyone() {
     talk().await;
     files.replace(authority.issue("after.test"));
     program.signal("HUP").await;
-    said("read the certificate again").await;
+    said("reloaded the TLS certificate").await;
     talk().await;
     // Who has been here before may go on without a look at the certificate.
     let newcomer = || authority.connector(&[&TLS12, &TLS13]);
@@ -266,7 +266,7 @@ async fn a_certificate_is_changed_under_load_without_dropping_anyone() {
     ] {
         files.replace((cert, key));
         program.signal("HUP").await;
-        said("the certificate: as before, for ").await;
+        said("cannot reload the TLS certificate, the old one stays: ").await;
         talk().await;
         let third = connect(&newcomer(), program.address).await.unwrap();
         assert!(is_for(&shown(&third), "after.test"));
@@ -329,12 +329,12 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
         (
             cert.clone() + &relabelled(&issuer, "X509 CRL"),
             key.clone(),
-            Some("take it out"),
+            Some("remove it"),
         ),
         (
             cert.clone() + broken,
             key.clone(),
-            Some("has something else than a certificate"),
+            Some("has an invalid certificate"),
         ),
         (cert.clone(), key.clone() + &key, Some("has 2 private keys")),
         (cert.clone(), key.trim_end().to_owned() + &key, Some(alone)),
@@ -363,11 +363,8 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
         (issuer.clone() + &issuer, None),
         (issuer.trim_end().to_owned() + &issuer, Some(alone)),
         (relabelled(&issuer, "TRUSTED CERTIFICATE"), Some(convert)),
-        (
-            issuer.clone() + broken,
-            Some("has something else than a certificate"),
-        ),
-        (String::new(), Some("has no certificate")),
+        (issuer.clone() + broken, Some("has an invalid certificate")),
+        (String::new(), Some("has no PEM certificate")),
     ] {
         let file = File::new("strict-ca.pem", ca);
         let mut config = anteroom::Config::default();
@@ -386,10 +383,14 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
         (
             files.cert.path(),
             other.key.path(),
-            "is not that of the certificate in ",
+            "does not belong to the certificate in ",
         ),
-        (files.key.path(), files.key.path(), "has no certificate"),
-        (files.cert.path(), files.cert.path(), "has no private key"),
+        (files.key.path(), files.key.path(), "has no PEM certificate"),
+        (
+            files.cert.path(),
+            files.cert.path(),
+            "has no PEM private key",
+        ),
         (
             "/no/such/file".into(),
             files.key.path(),

@@ -82,7 +82,7 @@ async fn without_a_token_nobody_comes_in() {
     let refused = refusal(&server, "/room/tea", "").await;
     assert_eq!(refused.status, 401);
     assert!(
-        refused.body.starts_with("a token is needed: "),
+        refused.body.starts_with("a token is required: "),
         "{}",
         refused.body
     );
@@ -146,9 +146,9 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
     let swapped = format!("{head}.{other_claims}.{}", tail.split_once('.').unwrap().1);
 
     let invalid = "the token is not valid here";
-    let needed = "a token is needed: connect with ?token=<jwt>, or Authorization: Bearer <jwt>";
+    let needed = "a token is required: send ?token=<jwt> or the header Authorization: Bearer <jwt>";
     let expired = "the token has expired";
-    let lacking = "the token lacks exp, or the iss or aud that is asked for";
+    let lacking = "the token lacks a required claim: exp, or the configured iss or aud";
     for (token, status, message) in [
         // Who has no signature of ours learns nothing more.
         (String::new(), 401, needed),
@@ -189,7 +189,7 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
         (
             sign(json!({"aud": "elsewhere"})),
             401,
-            "the token is for another audience",
+            "the token has another audience: its aud must match --token-audience",
         ),
         (
             sign(json!({"room": "coffee"})),
@@ -204,12 +204,12 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
         (
             sign(json!({"sub": "x".repeat(257)})),
             403,
-            "the token's sub is over 256 bytes",
+            "the token's sub exceeds 256 bytes",
         ),
         (
             sign(json!({"info": "x".repeat(1023)})),
             403,
-            "the token's info is over 1024 bytes",
+            "the token's info exceeds 1024 bytes",
         ),
     ] {
         let refused = refusal(&server, &format!("/room/tea?token={token}"), "").await;
@@ -977,12 +977,12 @@ fn values_that_make_no_token_are_one_clear_line_and_exit_code_2() {
         (
             "--info",
             "",
-            "--info <JSON>': no JSON: leave the option out, or",
+            "--info <JSON>': not JSON: omit the option, or",
         ),
         (
             "--info",
             " ",
-            "--info <JSON>': no JSON: leave the option out, or",
+            "--info <JSON>': not JSON: omit the option, or",
         ),
         (
             "--info",
