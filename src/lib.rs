@@ -1,41 +1,44 @@
-//! anteroom is where peers meet before they talk to each other directly: a WebSocket server that
-//! keeps a map of the sessions in each room, tells everyone who comes and who goes, and routes
-//! four-field JSON messages between them.
+//! A WebSocket server for WebRTC signaling and small real-time apps. Clients join a room, learn who
+//! else is in it, and exchange four-field JSON messages.
 //!
-//! [`Server`] is the whole server on a socket of its own; [`Anteroom`] is the same as warp filters,
-//! to be mounted in another application.
+//! There are two ways to run it:
 //!
-//! A message's way through the modules:
+//! - [`Server`] listens on sockets of its own, with TLS and an admin API. The program `anteroom` runs
+//!   one.
+//! - [`Anteroom`] is the same server as warp filters, for an application that has its own listener.
+//!
+//! Both take a [`Config`], whose fields are the options of the program. [`Origin`], [`IceUrl`] and
+//! [`NatsUrl`] are the types of some of its values. A [`TokenRequest`] creates room tokens for
+//! development.
+//!
+//! # Architecture
+//!
+//! A message takes this way through the folders of `src/`:
 //!
 //! ```text
-//! listener ─ routes ─ websocket::Reader ─ session ─ protocol::parse ─ rooms ─ outbox ─ websocket::Writer
+//! server ─ websocket::Reader ─ session ─ protocol::parse ─ rooms ─ outbox ─ websocket::Writer
 //! ```
 //!
-//! All of it happens in the task of the session that sends, up to the sockets of the first few
-//! receivers; what stands in the outboxes of many more is written by tasks of their own, a batch each.
+//! The task of the sending session does all of this, including the writes to the sockets of the first
+//! few receivers. If a message has many receivers, further tasks write to the others, a batch each.
 //!
-//! | module | what is in it |
+//! Folders import only from those below them in this table, and a folder's `mod.rs` names what the
+//! others may use.
+//!
+//! | folder | contents |
 //! | --- | --- |
-//! | `config` | every option |
-//! | `listener`, `tls` | the accept loop, with its limits |
-//! | `routes`, `page`, `refusal` | every URL; the files behind `/`; how a request is turned away |
-//! | `host` | which host a request is for |
-//! | `admission` | who may join |
-//! | `address`, `tokens`, `keys`, `rates` | where a request is from; what a token grants, and who signs it; how much is too much |
-//! | `websocket` | the handshake, the frames, the socket |
-//! | `session` | one session's life |
-//! | `requests`, `ice` | what is addressed to the server; the ICE servers it tells of |
-//! | `rooms` | who is where, on this node and on others |
-//! | `cluster` | what nodes say to each other, and how: over NATS |
-//! | `outbox` | what waits for a session |
-//! | `kept` | what may have to be sent again |
-//! | `resume` | the sessions that may be resumed |
-//! | `heartbeat`, `expiry` | who is pinged, who is given up; whose token ends |
-//! | `protocol` | the wire format |
-//! | `escape` | what comes from outside, as it is logged |
-//! | `admin` | every URL for operators |
-//! | `metrics`, `traffic` | everything that is counted |
-//! | `reload`, `pem`, `secret` | what is read from files, and read again; what no log may have |
+//! | `server` | the accept loop, TLS, every URL, the admin API, static files |
+//! | `session` | the life of one session: start or resume, serve, suspend, close; requests to the server |
+//! | `state` | what all sessions share: the rooms, the resume registry, the heartbeat, token expiry, ICE servers |
+//! | `access` | admission: origins, tokens, client addresses, rates, slots |
+//! | `rooms` | the index of rooms, their members on this node and on others, sessions that migrate |
+//! | `outbox` | the bounded queue of one session, its flushing, and the replay buffer for resuming |
+//! | `cluster` | messages to other nodes over NATS, and which nodes are up |
+//! | `protocol` | the wire format: ids, messages, events, errors, close codes |
+//! | `websocket` | RFC 6455: the handshake, the frames, the halves of a connection |
+//! | `web` | plain HTTP: error answers, the `Host` header |
+//! | `metrics` | every metric |
+//! | `config` | every option, and the files and values that options name |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -60,7 +63,7 @@ pub use crate::{
     server::{Anteroom, Server},
 };
 
-/// The README's example, compiled.
+/// Compiles the examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
