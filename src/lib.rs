@@ -59,7 +59,7 @@ mod websocket;
 
 pub use crate::{
     access::TokenRequest,
-    config::{Config, IceUrl, NatsUrl, Origin},
+    config::{Config, IceUrl, NatsUrl, Origin, TokenAlgorithm},
     server::{Anteroom, Server},
 };
 

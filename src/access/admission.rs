@@ -92,11 +92,7 @@ impl Admission {
         rooms: Arc<Rooms>,
         metrics: Arc<Metrics>,
     ) -> io::Result<Admission> {
-        let tokens = config.tokens.key_file.clone().map(|path| {
-            let (issuer, audience) = (&config.tokens.issuer, &config.tokens.audience);
-            Tokens::new(path, issuer.clone(), audience.clone())
-        });
-        let tokens = tokens.transpose()?;
+        let tokens = Tokens::new(&config.tokens)?;
         if let Some(tokens) = &tokens {
             info!(
                 "sessions require a token signed with {:?}",

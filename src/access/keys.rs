@@ -6,10 +6,6 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
     VerificationAlgorithm,
 };
-use base64::{
-    Engine,
-    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
-};
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind, EncodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
@@ -19,7 +15,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, error::Category};
 
 use crate::config::{
-    Secret, check_secret, invalid,
+    Secret, TokenAlgorithm, check_secret, invalid,
     pem::{self, Block},
     read_file,
 };
@@ -50,86 +46,90 @@ pub(crate) struct Key {
     pub(crate) key: DecodingKey,
 }
 
-/// The keys in a file: a secret, a public key as PEM, or a JSON Web Key Set (RFC 7517, section 5).
-pub(crate) fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
+/// Reads the keys in a file: a public key as PEM, a JSON Web Key Set (RFC 7517, section 5), or the shared
+/// secret of HS256. Only the option can say that a file holds a secret, since any text may be one: a
+/// public key in a format that this server does not know must never become a secret, for everybody could
+/// sign with it.
+///
+/// # Errors
+///
+/// A file that cannot be read, or does not hold what the option says; the message names it.
+pub(crate) fn read_keys(path: &Path, option: Option<TokenAlgorithm>) -> io::Result<Vec<Key>> {
     let bytes = read_file(path)?;
-    if bytes.trim_ascii_start().starts_with(b"{") {
-        return of_set(&bytes, path);
+    if option == Some(TokenAlgorithm::Hs256) {
+        let key = DecodingKey::from_secret(shared_secret(&bytes, path)?.expose());
+        return Ok(vec![Key::nameless(Algorithm::HS256, key)]);
     }
-    let (algorithm, key) = if is_pem(&bytes) {
-        of_pem(&bytes, path)?
-    } else {
-        let secret = hs256_secret(bytes, path)?;
-        (Algorithm::HS256, DecodingKey::from_secret(secret.expose()))
-    };
-    let id = None;
-    Ok(vec![Key { id, algorithm, key }])
+    if is_pem(&bytes) {
+        let (algorithm, key) = of_pem(&bytes, path)?;
+        check_algorithm(algorithm, option, path)?;
+        return Ok(vec![Key::nameless(algorithm, key)]);
+    }
+    if bytes.trim_ascii_start().starts_with(b"{") {
+        return of_set(&bytes, option, path);
+    }
+    let file = path.display();
+    Err(invalid(match option {
+        None => format!(
+            "{file} has neither a public key as PEM nor a JSON Web Key Set: if it holds a shared \
+             secret, give --token-algorithm HS256"
+        ),
+        Some(option) => format!(
+            "{file} must be a public key as PEM or a JSON Web Key Set, as --token-algorithm is {option}"
+        ),
+    }))
 }
 
-/// Whether PEM stands in it, be there something else, too: that is no secret, whatever it is.
+impl Key {
+    fn nameless(algorithm: Algorithm, key: DecodingKey) -> Key {
+        let id = None;
+        Key { id, algorithm, key }
+    }
+}
+
+/// Whether a file has PEM in it, anywhere.
 fn is_pem(bytes: &[u8]) -> bool {
     bytes.windows(PEM.len()).any(|window| window == PEM)
 }
 
-/// The secret of HS256 in a file. A public key must never be taken for one, however it is written:
-/// everybody could sign with it.
-fn hs256_secret(bytes: Vec<u8>, path: &Path) -> io::Result<Secret<Vec<u8>>> {
-    let secret = check_secret(bytes.trim_ascii_start().to_vec(), path)?;
-    // Keys have spaces, lines, quotes or escapes, wherever they have been copied from; otherwise they
-    // are in base64 or in hexadecimal.
-    let word = secret.expose();
-    let is_word = word
-        .iter()
-        .all(|byte| byte.is_ascii_graphic() && !br#""'\%[]{}"#.contains(byte));
-    if is_word && !is_key(word) && !decodings(word).iter().any(|bytes| is_key(bytes)) {
-        return Ok(secret);
+/// Whether a file is a JSON object, as a key or a set of keys is.
+fn is_json_object(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<HashMap<String, IgnoredAny>>(bytes).is_ok()
+}
+
+/// The shared secret of HS256: the whole file, without the space around it.
+fn shared_secret(bytes: &[u8], path: &Path) -> io::Result<Secret<Vec<u8>>> {
+    if is_pem(bytes) || is_json_object(bytes) {
+        return Err(invalid(format!(
+            "{} has a key as PEM or JSON, which is no secret for HS256: leave --token-algorithm out",
+            path.display()
+        )));
     }
-    Err(invalid(format!(
-        "{} is neither a secret, which is one word such as that of `openssl rand -hex 32`, nor a \
-         public key as PEM, nor a JSON Web Key Set",
-        path.display()
-    )))
+    check_secret(bytes.trim_ascii().to_vec(), path)
 }
 
-/// Whether it may be a key: PEM, JSON, DER, what openssl prints, or the format of OpenSSH (RFC 4253,
-/// section 6.6), which begins with the length of a name.
-fn is_key(bytes: &[u8]) -> bool {
-    let has = |word: &[u8]| bytes.windows(word.len()).any(|window| window == word);
-    let is_json = serde_json::from_slice::<Structure>(bytes).is_ok();
-    is_der(bytes) || is_json || bytes.starts_with(&[0; 3]) || has(b"BEGIN") || has(b"Modulus=")
+/// Checks that a key is for the algorithm of the option, if there is one.
+fn check_algorithm(
+    algorithm: Algorithm,
+    option: Option<TokenAlgorithm>,
+    path: &Path,
+) -> io::Result<()> {
+    match option {
+        Some(option) if to_jwt(option) != algorithm => Err(invalid(format!(
+            "{} has a key for {algorithm:?}, but --token-algorithm is {option}",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
-/// JSON that has parts: a number may well be random.
-#[derive(Deserialize)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "only its form counts")]
-enum Structure {
-    Object(HashMap<String, IgnoredAny>),
-    Array(Vec<IgnoredAny>),
-}
-
-/// What a word may stand for in base64, of either alphabet, padded or not, and in hexadecimal
-/// (RFC 4648).
-fn decodings(word: &[u8]) -> Vec<Vec<u8>> {
-    let bare = word.iter().rposition(|byte| *byte != b'=');
-    let bare = &word[..bare.map_or(0, |last| last + 1)];
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|digit| digit as u8);
-    let byte = |pair: &[u8; 2]| Some(digit(&pair[0])? << 4 | digit(&pair[1])?);
-    let hexadecimal: Option<Vec<u8>> = word.as_chunks().0.iter().map(byte).collect();
-    let base64 = [STANDARD_NO_PAD, URL_SAFE_NO_PAD].map(|base64| base64.decode(bare).ok());
-    base64.into_iter().chain([hexadecimal]).flatten().collect()
-}
-
-/// Whether it is one SEQUENCE of DER (X.690, section 8.1) that begins with another, or with a number,
-/// as keys are.
-fn is_der(bytes: &[u8]) -> bool {
-    let (length, start) = match *bytes {
-        [0x30, length @ 0..=0x7F, ..] => (length.into(), 2),
-        [0x30, 0x81, length, ..] => (length.into(), 3),
-        [0x30, 0x82, high, low, ..] => (usize::from(u16::from_be_bytes([high, low])), 4),
-        _ => return false,
-    };
-    bytes.len() == start + length && matches!(bytes.get(start), Some(0x30 | 0x02))
+fn to_jwt(algorithm: TokenAlgorithm) -> Algorithm {
+    match algorithm {
+        TokenAlgorithm::Hs256 => Algorithm::HS256,
+        TokenAlgorithm::Rs256 => Algorithm::RS256,
+        TokenAlgorithm::Es256 => Algorithm::ES256,
+        TokenAlgorithm::EdDsa => Algorithm::EdDSA,
+    }
 }
 
 /// The public key in a file of PEM, which must be the only thing in it.
@@ -173,9 +173,9 @@ fn only_block<'a>(pem: &'a [u8], path: &Path, what: &str) -> io::Result<Block<'a
     }
 }
 
-/// The keys of a JSON Web Key Set. What is no key for us is ignored (RFC 7517, section 5), and named in
-/// the log.
-fn of_set(json: &[u8], path: &Path) -> io::Result<Vec<Key>> {
+/// The keys of a JSON Web Key Set. A key that cannot verify tokens here is ignored (RFC 7517, section 5),
+/// and the log names it.
+fn of_set(json: &[u8], option: Option<TokenAlgorithm>, path: &Path) -> io::Result<Vec<Key>> {
     #[derive(Deserialize)]
     struct Set {
         keys: Vec<Value>,
@@ -203,14 +203,24 @@ fn of_set(json: &[u8], path: &Path) -> io::Result<Vec<Key>> {
     for (index, member) in set.keys.into_iter().enumerate() {
         let name = name(&member);
         match of_jwk(member) {
-            Ok(key) => keys.push(key),
+            Ok(key) if option.is_none_or(|option| to_jwt(option) == key.algorithm) => {
+                keys.push(key)
+            }
+            Ok(key) => warn!(
+                "{file}: keys[{index}] ({name}) is ignored: it is for {:?}, not for --token-algorithm",
+                key.algorithm
+            ),
             Err(reason) => warn!("{file}: keys[{index}] ({name}) is ignored: {reason}"),
         }
     }
     match keys.len() {
-        0 => Err(invalid(format!(
-            "{file} has no key for RS256, ES256 or EdDSA signatures"
-        ))),
+        0 => {
+            let algorithms =
+                option.map_or("RS256, ES256 or EdDSA".into(), |option| option.to_string());
+            Err(invalid(format!(
+                "{file} has no key for {algorithms} signatures"
+            )))
+        }
         _ => Ok(keys),
     }
 }
@@ -288,47 +298,38 @@ fn is_usable(key: &DecodingKey, algorithm: Algorithm) -> bool {
     }
 }
 
-/// The key in a file that signs: a secret, or a private key as PEM.
-pub(crate) fn signing_key(path: &Path) -> io::Result<(Algorithm, EncodingKey)> {
+/// Reads the key that signs tokens: a private key as PEM, or the shared secret of HS256.
+///
+/// # Errors
+///
+/// A file that cannot be read, or does not hold what the option says; the message names it.
+pub(crate) fn signing_key(
+    path: &Path,
+    option: Option<TokenAlgorithm>,
+) -> io::Result<(Algorithm, EncodingKey)> {
     let bytes = read_file(path)?;
+    if option == Some(TokenAlgorithm::Hs256) {
+        let key = EncodingKey::from_secret(shared_secret(&bytes, path)?.expose());
+        return Ok((Algorithm::HS256, key));
+    }
+    let file = path.display();
     if !is_pem(&bytes) {
-        let secret = hs256_secret(bytes, path)?;
-        return Ok((Algorithm::HS256, EncodingKey::from_secret(secret.expose())));
+        return Err(invalid(format!(
+            "{file} has no private key as PEM: if it holds a shared secret, give --token-algorithm HS256"
+        )));
     }
     let pem = only_block(&bytes, path, "private key")?.to_pem();
     let pem = pem.expose();
-    None.or_else(|| Some((Algorithm::RS256, EncodingKey::from_rsa_pem(pem).ok()?)))
+    let (algorithm, key) = None
+        .or_else(|| Some((Algorithm::RS256, EncodingKey::from_rsa_pem(pem).ok()?)))
         .or_else(|| Some((Algorithm::ES256, EncodingKey::from_ec_pem(pem).ok()?)))
         .or_else(|| Some((Algorithm::EdDSA, EncodingKey::from_ed_pem(pem).ok()?)))
         .ok_or_else(|| {
             invalid(format!(
-                "{} is no private key for RS256, ES256 or EdDSA in PKCS #8 (openssl pkcs8 -topk8 \
-                 -nodes makes one of others)",
-                path.display()
+                "{file} is no private key for RS256, ES256 or EdDSA in PKCS #8 (openssl pkcs8 -topk8 \
+                 -nodes makes one of others)"
             ))
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whatever_is_random_is_a_secret() {
-        for first in 0..=255 {
-            for second in [0, 7, 30, b'{', b'"', 255] {
-                let mut bytes = [7; 32];
-                bytes[..2].copy_from_slice(&[first, second]);
-                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                for word in [
-                    hex,
-                    STANDARD_NO_PAD.encode(bytes),
-                    URL_SAFE_NO_PAD.encode(bytes),
-                ] {
-                    let secret = hs256_secret(word.clone().into(), Path::new("file"));
-                    assert_eq!(secret.unwrap().expose(), word.as_bytes());
-                }
-            }
-        }
-    }
+        })?;
+    check_algorithm(algorithm, option, path)?;
+    Ok((algorithm, key))
 }

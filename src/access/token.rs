@@ -17,7 +17,7 @@ use super::{
     unix_time::unix_seconds,
 };
 use crate::{
-    config::{invalid, not_empty},
+    config::{TokenAlgorithm, TokenOptions, invalid, not_empty},
     protocol::RoomName,
 };
 
@@ -38,6 +38,7 @@ const MAX_HOURS: f64 = 8784.0;
 /// The verifier of tokens.
 pub(crate) struct Tokens {
     key_file: PathBuf,
+    algorithm: Option<TokenAlgorithm>,
     keys: ArcSwap<Vec<Key>>,
     issuer: Option<String>,
     audience: Option<String>,
@@ -106,22 +107,22 @@ enum Names {
 }
 
 impl Tokens {
-    /// A verifier with the keys in this file. If an issuer or an audience is given, tokens must name it.
+    /// The verifier that the options ask for. `None` if sessions need no token.
     ///
     /// # Errors
     ///
     /// A file that cannot be read, or holds no key that can verify; the message names it.
-    pub(crate) fn new(
-        key_file: PathBuf,
-        issuer: Option<String>,
-        audience: Option<String>,
-    ) -> io::Result<Tokens> {
-        Ok(Tokens {
-            keys: ArcSwap::from_pointee(read_keys(&key_file)?),
+    pub(crate) fn new(options: &TokenOptions) -> io::Result<Option<Tokens>> {
+        let Some(key_file) = options.key_file.clone() else {
+            return Ok(None);
+        };
+        Ok(Some(Tokens {
+            keys: ArcSwap::from_pointee(read_keys(&key_file, options.algorithm)?),
             key_file,
-            issuer,
-            audience,
-        })
+            algorithm: options.algorithm,
+            issuer: options.issuer.clone(),
+            audience: options.audience.clone(),
+        }))
     }
 
     /// The algorithms of the keys.
@@ -135,7 +136,8 @@ impl Tokens {
     ///
     /// Those of [`new`](Tokens::new); the old keys stay in use.
     pub(crate) fn reload(&self) -> io::Result<()> {
-        self.keys.store(Arc::new(read_keys(&self.key_file)?));
+        let keys = read_keys(&self.key_file, self.algorithm)?;
+        self.keys.store(Arc::new(keys));
         Ok(())
     }
 
@@ -265,6 +267,10 @@ pub struct TokenRequest {
     #[arg(long, env = "ANTEROOM_TOKEN_KEY_FILE", value_name = "FILE")]
     pub token_key_file: PathBuf,
 
+    /// What --token-key-file holds: HS256 for a shared secret, which needs this option
+    #[arg(long, env = "ANTEROOM_TOKEN_ALGORITHM", value_name = "ALGORITHM")]
+    pub token_algorithm: Option<TokenAlgorithm>,
+
     /// Issuer of the token (claim iss)
     #[arg(long, env = "ANTEROOM_TOKEN_ISSUER", value_name = "NAME")]
     pub token_issuer: Option<String>,
@@ -335,7 +341,7 @@ impl TokenRequest {
     /// key that can sign; the message names it.
     pub fn sign(&self) -> io::Result<String> {
         self.check().map_err(invalid)?;
-        let (algorithm, key) = signing_key(&self.token_key_file)?;
+        let (algorithm, key) = signing_key(&self.token_key_file, self.token_algorithm)?;
         let claims = NewClaims {
             exp: unix_seconds() + (self.hours * 3600.0) as u64,
             sub: self.user.as_deref(),

@@ -16,13 +16,15 @@ pub(crate) mod pem;
 mod secret;
 mod serving;
 mod stopping;
-mod tokens;
+mod token_algorithm;
+mod token_options;
 mod webrtc;
 
 pub use self::{
     access::Access, admin::Admin, cluster::ClusterOptions, ice_url::IceUrl, limits::Limits,
     liveness::Liveness, nats_url::NatsUrl, options::Config, origin::Origin, serving::Serving,
-    stopping::Stopping, tokens::Tokens, webrtc::Webrtc,
+    stopping::Stopping, token_algorithm::TokenAlgorithm, token_options::TokenOptions,
+    webrtc::Webrtc,
 };
 pub(crate) use self::{
     check::not_empty,

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     access::Access, admin::Admin, cluster::ClusterOptions, limits::Limits, liveness::Liveness,
-    serving::Serving, stopping::Stopping, tokens::Tokens, webrtc::Webrtc,
+    serving::Serving, stopping::Stopping, token_options::TokenOptions, webrtc::Webrtc,
 };
 
 /// The options of a server. The binary reads them from its command line and environment;
@@ -32,7 +32,7 @@ pub struct Config {
 
     /// Room tokens.
     #[command(flatten)]
-    pub tokens: Tokens,
+    pub tokens: TokenOptions,
 
     /// Limits on requests, sessions and rooms.
     #[command(flatten)]

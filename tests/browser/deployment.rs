@@ -1,6 +1,6 @@
 //! TLS, tokens and TURN in a browser.
 
-use anteroom::TokenRequest;
+use anteroom::{TokenAlgorithm, TokenRequest};
 use serde_json::json;
 
 use super::{
@@ -17,6 +17,7 @@ use crate::{
 fn token(file: &File, user: &str) -> String {
     let request = TokenRequest {
         token_key_file: file.path(),
+        token_algorithm: Some(TokenAlgorithm::Hs256),
         token_issuer: None,
         token_audience: None,
         user: Some(user.into()),
@@ -41,6 +42,7 @@ async fn people_with_tokens_meet_over_tls() {
         config.serving.tls_cert = Some(files.cert.path());
         config.serving.tls_key = Some(files.key.path());
         config.tokens.key_file = Some(secret.path());
+        config.tokens.algorithm = Some(TokenAlgorithm::Hs256);
         config.admin.listen = Some(([127, 0, 0, 1], 0).into());
     })
     .await;

@@ -8,7 +8,7 @@ use crate::{
     cluster::Nats,
     resuming::resumable_beside,
     support::{Client, File, Raw, TestServer, eventually, in_seconds, operator, sum, text},
-    tokens::{SECRET, sign},
+    tokens::{SECRET, sign, with_secret},
 };
 
 /// Writes to one session, as fast as that is read, until it is aborted.
@@ -99,7 +99,7 @@ async fn lists_longer_than_the_queue_are_told_in_pieces() {
     let key = File::new("long-lists.key", SECRET);
     let nats = Nats::start().await;
     let with_tokens = |config: &mut anteroom::Config| {
-        config.tokens.key_file = Some(key.path());
+        with_secret(config, &key);
         config.limits.max_sessions = Some(100_000);
         config.liveness.resume_seconds = 3600;
         config.cluster.down_seconds = 12;

@@ -4,7 +4,10 @@ use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::json;
 
-use crate::support::{Client, File, TestServer, in_seconds};
+use crate::{
+    support::{Client, File, TestServer, in_seconds},
+    tokens::with_secret,
+};
 
 #[tokio::test]
 async fn hello_tells_of_the_servers_of_the_configuration() {
@@ -71,6 +74,7 @@ async fn each_session_gets_turn_credentials_of_its_own_that_end() {
 fn token(key: &File, user: Option<&str>, hours: f64) -> String {
     let request = anteroom::TokenRequest {
         token_key_file: key.path(),
+        token_algorithm: Some(anteroom::TokenAlgorithm::Hs256),
         token_issuer: None,
         token_audience: None,
         user: user.map(str::to_owned),
@@ -93,7 +97,7 @@ async fn turn_credentials_are_named_after_the_user_and_end_with_the_token() {
         config.webrtc.turn_url = vec!["turn:turn.example.org".parse().unwrap()];
         config.webrtc.turn_secret_file = Some(secret.path());
         config.webrtc.turn_seconds = 600;
-        config.tokens.key_file = Some(key.path());
+        with_secret(config, &key);
     })
     .await;
     // For how many seconds the credentials are good, and whose they are.

@@ -4,9 +4,12 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{
-    Client, File, Program, Raw, TestServer, eventually, frame, handshake, in_seconds, text,
-    within_deadline,
+use crate::{
+    support::{
+        Client, File, Program, Raw, TestServer, eventually, frame, handshake, in_seconds, text,
+        within_deadline,
+    },
+    tokens::with_secret,
 };
 
 #[tokio::test]
@@ -261,7 +264,7 @@ async fn a_room_name_cannot_write_lines_of_its_own_into_the_log() {
 async fn a_query_may_be_percent_encoded_wherever_a_client_likes() {
     let secret = "a-secret-of-this-test-that-has-more-than-32-bytes";
     let file = File::new("encoded", format!("{secret}\n"));
-    let server = TestServer::with(|config| config.tokens.key_file = Some(file.path())).await;
+    let server = TestServer::with(|config| with_secret(config, &file)).await;
     let key = EncodingKey::from_secret(secret.as_bytes());
     let claims = json!({"exp": in_seconds(600)});
     let token = encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();

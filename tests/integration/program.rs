@@ -175,6 +175,11 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
             "TOKEN_KEY_FILE",
             "no token is needed",
         ),
+        (
+            "--token-algorithm <ALGORITHM>",
+            "TOKEN_ALGORITHM",
+            "by the public key",
+        ),
         ("--token-issuer <NAME>", "TOKEN_ISSUER", ""),
         ("--token-audience <NAME>", "TOKEN_AUDIENCE", ""),
         (
@@ -452,6 +457,7 @@ async fn nothing_that_is_logged_has_a_secret() {
             "token",
             "--token-key-file",
             &path(&token_key),
+            "--token-algorithm=HS256",
             "--user",
             "alice",
         ],
@@ -483,6 +489,7 @@ async fn nothing_that_is_logged_has_a_secret() {
             &path(&files.key),
         ])
         .args(["--token-key-file", &path(&token_key)])
+        .args(["--token-algorithm", "HS256"])
         .args(["--turn-url", "turn:turn.example.org"])
         .args(["--turn-secret-file", &path(&turn_key)])
         .args(["--admin-token-file", &path(&operators_key)])

@@ -1,6 +1,6 @@
 //! Tokens: who they let in, what they are told when not, what they allow, and when that ends.
 
-use anteroom::TokenRequest;
+use anteroom::{Config, TokenAlgorithm, TokenRequest};
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD as BASE64_STANDARD, URL_SAFE_NO_PAD as BASE64},
@@ -18,6 +18,12 @@ use crate::support::{
 };
 
 pub const SECRET: &str = "a-secret-of-this-test-that-has-more-than-32-bytes";
+
+/// Makes a server verify tokens with the shared secret in a file.
+pub fn with_secret(config: &mut Config, file: &File) {
+    config.tokens.key_file = Some(file.path());
+    config.tokens.algorithm = Some(TokenAlgorithm::Hs256);
+}
 
 /// Claims that are good for ten minutes, changed by others.
 fn claims(others: Value) -> Value {
@@ -51,9 +57,8 @@ pub fn sign(others: Value) -> String {
 /// A server that takes tokens signed with [`SECRET`].
 async fn server(name: &str) -> (TestServer, File) {
     let file = File::new(name, format!("{SECRET}\n"));
-    let path = file.path();
     let server = TestServer::with(|config| {
-        config.tokens.key_file = Some(path);
+        with_secret(config, &file);
         // Who waits for the end of another's token answers no ping meanwhile.
         config.liveness.pong_seconds = 60;
     })
@@ -268,7 +273,7 @@ async fn registered_claims_have_the_types_of_the_rfc() {
 async fn issuer_and_audience_must_be_the_ones_asked_for() {
     let file = File::new("issuer", SECRET);
     let server = TestServer::with(|config| {
-        config.tokens.key_file = Some(file.path());
+        with_secret(config, &file);
         config.tokens.issuer = Some("https://example.org".into());
         config.tokens.audience = Some("rooms".into());
     })
@@ -371,6 +376,19 @@ async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
             error.contains("is no private key") || error.contains("cannot sign"),
             "{error}"
         );
+        let name = format!("{algorithm:?}").to_lowercase();
+        let said = ["--token-algorithm", name.as_str()];
+        for (other, signer) in &pairs {
+            let private = File::new("signer.pem", signer.serialize_pem());
+            let path = private.path();
+            let words = ["--token-key-file", path.to_str().unwrap()];
+            let request = TokenRequest::parse_from_words(&[&words[..], &said].concat());
+            let error = request.sign().err().map(|error| error.to_string());
+            let message =
+                format!("has a key for {other:?}, but --token-algorithm is {algorithm:?}");
+            assert_eq!(error.is_none(), other == algorithm, "{error:?}");
+            assert!(error.is_none_or(|error| error.contains(&message)));
+        }
     }
 }
 
@@ -641,8 +659,8 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
     let der = ed.subject_public_key_info();
     let hex: String = der.iter().map(|byte| format!("{byte:02X}")).collect();
     for (name, contents, message) in [
-        ("short", "secret".into(), "has 6 bytes: take at least 32"),
-        ("empty", String::new(), "has 0 bytes: take at least 32"),
+        ("secret", SECRET.into(), "give --token-algorithm HS256"),
+        ("empty", String::new(), "give --token-algorithm HS256"),
         (
             "p384",
             p384.public_key_pem(),
@@ -681,49 +699,53 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
         (
             "der",
             format!("{}\n", BASE64_STANDARD.encode(&der)),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
         (
             "lines",
             format!("{SECRET}\n{SECRET}\n"),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
-        ("bom", format!("\u{feff}{SECRET}"), "is neither a secret"),
+        (
+            "bom",
+            format!("\u{feff}{SECRET}"),
+            "give --token-algorithm HS256",
+        ),
         (
             "ssh",
             format!("ssh-ed25519 {}", "A".repeat(60)),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
-        ("hex", hex, "is neither a secret"),
+        ("hex", hex, "give --token-algorithm HS256"),
         (
             "pem64",
             BASE64_STANDARD.encode(ed.public_key_pem()),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
         (
             "escaped",
             ed.public_key_pem().replace(' ', "%20").replace('\n', "%0A"),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
         (
             "quoted",
             format!("\"{}\"", BASE64_STANDARD.encode(&der)),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
         (
             "openssh",
             BASE64_STANDARD.encode([&[0, 0, 0, 11][..], b"ssh-ed25519", &der].concat()),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
         (
             "url-safe",
             format!("  {}", BASE64.encode(&der)),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
         (
             "array",
             format!("[{}]", "1,".repeat(30)),
-            "is neither a secret",
+            "give --token-algorithm HS256",
         ),
         (
             "set",
@@ -752,6 +774,125 @@ async fn files_that_hold_no_key_are_refused_at_the_start() {
             "{name}: {error}"
         );
         assert!(!error.contains(SECRET), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_contradicts_the_algorithm_is_refused_at_the_start() {
+    use TokenAlgorithm::{EdDsa, Es256, Hs256, Rs256};
+    let ec = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let ed = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let set = json!({"keys": [jwk(&ed, json!({}))]}).to_string();
+    for (name, contents, algorithm, message) in [
+        (
+            "short",
+            "secret".into(),
+            Hs256,
+            "has 6 bytes: take at least 32",
+        ),
+        (
+            "empty",
+            String::new(),
+            Hs256,
+            "has 0 bytes: take at least 32",
+        ),
+        (
+            "blank",
+            format!("secret{}", "\n".repeat(40)),
+            Hs256,
+            "has 6 bytes: take at least 32",
+        ),
+        (
+            "public",
+            ec.public_key_pem(),
+            Hs256,
+            "leave --token-algorithm out",
+        ),
+        (
+            "private",
+            ec.serialize_pem(),
+            Hs256,
+            "leave --token-algorithm out",
+        ),
+        (
+            "commented",
+            format!("# {SECRET}\n{}", ec.public_key_pem()),
+            Hs256,
+            "leave --token-algorithm out",
+        ),
+        ("set", set.clone(), Hs256, "leave --token-algorithm out"),
+        (
+            "jwk",
+            jwk(&ed, json!({})).to_string(),
+            Hs256,
+            "leave --token-algorithm out",
+        ),
+        (
+            "pem",
+            ec.public_key_pem(),
+            Rs256,
+            "has a key for ES256, but --token-algorithm is RS256",
+        ),
+        (
+            "pem",
+            ed.public_key_pem(),
+            Es256,
+            "has a key for EdDSA, but --token-algorithm is ES256",
+        ),
+        (
+            "keys",
+            set.clone(),
+            Es256,
+            "has no key for ES256 signatures",
+        ),
+        (
+            "word",
+            SECRET.into(),
+            Rs256,
+            "must be a public key as PEM or a JSON Web Key Set",
+        ),
+    ] {
+        let file = File::new(&format!("contradicts-{name}"), contents);
+        let mut config = Config::default();
+        config.tokens.key_file = Some(file.path());
+        config.tokens.algorithm = Some(algorithm);
+        let error = anteroom::Anteroom::new(config).err().unwrap().to_string();
+        assert!(error.contains(message), "{name}: {error}");
+        assert!(
+            error.contains(file.path().to_str().unwrap()),
+            "{name}: {error}"
+        );
+        assert!(!error.contains(SECRET), "{name}: {error}");
+    }
+    for (contents, algorithm) in [
+        (ec.public_key_pem(), Es256),
+        (ed.public_key_pem(), EdDsa),
+        (set, EdDsa),
+    ] {
+        let file = File::new(&format!("agrees-{algorithm}"), contents);
+        let mut config = Config::default();
+        config.tokens.key_file = Some(file.path());
+        config.tokens.algorithm = Some(algorithm);
+        assert!(anteroom::Anteroom::new(config).is_ok(), "{algorithm}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_may_look_like_anything_once_the_algorithm_is_given() {
+    let ed = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let der = ed.subject_public_key_info();
+    for secret in [
+        BASE64_STANDARD.encode(&der),
+        format!("{SECRET}\n{SECRET}"),
+        format!("{{{SECRET}"),
+        format!("\"{SECRET}\""),
+    ] {
+        let file = File::new("any-secret", format!("  {secret}\r\n"));
+        let server = TestServer::with(|config| with_secret(config, &file)).await;
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        let token = encode(&Header::default(), &claims(json!({})), &key).unwrap();
+        let given = Raw::ask(&server, &format!("/room?token={token}"), "").await;
+        assert!(given.is_ok(), "{secret}");
     }
 }
 
@@ -920,7 +1061,11 @@ fn no_token_is_made_that_a_server_would_not_take() {
     let path = file.path();
     let path = path.to_str().unwrap();
     let sign = |more: &[&str]| {
-        let words = [&["--token-key-file", path], more].concat();
+        let words = [
+            &["--token-key-file", path, "--token-algorithm", "hs256"],
+            more,
+        ];
+        let words = words.concat();
         TokenRequest::parse_from_words(&words).sign()
     };
     assert!(sign(&["--hours", "8784"]).is_ok());
@@ -945,7 +1090,14 @@ fn no_token_is_made_that_a_server_would_not_take() {
 async fn the_info_of_a_token_reaches_others_byte_for_byte() {
     let (server, file) = server("bytes").await;
     let path = file.path();
-    let words = ["--token-key-file", path.to_str().unwrap(), "--info"];
+    let path = path.to_str().unwrap();
+    let words = [
+        "--token-key-file",
+        path,
+        "--token-algorithm",
+        "HS256",
+        "--info",
+    ];
     for (info, seen) in [
         (
             "12345678901234567890123456789",
@@ -995,6 +1147,11 @@ fn values_that_make_no_token_are_one_clear_line_and_exit_code_2() {
         ("--token-audience", "", "--token-audience must not be empty"),
         ("--room", "", "--room must name a room"),
         ("--hours", "0", "--hours must be"),
+        (
+            "--token-algorithm",
+            "none",
+            "not HS256, RS256, ES256 or EdDSA",
+        ),
     ] {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_anteroom"))
             .args(["token", option, value])
@@ -1029,6 +1186,7 @@ async fn the_program_makes_tokens_and_no_log_has_them() {
         ])
         .args(["--info", r#"{"colour":"green"}"#])
         .env("ANTEROOM_TOKEN_KEY_FILE", path)
+        .env("ANTEROOM_TOKEN_ALGORITHM", "HS256")
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -1039,7 +1197,8 @@ async fn the_program_makes_tokens_and_no_log_has_them() {
 
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
     command
-        .args(["--listen", "127.0.0.1:0", "--token-key-file", path])
+        .args(["--listen", "127.0.0.1:0"])
+        .args(["--token-key-file", path, "--token-algorithm", "HS256"])
         .env("RUST_LOG", "trace")
         .stderr(std::process::Stdio::piped());
     let mut program = Program::run(command).await;

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::check::not_empty;
+use super::{check::not_empty, token_algorithm::TokenAlgorithm};
 
 /// Which tokens a client must present to open a session.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 #[command(next_help_heading = "Admission")]
-pub struct Tokens {
+pub struct TokenOptions {
     /// Whose signature a token must have that admits to a room, a JSON Web Token: a secret (HS256), a
     /// public key as PEM, or a JSON Web Key Set (RS256, ES256, EdDSA); read again on SIGHUP [default:
     /// no token is needed]
@@ -19,6 +19,15 @@ pub struct Tokens {
         value_name = "FILE"
     )]
     pub key_file: Option<PathBuf>,
+
+    /// What --token-key-file holds: HS256 for a shared secret, which needs this option; RS256, ES256 or
+    /// EdDSA for public keys [default: by the public key]
+    #[arg(
+        long = "token-algorithm",
+        env = "ANTEROOM_TOKEN_ALGORITHM",
+        value_name = "ALGORITHM"
+    )]
+    pub algorithm: Option<TokenAlgorithm>,
 
     /// The issuer a token must have (`iss`)
     #[arg(
@@ -37,8 +46,11 @@ pub struct Tokens {
     pub audience: Option<String>,
 }
 
-impl Tokens {
+impl TokenOptions {
     pub(super) fn check(&self) -> Result<(), String> {
+        if self.key_file.is_none() && self.algorithm.is_some() {
+            return Err("--token-algorithm needs --token-key-file".into());
+        }
         if self.key_file.is_none() && (self.issuer.is_some() || self.audience.is_some()) {
             return Err("--token-issuer and --token-audience need --token-key-file".into());
         }
