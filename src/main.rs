@@ -3,17 +3,13 @@
 mod cli;
 
 use std::{
-    fmt::Display,
     io::{self, Write},
     process::{ExitCode, exit},
     thread::available_parallelism,
 };
 
-use anteroom::{Config, Server, TokenRequest};
-use clap::{
-    CommandFactory, Parser, Subcommand,
-    error::{ContextKind, ContextValue},
-};
+use anteroom::{Config, Server};
+use clap::Parser;
 use log::warn;
 #[cfg(feature = "jemalloc")]
 use tikv_jemallocator::Jemalloc;
@@ -23,85 +19,57 @@ use tokio::{
     sync::oneshot,
 };
 
-/// Where peers meet: a WebSocket server of rooms, for WebRTC signaling, small chats and shared
-/// cursors.
-///
-/// The page is at /, the rooms are at /room and /room/{name}. RUST_LOG sets what is logged:
-/// anteroom=warn, anteroom=info (the default) or anteroom=debug.
-#[derive(Parser)]
-#[command(name = "anteroom", version)]
-#[command(args_conflicts_with_subcommands = true)]
-struct Options {
-    #[command(flatten)]
-    config: Config,
+use crate::cli::{Command, Failure, Options};
 
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Print a token, for development
-    Token(TokenRequest),
-}
-
-/// What a usage error has in place of a word that may be a secret.
-const NOT_SHOWN: &str = "(not shown: it may be a secret)";
-
-/// Exit code for options that make no sense.
-const USAGE: u8 = 2;
-
-/// Exit code for all else that goes wrong.
-const FAILURE: u8 = 1;
-
-/// Connections come in crowds; what each takes for its handshake is to be of use again when it is
-/// over. glibc's allocator ends up with a fifth more memory for an idle session.
+/// Connections come in crowds, and each needs memory for its handshake that must be reusable
+/// afterwards. With glibc's allocator an idle session takes a fifth more memory.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
+/// Exit code after a second signal, which does not wait for the sessions.
+const IMPATIENT: i32 = 1;
+
 fn main() -> ExitCode {
-    let Options { config, command } = match Options::try_parse() {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn start() -> Result<(), Failure> {
+    let options = match Options::try_parse() {
         Ok(options) => options,
-        Err(error) if error.use_stderr() => {
-            return fail(USAGE, one_line(&without_secrets(error).to_string()));
-        }
+        Err(error) if error.use_stderr() => return Err(Failure::usage(cli::describe(error))),
         Err(help) => {
-            // Who closes the pipe has seen enough.
+            // Standard output may be closed.
             let _ = help.print();
-            return ExitCode::SUCCESS;
+            return Ok(());
         }
     };
-    if let Some(Command::Token(request)) = command {
-        if let Err(message) = request.check() {
-            return fail(USAGE, message);
-        }
-        return match request.sign() {
-            Ok(token) => print(&token),
-            Err(error) => fail(FAILURE, error),
-        };
+    match options.command {
+        Some(Command::Token(request)) => print(&cli::token::sign(&request)?),
+        None => serve(options.config)?,
     }
-    if let Err(message) = config.check() {
-        return fail(USAGE, message);
-    }
+    Ok(())
+}
+
+/// Serves until a signal.
+fn serve(config: Config) -> Result<(), Failure> {
+    config.check().map_err(Failure::usage)?;
     cli::init_logging();
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         warn!("cannot raise the open-file limit: {error}");
     }
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(FAILURE, format!("cannot start the threads: {error}")),
-    };
+    let runtime =
+        runtime().map_err(|error| Failure::other(format!("cannot start the threads: {error}")))?;
     let result = runtime.block_on(run(config));
     // A file system that does not answer must not hold up the exit.
     runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(FAILURE, error),
-    }
+    result.map_err(Failure::other)
 }
 
-/// A worker thread for each core, or just this one where there is only one.
+/// A worker thread for each core; on a single core, none besides this thread.
 fn runtime() -> io::Result<Runtime> {
     let mut builder = match available_parallelism() {
         Ok(cores) if cores.get() > 1 => Builder::new_multi_thread(),
@@ -143,79 +111,11 @@ async fn run(config: Config) -> io::Result<()> {
     };
     tokio::select! {
         () = server.serve(async { _ = stopping.await }) => Ok(()),
-        // Asked twice, it does not wait for anyone.
-        () = signals => exit(FAILURE.into()),
+        () = signals => exit(IMPATIENT),
     }
 }
 
-/// The usage error without what may be a secret: the value of an option that is marked as such, and a
-/// word that belongs to no option, for it may be a part of such a value.
-fn without_secrets(mut error: clap::Error) -> clap::Error {
-    // A tip repeats the word that it is about.
-    error.remove(ContextKind::Suggested);
-    let mut options = Options::command();
-    options.build();
-    let is_public = |name: &ContextValue| {
-        let commands = [&options].into_iter().chain(options.get_subcommands());
-        let mut arguments = commands.flat_map(clap::Command::get_arguments);
-        arguments.any(|argument| {
-            argument.to_string() == name.to_string()
-                && argument.get_action().takes_values()
-                && !argument.is_hide_env_values_set()
-        })
-    };
-    if !error.get(ContextKind::InvalidArg).is_some_and(is_public)
-        && error.get(ContextKind::InvalidValue).is_some()
-    {
-        error.insert(
-            ContextKind::InvalidValue,
-            ContextValue::String(NOT_SHOWN.into()),
-        );
-    }
-    for word in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand] {
-        if let Some(ContextValue::String(text)) = error.get(word)
-            && !is_option(text)
-            && options.find_subcommand(text).is_none()
-        {
-            error.insert(word, ContextValue::String(NOT_SHOWN.into()));
-        }
-    }
-    error
-}
-
-/// Whether the text names an option, perhaps with what its value is called (`--listen <ADDRESS:PORT>`).
-fn is_option(text: &str) -> bool {
-    let (name, value) = text.split_once(' ').unwrap_or((text, "<>"));
-    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
-    let is_long = name.starts_with("--") && name.bytes().all(is_letter);
-    let is_short = name.starts_with('-') && name.len() == 2;
-    (is_long || is_short) && value.starts_with('<')
-}
-
-/// What clap has to say about a usage error, without its hints on separate lines.
-fn one_line(error: &str) -> String {
-    let message = error.split("\n\nUsage:").next().unwrap_or(error);
-    let message = message
-        .split("\n\nFor more information")
-        .next()
-        .unwrap_or(message);
-    let message = message.strip_prefix("error: ").unwrap_or(message);
-    let lines = message
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty());
-    lines.collect::<Vec<_>>().join("; ")
-}
-
-/// Writes a line to standard output.
-fn print(line: &str) -> ExitCode {
-    // Whether anyone reads it makes no difference.
+/// Writes a line to standard output, which may be closed.
+fn print(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
-    ExitCode::SUCCESS
-}
-
-fn fail(code: u8, message: impl Display) -> ExitCode {
-    // Nobody need be reading it.
-    let _ = writeln!(io::stderr(), "anteroom: {message}");
-    ExitCode::from(code)
 }

@@ -1,29 +1,29 @@
-//! The program's log: `RUST_LOG` chooses what is in it, except for what may be a secret.
+//! The log of the program: `RUST_LOG` chooses the records, except those that may have a secret.
 
 use env_logger::{Builder, Env, Logger};
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// What is logged where `RUST_LOG` does not say.
+/// The filter when `RUST_LOG` is not set.
 const DEFAULT: &str = "anteroom=info";
 
-/// The most that may be logged of a library that knows secrets: its target, and the level.
+/// The most verbose level of libraries that handle secrets, by target.
 ///
-/// async-nats logs every message of other nodes at `trace`, with all that it contains: what waits for a
-/// session that moves to another node, its resume token and TURN password among it.
+/// At `trace` async-nats logs the whole of every message from other nodes. Such a message may have the
+/// outbox of a session that migrates, with its resume token and TURN password.
 const AT_MOST: [(&str, LevelFilter); 1] = [("async_nats", LevelFilter::Debug)];
 
-/// A logger that leaves out what [`AT_MOST`] forbids, whatever `RUST_LOG` asks for.
-struct Discreet(Logger);
+/// A logger that drops records above [`AT_MOST`], whatever `RUST_LOG` asks for.
+struct CappedLogger(Logger);
 
 /// Starts logging to standard error.
 pub(crate) fn init() {
     let logger = Builder::from_env(Env::default().default_filter_or(DEFAULT)).build();
     let level = logger.filter();
-    log::set_boxed_logger(Box::new(Discreet(logger))).expect("nobody else sets a logger");
+    log::set_boxed_logger(Box::new(CappedLogger(logger))).expect("nobody else sets a logger");
     log::set_max_level(level);
 }
 
-/// Whether a record may be logged: of this target, at this level.
+/// Whether a record of this target and level may be logged.
 fn is_allowed(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     let is_of = |library: &str| {
@@ -35,7 +35,7 @@ fn is_allowed(metadata: &Metadata<'_>) -> bool {
         .all(|(library, level)| metadata.level() <= *level || !is_of(library))
 }
 
-impl Log for Discreet {
+impl Log for CappedLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         is_allowed(metadata) && self.0.enabled(metadata)
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_library_says_of_its_messages_is_not_logged() {
+    fn trace_records_of_async_nats_are_dropped() {
         let is_allowed = |target, level| {
             let metadata = Metadata::builder().target(target).level(level).build();
             is_allowed(&metadata)

@@ -1,5 +1,14 @@
-//! What only the program has.
+//! What only the program has: its command line, its other commands, its log, its exit codes.
 
+mod failure;
 mod logging;
+mod options;
+pub(crate) mod token;
+mod usage_error;
 
-pub(crate) use self::logging::init as init_logging;
+pub(crate) use self::{
+    failure::Failure,
+    logging::init as init_logging,
+    options::{Command, Options},
+    usage_error::describe,
+};

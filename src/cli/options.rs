@@ -1,0 +1,26 @@
+//! The command line: the server's options, and the commands.
+
+use anteroom::{Config, TokenRequest};
+use clap::{Parser, Subcommand};
+
+/// Where peers meet: a WebSocket server of rooms, for WebRTC signaling, small chats and shared
+/// cursors.
+///
+/// The page is at /, the rooms are at /room and /room/{name}. RUST_LOG sets what is logged:
+/// anteroom=warn, anteroom=info (the default) or anteroom=debug.
+#[derive(Parser)]
+#[command(name = "anteroom", version)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) config: Config,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Print a token, for development
+    Token(TokenRequest),
+}
