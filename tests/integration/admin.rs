@@ -367,7 +367,7 @@ async fn who_drains_keeps_who_is_here_and_takes_no_others() {
     let ready = get(&server, "/ready").await;
     assert_eq!((ready.status, &*ready.body), (503, "draining\n"));
     assert_eq!(get(&server, "/health").await.status, 200);
-    let refused = Raw::ask(&server, "/room/tea", "").await.err().unwrap();
+    let refused = Raw::upgrade(&server, "/room/tea", "").await.err().unwrap();
     assert_eq!(refused.status, 503);
     assert!(
         refused.head.contains("\r\nretry-after: 5\r\n"),
@@ -477,7 +477,7 @@ async fn what_happens_is_counted_exactly() {
     }
     bob.send_text("nonsense").await;
     bob.expect_error("bad_message").await;
-    assert!(Raw::ask(&server, "/room/tea", "").await.is_err());
+    assert!(Raw::upgrade(&server, "/room/tea", "").await.is_err());
     bob.send_frame(tokio_tungstenite::tungstenite::Message::binary(vec![0]))
         .await;
     assert_eq!(bob.expect_close().await.0, 1003);

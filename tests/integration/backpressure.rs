@@ -124,7 +124,7 @@ async fn a_stalled_connection_with_tls_is_cut_as_well() {
     let request = handshake("/room/tea");
     let joining = stalled.write_all(request.as_bytes());
     within_deadline("the handshake", joining).await.unwrap();
-    alice.expect_new_of_anybody().await;
+    alice.expect_any_new().await;
     overwhelm(&mut alice).await;
     expect_cut(stalled.get_ref().0).await;
 }

@@ -31,8 +31,8 @@ use crate::{
     proxy::{Failure, Fate, Proxy},
     resuming::{Storm, next_text, open, resumable_beside, return_to, weather},
     support::{
-        Answer, Client, File, Host, Program, Raw, TestServer, ask_operator, eventually, finally,
-        operator, sum, value, within_deadline,
+        Answer, Client, File, Program, Raw, RunningServer, TestServer, eventually,
+        eventually_async, metric_value, operator, operator_at, total, within_deadline,
     },
     tls::Authority,
 };
@@ -123,10 +123,10 @@ async fn sessions_of_different_nodes_meet_as_those_of_one() {
     let nats = Nats::start().await;
     let [a, b, c] = nats.nodes().await;
     let mut alice = Client::join(&a, "tea").await;
-    let (mut bob, peers) = Client::join_and_look(&b, "tea").await;
+    let (mut bob, peers) = Client::join_with_peers(&b, "tea").await;
     assert_eq!(peers, [alice.id.clone()]);
     alice.expect_new(&bob.id).await;
-    let (mut carol, peers) = Client::join_and_look(&c, "tea").await;
+    let (mut carol, peers) = Client::join_with_peers(&c, "tea").await;
     assert_eq!(peers, [alice.id.clone(), bob.id.clone()]);
     alice.expect_new(&carol.id).await;
     bob.expect_new(&carol.id).await;
@@ -225,8 +225,8 @@ async fn in_2000_rooms_over_three_nodes_everyone_reaches_exactly_the_others() {
             tokio::join!(b.leave(), c.leave());
         })
         .await;
-    finally("the end of all rooms", async || {
-        sum(nodes, "anteroom_rooms").await + sum(nodes, "anteroom_sessions").await == 0
+    eventually_async("the end of all rooms", async || {
+        total(nodes, "anteroom_rooms").await + total(nodes, "anteroom_sessions").await == 0
     })
     .await;
 }
@@ -378,7 +378,7 @@ async fn clusters_share_a_nats_server_by_their_prefixes() {
     let bob = Client::join(&nodes[1], "tea").await;
     alice.expect_new(&bob.id).await;
     eventually("the third is ready", || nodes[2].anteroom.is_ready()).await;
-    let (_, peers) = Client::join_and_look(&nodes[2], "tea").await;
+    let (_, peers) = Client::join_with_peers(&nodes[2], "tea").await;
     assert_eq!(peers, [""; 0]);
     assert_eq!(nodes[2].count("anteroom_cluster_nodes"), 0);
     alice.expect_quiet().await;
@@ -403,7 +403,7 @@ async fn a_nats_server_that_is_missing_or_no_good_is_waited_for() {
             (503, "not connected to NATS\n")
         );
         assert_eq!(operator(node, "GET", "/health", "").await.status, 200);
-        let answer = Raw::ask(node, "/room/tea", "").await.err().unwrap();
+        let answer = Raw::upgrade(node, "/room/tea", "").await.err().unwrap();
         assert_eq!(answer.status, 503);
     }
     nats.start_again().await;
@@ -502,7 +502,7 @@ async fn what_nats_denies_is_said_and_the_node_is_not_ready() {
         let mut node = Node::start(&url, &[]).await;
         node.knows(0).await;
         let _alice = Client::join(&node, "tea").await;
-        finally("it is not ready", async || {
+        eventually_async("it is not ready", async || {
             node.ask("/ready").await.status == 503
         })
         .await;
@@ -754,12 +754,12 @@ impl Node {
     }
 
     async fn ask(&self, path: &str) -> Answer {
-        ask_operator(self.admin, "GET", path, "", "").await
+        operator_at(self.admin, "GET", path, "", "").await
     }
 
     /// Waits until its metrics say so.
     async fn shows(&self, series: &str, value: u64) {
-        finally(&format!("{series} {value}"), async || {
+        eventually_async(&format!("{series} {value}"), async || {
             self.count(series).await == value
         })
         .await;
@@ -767,7 +767,7 @@ impl Node {
 
     /// Waits until it can be used, and knows so many others.
     async fn knows(&self, others: u64) {
-        finally("the node is ready", async || {
+        eventually_async("the node is ready", async || {
             self.ask("/ready").await.status == 200
         })
         .await;
@@ -775,13 +775,13 @@ impl Node {
     }
 }
 
-impl Host for Node {
+impl RunningServer for Node {
     fn address(&self) -> SocketAddr {
         self.program.address
     }
 
     async fn count(&self, series: &str) -> u64 {
-        value(&self.ask("/metrics").await.body, series)
+        metric_value(&self.ask("/metrics").await.body, series)
     }
 }
 

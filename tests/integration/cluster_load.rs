@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 use crate::{
     cluster::Nats,
     resuming::resumable_beside,
-    support::{Client, File, Raw, TestServer, eventually, in_seconds, operator, sum, text},
+    support::{Client, File, Raw, TestServer, eventually, in_seconds, operator, text, total},
     tokens::{SECRET, sign, with_secret},
 };
 
@@ -83,9 +83,9 @@ async fn a_flood_to_another_node_takes_nothing_from_anybody() {
         "anteroom_cluster_overflows_total",
         "anteroom_cluster_messages_lost_total",
     ] {
-        assert_eq!(sum(&nodes, series).await, 0, "{series}");
+        assert_eq!(total(&nodes, series).await, 0, "{series}");
     }
-    assert_eq!(sum(&nodes, "anteroom_cluster_nodes").await, 2);
+    assert_eq!(total(&nodes, "anteroom_cluster_nodes").await, 2);
     alice.expect_quiet().await;
     bob.expect_quiet().await;
 }
@@ -165,6 +165,6 @@ async fn lists_longer_than_the_queue_are_told_in_pieces() {
         assert_eq!(sessions, SESSIONS + 2, "{path}");
     }
     assert_eq!(fourth.anteroom.rooms(), 0);
-    assert_eq!(sum(&nodes, "anteroom_cluster_nodes").await, 9);
-    assert_eq!(sum(&nodes, "anteroom_cluster_overflows_total").await, 0);
+    assert_eq!(total(&nodes, "anteroom_cluster_nodes").await, 9);
+    assert_eq!(total(&nodes, "anteroom_cluster_overflows_total").await, 0);
 }

@@ -15,7 +15,7 @@ use tokio::{sync::Mutex, task::JoinHandle, time::interval};
 
 use crate::{
     cluster::Nats,
-    support::{Client, Host, TestServer, eventually, operator, within_deadline},
+    support::{Client, RunningServer, TestServer, eventually, operator, within_deadline},
 };
 
 /// The other node's name for itself.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    Client, Host, Raw, TestServer, eventually, finally, frame, handshake, sum, text,
-    within_deadline,
+    Client, Raw, RunningServer, TestServer, eventually, eventually_async, frame, handshake, text,
+    total, within_deadline,
 };
 
 /// How many connections are being opened at once in a storm.
@@ -38,7 +38,7 @@ struct Told {
 
 impl Told {
     /// Joins, and asks who is there.
-    async fn join(server: &impl Host) -> Told {
+    async fn join(server: &impl RunningServer) -> Told {
         let mut client = Client::connect(server.address(), "/room/storm").await;
         client
             .send(json!({"type": "hello", "receiver": "server"}))
@@ -82,7 +82,7 @@ impl Told {
 }
 
 /// So many sessions join one room at once, at servers that are to be as one.
-pub async fn storm(servers: &[impl Host], sessions: usize) {
+pub async fn storm(servers: &[impl RunningServer], sessions: usize) {
     // They read from the beginning: of a socket that nobody reads from, the kernel drops some of what
     // comes, and sends it again only after half a minute.
     let listening: Vec<JoinHandle<Told>> = stream::iter(1..sessions)
@@ -92,7 +92,7 @@ pub async fn storm(servers: &[impl Host], sessions: usize) {
         .collect()
         .await;
     let mut last = Told::join(&servers[0]).await;
-    assert_eq!(sum(servers, "anteroom_sessions").await, sessions as u64);
+    assert_eq!(total(servers, "anteroom_sessions").await, sessions as u64);
     last.client
         .send(json!({"type": "all", "receiver": "all"}))
         .await;
@@ -118,8 +118,8 @@ pub async fn storm(servers: &[impl Host], sessions: usize) {
         assert!(present.remove(close["sender"].as_str().unwrap()), "{close}");
     }
     last.client.leave().await;
-    finally("the room's end", async || {
-        sum(servers, "anteroom_sessions").await + sum(servers, "anteroom_rooms").await == 0
+    eventually_async("the room's end", async || {
+        total(servers, "anteroom_sessions").await + total(servers, "anteroom_rooms").await == 0
     })
     .await;
 }
@@ -169,8 +169,8 @@ struct Witness {
 }
 
 impl Witness {
-    async fn join(server: &impl Host, room: usize) -> Witness {
-        let (client, roster) = Client::join_and_look(server, &format!("room{room}")).await;
+    async fn join(server: &impl RunningServer, room: usize) -> Witness {
+        let (client, roster) = Client::join_with_peers(server, &format!("room{room}")).await;
         Witness {
             client,
             room,
@@ -240,7 +240,7 @@ impl Witness {
 
 /// Lives many lives, one after the other, each on some server; returns the one it is in the middle of
 /// at the end.
-async fn random_lives(servers: &[impl Host], mut random: StdRng) -> Option<Witness> {
+async fn random_lives(servers: &[impl RunningServer], mut random: StdRng) -> Option<Witness> {
     let mut life: Option<Witness> = None;
     for _ in 0..STEPS {
         life = match (life, random.random_range(0..10)) {
@@ -287,14 +287,14 @@ pub fn seeded() -> StdRng {
 }
 
 /// Fifty clients come and go in the rooms of servers that are to be as one, and see that they are.
-pub async fn come_and_go(servers: &[impl Host]) {
+pub async fn come_and_go(servers: &[impl RunningServer]) {
     let mut seeds = seeded();
     let lives = (0..CLIENTS).map(|_| random_lives(servers, StdRng::from_rng(&mut seeds)));
     let mut alive: Vec<Witness> = join_all(lives).await.into_iter().flatten().collect();
 
     // Once everyone is gone who should be, all rosters are exactly what the living make up.
-    finally("the last leave", async || {
-        sum(servers, "anteroom_sessions").await == alive.len() as u64
+    eventually_async("the last leave", async || {
+        total(servers, "anteroom_sessions").await == alive.len() as u64
     })
     .await;
     let mut rooms: HashMap<usize, HashSet<String>> = HashMap::new();

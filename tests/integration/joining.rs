@@ -283,19 +283,22 @@ async fn a_query_may_be_percent_encoded_wherever_a_client_likes() {
         client.expect_quiet().await;
     }
     for query in ["token=%", "token=%zz", "token=%FF%C3", "%FF=%FF"] {
-        let refused = Raw::ask(&server, &format!("/room?{query}"), "").await;
+        let refused = Raw::upgrade(&server, &format!("/room?{query}"), "").await;
         assert_eq!(refused.err().unwrap().status, 401, "{query}");
     }
     // An empty one is none.
     for query in ["token=", "token", "token=&token="] {
         let path = format!("/room?{query}");
-        let refused = Raw::ask(&server, &path, "").await.err().unwrap();
+        let refused = Raw::upgrade(&server, &path, "").await.err().unwrap();
         assert!(
             refused.body.starts_with("a token is required: "),
             "{refused:?}"
         );
         let header = format!("Authorization: Bearer {token}\r\n");
-        assert!(Raw::ask(&server, &path, &header).await.is_ok(), "{query}");
+        assert!(
+            Raw::upgrade(&server, &path, &header).await.is_ok(),
+            "{query}"
+        );
     }
 }
 

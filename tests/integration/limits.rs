@@ -89,7 +89,7 @@ async fn over_the_session_limit_the_upgrade_gets_503_until_a_place_is_free() {
 async fn join_in_the_end(server: &TestServer, path: &str, headers: &str) -> Raw {
     within_deadline("a place for the next", async {
         loop {
-            if let Ok(raw) = Raw::ask(server, path, headers).await {
+            if let Ok(raw) = Raw::upgrade(server, path, headers).await {
                 return raw;
             }
         }
@@ -107,7 +107,7 @@ async fn a_room_takes_so_many_sessions_and_no_more() {
         TestServer::with(|config| config.limits.max_room_sessions = NonZeroU32::new(2)).await;
     let first = Client::join(&server, "tea").await;
     let _second = Client::join(&server, "tea").await;
-    let refused = Raw::ask(&server, "/room/tea", "").await.err().unwrap();
+    let refused = Raw::upgrade(&server, "/room/tea", "").await.err().unwrap();
     assert_eq!(
         (refused.status, &*refused.body),
         (503, "the room is full: try again later")
@@ -129,7 +129,7 @@ async fn there_are_so_many_rooms_and_no_more() {
     let server = TestServer::with(|config| config.limits.max_rooms = NonZeroU32::new(2)).await;
     let first = Client::join(&server, "tea").await;
     let _second = Client::join(&server, "coffee").await;
-    let refused = Raw::ask(&server, "/room/milk", "").await.err().unwrap();
+    let refused = Raw::upgrade(&server, "/room/milk", "").await.err().unwrap();
     assert_eq!(refused.status, 503);
     assert!(
         refused.body.starts_with("the server has too many rooms"),
@@ -158,12 +158,14 @@ async fn an_address_has_so_many_sessions_and_no_more() {
     .await;
     let from = |address: &str| format!("X-Forwarded-For: {address}\r\n");
     let (here, near, far) = ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1");
-    let first = Raw::ask(&server, "/room/tea", &from(here)).await.unwrap();
-    let _second = Raw::ask(&server, "/room/coffee", &from(near))
+    let first = Raw::upgrade(&server, "/room/tea", &from(here))
+        .await
+        .unwrap();
+    let _second = Raw::upgrade(&server, "/room/coffee", &from(near))
         .await
         .unwrap();
     for address in [here, near, "2001:db8::3"] {
-        let refused = Raw::ask(&server, "/room/tea", &from(address)).await;
+        let refused = Raw::upgrade(&server, "/room/tea", &from(address)).await;
         let refused = refused.err().unwrap();
         assert_eq!(refused.status, 429);
         assert_eq!(
@@ -178,13 +180,15 @@ async fn an_address_has_so_many_sessions_and_no_more() {
     }
     assert_eq!(limit_hit(&server, "max-address-sessions"), 3);
     // Others have room, and nobody can pretend to be another.
-    let _third = Raw::ask(&server, "/room/tea", &from(far)).await.unwrap();
+    let _third = Raw::upgrade(&server, "/room/tea", &from(far))
+        .await
+        .unwrap();
     for forged in [
         format!("{far}, {here}"),
         format!("{here}\r\nX-Forwarded-For: {near}"),
     ] {
         assert!(
-            Raw::ask(&server, "/room/tea", &from(&forged))
+            Raw::upgrade(&server, "/room/tea", &from(&forged))
                 .await
                 .is_err(),
             "{forged}"
@@ -250,7 +254,7 @@ async fn who_resumes_all_the_time_holds_no_more_connections_than_others() {
     // Each takes the session over from the one before, which does not close.
     let mut taken_over = vec![session.into_raw()];
     for _ in 0..100 {
-        if let Ok(raw) = Raw::try_ask(&server, &path).await {
+        if let Ok(raw) = Raw::try_upgrade(&server, &path).await {
             taken_over.push(raw);
         }
     }
@@ -267,7 +271,7 @@ async fn nobody_is_believed_about_an_address_who_is_no_trusted_proxy() {
         config.serving.trust_proxy = vec!["192.0.2.0/24".parse().unwrap()];
     })
     .await;
-    let _first = Raw::ask(&server, "/room/tea", "").await.unwrap();
+    let _first = Raw::upgrade(&server, "/room/tea", "").await.unwrap();
     for smuggled in [
         "X-Forwarded-For: 203.0.113.9\r\n",
         "x-forwarded-for: 203.0.113.9\r\nX-FORWARDED-FOR: 192.0.2.1\r\n",
@@ -275,7 +279,7 @@ async fn nobody_is_believed_about_an_address_who_is_no_trusted_proxy() {
         "X-Real-IP: 203.0.113.9\r\n",
         "X_Forwarded_For: 203.0.113.9\r\n",
     ] {
-        let refused = Raw::ask(&server, "/room/tea", smuggled).await;
+        let refused = Raw::upgrade(&server, "/room/tea", smuggled).await;
         assert_eq!(refused.err().unwrap().status, 429, "{smuggled}");
     }
 }
@@ -291,7 +295,7 @@ async fn who_comes_too_often_waits_and_nobody_else() {
     let mut bystander = Client::join(&server, "tea").await;
     let (mut joined, mut refusals) = (0, 0);
     for _ in 0..1000 {
-        match Raw::ask(&server, "/room/flood", &from("203.0.113.9")).await {
+        match Raw::upgrade(&server, "/room/flood", &from("203.0.113.9")).await {
             Ok(_) => joined += 1,
             Err(refused) => {
                 assert_eq!(refused.status, 429);
@@ -311,11 +315,11 @@ async fn who_comes_too_often_waits_and_nobody_else() {
     assert!(joined >= 2 && refusals == 50, "{joined} joined");
     assert_eq!(limit_hit(&server, "joins-per-second"), 50);
     assert!(
-        Raw::ask(&server, "/room/tea", &from("203.0.113.8"))
+        Raw::upgrade(&server, "/room/tea", &from("203.0.113.8"))
             .await
             .is_ok()
     );
-    bystander.expect_new_of_anybody().await;
+    bystander.expect_any_new().await;
     join_in_the_end(&server, "/room/flood", &from("203.0.113.9")).await;
 }
 
@@ -475,7 +479,7 @@ async fn who_goes_while_it_is_not_read_from_is_gone_at_once() {
     let mut bystander = Client::connect(server.address, "/room/tea").await;
     for closes in [false, true] {
         let mut client = Client::connect(server.address, "/room/tea").await;
-        bystander.expect_new_of_anybody().await;
+        bystander.expect_any_new().await;
         let large = json!({"type": "x", "receiver": "all", "data": "x".repeat(10_000)});
         client.send(large).await;
         assert_eq!(bystander.next().await["type"], "x");

@@ -15,7 +15,7 @@ use tokio_tungstenite::{client_async, tungstenite::client::IntoClientRequest};
 
 use crate::{
     guide::{CLUSTER, CONFIGURATION, OPERATING, README, commands},
-    support::{Client, File, Program, ask_operator, finally, within_deadline},
+    support::{Client, File, Program, eventually_async, operator_at, within_deadline},
     tls::{Authority, Files, shake_hands},
 };
 
@@ -527,22 +527,22 @@ async fn nothing_that_is_logged_has_a_secret() {
         assert!(connect.contains("nats/pass"), "{connect}");
         let admin = program.admin().await;
         let headers = format!("Authorization: Bearer {operators_secret}\r\n");
-        finally("the node is ready", async || {
-            ask_operator(admin, "GET", "/ready", &headers, "")
+        eventually_async("the node is ready", async || {
+            operator_at(admin, "GET", "/ready", &headers, "")
                 .await
                 .status
                 == 200
         })
         .await;
         assert_eq!(
-            ask_operator(admin, "GET", "/rooms", &headers, "")
+            operator_at(admin, "GET", "/rooms", &headers, "")
                 .await
                 .status,
             200
         );
         let wrong = "Authorization: Bearer wrong-secret-of-operators\r\n";
         assert_eq!(
-            ask_operator(admin, "GET", "/rooms", wrong, "").await.status,
+            operator_at(admin, "GET", "/rooms", wrong, "").await.status,
             401
         );
         secrets.push("wrong-secret-of-operators".into());

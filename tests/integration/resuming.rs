@@ -25,7 +25,8 @@ use tokio_tungstenite::{
 use crate::{
     proxy::{Failure, Fate, Proxy},
     support::{
-        Client, Host, Raw, RawFrame, TestServer, eventually, frame, handshake, sum, within_deadline,
+        Client, Raw, RawFrame, RunningServer, TestServer, eventually, frame, handshake, total,
+        within_deadline,
     },
 };
 
@@ -181,14 +182,14 @@ pub async fn next_text(socket: &mut WebSocketStream<TcpStream>) -> Result<String
 }
 
 /// A session that may be resumed, alone in its room so far. It has got two messages.
-async fn resumable(server: &impl Host, room: &str) -> (Client, String) {
+async fn resumable(server: &impl RunningServer, room: &str) -> (Client, String) {
     let mut client = Client::join(server, room).await;
     let token = ask_for_token(&mut client).await;
     (client, token)
 }
 
 /// The same beside somebody in the room `tea`, who is told of it.
-pub async fn resumable_beside(other: &mut Client, server: &impl Host) -> (Client, String) {
+pub async fn resumable_beside(other: &mut Client, server: &impl RunningServer) -> (Client, String) {
     let resumable = resumable(server, "tea").await;
     other.expect_new(&resumable.0.id).await;
     resumable
@@ -810,7 +811,7 @@ pub struct Storm {
 /// Two clients exchange numbered messages, to one and to all by turns, through a proxy each that fails.
 /// Each message must arrive once and in order, and a third session must hear of nothing else.
 /// Returns how often a session was resumed. Each connection leads to any of the servers.
-pub async fn weather(storm: &Storm, servers: &[impl Host]) -> usize {
+pub async fn weather(storm: &Storm, servers: &[impl RunningServer]) -> usize {
     let room = format!("storm-{}", storm.seed);
     let mut watcher = Client::join(&servers[0], &room).await;
     let (mut alice, _proxy_a) = join_in(storm, 1, servers).await;
@@ -834,7 +835,7 @@ pub async fn weather(storm: &Storm, servers: &[impl Host]) -> usize {
     assert_eq!(got_b, all, "seed {}", storm.seed);
     for outcome in ["failed", "expired"] {
         let series = format!("anteroom_resumes_total{{outcome=\"{outcome}\"}}");
-        assert_eq!(sum(servers, &series).await, 0);
+        assert_eq!(total(servers, &series).await, 0);
     }
     watcher.expect_quiet().await;
     alice.resumed + bob.resumed
@@ -847,7 +848,7 @@ pub fn weatherproof(config: &mut Config) {
 }
 
 /// Joins through a proxy whose connections fail at random.
-async fn join_in(storm: &Storm, salt: u64, servers: &[impl Host]) -> (Phoenix, Proxy) {
+async fn join_in(storm: &Storm, salt: u64, servers: &[impl RunningServer]) -> (Phoenix, Proxy) {
     let mut random = SmallRng::seed_from_u64(storm.seed * 10 + salt);
     let bytes = storm.bytes;
     let count = servers.len();
@@ -872,7 +873,7 @@ async fn join_in(storm: &Storm, salt: u64, servers: &[impl Host]) -> (Phoenix, P
         *[&mut fate.up, &mut fate.down][random.random_range(0..2)] = usize::MAX;
         fate
     };
-    let addresses = servers.iter().map(Host::address).collect();
+    let addresses = servers.iter().map(RunningServer::address).collect();
     let proxy = Proxy::before(addresses, fates).await;
     let room = format!("storm-{}", storm.seed);
     let (phoenix, _) = Phoenix::join(&proxy, &room).await;

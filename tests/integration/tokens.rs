@@ -13,9 +13,7 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{
-    Client, File, Program, Raw, Refused, TestServer, in_seconds, within_deadline,
-};
+use crate::support::{Answer, Client, File, Program, Raw, TestServer, in_seconds, within_deadline};
 
 pub const SECRET: &str = "a-secret-of-this-test-that-has-more-than-32-bytes";
 
@@ -66,8 +64,8 @@ async fn server(name: &str) -> (TestServer, File) {
     (server, file)
 }
 
-async fn refusal(server: &TestServer, path: &str, headers: &str) -> Refused {
-    match Raw::ask(server, path, headers).await {
+async fn refusal(server: &TestServer, path: &str, headers: &str) -> Answer {
+    match Raw::upgrade(server, path, headers).await {
         Err(refused) => refused,
         Ok(_) => panic!("{path} was let in"),
     }
@@ -119,7 +117,7 @@ async fn a_token_in_the_query_or_in_the_header_lets_in() {
     ] {
         let path = format!("/room/tea{query}");
         assert!(
-            Raw::ask(&server, &path, &header).await.is_ok(),
+            Raw::upgrade(&server, &path, &header).await.is_ok(),
             "{path} {header}"
         );
     }
@@ -263,7 +261,7 @@ async fn registered_claims_have_the_types_of_the_rfc() {
     }
     let good = json!({"iss": "a", "sub": "b", "nbf": 1.5, "iat": in_seconds(0), "jti": ""});
     assert!(
-        Raw::ask(&server, &format!("/room?token={}", sign(good)), "")
+        Raw::upgrade(&server, &format!("/room?token={}", sign(good)), "")
             .await
             .is_ok()
     );
@@ -289,7 +287,7 @@ async fn issuer_and_audience_must_be_the_ones_asked_for() {
         (json!({"iss": iss, "aud": []}), 401),
     ] {
         let path = format!("/room/tea?token={}", sign(claims.clone()));
-        let given = Raw::ask(&server, &path, "").await;
+        let given = Raw::upgrade(&server, &path, "").await;
         assert_eq!(
             given.err().map_or(101, |refused| refused.status),
             status,
@@ -317,7 +315,7 @@ async fn a_token_admits_to_the_rooms_it_names() {
         (Value::Null, "/room/tea", true),
     ] {
         let path = format!("{path}?token={}", sign(json!({"room": room})));
-        let given = Raw::ask(&server, &path, "").await;
+        let given = Raw::upgrade(&server, &path, "").await;
         assert_eq!(given.is_ok(), admitted, "{room} {path}");
     }
 }
@@ -351,7 +349,7 @@ async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
         for (other, signer) in &pairs {
             let key = signing(*other, &signer.serialize_pem());
             let token = encode(&Header::new(*other), &claims(json!({})), &key).unwrap();
-            let given = Raw::ask(&server, &format!("/room?token={token}"), "").await;
+            let given = Raw::upgrade(&server, &format!("/room?token={token}"), "").await;
             assert_eq!(
                 given.is_ok(),
                 other == algorithm,
@@ -452,7 +450,7 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
     ] {
         let path = format!("/room?token={}", signed(id, pair));
         assert_eq!(
-            Raw::ask(&server, &path, "").await.is_ok(),
+            Raw::upgrade(&server, &path, "").await.is_ok(),
             admitted,
             "{id:?}"
         );
@@ -479,12 +477,12 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
     .unwrap();
     server.anteroom.reload();
     let fourth = format!("/room?token={}", signed(Some("fourth"), &pairs[0]));
-    assert!(Raw::ask(&server, &fourth, "").await.is_ok());
+    assert!(Raw::upgrade(&server, &fourth, "").await.is_ok());
     let first = format!("/room?token={}", signed(Some("first"), &pairs[0]));
     assert_eq!(refusal(&server, &first, "").await.status, 401);
     std::fs::write(file.path(), "{").unwrap();
     server.anteroom.reload();
-    assert!(Raw::ask(&server, &fourth, "").await.is_ok());
+    assert!(Raw::upgrade(&server, &fourth, "").await.is_ok());
 }
 
 /// A key of a set, with other members than `kty`, `crv` and `x`.
@@ -552,14 +550,14 @@ async fn keys_without_a_name_are_all_tried() {
         ),
     ] {
         let path = format!("/room?token={}", signed_by(pair, kid, others.clone()));
-        let given = Raw::ask(&server, &path, "").await.map(drop);
+        let given = Raw::upgrade(&server, &path, "").await.map(drop);
         let given = given.map_err(|refused| refused.body);
         assert_eq!(given, answer.map_err(str::to_owned), "{kid:?} {others}");
     }
     let key = EncodingKey::from_ec_pem(ec.serialize_pem().as_bytes()).unwrap();
     let token = encode(&Header::new(Algorithm::ES256), &claims(json!({})), &key).unwrap();
     assert!(
-        Raw::ask(&server, &format!("/room?token={token}"), "")
+        Raw::upgrade(&server, &format!("/room?token={token}"), "")
             .await
             .is_ok()
     );
@@ -891,7 +889,7 @@ async fn a_secret_may_look_like_anything_once_the_algorithm_is_given() {
         let server = TestServer::with(|config| with_secret(config, &file)).await;
         let key = EncodingKey::from_secret(secret.as_bytes());
         let token = encode(&Header::default(), &claims(json!({})), &key).unwrap();
-        let given = Raw::ask(&server, &format!("/room?token={token}"), "").await;
+        let given = Raw::upgrade(&server, &format!("/room?token={token}"), "").await;
         assert!(given.is_ok(), "{secret}");
     }
 }
@@ -923,7 +921,7 @@ async fn who_may_only_listen_can_ask_the_server_and_write_to_nobody() {
     let (server, _file) = server("listen").await;
     let mut alice = join(&server, "tea", &sign(json!({}))).await;
     let mut listener = join(&server, "tea", &sign(json!({"send": false}))).await;
-    alice.expect_new_of_anybody().await;
+    alice.expect_any_new().await;
     for receiver in ["all", &alice.id, &listener.id.clone()] {
         listener
             .send(json!({"type": "x", "receiver": receiver, "ref": 7}))
@@ -949,9 +947,9 @@ async fn at_its_end_a_token_ends_the_session_unless_a_fresher_one_has_come() {
     let mut alice = join(&server, "tea", &soon).await;
     let mut late = join(&server, "tea", &soon).await;
     for _ in 0..2 {
-        watcher.expect_new_of_anybody().await;
+        watcher.expect_any_new().await;
     }
-    alice.expect_new_of_anybody().await;
+    alice.expect_any_new().await;
     let token =
         |data: Value| json!({"type": "token", "receiver": "server", "data": data, "ref": 1});
     // What is no better is refused, and changes nothing.
@@ -1113,7 +1111,7 @@ async fn the_info_of_a_token_reaches_others_byte_for_byte() {
         let token = TokenRequest::parse_from_words(&[&words[..], &[info]].concat());
         let token = token.sign().unwrap();
         let watch = format!("/room/{room}?token={}", sign(json!({})));
-        let mut watcher = Raw::ask(&server, &watch, "").await.unwrap();
+        let mut watcher = Raw::upgrade(&server, &watch, "").await.unwrap();
         let _alice = join(&server, &room, &token).await;
         let new = String::from_utf8(watcher.read_frame().await.payload).unwrap();
         let end = format!(r#""data":{{"info":{seen}}}}}"#);

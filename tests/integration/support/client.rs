@@ -1,0 +1,243 @@
+//! A WebSocket client of the server under test.
+
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_tungstenite::{
+    WebSocketStream, client_async_with_config,
+    tungstenite::{self, Message, client::IntoClientRequest, protocol::WebSocketConfig},
+};
+
+use super::{raw::Raw, server::RunningServer, time::within_deadline};
+
+/// A client made of tungstenite, and its session.
+pub struct Client<S = TcpStream> {
+    /// The id of the session; empty until the client learns it.
+    pub id: String,
+    socket: WebSocketStream<S>,
+}
+
+impl Client {
+    /// Joins `room` and learns the session's id.
+    pub async fn join(server: &impl RunningServer, room: &str) -> Client {
+        Client::join_with_peers(server, room).await.0
+    }
+
+    /// Joins `room`. Also returns the ids of the sessions that were in the room before.
+    pub async fn join_with_peers(server: &impl RunningServer, room: &str) -> (Client, Vec<String>) {
+        let mut client = Client::connect(server.address(), &format!("/room/{room}")).await;
+        let hello = client.hello().await;
+        client.id = hello["receiver"].as_str().unwrap().into();
+        let peers = hello["data"]["peers"].as_array().unwrap().iter();
+        let peers = peers
+            .map(|peer| peer["id"].as_str().unwrap().into())
+            .collect();
+        (client, peers)
+    }
+
+    /// Connects and upgrades. The session's id is not known yet.
+    pub async fn connect(address: SocketAddr, path: &str) -> Client {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("ws://{address}{path}")
+            .into_client_request()
+            .unwrap();
+        let config = WebSocketConfig::default().read_buffer_size(4096);
+        let (socket, _) = within_deadline(
+            "the upgrade",
+            client_async_with_config(request, stream, Some(config)),
+        )
+        .await
+        .unwrap();
+        Client::over(socket)
+    }
+
+    /// The TCP connection, to send what tungstenite would not send, or to lose it.
+    pub fn into_raw(self) -> Raw {
+        Raw {
+            stream: self.socket.into_inner(),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// A client on an upgraded connection. The session's id is not known yet.
+    pub fn over(socket: WebSocketStream<S>) -> Client<S> {
+        Client {
+            id: String::new(),
+            socket,
+        }
+    }
+
+    /// Sends `hello`; returns the answer. Skips the messages before it.
+    pub async fn hello(&mut self) -> Value {
+        self.send(json!({"type": "hello", "receiver": "server"}))
+            .await;
+        // Other sessions may join between this session's join and the answer.
+        loop {
+            let message = self.next().await;
+            if message["type"] == "hello" {
+                return message;
+            }
+        }
+    }
+
+    /// Sends `hello` and asks for a resume token, which it returns. Learns the session's id. The answer
+    /// must be the next message.
+    pub async fn ask_for_resume_token(&mut self) -> String {
+        self.send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
+            .await;
+        let hello = self.next().await;
+        assert_eq!(hello["type"], "hello", "{hello}");
+        self.id = hello["receiver"].as_str().unwrap().into();
+        hello["data"]["resume"]["token"].as_str().unwrap().into()
+    }
+
+    /// Sends a message.
+    pub async fn send(&mut self, message: Value) {
+        self.send_text(&message.to_string()).await;
+    }
+
+    /// Sends exactly this text.
+    pub async fn send_text(&mut self, text: &str) {
+        self.send_frame(Message::text(text)).await;
+    }
+
+    /// Sends a frame.
+    pub async fn send_frame(&mut self, frame: Message) {
+        within_deadline("sending", self.socket.send(frame))
+            .await
+            .unwrap();
+    }
+
+    /// The next frame. tungstenite answers pings meanwhile.
+    pub async fn next_frame(&mut self) -> Result<Message, tungstenite::Error> {
+        within_deadline("a frame", self.socket.next())
+            .await
+            .unwrap()
+    }
+
+    /// The text of the next message.
+    pub async fn next_text(&mut self) -> String {
+        loop {
+            match self.next_frame().await.unwrap() {
+                Message::Text(text) => return text.as_str().into(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("expected a message, got {other:?}"),
+            }
+        }
+    }
+
+    /// The next message.
+    pub async fn next(&mut self) -> Value {
+        serde_json::from_str(&self.next_text().await).unwrap()
+    }
+
+    /// The next message must have exactly this text.
+    pub async fn expect_text(&mut self, text: &str) {
+        assert_eq!(self.next_text().await, text);
+    }
+
+    /// The next message must be the `new` of this session.
+    pub async fn expect_new(&mut self, id: &str) {
+        let new = format!(r#"{{"type":"new","sender":"{id}","receiver":"all","data":null}}"#);
+        self.expect_text(&new).await;
+    }
+
+    /// The next message must be a `new`, of any session.
+    pub async fn expect_any_new(&mut self) {
+        assert_eq!(self.next().await["type"], "new");
+    }
+
+    /// The next message must be the `close` of this session.
+    pub async fn expect_left(&mut self, id: &str) {
+        let close = format!(r#"{{"type":"close","sender":"{id}","receiver":null,"data":null}}"#);
+        self.expect_text(&close).await;
+    }
+
+    /// The next message must be an error with this code; returns its data.
+    pub async fn expect_error(&mut self, code: &str) -> Value {
+        let error = self.next().await;
+        assert_eq!(error["type"], "error", "{error}");
+        assert_eq!(error["sender"], "server");
+        assert_eq!(error["receiver"], self.id.as_str());
+        assert_eq!(error["data"]["code"], code, "{error}");
+        error["data"].clone()
+    }
+
+    /// The server must have answered `count` requests of this type, or none if the type is not a request.
+    /// Answers are counted up to the answer to a `ping` sent now; other messages are skipped.
+    pub async fn expect_answers(&mut self, count: usize, kind: &Value) {
+        self.send(json!({"type": "ping", "receiver": "server", "data": "answered?"}))
+            .await;
+        let answer = match kind.as_str() {
+            Some("hello") => "hello",
+            Some("ping") => "pong",
+            _ => "",
+        };
+        let mut answers = 0;
+        loop {
+            let message = self.next().await;
+            if message["type"] == "pong" && message["data"] == "answered?" {
+                break;
+            }
+            answers += usize::from(message["type"] == answer);
+        }
+        assert_eq!(answers, if answer.is_empty() { 0 } else { count });
+    }
+
+    /// Nothing else may have been sent to this session: the next message must answer a `ping` sent now.
+    pub async fn expect_quiet(&mut self) {
+        self.send(json!({"type": "ping", "receiver": "server", "data": "quiet?"}))
+            .await;
+        let pong = self.next().await;
+        assert_eq!(pong["type"], "pong", "{pong}");
+        assert_eq!(pong["data"], "quiet?");
+    }
+
+    /// Waits for the server's Close frame; returns its code and reason.
+    pub async fn expect_close(&mut self) -> (u16, String) {
+        loop {
+            match self.next_frame().await.unwrap() {
+                Message::Close(Some(frame)) => {
+                    return (frame.code.into(), frame.reason.as_str().into());
+                }
+                Message::Close(None) => panic!("a Close frame without a code"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a message; ignores the error if the connection is closed.
+    pub async fn try_send(&mut self, message: Value) {
+        let _ = within_deadline(
+            "sending",
+            self.socket.send(Message::text(message.to_string())),
+        )
+        .await;
+    }
+
+    /// The next message, or the code of the server's Close frame.
+    pub async fn next_or_close(&mut self) -> Result<Value, u16> {
+        loop {
+            match self.next_frame().await.unwrap() {
+                Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
+                Message::Close(frame) => return Err(frame.unwrap().code.into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Closes the connection with a closing handshake (RFC 6455, section 7), and waits until it is done.
+    pub async fn leave(mut self) {
+        self.socket.close(None).await.unwrap();
+        within_deadline("the closing handshake", async {
+            while let Some(Ok(_)) = self.socket.next().await {}
+        })
+        .await;
+    }
+}

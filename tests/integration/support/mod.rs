@@ -1,0 +1,22 @@
+//! What the tests share: the server under test, in this process or as a program; a client made of another
+//! WebSocket implementation; a raw connection for what no client would send; waiting with a deadline.
+
+mod answer;
+mod client;
+mod file;
+mod operator;
+mod program;
+mod raw;
+mod server;
+mod time;
+
+pub use self::{
+    answer::Answer,
+    client::Client,
+    file::File,
+    operator::{operator, operator_at, operator_with},
+    program::{Log, Program},
+    raw::{Raw, RawFrame, frame, handshake, handshake_with, text},
+    server::{RunningServer, TestServer, metric_value, total},
+    time::{DEADLINE, eventually, eventually_async, in_seconds, within_deadline},
+};
