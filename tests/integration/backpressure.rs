@@ -1,4 +1,4 @@
-//! Who does not read is closed, and delays nobody.
+//! Clients that read too slowly: they are closed, and delay nobody.
 
 use std::{
     collections::HashMap,
@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// A message of some 50 KB to all.
-fn much() -> serde_json::Value {
-    json!({"type": "much", "receiver": "all", "data": "m".repeat(50_000)})
+fn large_message() -> serde_json::Value {
+    json!({"type": "large", "receiver": "all", "data": "m".repeat(50_000)})
 }
 
 #[tokio::test]
@@ -34,19 +34,19 @@ async fn a_slow_reader_is_closed_and_delays_nobody() {
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
     bob.expect_new(&id).await;
 
-    // Everything sent arrives at bob in order, until the kernel's and the server's buffers for the
-    // stalled one are full and it is closed; then everything goes on.
+    // Bob receives everything in order. Once the kernel's and the server's buffers for the stalled client
+    // are full, the server closes that client; the others go on.
     let mut sent = 0;
     let mut left = false;
     let mut after = 0;
     while after < 10 {
-        alice.send(much()).await;
+        alice.send(large_message()).await;
         sent += 1;
         after += u32::from(left);
         loop {
             let message = bob.next().await;
             match message["type"].as_str().unwrap() {
-                "much" => break,
+                "large" => break,
                 "close" => {
                     assert_eq!(message["sender"], id.as_str());
                     left = true;
@@ -54,23 +54,23 @@ async fn a_slow_reader_is_closed_and_delays_nobody() {
                 other => panic!("{other}"),
             }
         }
-        assert!(sent < 2000, "100 MB were not too much");
+        assert!(sent < 2000, "100 MB did not fill the outbox");
     }
     alice.expect_left(&id).await;
     alice.expect_quiet().await;
     bob.expect_quiet().await;
 
-    eventually("its end", || server.anteroom.sessions() == 2).await;
+    eventually("the end of its session", || server.anteroom.sessions() == 2).await;
     drop(stalled);
 }
 
 #[tokio::test]
-async fn a_slow_reader_that_reads_again_in_time_is_told_why() {
+async fn a_slow_reader_that_reads_again_in_time_gets_the_reason() {
     let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let mut slow = Raw::join(&server, "tea").await;
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
-    // The sender keeps on until it hears that the slow one has left; that one reads only then.
+    // The sender goes on until the slow client has left; only then does the slow client read.
     let mut unread = 0;
     loop {
         alice
@@ -82,7 +82,7 @@ async fn a_slow_reader_that_reads_again_in_time_is_told_why() {
             "error" | "close" => break,
             other => panic!("{other}"),
         }
-        assert!(unread < 2000, "100 MB were not too much");
+        assert!(unread < 2000, "100 MB did not fill the outbox");
     }
     let (code, reason) = slow.read_close().await;
     assert_eq!(
@@ -93,17 +93,17 @@ async fn a_slow_reader_that_reads_again_in_time_is_told_why() {
 }
 
 #[tokio::test]
-async fn a_stalled_connection_is_cut_even_when_nothing_can_be_said() {
+async fn a_stalled_connection_is_reset_even_if_no_close_can_be_sent() {
     let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let stalled = Raw::join(&server, "tea").await;
     alice.next().await;
-    overwhelm(&mut alice).await;
-    expect_cut(&stalled.stream).await;
+    flood_until_close(&mut alice).await;
+    expect_reset(&stalled.stream).await;
 }
 
 #[tokio::test]
-async fn a_stalled_connection_with_tls_is_cut_as_well() {
+async fn a_stalled_tls_connection_is_reset() {
     let authority = Authority::new();
     let files = Files::new("stalled", authority.issue("stalled.test"));
     let server = TestServer::with(|config| {
@@ -125,14 +125,14 @@ async fn a_stalled_connection_with_tls_is_cut_as_well() {
     let joining = stalled.write_all(request.as_bytes());
     within_deadline("the handshake", joining).await.unwrap();
     alice.expect_any_new().await;
-    overwhelm(&mut alice).await;
-    expect_cut(stalled.get_ref().0).await;
+    flood_until_close(&mut alice).await;
+    expect_reset(stalled.get_ref().0).await;
 }
 
-/// Writes to all until one who does not read is closed for it.
-async fn overwhelm<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) {
+/// Broadcasts until the server closes a client that does not read.
+async fn flood_until_close<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) {
     for _ in 0..2000 {
-        client.send(much()).await;
+        client.send(large_message()).await;
         client
             .send(json!({"type": "ping", "receiver": "server"}))
             .await;
@@ -140,28 +140,29 @@ async fn overwhelm<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) {
             return;
         }
     }
-    panic!("100 MB were not too much");
+    panic!("100 MB did not fill the outbox");
 }
 
-/// It has read nothing, so nothing could be said: the connection is reset, after 2 s.
-async fn expect_cut(stalled: &TcpStream) {
+/// The server must reset the connection. The client has read nothing, so the Close frame cannot be sent;
+/// the server waits 2 s for that.
+async fn expect_reset(stalled: &TcpStream) {
     let left = Instant::now();
-    let mut turn = tokio::time::interval(Duration::from_millis(5));
-    within_deadline("the cut", async {
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    within_deadline("the reset", async {
         while stalled.take_error().unwrap().is_none() {
-            turn.tick().await;
+            ticks.tick().await;
         }
     })
     .await;
-    let patience = left.elapsed();
+    let waited = left.elapsed();
     assert!(
-        patience < Duration::from_secs(8),
-        "cut only after {patience:?}"
+        waited < Duration::from_secs(8),
+        "reset only after {waited:?}"
     );
 }
 
 #[tokio::test]
-async fn who_asks_and_does_not_listen_is_closed_too() {
+async fn a_client_that_does_not_read_its_answers_is_closed() {
     let server = TestServer::with(|config| config.limits.outbox_bytes = 100_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let raw = Raw::join(&server, "tea").await;
@@ -169,21 +170,21 @@ async fn who_asks_and_does_not_listen_is_closed_too() {
     let ask =
         text(json!({"type": "ping", "receiver": "server", "data": "p".repeat(50_000)}).to_string());
     let (_read, mut write) = raw.stream.into_split();
-    let asking = tokio::spawn(async move {
-        // Ends when the server has had enough.
+    let writing = tokio::spawn(async move {
+        // Ends when the server closes the connection.
         while tokio::io::AsyncWriteExt::write_all(&mut write, &ask)
             .await
             .is_ok()
         {}
     });
     alice.expect_left(&id).await;
-    within_deadline("the end of the asking", asking)
+    within_deadline("the end of the writes", writing)
         .await
         .unwrap();
 }
 
 #[tokio::test]
-async fn a_burst_within_the_limit_arrives_whole() {
+async fn a_burst_within_the_outbox_limit_arrives_complete() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -198,18 +199,18 @@ async fn a_burst_within_the_limit_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_flood_to_a_large_room_closes_nobody_whose_socket_takes_it() {
+async fn a_flood_to_a_large_room_closes_no_client_whose_socket_has_space() {
     flood(1, 100_000).await;
 }
 
 #[tokio::test]
-async fn many_floods_to_a_large_room_close_nobody_whose_socket_takes_them() {
-    // Each of them may have its turn, of some 17,000 bytes, before anything is written.
+async fn several_floods_to_a_large_room_close_no_client_whose_socket_has_space() {
+    // Each of the eight may read a batch, of about 17,000 bytes, before the server writes anything.
     flood(8, 200_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn what_many_threads_write_to_a_room_comes_whole_and_in_order() {
+async fn broadcasts_on_many_threads_arrive_complete_and_in_order() {
     const SESSIONS: usize = 100;
     const WRITERS: usize = 4;
     const MESSAGES: usize = 200;
@@ -223,20 +224,20 @@ async fn what_many_threads_write_to_a_room_comes_whole_and_in_order() {
         text(message.to_string())
     };
     let mut tasks = JoinSet::new();
-    for (place, mut session) in sessions.into_iter().enumerate() {
+    for (index, mut session) in sessions.into_iter().enumerate() {
         tasks.spawn(async move {
-            let is_writer = place < WRITERS;
+            let is_writer = index < WRITERS;
             if is_writer {
                 let messages: Vec<u8> = (0..MESSAGES).flat_map(message).collect();
                 session.write(messages).await;
             }
-            let mut heard: HashMap<String, usize> = HashMap::new();
+            let mut next: HashMap<String, usize> = HashMap::new();
             let mut missing = MESSAGES * (WRITERS - usize::from(is_writer));
             while missing > 0 {
                 let message = session.read_message().await;
                 if message["type"] == "x" {
                     let sender = message["sender"].as_str().unwrap().to_owned();
-                    let count = heard.entry(sender).or_default();
+                    let count = next.entry(sender).or_default();
                     assert_eq!(message["data"], *count);
                     *count += 1;
                     missing -= 1;
@@ -247,8 +248,7 @@ async fn what_many_threads_write_to_a_room_comes_whole_and_in_order() {
     tasks.join_all().await;
 }
 
-/// Has so many send to a large room as fast as they can, while nobody's outbox may hold more than so
-/// many bytes.
+/// Lets `senders` sessions send to a large room as fast as they can. Each outbox holds `outbox_bytes`.
 async fn flood(senders: usize, outbox_bytes: usize) {
     const SESSIONS: usize = 320;
     const MESSAGES: usize = 400;
@@ -272,7 +272,7 @@ async fn flood(senders: usize, outbox_bytes: usize) {
     for sender in senders {
         let answer = loop {
             let message = sender.read_message().await;
-            assert_ne!(message["type"], "close", "nobody leaves before it");
+            assert_ne!(message["type"], "close", "a session was closed");
             if message["type"] == "ack" {
                 break message;
             }

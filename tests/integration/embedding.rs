@@ -1,4 +1,4 @@
-//! The filters in someone else's warp application, served by warp's own server.
+//! The `room` filter in another warp application, served by warp's own server.
 
 use anteroom::{Anteroom, Config, Server};
 use serde_json::json;
@@ -34,7 +34,7 @@ async fn the_endpoint_can_be_mounted_under_a_path_of_another_application() {
         assert_eq!(bob.expect_close().await.0, 1012);
         drop((alice, bob));
     };
-    within_deadline("the end", async {
+    within_deadline("the shutdown", async {
         tokio::join!(anteroom.shut_down(), closes)
     })
     .await;
@@ -43,16 +43,16 @@ async fn the_endpoint_can_be_mounted_under_a_path_of_another_application() {
 }
 
 #[tokio::test]
-async fn options_that_make_no_sense_are_refused() {
+async fn invalid_options_are_an_error() {
     let mut config = Config::default();
     config.liveness.pong_seconds = 0;
-    let refused = Anteroom::new(config);
-    let message = refused.err().unwrap().to_string();
+    let result = Anteroom::new(config);
+    let message = result.err().unwrap().to_string();
     assert_eq!(message, "--pong-seconds must be 1 to 3600, not 0");
 }
 
 #[tokio::test]
-async fn a_server_that_is_dropped_leaves_no_session_behind() {
+async fn dropping_a_server_closes_its_sessions() {
     let listen = ([127, 0, 0, 1], 0).into();
     let mut config = Config::default();
     config.serving.listen = listen;

@@ -16,9 +16,9 @@ fn ping_request(data: &str) -> String {
     format!(r#"{{"type":"ping","receiver":"server","data":{data}}}"#)
 }
 
-/// Sends each to a session of its own: the session is closed with this code, and nobody else
-/// notices.
-async fn closes(cases: &[(&str, Vec<u8>, u16)]) {
+/// Sends the bytes of each case to a new session: the server must close that session with the case's code,
+/// and no other session may notice anything but the join and the leave.
+async fn expect_closes(cases: &[(&str, Vec<u8>, u16)]) {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -27,7 +27,7 @@ async fn closes(cases: &[(&str, Vec<u8>, u16)]) {
         let mut raw = Raw::join(&server, "tea").await;
         let id = bob.next().await["sender"].as_str().unwrap().to_owned();
         alice.expect_new(&id).await;
-        // What comes behind the violation must not be looked at.
+        // The server must not read what follows the violation.
         raw.write([&bytes[..], &text(r#"{"type":"late","receiver":"all"}"#)].concat())
             .await;
         assert_eq!(raw.read_close().await.0, *code, "{name}");
@@ -40,12 +40,12 @@ async fn closes(cases: &[(&str, Vec<u8>, u16)]) {
 }
 
 #[tokio::test]
-async fn a_violation_closes_with_1002() {
+async fn a_protocol_violation_closes_with_1002() {
     let unmasked = [&[FIN | TEXT, 2][..], b"{}"].concat();
     let length = |bits: [u8; 8]| [&[FIN | TEXT, 0x80 | 127][..], &bits, &[0; 4]].concat();
     let second_start = [frame(TEXT, b"{"), frame(FIN | TEXT, b"}")].concat();
     let binary_inside = [frame(TEXT, b"{"), frame(FIN | BINARY, b"}")].concat();
-    closes(&[
+    expect_closes(&[
         ("unmasked", unmasked, 1002),
         ("RSV1", frame(FIN | 0x40 | TEXT, b"{}"), 1002),
         ("RSV2", frame(FIN | 0x20 | TEXT, b"{}"), 1002),
@@ -87,19 +87,19 @@ async fn a_violation_closes_with_1002() {
 }
 
 #[tokio::test]
-async fn a_close_code_that_may_not_be_sent_is_a_violation() {
+async fn a_reserved_close_code_is_a_protocol_violation() {
     let codes = [
         0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535,
     ];
     let cases: Vec<_> = codes
         .map(|code: u16| ("code", frame(FIN | CLOSE, &code.to_be_bytes()), 1002))
         .into();
-    closes(&cases).await;
+    expect_closes(&cases).await;
 }
 
 #[tokio::test]
-async fn other_wrongs_have_codes_of_their_own() {
-    let split_wrong = [
+async fn binary_data_invalid_utf8_and_long_messages_close_with_their_own_codes() {
+    let split_invalid = [
         frame(TEXT, b"\xF0\x9F"),
         frame(FIN | CONTINUATION, b"\x28\x8C"),
     ]
@@ -110,7 +110,7 @@ async fn other_wrongs_have_codes_of_their_own() {
         frame(CONTINUATION, &[b' '; 25_537]),
     ]
     .concat();
-    closes(&[
+    expect_closes(&[
         ("binary", frame(FIN | BINARY, b"{}"), 1003),
         ("empty binary", frame(FIN | BINARY, b""), 1003),
         ("invalid UTF-8", frame(FIN | TEXT, b"{\xFF}"), 1007),
@@ -126,7 +126,7 @@ async fn other_wrongs_have_codes_of_their_own() {
             1007,
         ),
         ("overlong", frame(FIN | TEXT, b"\xC0\x80"), 1007),
-        ("invalid UTF-8 split over fragments", split_wrong, 1007),
+        ("invalid UTF-8 split over fragments", split_invalid, 1007),
         (
             "a Close reason that is not UTF-8",
             frame(FIN | CLOSE, b"\x03\xE8\xFF"),
@@ -144,9 +144,9 @@ async fn other_wrongs_have_codes_of_their_own() {
 }
 
 #[tokio::test]
-async fn text_fails_at_its_first_wrong_byte() {
+async fn invalid_utf8_closes_before_the_frame_is_complete() {
     let server = TestServer::start().await;
-    // The frame never ends, nor does the message.
+    // Neither the frame nor the message ever ends.
     let mut raw = Raw::join(&server, "tea").await;
     raw.write(&frame(TEXT, b"\xF4\x90 and much more that never comes")[..8])
         .await;
@@ -157,12 +157,12 @@ async fn text_fails_at_its_first_wrong_byte() {
 }
 
 #[tokio::test]
-async fn a_message_may_come_in_fragments_with_control_frames_between() {
+async fn a_message_may_arrive_in_fragments_with_control_frames_between() {
     let server = TestServer::start().await;
     let mut raw = Raw::join(&server, "tea").await;
     let message = ping_request(r#""é🍵""#);
     let bytes = message.as_bytes();
-    // Split everywhere, in the middle of characters, too.
+    // Every byte is a fragment, which also splits characters.
     raw.write(frame(TEXT, &bytes[..1])).await;
     for (number, byte) in bytes[1..].iter().enumerate() {
         raw.write(frame(CONTINUATION, &[*byte])).await;
@@ -182,7 +182,7 @@ async fn a_message_may_come_in_fragments_with_control_frames_between() {
 }
 
 #[tokio::test]
-async fn a_frame_may_come_byte_by_byte() {
+async fn a_frame_may_arrive_byte_by_byte() {
     let server = TestServer::start().await;
     let mut raw = Raw::join(&server, "tea").await;
     let long = format!("\"{}\"", "l".repeat(300));
@@ -209,8 +209,8 @@ async fn a_frame_may_come_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn many_frames_may_come_at_once_and_be_answered_as_fast_as_they_are_read() {
-    // Ten times what may wait for a session that does not read.
+async fn a_client_that_reads_gets_more_answers_at_once_than_its_outbox_holds() {
+    // The answers are ten times what the outbox holds for a client that does not read.
     let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let raw = Raw::join(&server, "tea").await;
     let data = format!("\"{}\"", "p".repeat(400));
@@ -230,15 +230,15 @@ async fn many_frames_may_come_at_once_and_be_answered_as_fast_as_they_are_read()
             .windows(13)
             .filter(|bytes| bytes == br#""type":"pong""#)
             .count();
-        // What is not counted yet begins in the last twelve bytes.
+        // A pong that is not counted yet begins in the last twelve bytes.
         rest.drain(..rest.len().saturating_sub(12));
     }
     writing.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn a_burst_reaches_who_reads_however_much_it_is() {
-    // Both read as fast as they can; what is sent at once is many times what may wait.
+async fn a_client_that_reads_gets_a_burst_larger_than_its_outbox() {
+    // Both clients read as fast as they can. The burst is many times what the outbox holds.
     let server = TestServer::with(|config| config.limits.outbox_bytes = 200_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let bob = Raw::join(&server, "tea").await;
@@ -273,7 +273,7 @@ async fn a_close_is_answered_with_its_code_and_the_connection_ends() {
         let mut raw = Raw::join(&server, "tea").await;
         raw.write(text(ping_request("1"))).await;
         raw.write(frame(FIN | CLOSE, body)).await;
-        // What was asked before is answered before.
+        // A request before the close is answered before the close.
         assert_eq!(raw.read_message().await["data"], 1);
         let code = body.get(..2).unwrap_or_default().to_owned();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Who does not answer. The ticks themselves are tested beside the code, without a clock.
+//! Clients that do not answer pings. The unit tests of the heartbeat test its ticks, without a clock.
 
 use crate::support::{Client, Raw, RawFrame, TestServer, frame};
 
@@ -6,7 +6,7 @@ const PING: u8 = 0x89;
 const PONG: u8 = 0x8A;
 
 #[tokio::test]
-async fn who_does_not_pong_is_closed_and_who_does_is_not() {
+async fn a_client_that_answers_no_ping_is_closed_and_others_are_not() {
     let server = TestServer::with(|config| {
         config.liveness.ping_seconds = 1;
         config.liveness.pong_seconds = 2;
@@ -16,7 +16,7 @@ async fn who_does_not_pong_is_closed_and_who_does_is_not() {
     let mut silent = Raw::join(&server, "tea").await;
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
 
-    let silence = async {
+    let timing_out = async {
         assert_eq!(
             silent.read_any_frame().await,
             RawFrame {
@@ -24,7 +24,7 @@ async fn who_does_not_pong_is_closed_and_who_does_is_not() {
                 payload: vec![]
             }
         );
-        // It goes on talking, but that is not what it was asked for.
+        // A message is not a pong: it does not keep the session.
         silent
             .write(frame(0x81, br#"{"type":"ping","receiver":"server"}"#))
             .await;
@@ -34,12 +34,12 @@ async fn who_does_not_pong_is_closed_and_who_does_is_not() {
         );
     };
     // tungstenite answers pings while it reads.
-    tokio::join!(silence, alice.expect_left(&id));
+    tokio::join!(timing_out, alice.expect_left(&id));
     alice.expect_quiet().await;
 }
 
 #[tokio::test]
-async fn pings_go_on_as_long_as_they_are_answered() {
+async fn pings_repeat_while_the_client_answers_them() {
     let server = TestServer::with(|config| {
         config.liveness.ping_seconds = 1;
         config.liveness.pong_seconds = 1;

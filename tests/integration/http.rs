@@ -1,15 +1,13 @@
-//! Everything that is not a WebSocket.
+//! HTTP requests that are not an upgrade, and upgrades that are invalid.
 
 use std::{collections::HashMap, net::SocketAddr};
 
 use anteroom::{Anteroom, Config};
-use tokio::{
-    io::AsyncWriteExt,
-    net::{TcpListener, TcpStream},
-};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 
 use crate::support::{Client, Raw, TestServer, handshake};
 
+/// An HTTP answer with its headers by name and its body as bytes.
 struct Response {
     status: u16,
     headers: HashMap<String, String>,
@@ -17,6 +15,7 @@ struct Response {
 }
 
 impl Response {
+    /// The body, which must be one line of text.
     fn line(&self) -> &str {
         let body = std::str::from_utf8(&self.body).unwrap();
         assert_eq!(body.lines().count(), 1, "{body:?}");
@@ -25,22 +24,21 @@ impl Response {
     }
 }
 
-/// Sends one request on a connection of its own.
-async fn ask(server: &TestServer, method: &str, path: &str, headers: &str) -> Response {
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n");
-    ask_raw(server, &request).await
+/// Sends a request on a new connection.
+async fn request(server: &TestServer, method: &str, path: &str, headers: &str) -> Response {
+    let text = format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n");
+    request_text(server, &text).await
 }
 
-async fn ask_raw(server: &TestServer, request: &str) -> Response {
-    ask_at(server.address, request).await
+/// Sends the text of a request on a new connection.
+async fn request_text(server: &TestServer, text: &str) -> Response {
+    request_text_at(server.address, text).await
 }
 
-/// The same at any address.
-async fn ask_at(address: SocketAddr, request: &str) -> Response {
-    let mut raw = Raw {
-        stream: TcpStream::connect(address).await.unwrap(),
-    };
-    let close = request.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+/// Sends the text of a request, with `Connection: close` added, on a new connection to an address.
+async fn request_text_at(address: SocketAddr, text: &str) -> Response {
+    let mut raw = Raw::connect_to(address).await;
+    let close = text.replacen("\r\n", "\r\nConnection: close\r\n", 1);
     raw.write(&close).await;
     let head = raw.read_head().await;
     let mut lines = head.lines();
@@ -59,7 +57,7 @@ async fn ask_at(address: SocketAddr, request: &str) -> Response {
     Response {
         status,
         headers,
-        // An upgraded connection does not end.
+        // An upgraded connection stays open.
         body: match status {
             101 => Vec::new(),
             _ => raw.read_to_end().await,
@@ -68,18 +66,18 @@ async fn ask_at(address: SocketAddr, request: &str) -> Response {
 }
 
 #[tokio::test]
-async fn health_is_ok() {
+async fn health_answers_ok() {
     let server = TestServer::start().await;
-    let health = ask(&server, "GET", "/health", "").await;
+    let health = request(&server, "GET", "/health", "").await;
     assert_eq!((health.status, health.line()), (200, "ok"));
-    let head = ask(&server, "HEAD", "/health", "").await;
+    let head = request(&server, "HEAD", "/health", "").await;
     assert_eq!((head.status, head.body.len()), (200, 0));
 }
 
 #[tokio::test]
-async fn the_page_and_its_files_have_their_types_and_validators() {
+async fn the_page_and_its_files_have_content_types_and_etags() {
     let server = TestServer::start().await;
-    let index = ask(&server, "GET", "/", "").await;
+    let index = request(&server, "GET", "/", "").await;
     assert_eq!(index.status, 200);
     assert_eq!(index.headers["content-type"], "text/html; charset=utf-8");
     let html = String::from_utf8(index.body).unwrap();
@@ -89,36 +87,36 @@ async fn the_page_and_its_files_have_their_types_and_validators() {
         ("/page.css", "text/css; charset=utf-8"),
     ] {
         assert!(html.contains(&path[1..]), "the page uses {path}");
-        let file = ask(&server, "GET", path, "").await;
+        let file = request(&server, "GET", path, "").await;
         assert_eq!((file.status, &*file.headers["content-type"]), (200, mime));
         let etag = &file.headers["etag"];
 
-        let same = ask(&server, "GET", path, &format!("If-None-Match: {etag}\r\n")).await;
+        let same = request(&server, "GET", path, &format!("If-None-Match: {etag}\r\n")).await;
         assert_eq!((same.status, same.body.len()), (304, 0));
         assert_eq!(&same.headers["etag"], etag);
         let listed = format!("If-None-Match: \"other\", W/{etag}\r\n");
-        assert_eq!(ask(&server, "GET", path, &listed).await.status, 304);
-        let other = ask(&server, "GET", path, "If-None-Match: \"other\"\r\n").await;
+        assert_eq!(request(&server, "GET", path, &listed).await.status, 304);
+        let other = request(&server, "GET", path, "If-None-Match: \"other\"\r\n").await;
         assert_eq!((other.status, other.body), (200, file.body.clone()));
 
-        let head = ask(&server, "HEAD", path, "").await;
+        let head = request(&server, "HEAD", path, "").await;
         assert_eq!((head.status, head.body.len()), (200, 0));
         assert_eq!(head.headers["content-length"], file.body.len().to_string());
     }
 }
 
 #[tokio::test]
-async fn the_page_is_small_and_tells_browsers_to_be_strict() {
+async fn the_page_is_small_and_has_strict_security_headers() {
     let server = TestServer::start().await;
     let mut bytes = 0;
     for file in std::fs::read_dir("static").unwrap() {
         let name = file.unwrap().file_name().into_string().unwrap();
         if name == "admin" {
-            let page = ask(&server, "GET", "/admin/", "").await;
-            assert_eq!(page.status, 404, "it is for the other listener");
+            let page = request(&server, "GET", "/admin/", "").await;
+            assert_eq!(page.status, 404, "only the admin listener has it");
             continue;
         }
-        let file = ask(&server, "GET", &format!("/{name}"), "").await;
+        let file = request(&server, "GET", &format!("/{name}"), "").await;
         if name.ends_with(".png") {
             assert_eq!(
                 file.status, 404,
@@ -149,23 +147,23 @@ async fn the_page_is_small_and_tells_browsers_to_be_strict() {
 }
 
 #[tokio::test]
-async fn a_folder_can_be_served_in_place_of_the_page() {
+async fn a_folder_can_replace_the_page() {
     let folder = std::env::temp_dir().join(format!("anteroom-static-{}", std::process::id()));
     std::fs::create_dir_all(folder.join("sub")).unwrap();
-    std::fs::write(folder.join("index.html"), "mine").unwrap();
+    std::fs::write(folder.join("index.html"), "own").unwrap();
     std::fs::write(folder.join("sub/data.json"), "{}").unwrap();
     let server = TestServer::with(|config| config.serving.static_dir = Some(folder.clone())).await;
 
-    let index = ask(&server, "GET", "/", "").await;
-    assert_eq!(index.body, b"mine");
+    let index = request(&server, "GET", "/", "").await;
+    assert_eq!(index.body, b"own");
     assert!(!index.headers.contains_key("content-security-policy"));
     assert_eq!(index.headers["x-content-type-options"], "nosniff");
-    let json = ask(&server, "GET", "/sub/data.json", "").await;
+    let json = request(&server, "GET", "/sub/data.json", "").await;
     assert_eq!(
         (&*json.headers["content-type"], &*json.body),
         ("application/json", &b"{}"[..])
     );
-    assert_eq!(ask(&server, "GET", "/page.js", "").await.status, 404);
+    assert_eq!(request(&server, "GET", "/page.js", "").await.status, 404);
     std::os::unix::fs::symlink("/etc", folder.join("outside")).unwrap();
     std::os::unix::fs::symlink("data.json", folder.join("sub/inside.json")).unwrap();
     let fifo = std::process::Command::new("mkfifo")
@@ -173,7 +171,7 @@ async fn a_folder_can_be_served_in_place_of_the_page() {
         .status()
         .unwrap();
     assert!(fifo.success());
-    let none = [
+    let not_found = [
         "/../Cargo.toml",
         "/%2e%2e/Cargo.toml",
         "/sub/..%2f..%2f..%2fetc/passwd",
@@ -186,29 +184,33 @@ async fn a_folder_can_be_served_in_place_of_the_page() {
         "/a%5cb",
         "/index.html/",
     ];
-    for path in none {
-        assert_eq!(ask(&server, "GET", path, "").await.status, 404, "{path}");
+    for path in not_found {
+        assert_eq!(
+            request(&server, "GET", path, "").await.status,
+            404,
+            "{path}"
+        );
     }
     assert_eq!(
-        ask(&server, "GET", "/sub/inside.json", "").await.body,
+        request(&server, "GET", "/sub/inside.json", "").await.body,
         b"{}"
     );
-    assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
+    assert_eq!(request(&server, "GET", "/health", "").await.line(), "ok");
 
-    // A change is seen at once, even in the same second, and by who asks for the time, too.
-    let etag = ask(&server, "GET", "/", "").await.headers["etag"].clone();
-    let unchanged = ask(&server, "GET", "/", &format!("If-None-Match: {etag}\r\n")).await;
+    // A changed file is served at once: within the same second, and despite `If-Modified-Since`.
+    let etag = request(&server, "GET", "/", "").await.headers["etag"].clone();
+    let unchanged = request(&server, "GET", "/", &format!("If-None-Match: {etag}\r\n")).await;
     assert_eq!(unchanged.status, 304);
     std::fs::write(folder.join("index.html"), "changed").unwrap();
     let since = "If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT";
-    let asked = format!("If-None-Match: {etag}\r\n{since}\r\n");
-    let changed = ask(&server, "GET", "/", &asked).await;
+    let conditions = format!("If-None-Match: {etag}\r\n{since}\r\n");
+    let changed = request(&server, "GET", "/", &conditions).await;
     assert_eq!((changed.status, changed.body), (200, b"changed".into()));
     std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_said_in_a_line() {
+async fn an_unknown_path_gets_404_with_one_line() {
     let server = TestServer::start().await;
     for path in [
         "/nothing",
@@ -219,7 +221,7 @@ async fn what_is_not_there_is_said_in_a_line() {
         "/index.htm",
         "//",
     ] {
-        let answer = ask(&server, "GET", path, "").await;
+        let answer = request(&server, "GET", path, "").await;
         assert_eq!(answer.status, 404, "{path}");
         assert_eq!(
             answer.line(),
@@ -230,11 +232,11 @@ async fn what_is_not_there_is_said_in_a_line() {
 }
 
 #[tokio::test]
-async fn other_methods_are_not_allowed() {
+async fn other_methods_get_405() {
     let server = TestServer::start().await;
     for path in ["/", "/health", "/page.js"] {
         for method in ["POST", "DELETE", "OPTIONS"] {
-            let answer = ask(&server, method, path, "Content-Length: 0\r\n").await;
+            let answer = request(&server, method, path, "Content-Length: 0\r\n").await;
             assert_eq!(
                 (answer.status, &*answer.headers["allow"]),
                 (405, "GET, HEAD"),
@@ -243,13 +245,13 @@ async fn other_methods_are_not_allowed() {
             answer.line();
         }
     }
-    let answer = ask_raw(&server, &handshake("/room").replace("GET", "POST")).await;
+    let answer = request_text(&server, &handshake("/room").replace("GET", "POST")).await;
     assert_eq!((answer.status, &*answer.headers["allow"]), (405, "GET"));
     assert_eq!(answer.line(), "open a WebSocket with GET, not POST");
 }
 
 #[tokio::test]
-async fn what_is_no_valid_upgrade_is_told_what_is_missing() {
+async fn an_invalid_upgrade_gets_the_status_and_header_that_name_the_reason() {
     let server = TestServer::start().await;
     let valid = handshake("/room/tea");
     let without = |name: &str| {
@@ -297,8 +299,8 @@ async fn what_is_no_valid_upgrade_is_told_what_is_missing() {
         ),
     ];
     for (request, status, header) in cases {
-        // These ask to close the connection, too, which must not be what they are refused for.
-        let answer = ask_raw(&server, &request).await;
+        // These requests also have `Connection: close`, which must not be the reason for the rejection.
+        let answer = request_text(&server, &request).await;
         assert_eq!(answer.status, status, "{request}");
         if let Some((name, value)) = header {
             assert_eq!(answer.headers[name], value, "{request}");
@@ -309,7 +311,7 @@ async fn what_is_no_valid_upgrade_is_told_what_is_missing() {
 }
 
 #[tokio::test]
-async fn a_connection_serves_several_requests() {
+async fn a_connection_serves_several_requests_and_then_an_upgrade() {
     let server = TestServer::start().await;
     let mut raw = Raw::connect(&server).await;
     for _ in 0..3 {
@@ -327,7 +329,7 @@ async fn a_connection_serves_several_requests() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_gets_400_or_nothing_and_hurts_nobody() {
+async fn bytes_that_are_not_http_get_400_or_a_close() {
     let server = TestServer::start().await;
     for bytes in [
         "\r\n\r\nnonsense\r\n\r\n",
@@ -345,18 +347,18 @@ async fn what_is_not_http_gets_400_or_nothing_and_hurts_nobody() {
             "{answer}"
         );
     }
-    assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
+    assert_eq!(request(&server, "GET", "/health", "").await.line(), "ok");
 }
 
 #[tokio::test]
-async fn a_target_that_is_no_path_is_refused() {
+async fn a_request_target_that_is_not_a_path_gets_400() {
     let server = TestServer::start().await;
     for request in [
         "GET test:80 HTTP/1.1",
         "CONNECT test:80 HTTP/1.1",
         "OPTIONS * HTTP/1.1",
     ] {
-        let answer = ask_raw(&server, &format!("{request}\r\nHost: test\r\n\r\n")).await;
+        let answer = request_text(&server, &format!("{request}\r\nHost: test\r\n\r\n")).await;
         assert_eq!(answer.status, 400, "{request}");
         assert_eq!(
             answer.line(),
@@ -364,11 +366,11 @@ async fn a_target_that_is_no_path_is_refused() {
         );
     }
     let absolute = "GET http://test/health HTTP/1.1\r\nHost: test\r\n\r\n";
-    assert_eq!(ask_raw(&server, absolute).await.line(), "ok");
+    assert_eq!(request_text(&server, absolute).await.line(), "ok");
 }
 
 #[tokio::test]
-async fn who_closes_its_side_behind_the_request_is_answered() {
+async fn a_client_that_closes_its_sending_side_still_gets_its_answer() {
     let server = TestServer::start().await;
     let mut raw = Raw::connect(&server).await;
     raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -391,7 +393,7 @@ async fn who_closes_its_side_behind_the_request_is_answered() {
 }
 
 #[tokio::test]
-async fn files_whose_names_begin_with_a_dot_are_not_served() {
+async fn hidden_files_are_not_served_except_in_well_known() {
     let folder = std::env::temp_dir().join(format!("anteroom-dots-{}", std::process::id()));
     for name in ["sub", ".git", ".well-known/sub", "sub/.well-known"] {
         std::fs::create_dir_all(folder.join(name)).unwrap();
@@ -432,7 +434,7 @@ async fn files_whose_names_begin_with_a_dot_are_not_served() {
         ("/.well-known/.hidden", 404),
         ("/sub/.well-known/plain", 404),
         ("//.env", 404),
-        // By a link to one, and by a link that is one.
+        // A link to a hidden file or folder, and a hidden link.
         ("/env", 404),
         ("/git/config", 404),
         ("/.plain", 404),
@@ -441,7 +443,7 @@ async fn files_whose_names_begin_with_a_dot_are_not_served() {
         ("/%2ewell-known/sub/plain", 200),
         ("/security.txt", 200),
     ] {
-        let answer = ask(&server, "GET", path, "").await;
+        let answer = request(&server, "GET", path, "").await;
         assert_eq!(answer.status, status, "{path}");
         if status == 404 {
             assert_eq!(
@@ -453,8 +455,9 @@ async fn files_whose_names_begin_with_a_dot_are_not_served() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Requests whose `Host` is not what HTTP/1.1 demands, made of one without.
-fn without_a_good_host(request: &str) -> Vec<String> {
+/// Variants of a request that has no `Host`: that request, and others with an invalid `Host` or two (RFC 9112,
+/// section 3.2).
+fn with_invalid_hosts(request: &str) -> Vec<String> {
     let hosts = [
         "",
         "Host: test\r\nHost: test\r\n",
@@ -476,7 +479,7 @@ fn without_a_good_host(request: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_request_names_one_host() {
+async fn a_request_needs_exactly_one_valid_host() {
     let server =
         TestServer::with(|config| config.admin.listen = Some(([127, 0, 0, 1], 0).into())).await;
     let upgrade = handshake("/room").replace("Host: test\r\n", "");
@@ -490,8 +493,8 @@ async fn a_request_names_one_host() {
         (admin, plain("/rooms")),
         (admin, plain("/")),
     ] {
-        for request in without_a_good_host(&request) {
-            let answer = ask_at(address, &request).await;
+        for request in with_invalid_hosts(&request) {
+            let answer = request_text_at(address, &request).await;
             assert_eq!(answer.status, 400, "{request}");
             assert!(answer.line().contains("Host"), "{request}");
         }
@@ -508,27 +511,27 @@ async fn a_request_names_one_host() {
         "under_score.example",
     ] {
         let request = format!("GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        assert_eq!(ask_at(server.address, &request).await.line(), "ok");
-        assert_eq!(ask_at(admin, &request).await.line(), "ok");
+        assert_eq!(request_text_at(server.address, &request).await.line(), "ok");
+        assert_eq!(request_text_at(admin, &request).await.line(), "ok");
     }
-    // HTTP/1.0 has no such header, but one that is there must be good.
+    // HTTP/1.0 does not require `Host`, but a `Host` that is present must be valid.
     for address in [server.address, admin] {
         let old = "GET /health HTTP/1.0\r\n\r\n";
-        assert_eq!(ask_at(address, old).await.line(), "ok");
-        let doubled = "GET /health HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n";
-        assert_eq!(ask_at(address, doubled).await.status, 400);
+        assert_eq!(request_text_at(address, old).await.line(), "ok");
+        let two_hosts = "GET /health HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n";
+        assert_eq!(request_text_at(address, two_hosts).await.status, 400);
     }
 }
 
 #[tokio::test]
-async fn a_handshake_names_one_host_in_another_application_too() {
+async fn the_filter_in_another_application_needs_exactly_one_valid_host() {
     let anteroom = Anteroom::new(Config::default()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let served = tokio::spawn(warp::serve(anteroom.room()).incoming(listener).run());
     let upgrade = handshake("/room").replace("Host: test\r\n", "");
-    for request in without_a_good_host(&upgrade) {
-        let answer = ask_at(address, &request).await;
+    for request in with_invalid_hosts(&upgrade) {
+        let answer = request_text_at(address, &request).await;
         assert_eq!(answer.status, 400, "{request}");
         assert!(answer.line().contains("Host"), "{request}");
     }
@@ -540,7 +543,7 @@ async fn a_handshake_names_one_host_in_another_application_too() {
 }
 
 #[tokio::test]
-async fn who_sends_too_many_headers_or_too_long_ones_is_told_what_to_do() {
+async fn the_answer_to_too_many_or_too_long_headers_says_what_to_do() {
     let server =
         TestServer::with(|config| config.admin.listen = Some(([127, 0, 0, 1], 0).into())).await;
     let lines = "a request may have 100 header lines: send fewer";
@@ -554,7 +557,7 @@ async fn who_sends_too_many_headers_or_too_long_ones_is_told_what_to_do() {
     ] {
         let with = |more: &str| request.replace("\r\n\r\n", &format!("\r\n{more}\r\n"));
         let own = request.lines().count() - 2;
-        // With the one that `ask_at` adds.
+        // `request_text_at` adds one more header.
         let most = 100 - own - 1;
         for (request, refused) in [
             (with(&"A: b\r\n".repeat(most)), None),
@@ -564,7 +567,7 @@ async fn who_sends_too_many_headers_or_too_long_ones_is_told_what_to_do() {
             (with(&format!("A: {}\r\n", "f".repeat(16_384))), Some(bytes)),
             (with(&format!("A: {}\r\n", "f".repeat(30_000))), Some(bytes)),
         ] {
-            let answer = ask_at(address, &request).await;
+            let answer = request_text_at(address, &request).await;
             match refused {
                 None => assert_eq!(answer.status, status),
                 Some(line) => assert_eq!((answer.status, answer.line()), (431, line)),
@@ -572,12 +575,12 @@ async fn who_sends_too_many_headers_or_too_long_ones_is_told_what_to_do() {
         }
     }
     let long = format!("GET /{} HTTP/1.1\r\nHost: test\r\n\r\n", "a".repeat(20_000));
-    let answer = ask_at(server.address, &long).await;
+    let answer = request_text_at(server.address, &long).await;
     assert_eq!((answer.status, answer.line()), (431, bytes));
 }
 
 #[tokio::test]
-async fn no_number_of_headers_hurts_the_server() {
+async fn the_server_survives_any_number_of_headers() {
     let server = TestServer::with(|config| config.limits.max_header_bytes = 1 << 20).await;
     for (line, count) in [
         ("A:\n", 2_000),
@@ -588,7 +591,7 @@ async fn no_number_of_headers_hurts_the_server() {
         let mut raw = Raw::connect(&server).await;
         let lines = line.repeat(count);
         let request = format!("GET /health HTTP/1.1\r\nHost: test\r\n{lines}\r\n");
-        // It may be answered, and the connection closed, before all of it is sent.
+        // The server may answer and close before the request is complete.
         let _ = raw.try_write(request).await;
         let answer = String::from_utf8(raw.read_to_end().await).unwrap();
         assert!(
@@ -596,5 +599,5 @@ async fn no_number_of_headers_hurts_the_server() {
             "{answer}"
         );
     }
-    assert_eq!(ask(&server, "GET", "/health", "").await.line(), "ok");
+    assert_eq!(request(&server, "GET", "/health", "").await.line(), "ok");
 }

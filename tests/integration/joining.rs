@@ -1,19 +1,17 @@
-//! Who comes and who goes.
+//! Joining and leaving: the upgrade, room names, `new` and `close`.
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
     support::{
         Client, File, Program, Raw, TestServer, eventually, frame, handshake, in_seconds, text,
-        within_deadline,
     },
     tokens::with_secret,
 };
 
 #[tokio::test]
-async fn everyone_else_hears_who_comes_and_who_goes() {
+async fn the_others_in_a_room_learn_of_each_join_and_leave() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -31,7 +29,7 @@ async fn everyone_else_hears_who_comes_and_who_goes() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_is_a_leave_however_it_is_lost() {
+async fn a_lost_connection_is_a_leave_whether_closed_reset_or_cut_in_a_frame() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
 
@@ -91,7 +89,7 @@ async fn a_room_without_a_name_is_the_lobby() {
 }
 
 #[tokio::test]
-async fn a_room_name_is_percent_decoded_and_may_hold_what_is_no_control_character() {
+async fn a_room_name_is_percent_decoded_and_may_have_any_character_but_controls() {
     let server = TestServer::start().await;
     let longest = "n".repeat(128);
     let names = [
@@ -113,14 +111,14 @@ async fn a_room_name_is_percent_decoded_and_may_hold_what_is_no_control_characte
             .await;
         assert_eq!(client.next().await["data"]["room"], name);
     }
-    // Written otherwise, it is the same room.
+    // Two encodings of a name are the same room.
     let mut plain = Client::join(&server, "cafe").await;
     let encoded = Client::join(&server, "c%61fe").await;
     plain.expect_new(&encoded.id).await;
 }
 
 #[tokio::test]
-async fn a_room_name_that_breaks_the_rule_is_refused() {
+async fn an_invalid_room_name_is_rejected_with_the_reason() {
     let server = TestServer::start().await;
     let too_long = "n".repeat(129);
     let too_long_decoded = "%C3%A9".repeat(65);
@@ -158,7 +156,7 @@ async fn a_room_name_that_breaks_the_rule_is_refused() {
 }
 
 #[tokio::test]
-async fn the_subprotocol_is_given_to_who_offers_it_and_no_other() {
+async fn only_the_subprotocol_anteroom_v1_is_accepted_if_offered() {
     let server = TestServer::start().await;
     let offers = [
         ("Sec-WebSocket-Protocol: anteroom.v1\r\n", true),
@@ -171,7 +169,7 @@ async fn the_subprotocol_is_given_to_who_offers_it_and_no_other() {
         ("Sec-WebSocket-Protocol: ANTEROOM.V1\r\n", false),
         ("", false),
     ];
-    for (offer, given) in offers {
+    for (offer, is_accepted) in offers {
         let mut raw = Raw::connect(&server).await;
         raw.write(handshake("/room").replace("\r\n\r\n", &format!("\r\n{offer}\r\n")))
             .await;
@@ -180,15 +178,15 @@ async fn the_subprotocol_is_given_to_who_offers_it_and_no_other() {
         assert!(head.contains("\r\nsec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"));
         assert_eq!(
             head.contains("\r\nsec-websocket-protocol: anteroom.v1\r\n"),
-            given,
+            is_accepted,
             "{offer}"
         );
-        assert_eq!(head.contains("sec-websocket-protocol"), given);
+        assert_eq!(head.contains("sec-websocket-protocol"), is_accepted);
     }
 }
 
 #[tokio::test]
-async fn a_message_in_the_packet_of_the_handshake_is_not_lost() {
+async fn messages_in_the_packet_of_the_handshake_are_not_lost() {
     let server = TestServer::start().await;
     let ping = |data| format!(r#"{{"type":"ping","receiver":"server","data":{data}}}"#);
     let mut raw = Raw::connect(&server).await;
@@ -204,7 +202,7 @@ async fn a_message_in_the_packet_of_the_handshake_is_not_lost() {
     raw.write(&third[5..]).await;
     assert_eq!(raw.read_message().await["data"], 3);
 
-    // Even a goodbye may come so early.
+    // A Close frame may be in that packet.
     let mut raw = Raw::connect(&server).await;
     let mut packet = handshake("/room").into_bytes();
     packet.extend(text(ping(4)));
@@ -216,7 +214,7 @@ async fn a_message_in_the_packet_of_the_handshake_is_not_lost() {
 }
 
 #[tokio::test]
-async fn a_room_goes_with_its_last_session() {
+async fn a_room_ends_with_its_last_session() {
     let server = TestServer::start().await;
     let first = Client::join(&server, "tea").await;
     let second = Client::join(&server, "tea").await;
@@ -232,67 +230,60 @@ async fn a_room_goes_with_its_last_session() {
 }
 
 #[tokio::test]
-async fn a_room_name_cannot_write_lines_of_its_own_into_the_log() {
+async fn a_room_name_cannot_forge_lines_of_the_log() {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
     command
         .args(["--listen", "127.0.0.1:0"])
         .env("RUST_LOG", "anteroom=debug")
         .stderr(std::process::Stdio::piped());
     let mut server = Program::run(command).await;
-    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
-    // A line separator, and what turns the direction of text.
+    let mut log = server.log();
+    // The name has a line separator and a right-to-left override.
     let path = "/room/tea%E2%80%A8INFO%20forged%E2%80%AE%5C";
     let mut client = Client::connect(server.address, path).await;
     let room = client.hello().await["data"]["room"].clone();
     assert_eq!(room, "tea\u{2028}INFO forged\u{202E}\\");
-    let joined = async {
-        loop {
-            let line = log.next_line().await.unwrap().unwrap();
-            if line.contains(" joined ") {
-                return line;
-            }
-        }
-    };
-    let line = within_deadline("the line", joined).await;
+    let line = log.find(" joined ").await;
     assert!(
         line.ends_with(r" joined tea\u{2028}INFO forged\u{202e}\\"),
         "{line:?}"
     );
 }
 
+/// Percent-encodes every byte, with upper-case digits.
+fn percent_encode(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
 #[tokio::test]
-async fn a_query_may_be_percent_encoded_wherever_a_client_likes() {
+async fn any_part_of_a_query_may_be_percent_encoded() {
     let secret = "a-secret-of-this-test-that-has-more-than-32-bytes";
     let file = File::new("encoded", format!("{secret}\n"));
     let server = TestServer::with(|config| with_secret(config, &file)).await;
     let key = EncodingKey::from_secret(secret.as_bytes());
     let claims = json!({"exp": in_seconds(600)});
     let token = encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();
-    let encoded = |text: &str| -> String {
-        let bytes = text.bytes().map(|byte| format!("%{byte:02X}"));
-        bytes.collect()
-    };
     for query in [
-        // Swift's URLComponents write so.
+        // Swift's URLComponents encode full stops.
         format!("token={}", token.replace('.', "%2E")),
-        format!("token={}", encoded(&token)),
-        format!("{}={token}", encoded("token")),
+        format!("token={}", percent_encode(&token)),
+        format!("{}={token}", percent_encode("token")),
         format!("other=%&token=&token={token}"),
     ] {
         let mut client = Client::connect(server.address, &format!("/room?{query}")).await;
         client.expect_quiet().await;
     }
     for query in ["token=%", "token=%zz", "token=%FF%C3", "%FF=%FF"] {
-        let refused = Raw::upgrade(&server, &format!("/room?{query}"), "").await;
-        assert_eq!(refused.err().unwrap().status, 401, "{query}");
+        let rejected = Raw::upgrade(&server, &format!("/room?{query}"), "").await;
+        assert_eq!(rejected.err().unwrap().status, 401, "{query}");
     }
-    // An empty one is none.
+    // An empty token counts as no token.
     for query in ["token=", "token", "token=&token="] {
         let path = format!("/room?{query}");
-        let refused = Raw::upgrade(&server, &path, "").await.err().unwrap();
+        let rejected = Raw::upgrade(&server, &path, "").await.err().unwrap();
         assert!(
-            refused.body.starts_with("a token is required: "),
-            "{refused:?}"
+            rejected.body.starts_with("a token is required: "),
+            "{rejected:?}"
         );
         let header = format!("Authorization: Bearer {token}\r\n");
         assert!(
@@ -303,28 +294,19 @@ async fn a_query_may_be_percent_encoded_wherever_a_client_likes() {
 }
 
 #[tokio::test]
-async fn a_session_is_resumed_by_a_percent_encoded_query() {
+async fn a_percent_encoded_query_resumes_a_session() {
     let server = TestServer::start().await;
-    let encoded = |text: &str| -> String {
-        let bytes = text.bytes().map(|byte| format!("%{byte:02x}"));
-        bytes.collect()
-    };
     let mut client = Client::connect(server.address, "/room/tea").await;
-    client
-        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
-        .await;
-    let hello = client.next().await;
-    let token = hello["data"]["resume"]["token"].as_str().unwrap();
+    let token = client.ask_for_resume_token().await;
     drop(client.into_raw());
-    eventually("the loss", || {
-        server.count("anteroom_sessions_suspended") == 1
-    })
-    .await;
-    let path = format!("/room/tea?res%75me={}&received=%31", encoded(token));
+    server.expect_suspended(1).await;
+    // Lower-case digits are as valid as the upper-case ones above.
+    let token = percent_encode(&token).to_lowercase();
+    let path = format!("/room/tea?res%75me={token}&received=%31");
     let mut client = Client::connect(server.address, &path).await;
     assert_eq!(client.next().await["type"], "resumed");
 
-    // An empty one asks for nothing.
+    // An empty `resume` asks for a new session.
     for query in [
         "resume=",
         "resume=&received=",

@@ -1,34 +1,35 @@
-//! The server seen from outside: over real sockets, by the public protocol. A file is a capability,
-//! a test is a behaviour. Tests wait for events, never for time to pass.
+//! Integration tests: they speak the public protocol to a real server over real sockets. A file is a
+//! capability, a test name is a behaviour. A test waits for an event with a deadline; it never sleeps and
+//! hopes that the event has happened.
 //!
-//! | file | what it shows |
+//! | file | what it tests |
 //! | --- | --- |
-//! | `support` | the server under test, a client, a raw connection |
-//! | `proxy` | a network that fails |
-//! | `joining` | who comes and who goes: rooms, `new`, `close`, the upgrade |
-//! | `routing` | who gets a message: one, all, the server; receipts |
+//! | `support/` | nothing: the server under test, a client, a raw connection, deadlines |
+//! | `proxy` | nothing: a TCP proxy that fails like a network |
+//! | `joining` | the upgrade, room names, and the `new` and `close` events of a room |
+//! | `routing` | unicast, broadcast, requests to the server; receipts |
 //! | `requests` | `hello` and `ping` |
-//! | `messages` | what is wrong with a message, and what is only strange |
+//! | `messages` | validation of messages, and `data` that is relayed unchanged |
 //! | `frames` | RFC 6455: fragments, control frames, violations, close codes |
-//! | `backpressure` | who does not read |
-//! | `heartbeat` | who does not answer |
+//! | `backpressure` | clients that read too slowly |
+//! | `heartbeat` | clients that do not answer pings |
 //! | `resuming` | sessions that outlive their connections |
-//! | `tokens` | who is let in by what, and what that allows |
-//! | `tls` | certificates, and how they are changed |
-//! | `ice` | the ICE servers that sessions are told of |
-//! | `limits` | sessions, headers, time, open files |
-//! | `admin` | operators, backends, metrics |
-//! | `shutdown` | stopping, inside and as a program |
-//! | `http` | everything that is not a WebSocket |
-//! | `program` | options, first line, exit codes |
-//! | `embedding` | the filters in someone else's warp application |
-//! | `crowds` | storms, many rooms, and random comings and goings against a reference model |
-//! | `cluster` | several nodes over a real NATS server (started by `tests/run`) |
-//! | `cluster_load` | what much of anything does to several nodes (started by `tests/run`) |
-//! | `cluster_wire` | what a node says to others and takes from them (started by `tests/run`) |
-//! | `operating` | coturn, nginx and Prometheus beside it (started by `tests/run`) |
-//! | `../browser` | the page and the client module in a real Chromium (started by `tests/run`) |
-//! | `guide` | the commands and links of the README and the guide (in part started by `tests/run`) |
+//! | `tokens` | authentication: keys, claims, permissions, expiry |
+//! | `tls` | certificates, and their reload |
+//! | `ice` | the ICE servers and TURN credentials in `hello` |
+//! | `limits` | origins, quotas, rate limits, header and open-file limits; the log |
+//! | `admin` | the admin API, its access control, metrics |
+//! | `shutdown` | draining and stopping, in a process and as a program |
+//! | `http` | every HTTP request that is not an upgrade |
+//! | `program` | options, standard output, the log, exit codes |
+//! | `embedding` | the `warp` filter in another application |
+//! | `crowds` | join storms, many rooms, and random joins and leaves against a model |
+//! | `cluster` | several nodes over a real NATS server (run by `tests/run`) |
+//! | `cluster_load` | floods and long lists between nodes (run by `tests/run`) |
+//! | `cluster_wire` | the messages between nodes, by a node that the test plays (run by `tests/run`) |
+//! | `operating` | the server with coturn, nginx and Prometheus (run by `tests/run`) |
+//! | `../browser` | the demo page and the client module in a real Chromium (run by `tests/run`) |
+//! | `guide` | the commands and links of the README and the guide (in part run by `tests/run`) |
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 

@@ -1,11 +1,11 @@
-//! What is wrong with a message, and what is only strange.
+//! Validation of messages, and `data` that the server relays unchanged.
 
 use serde_json::json;
 
 use crate::support::{Client, TestServer};
 
 #[tokio::test]
-async fn what_is_wrong_is_named_and_the_session_goes_on() {
+async fn an_invalid_message_gets_an_error_with_the_reason_and_the_session_goes_on() {
     let server = TestServer::start().await;
     let mut bystander = Client::join(&server, "tea").await;
     let mut alice = Client::join(&server, "tea").await;
@@ -20,7 +20,7 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
         "9".repeat(60_000)
     );
     let deep_array = "[".repeat(60_000);
-    let wrong = [
+    let invalid = [
         ("", "JSON object"),
         (" ", "JSON object"),
         ("hello", "JSON object"),
@@ -111,7 +111,7 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
         ),
         (&long_ref, "ref must be"),
     ];
-    for (text, reason) in wrong {
+    for (text, reason) in invalid {
         alice.send_text(text).await;
         let error = alice.expect_error("bad_message").await;
         let message = error["message"].as_str().unwrap();
@@ -123,10 +123,10 @@ async fn what_is_wrong_is_named_and_the_session_goes_on() {
 }
 
 #[tokio::test]
-async fn an_error_carries_the_ref_wherever_it_can_be_read() {
+async fn an_error_repeats_the_ref_if_it_can_be_read() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
-    let wrong = [
+    let invalid = [
         (r#"{"ref":5}"#, json!(5)),
         (
             r#"{"type":"x","ref":"mine","receiver":"all","extra":1}"#,
@@ -140,7 +140,7 @@ async fn an_error_carries_the_ref_wherever_it_can_be_read() {
         (r#"{"type":7,"ref":1.0,"receiver":"all"}"#, json!(1.0)),
         (r#"{"type":"x","receiver":"all","ref":1.5}"#, json!(null)),
     ];
-    for (text, reference) in wrong {
+    for (text, reference) in invalid {
         alice.send_text(text).await;
         assert_eq!(
             alice.expect_error("bad_message").await["ref"],
@@ -151,7 +151,7 @@ async fn an_error_carries_the_ref_wherever_it_can_be_read() {
 }
 
 #[tokio::test]
-async fn data_arrives_byte_for_byte() {
+async fn data_is_relayed_byte_for_byte() {
     let server = TestServer::with(|config| config.limits.max_message_bytes = 300_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -159,7 +159,7 @@ async fn data_arrives_byte_for_byte() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let deep_objects = format!("{}1{}", r#"{"a":"#.repeat(20_000), "}".repeat(20_000));
     let digits = "1234567890".repeat(40);
-    let strange = [
+    let unusual = [
         "null",
         "0",
         "-0.0",
@@ -175,8 +175,8 @@ async fn data_arrives_byte_for_byte() {
         &deep,
         &deep_objects,
     ];
-    for data in strange {
-        // The white space around a value is not part of it.
+    for data in unusual {
+        // White space around the value is not part of the value.
         bob.send_text(&format!(
             r#" {{"data": {data} ,"type":"x","receiver":"all"}} "#
         ))
@@ -189,7 +189,7 @@ async fn data_arrives_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn a_type_is_the_same_string_however_it_was_written() {
+async fn a_type_with_escapes_is_relayed_as_the_string_it_means() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -214,7 +214,7 @@ async fn a_type_is_the_same_string_however_it_was_written() {
 }
 
 #[tokio::test]
-async fn a_message_at_the_limit_passes_and_one_over_it_closes() {
+async fn a_message_of_the_maximum_size_is_relayed_and_a_longer_one_closes() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;

@@ -1,5 +1,5 @@
-//! A TCP proxy in front of a server, which fails as networks do: it cuts connections at a byte, stops
-//! forwarding without a word, forwards late, or hands on single bytes.
+//! A TCP proxy in front of a server that fails like a network: it cuts connections at a given byte, stalls
+//! without notice, delays, or forwards single bytes.
 
 use std::{
     future::pending,
@@ -22,33 +22,36 @@ use tokio::{
     time::timeout,
 };
 
-/// What becomes of one connection.
+/// How one connection behaves and fails.
 #[derive(Clone, Copy, Debug)]
 pub struct Fate {
-    /// How many bytes are forwarded to the server, and back from it, before it happens.
+    /// The number of bytes that are forwarded to the server before the failure.
     pub up: usize,
+    /// The number of bytes that are forwarded from the server before the failure.
     pub down: usize,
+    /// The failure, when one of these numbers is reached.
     pub failure: Failure,
-    /// Whether each byte after the first read, which is the handshake, is forwarded by itself.
+    /// Whether each byte after the first read, which is the handshake, is forwarded separately.
     pub in_bytes: bool,
-    /// How long each read waits until it is forwarded.
+    /// How long each read is delayed before it is forwarded.
     pub delay: Duration,
-    /// To which of the servers it leads.
+    /// The index of the server to connect to.
     pub server: usize,
 }
 
+/// How a connection fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Both sides are told that the other has closed.
+    /// Both sides of the connection are closed.
     Close,
-    /// Both sides are reset.
+    /// Both sides of the connection are reset.
     Reset,
-    /// Nothing is forwarded any more, and nobody is told.
+    /// The proxy stops forwarding, and neither side learns of it.
     Stall,
 }
 
 impl Fate {
-    /// All goes well until [`Proxy::fail`].
+    /// No failure until [`Proxy::fail`].
     pub const NONE: Fate = Fate {
         up: usize::MAX,
         down: usize::MAX,
@@ -59,26 +62,27 @@ impl Fate {
     };
 }
 
+/// A running proxy; dropping it stops the accept loop.
 pub struct Proxy {
     pub address: SocketAddr,
-    /// How many connections have stalled so far.
+    /// The number of connections that have stalled.
     pub stalls: watch::Receiver<usize>,
-    /// Counts the failures that happen to all connections there are.
+    /// The number of calls of [`Proxy::fail`], and the failure of the last one.
     all: watch::Sender<(u64, Failure)>,
-    /// Whether what goes to the server, and what comes from it, is held back.
+    /// Whether bytes to the server, and bytes from it, are held back.
     held: watch::Sender<[bool; 2]>,
-    /// Whether new connections are closed at once.
+    /// Whether the proxy closes new connections at once.
     refusing: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
 }
 
 impl Proxy {
-    /// Stands in front of a server; `fates` says what becomes of each connection.
+    /// Starts a proxy in front of a server. `fates` is called for each connection.
     pub async fn start(server: SocketAddr, fates: impl FnMut() -> Fate + Send + 'static) -> Proxy {
         Proxy::before(vec![server], fates).await
     }
 
-    /// The same in front of several servers.
+    /// Starts a proxy in front of several servers.
     pub async fn before(
         servers: Vec<SocketAddr>,
         mut fates: impl FnMut() -> Fate + Send + 'static,
@@ -98,7 +102,7 @@ impl Proxy {
                     continue;
                 }
                 let (fate, on_all, count) = (fates(), on_all.clone(), count.clone());
-                // Where it refuses, so does the proxy.
+                // If the server does not accept, the proxy closes the connection.
                 let Ok(server) = TcpStream::connect(servers[fate.server]).await else {
                     continue;
                 };
@@ -122,18 +126,18 @@ impl Proxy {
         }
     }
 
-    /// Closes new connections at once, or no longer.
+    /// Sets whether the proxy closes new connections at once.
     pub fn refuse(&self, refuse: bool) {
         self.refusing.store(refuse, Relaxed);
     }
 
-    /// Holds back what goes to the server, or what comes from it, as a network does that loses every
-    /// packet; or no longer, and then it all arrives.
+    /// Sets whether bytes to the server (`up`) and from it (`down`) are held back, as by a network that loses
+    /// every packet. All of them arrive when they are no longer held back.
     pub fn hold(&self, up: bool, down: bool) {
         self.held.send_replace([up, down]);
     }
 
-    /// Lets all connections fail that there are.
+    /// Lets all open connections fail.
     pub fn fail(&self, failure: Failure) {
         self.all.send_modify(|all| *all = (all.0 + 1, failure));
     }
@@ -145,7 +149,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Forwards between two streams until one of them ends or it is time to fail.
+/// Forwards between two streams until one of them ends or the connection fails.
 async fn forward(
     client: TcpStream,
     server: TcpStream,
@@ -166,7 +170,7 @@ async fn forward(
         changed = on_all.changed() => changed.ok().map(|()| on_all.borrow().1),
     };
     match failure {
-        // Both streams are dropped, and so closed.
+        // The drop closes both streams.
         Some(Failure::Close) | None => {}
         Some(Failure::Reset) => {
             for stream in [from_client.as_ref(), from_server.as_ref()] {
@@ -175,19 +179,19 @@ async fn forward(
         }
         Some(Failure::Stall) => {
             stalls.send_modify(|stalls| *stalls += 1);
-            // Until both give up by themselves: neither hears of the other.
+            // Both sides close by themselves, without learning of each other.
             tokio::join!(ended(&mut from_client), ended(&mut from_server));
         }
     }
 }
 
-/// Waits until a stream is closed; what comes before that is swallowed.
+/// Waits until a stream is closed, and discards what arrives before.
 async fn ended(stream: &mut OwnedReadHalf) {
     let mut buffer = [0; 4096];
     while let Ok(1..) = stream.read(&mut buffer).await {}
 }
 
-/// Forwards so many bytes; returns whether it was so many.
+/// Forwards at most `bytes`. Returns whether it forwarded all of them; `false` if a stream ended before.
 async fn pump(
     from: &mut OwnedReadHalf,
     to: &mut OwnedWriteHalf,

@@ -1,11 +1,11 @@
-//! What the server answers itself.
+//! Requests to the server: `hello` and `ping`.
 
 use serde_json::json;
 
 use crate::support::{Client, Raw, TestServer, frame, text};
 
 #[tokio::test]
-async fn hello_says_who_is_here_longest_joined_first_and_what_is_allowed() {
+async fn hello_lists_the_peers_in_the_order_they_joined_and_the_limits() {
     let server = TestServer::with(|config| config.limits.max_message_bytes = 1234).await;
     let mut first = Client::join(&server, "tea").await;
     let second = Client::join(&server, "tea").await;
@@ -26,7 +26,7 @@ async fn hello_says_who_is_here_longest_joined_first_and_what_is_allowed() {
 }
 
 #[tokio::test]
-async fn an_id_is_a_version_4_uuid_of_lower_case() {
+async fn an_id_is_a_version_4_uuid_in_lower_case() {
     let server = TestServer::start().await;
     let client = Client::join(&server, "tea").await;
     let id = client.id.as_bytes();
@@ -41,9 +41,9 @@ async fn an_id_is_a_version_4_uuid_of_lower_case() {
 }
 
 #[tokio::test]
-async fn what_hello_says_is_true_at_its_place() {
+async fn the_peers_in_hello_match_the_events_before_it() {
     let server = TestServer::start().await;
-    let mut watcher = Client::join(&server, "tea").await;
+    let mut observer = Client::join(&server, "tea").await;
     let mut present: Vec<String> = Vec::new();
     let mut clients = Vec::new();
     for _ in 0..20 {
@@ -55,10 +55,10 @@ async fn what_hello_says_is_true_at_its_place() {
                 clients.remove(0).leave().await;
             }
         };
-        tokio::join!(joining, watcher.send(hello));
-        // Whatever order they came in, the roster is what the news before it add up to.
+        tokio::join!(joining, observer.send(hello));
+        // In whatever order the join and the request arrive, the peers are the sum of the events before.
         loop {
-            let message = watcher.next().await;
+            let message = observer.next().await;
             let sender = || message["sender"].as_str().unwrap().to_owned();
             match message["type"].as_str().unwrap() {
                 "new" => present.push(sender()),
@@ -76,7 +76,7 @@ async fn what_hello_says_is_true_at_its_place() {
 }
 
 #[tokio::test]
-async fn ping_gives_back_what_it_was_given() {
+async fn ping_returns_its_data() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let id = alice.id.clone();
@@ -97,7 +97,7 @@ async fn ping_gives_back_what_it_was_given() {
 }
 
 #[tokio::test]
-async fn an_unknown_request_is_an_error_that_names_the_known_ones() {
+async fn the_error_for_an_unknown_request_names_the_known_ones() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     alice
@@ -111,17 +111,17 @@ async fn an_unknown_request_is_an_error_that_names_the_known_ones() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_being_closed_is_served_no_further() {
+async fn messages_behind_the_one_that_closes_a_session_are_not_delivered() {
     let server = TestServer::with(|config| config.limits.outbox_bytes = 100_000).await;
     let mut alice = Client::join(&server, "tea").await;
     let mut raw = Raw::join(&server, "tea").await;
     let id = alice.next().await["sender"].as_str().unwrap().to_owned();
-    // More answers than may wait, asked for at once; what stands behind them is not delivered.
+    // One packet causes more answers than the outbox holds; the message behind them is not delivered.
     let data = "p".repeat(100);
     let ask = text(json!({"type": "ping", "receiver": "server", "data": data}).to_string());
     let late = text(json!({"type": "late", "receiver": "all"}).to_string());
     let packet = [frame(0x89, b"").repeat(2000), ask, late].concat();
-    assert!(packet.len() < 16 * 1024, "all is read at once");
+    assert!(packet.len() < 16 * 1024, "one read takes the packet");
     raw.write(packet).await;
     assert_eq!(raw.read_close().await.0, 1013);
     alice.expect_left(&id).await;

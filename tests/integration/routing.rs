@@ -1,11 +1,11 @@
-//! Who gets a message.
+//! Which sessions receive a message; receipts.
 
 use serde_json::json;
 
 use crate::support::{Client, TestServer};
 
 #[tokio::test]
-async fn a_message_to_one_reaches_one_and_says_who_sent_it() {
+async fn a_message_to_one_session_reaches_only_that_session_with_its_sender() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -26,7 +26,7 @@ async fn a_message_to_one_reaches_one_and_says_who_sent_it() {
 }
 
 #[tokio::test]
-async fn a_message_to_all_reaches_every_other() {
+async fn a_message_to_all_reaches_every_other_session_of_the_room() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -51,21 +51,21 @@ async fn the_sender_cannot_be_forged() {
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;
-    for lie in [
+    for forged in [
         json!(alice.id),
         json!("server"),
         json!(null),
         json!({"id": [1, 2]}),
         json!(7),
     ] {
-        bob.send(json!({"type": "chat", "sender": lie, "receiver": alice.id}))
+        bob.send(json!({"type": "chat", "sender": forged, "receiver": alice.id}))
             .await;
-        assert_eq!(alice.next().await["sender"], bob.id.as_str(), "{lie}");
+        assert_eq!(alice.next().await["sender"], bob.id.as_str(), "{forged}");
     }
 }
 
 #[tokio::test]
-async fn a_session_may_write_to_itself() {
+async fn a_session_may_send_to_itself() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let id = alice.id.clone();
@@ -93,29 +93,29 @@ async fn messages_of_one_sender_stay_in_order() {
 }
 
 #[tokio::test]
-async fn what_reaches_nobody_is_an_error() {
+async fn a_message_without_a_receiver_in_the_room_is_an_error() {
     let server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
-    let mut elsewhere = Client::join(&server, "coffee").await;
+    let mut outsider = Client::join(&server, "coffee").await;
     let gone = Client::join(&server, "tea").await;
     alice.expect_new(&gone.id).await;
     let gone_id = gone.id.clone();
     gone.leave().await;
     alice.expect_left(&gone_id).await;
 
-    let shouted = alice.id.to_uppercase();
+    let upper_case = alice.id.to_uppercase();
     let braced = format!("{{{}}}", alice.id);
-    let bare = alice.id.replace('-', "");
+    let without_dashes = alice.id.replace('-', "");
     for receiver in [
-        &elsewhere.id,
+        &outsider.id,
         &gone_id,
         "bob",
         "",
         "ALL",
         " all",
-        &shouted,
+        &upper_case,
         &braced,
-        &bare,
+        &without_dashes,
     ] {
         alice
             .send(json!({"type": "chat", "receiver": receiver, "ref": 7}))
@@ -130,7 +130,7 @@ async fn what_reaches_nobody_is_an_error() {
     alice.send(json!({"type": "chat", "receiver": "all"})).await;
     let error = alice.expect_error("empty_room").await;
     assert_eq!(error.get("ref"), None);
-    elsewhere.expect_quiet().await;
+    outsider.expect_quiet().await;
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_receipt_counts_the_receivers_and_repeats_the_ref() {
         json!({"ref": "one", "receivers": 1})
     );
 
-    // A request's receipt comes behind its answer.
+    // The receipt of a request follows its answer.
     alice
         .send(json!({"type": "ping", "receiver": "server", "ref": 9}))
         .await;

@@ -1,4 +1,4 @@
-//! Stopping: inside, and as a program.
+//! Draining and stopping, in a process and as a program.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ fn delay(reason: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn everyone_is_told_to_come_back_spread_over_the_drain_time() {
+async fn each_session_gets_its_own_reconnect_delay_within_the_drain_time() {
     let mut server = TestServer::with(|config| config.stopping.drain_seconds = 8).await;
     let mut clients = Vec::new();
     for number in 0..40 {
@@ -31,9 +31,9 @@ async fn everyone_is_told_to_come_back_spread_over_the_drain_time() {
         })
         .collect();
     delays.sort_unstable();
-    let expected: Vec<u64> = (0..40).map(|place| place * 200).collect();
+    let expected: Vec<u64> = (0..40).map(|index| index * 200).collect();
     assert_eq!(delays, expected);
-    // They close their side (the answer to a Close frame is flushed by reading on), and it is over.
+    // The clients close their side (reading on flushes the answer to the Close frame), and the server stops.
     drop(clients);
     let (address, anteroom) = (server.address, server.anteroom.clone());
     server.stopped().await;
@@ -42,7 +42,7 @@ async fn everyone_is_told_to_come_back_spread_over_the_drain_time() {
 }
 
 #[tokio::test]
-async fn what_was_sent_before_the_stop_arrives_before_the_goodbye() {
+async fn messages_sent_before_the_stop_arrive_before_the_close() {
     let mut server = TestServer::start().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -56,30 +56,30 @@ async fn what_was_sent_before_the_stop_arrives_before_the_goodbye() {
     for number in 0..100 {
         assert_eq!(alice.next().await["data"], number);
     }
-    // Bob may be gone before the goodbye comes.
+    // Bob's `close` may arrive before the Close frame.
     assert_eq!(alice.expect_close().await.0, 1012);
 }
 
 #[tokio::test]
-async fn a_stopping_server_waits_for_nobody_longer_than_the_drain_time() {
+async fn a_stopping_server_waits_no_longer_than_the_drain_time() {
     let mut server = TestServer::with(|config| {
         config.stopping.drain_seconds = 1;
-        // Who is in the middle of a request would otherwise be waited for longer than this test.
+        // Longer than this test: the handshake timeout must not be what ends the wait for a partial request.
         config.limits.handshake_seconds = 600;
     })
     .await;
-    // One that never closes its side, one in the middle of its headers, one that does nothing.
-    let stubborn = Raw::join(&server, "tea").await;
+    // One client never closes its side, one has sent half of its headers, one sends nothing.
+    let unclosed = Raw::join(&server, "tea").await;
     let mut half = Raw::connect(&server).await;
     half.write(&handshake("/room")[..20]).await;
     let idle = Raw::connect(&server).await;
     server.stop();
     server.stopped().await;
-    drop((stubborn, half, idle));
+    drop((unclosed, half, idle));
 }
 
 #[tokio::test]
-async fn a_drain_time_of_nothing_still_says_goodbye() {
+async fn a_drain_time_of_zero_still_sends_the_close() {
     let mut server = TestServer::with(|config| config.stopping.drain_seconds = 0).await;
     let mut raw = Raw::join(&server, "tea").await;
     server.stop();
@@ -103,21 +103,21 @@ async fn sigterm_and_ctrl_c_drain_and_exit_with_0() {
 }
 
 #[tokio::test]
-async fn sigterm_under_load_tells_everyone_and_exits_with_0() {
-    const TALKERS: u32 = 100;
+async fn sigterm_under_load_closes_every_session_and_exits_with_0() {
+    const CLIENTS: u32 = 100;
     let mut program = Program::start(["--drain-seconds", "10"]).await;
     let address = program.address;
-    let talking = Arc::new(Semaphore::new(0));
-    let talkers: Vec<_> = (0..TALKERS)
+    let busy = Arc::new(Semaphore::new(0));
+    let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
-            let talking = talking.clone();
+            let busy = busy.clone();
             tokio::spawn(async move {
                 let room = format!("/room/{}", number % 10);
                 let mut client = Client::connect(address, &room).await;
                 client
                     .send(json!({"type": "hello", "receiver": "server"}))
                     .await;
-                // From then on one message to itself is always under way, until the server goes.
+                // From then on the client always has one message to itself in flight, until the server stops.
                 let mut round = 0;
                 loop {
                     match client.next_or_close().await {
@@ -128,7 +128,7 @@ async fn sigterm_under_load_tells_everyone_and_exits_with_0() {
                     }
                     round += 1;
                     if round == 20 {
-                        talking.add_permits(1);
+                        busy.add_permits(1);
                     }
                     let data = "d".repeat(1000);
                     let next = json!({"type": "x", "receiver": client.id, "data": data});
@@ -137,10 +137,10 @@ async fn sigterm_under_load_tells_everyone_and_exits_with_0() {
             })
         })
         .collect();
-    let all = within_deadline("a busy server", talking.acquire_many(TALKERS)).await;
+    let all = within_deadline("the load", busy.acquire_many(CLIENTS)).await;
     program.signal("TERM").await;
-    for talker in talkers {
-        assert_eq!(within_deadline("a goodbye", talker).await.unwrap(), 1012);
+    for client in clients {
+        assert_eq!(within_deadline("the close", client).await.unwrap(), 1012);
     }
     assert_eq!(program.exit_code().await, Some(0));
     drop(all);
@@ -152,7 +152,7 @@ async fn a_second_signal_exits_at_once() {
     let mut client = Client::connect(program.address, "/room").await;
     client.expect_quiet().await;
     program.signal("TERM").await;
-    // The client has heard it, and does not go.
+    // The client has received the Close frame, but does not close its side.
     assert_eq!(client.expect_close().await.0, 1012);
     let mut raw = client.into_raw();
     program.signal("TERM").await;
