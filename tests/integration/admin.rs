@@ -1,4 +1,4 @@
-//! The admin listener: who is answered, what operators see and do, and what backends say.
+//! The admin API: access control, rooms and sessions, messages from a backend, draining, metrics.
 
 use anteroom::{Config, Server};
 use serde_json::json;
@@ -9,23 +9,26 @@ use crate::support::{
     within_deadline,
 };
 
+/// The bearer token of the admin API.
 const SECRET: &str = "the operators' secret, which is long enough";
 
+/// Sends a GET request to the admin API.
 async fn get(server: &TestServer, path: &str) -> Answer {
     ask(server, "GET", path, "", "").await
 }
 
+/// A server with an admin listener.
 async fn server() -> TestServer {
     TestServer::with(|config| {
         config.admin.listen = Some(([127, 0, 0, 1], 0).into());
-        // A ping would be among what waits.
+        // No ping during a test: it would count in `waitingBytes`.
         config.liveness.ping_seconds = 3600;
     })
     .await
 }
 
 #[tokio::test]
-async fn operators_see_rooms_and_sessions() {
+async fn the_admin_api_lists_rooms_and_sessions() {
     let server = server().await;
     assert_eq!(get(&server, "/rooms").await.json(), json!({"rooms": []}));
     let mut alice = Client::join(&server, "tea").await;
@@ -54,7 +57,7 @@ async fn operators_see_rooms_and_sessions() {
     let room = get(&server, "/rooms/tea").await.json();
     assert_eq!(room["room"], "tea");
     let sessions = room["sessions"].as_array().unwrap();
-    let seen: Vec<_> = sessions
+    let without_since: Vec<_> = sessions
         .iter()
         .map(|session| {
             let since = session["since"].as_str().unwrap();
@@ -73,8 +76,11 @@ async fn operators_see_rooms_and_sessions() {
             "messagesSent": sent, "waitingBytes": 0, "away": false,
         })
     };
-    // `hello`, `new` and `x`; `hello` and `ack`.
-    assert_eq!(seen, [session(&alice.id, 1, 3), session(&bob.id, 2, 2)]);
+    // Alice was sent `hello`, `new` and `x`; Bob was sent `hello` and `ack`.
+    assert_eq!(
+        without_since,
+        [session(&alice.id, 1, 3), session(&bob.id, 2, 2)]
+    );
     let encoded = get(&server, "/rooms/b%20%C3%A4").await.json();
     assert_eq!(encoded["sessions"].as_array().unwrap().len(), 1);
 
@@ -92,18 +98,13 @@ async fn operators_see_rooms_and_sessions() {
 }
 
 #[tokio::test]
-async fn who_is_away_is_seen_to_be() {
+async fn the_admin_api_shows_a_suspended_session_and_its_replay_buffer() {
     let server = server().await;
     let mut alice = Client::connect(server.address, "/room/tea").await;
-    alice
-        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
-        .await;
-    let id = alice.next().await["receiver"].as_str().unwrap().to_owned();
+    alice.ask_for_resume_token().await;
+    let id = alice.id.clone();
     drop(alice.into_raw());
-    eventually("the loss", || {
-        server.count("anteroom_sessions_suspended") == 1
-    })
-    .await;
+    server.expect_suspended(1).await;
     let before = server.count("anteroom_outbox_bytes");
     let mut bob = Client::join(&server, "tea").await;
     let data = "x".repeat(1000);
@@ -112,7 +113,7 @@ async fn who_is_away_is_seen_to_be() {
     assert_eq!(bob.next().await["type"], "ack");
     let room = get(&server, "/rooms/tea").await.json();
     assert_eq!(room["sessions"][0]["away"], true);
-    // With what is kept for it.
+    // The replay buffer counts as waiting.
     assert!(
         room["sessions"][0]["waitingBytes"].as_u64().unwrap() > 1000,
         "{room}"
@@ -121,7 +122,7 @@ async fn who_is_away_is_seen_to_be() {
 }
 
 #[tokio::test]
-async fn operators_close_sessions() {
+async fn the_admin_api_closes_sessions() {
     let server = server().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -148,7 +149,7 @@ async fn operators_close_sessions() {
 }
 
 #[tokio::test]
-async fn a_backend_speaks_as_the_server_to_one_or_to_all() {
+async fn a_backend_sends_as_the_server_to_one_session_or_to_all() {
     let server = server().await;
     let mut alice = Client::join(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
@@ -164,19 +165,20 @@ async fn a_backend_speaks_as_the_server_to_one_or_to_all() {
         (answer.status, answer.json()),
         (200, json!({"receivers": 2}))
     );
-    let heard = r#"{"type":"notice","sender":"server","receiver":"all","data":{"b":1.0,"a": 2}}"#;
-    alice.expect_text(heard).await;
-    bob.expect_text(heard).await;
+    let expected =
+        r#"{"type":"notice","sender":"server","receiver":"all","data":{"b":1.0,"a": 2}}"#;
+    alice.expect_text(expected).await;
+    bob.expect_text(expected).await;
     let to_bob = json!({"type": "notice", "sender": "me", "receiver": bob.id, "data": 7});
     assert_eq!(
         post("tea", to_bob.to_string()).await.json(),
         json!({"receivers": 1})
     );
-    let heard = format!(
+    let expected = format!(
         r#"{{"type":"notice","sender":"server","receiver":"{}","data":7}}"#,
         bob.id
     );
-    bob.expect_text(&heard).await;
+    bob.expect_text(&expected).await;
 
     let to = |kind: &str, receiver: &str| json!({"type": kind, "receiver": receiver}).to_string();
     for (room, body, error) in [
@@ -194,12 +196,10 @@ async fn a_backend_speaks_as_the_server_to_one_or_to_all() {
         let answer = post(room, body.clone()).await;
         assert_eq!(answer.code(), (error.0, error.1.into()), "{body}");
     }
-    let mut raw = Raw {
-        stream: TcpStream::connect(server.admin.unwrap()).await.unwrap(),
-    };
-    let unmeasured = "POST /rooms/tea/messages HTTP/1.1\r\nHost: localhost\r\n\
+    let mut raw = Raw::connect_to(server.admin.unwrap()).await;
+    let without_length = "POST /rooms/tea/messages HTTP/1.1\r\nHost: localhost\r\n\
                       Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-    raw.write(unmeasured).await;
+    raw.write(without_length).await;
     assert!(raw.read_head().await.starts_with("HTTP/1.1 411 "));
     for client in [&mut alice, &mut bob, &mut carol] {
         client.expect_quiet().await;
@@ -208,7 +208,7 @@ async fn a_backend_speaks_as_the_server_to_one_or_to_all() {
 }
 
 #[tokio::test]
-async fn where_a_secret_is_set_nobody_is_answered_without_it() {
+async fn with_an_admin_token_a_request_without_it_is_rejected() {
     let file = File::new("operators", format!("{SECRET}\n"));
     let server = TestServer::with(|config| {
         config.admin.listen = Some(([127, 0, 0, 1], 0).into());
@@ -226,7 +226,7 @@ async fn where_a_secret_is_set_nobody_is_answered_without_it() {
         ("POST", "/drain"),
     ];
     for (method, path) in requests {
-        for given in [
+        for credentials in [
             "",
             "Basic YTpi",
             "Bearer",
@@ -234,15 +234,15 @@ async fn where_a_secret_is_set_nobody_is_answered_without_it() {
             &format!("Bearer {SECRET}x"),
             SECRET,
         ] {
-            let header = match given {
+            let header = match credentials {
                 "" => String::new(),
-                given => format!("Authorization: {given}\r\n"),
+                credentials => format!("Authorization: {credentials}\r\n"),
             };
             let answer = ask(&server, method, path, &header, "{}").await;
             assert_eq!(
                 answer.code(),
                 (401, "unauthorized".into()),
-                "{method} {path} {given}"
+                "{method} {path} {credentials}"
             );
             assert!(
                 answer.head.contains("\r\nwww-authenticate: bearer\r\n"),
@@ -252,13 +252,13 @@ async fn where_a_secret_is_set_nobody_is_answered_without_it() {
         }
     }
     assert!(server.anteroom.is_ready());
-    // What says nothing of anyone is there for load balancers and browsers.
+    // Pages and checks that reveal nothing of sessions stay open, for load balancers and browsers.
     for path in ["/health", "/ready", "/"] {
         assert_eq!(get(&server, path).await.status, 200, "{path}");
     }
     let header = format!("Authorization: Bearer {SECRET}\r\n");
     assert_eq!(ask(&server, "GET", "/rooms", &header, "").await.status, 200);
-    // With the secret, any name of this machine will do.
+    // With the token, any `Host` is accepted.
     let header = format!("Host: rooms.example.org\r\n{header}");
     assert_eq!(ask(&server, "GET", "/rooms", &header, "").await.status, 200);
 
@@ -269,7 +269,7 @@ async fn where_a_secret_is_set_nobody_is_answered_without_it() {
 }
 
 #[tokio::test]
-async fn pages_of_others_are_kept_out() {
+async fn without_an_admin_token_other_origins_hosts_and_proxies_are_rejected() {
     let server = server().await;
     let address = server.admin.unwrap();
     let alice = Client::join(&server, "tea").await;
@@ -287,14 +287,14 @@ async fn pages_of_others_are_kept_out() {
             format!("Origin: http://localhost:{}\r\n", address.port()),
             false,
         ),
-        // A name that leads to this machine, as in DNS rebinding.
+        // Another name that resolves to this machine, as in DNS rebinding.
         ("Host: evil.example\r\n".into(), false),
         (
             "Host: evil.example\r\nOrigin: http://evil.example\r\n".into(),
             false,
         ),
         ("Host: 127.0.0.1.evil.example\r\n".into(), false),
-        // A proxy that lets others in.
+        // A proxy, which may forward requests of other machines.
         ("X-Forwarded-For: 203.0.113.9\r\n".into(), false),
         ("Forwarded: for=203.0.113.9\r\n".into(), false),
         ("Via: 1.1 proxy\r\n".into(), false),
@@ -322,7 +322,7 @@ async fn pages_of_others_are_kept_out() {
             }
         }
     }
-    // What is no host, or two, is nobody's.
+    // An invalid `Host`, or two of them.
     for host in [
         "Host: localhost\r\nHost: evil.example\r\n",
         "Host: evil@localhost\r\n",
@@ -342,7 +342,7 @@ async fn pages_of_others_are_kept_out() {
 }
 
 #[tokio::test]
-async fn who_drains_keeps_who_is_here_and_takes_no_others() {
+async fn a_draining_server_keeps_its_sessions_and_rejects_new_ones() {
     let server = server().await;
     assert_eq!(
         (
@@ -352,13 +352,7 @@ async fn who_drains_keeps_who_is_here_and_takes_no_others() {
         (200, 200)
     );
     let mut alice = Client::connect(server.address, "/room/tea").await;
-    alice
-        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
-        .await;
-    let token = alice.next().await["data"]["resume"]["token"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let token = alice.ask_for_resume_token().await;
     let drained = ask(&server, "POST", "/drain", "", "").await;
     assert_eq!(
         (drained.status, drained.json()),
@@ -367,39 +361,36 @@ async fn who_drains_keeps_who_is_here_and_takes_no_others() {
     let ready = get(&server, "/ready").await;
     assert_eq!((ready.status, &*ready.body), (503, "draining\n"));
     assert_eq!(get(&server, "/health").await.status, 200);
-    let refused = Raw::upgrade(&server, "/room/tea", "").await.err().unwrap();
-    assert_eq!(refused.status, 503);
+    let rejected = Raw::upgrade(&server, "/room/tea", "").await.err().unwrap();
+    assert_eq!(rejected.status, 503);
     assert!(
-        refused.head.contains("\r\nretry-after: 5\r\n"),
+        rejected.head.contains("\r\nretry-after: 5\r\n"),
         "{}",
-        refused.head
+        rejected.head
     );
-    // Who loses the connection now still loses nothing.
+    // A session that loses its connection can still resume.
     alice
         .send(json!({"type": "ping", "receiver": "server", "data": 1}))
         .await;
     drop(alice.into_raw());
-    eventually("the loss", || {
-        server.count("anteroom_sessions_suspended") == 1
-    })
-    .await;
+    server.expect_suspended(1).await;
     let path = format!("/room/tea?resume={token}&received=1");
     let mut alice = Client::connect(server.address, &path).await;
     assert_eq!(alice.next().await["data"], json!({"received": 2}));
     assert_eq!(alice.next().await["data"], 1);
     alice.leave().await;
-    eventually("the end", || server.anteroom.sessions() == 0).await;
+    eventually("the leave", || server.anteroom.sessions() == 0).await;
 }
 
 #[tokio::test]
-async fn operators_are_answered_until_the_last_session_has_gone() {
+async fn the_admin_api_answers_until_the_last_session_has_left() {
     let mut server = TestServer::with(|config| {
         config.admin.listen = Some(([127, 0, 0, 1], 0).into());
         config.stopping.drain_seconds = 20;
     })
     .await;
     let mut alice = Client::join(&server, "tea").await;
-    // A scraper keeps its connection.
+    // An idle connection, like that of a metrics scraper, must not delay the stop.
     let idle = TcpStream::connect(server.admin.unwrap()).await.unwrap();
     server.stop();
     assert_eq!(alice.expect_close().await.0, 1012);
@@ -417,7 +408,7 @@ async fn operators_are_answered_until_the_last_session_has_gone() {
 }
 
 #[tokio::test]
-async fn the_page_is_there_and_the_other_listener_does_not_have_it() {
+async fn only_the_admin_listener_serves_the_admin_page_and_api() {
     let server = server().await;
     for (path, part) in [
         ("/", "<title>anteroom: rooms and sessions</title>"),
@@ -449,7 +440,7 @@ async fn the_page_is_there_and_the_other_listener_does_not_have_it() {
     }
 }
 
-/// Every sample of the metrics, by its series.
+/// Every sample of the metrics: its series and its value.
 fn samples(metrics: &str) -> impl Iterator<Item = (&str, f64)> {
     let lines = metrics.lines().filter(|line| !line.starts_with('#'));
     lines.map(|line| {
@@ -459,7 +450,7 @@ fn samples(metrics: &str) -> impl Iterator<Item = (&str, f64)> {
 }
 
 #[tokio::test]
-async fn what_happens_is_counted_exactly() {
+async fn the_metrics_count_exactly_what_happens() {
     let server = TestServer::with(|config| {
         config.admin.listen = Some(([127, 0, 0, 1], 0).into());
         config.liveness.ping_seconds = 1;
@@ -484,7 +475,7 @@ async fn what_happens_is_counted_exactly() {
     alice.expect_left(&bob.id).await;
     within_deadline("a pong", async {
         while server.count("anteroom_ping_round_trip_seconds_count") == 0 {
-            // Reading answers pings.
+            // tungstenite answers pings while it reads.
             alice.expect_quiet().await;
         }
     })
@@ -521,26 +512,26 @@ async fn what_happens_is_counted_exactly() {
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(value(&build), 1);
-    // What has not happened is there, too.
+    // A counter exists before its first event.
     assert_eq!(value("anteroom_resumes_total{outcome=\"expired\"}"), 0);
     assert_eq!(
         value("anteroom_limits_hit_total{limit=\"bytes-per-second\"}"),
         0
     );
-    // Two hellos, ten messages, one that was none, and the questions behind them.
+    // Two `hello`s, ten messages, one invalid message, and the pings of `expect_quiet`.
     let (received, sent) = (
         value("anteroom_messages_received_total"),
         value("anteroom_messages_sent_total"),
     );
-    let questions = received - 13;
-    // `new`, `close`, two hellos, ten receipts, ten messages, an error.
-    assert_eq!(sent, 25 + questions);
+    let pings = received - 13;
+    // `new`, `close`, two `hello`s, ten receipts, ten messages, an error.
+    assert_eq!(sent, 25 + pings);
     assert!(value("anteroom_received_bytes_total") > 14 * received);
     assert!(value("anteroom_sent_bytes_total") > 14 * sent);
 }
 
 #[tokio::test]
-async fn the_program_says_where_operators_are_answered() {
+async fn the_program_prints_the_admin_address() {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
     command
         .args([
@@ -557,20 +548,18 @@ async fn the_program_says_where_operators_are_answered() {
     let address = line
         .strip_prefix("operators are answered on http://")
         .unwrap();
-    let mut raw = Raw {
-        stream: TcpStream::connect(address).await.unwrap(),
-    };
+    let mut raw = Raw::connect_to(address.parse().unwrap()).await;
     raw.write("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await;
     let head = raw.read_head().await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    // The connection stays open, and does not hold up the end.
+    // The open connection does not delay the exit.
     program.signal("TERM").await;
     assert_eq!(program.exit_code().await, Some(0));
 }
 
 #[tokio::test]
-async fn a_room_that_no_client_can_join_is_no_room_for_operators() {
+async fn the_admin_api_rejects_invalid_room_names() {
     let server = server().await;
     let message = r#"{"type":"notice","receiver":"all"}"#;
     for name in [".", "..", "%2e", "%2E%2e", ".%2E"] {
@@ -589,19 +578,19 @@ async fn a_room_that_no_client_can_join_is_no_room_for_operators() {
 }
 
 #[tokio::test]
-async fn what_a_page_of_another_site_embeds_is_refused_with_the_secret_too() {
+async fn requests_from_pages_of_other_sites_are_rejected_even_with_the_token() {
     let file = File::new("embedded", format!("{SECRET}\n"));
     let open = server().await;
-    let secret = TestServer::with(|config| {
+    let protected = TestServer::with(|config| {
         config.admin.listen = Some(([127, 0, 0, 1], 0).into());
         config.admin.token_file = Some(file.path());
     })
     .await;
     let bearer = format!("Authorization: Bearer {SECRET}\r\n");
-    for (server, header) in [(&open, ""), (&secret, &*bearer)] {
+    for (server, header) in [(&open, ""), (&protected, &*bearer)] {
         let alice = Client::join(server, "tea").await;
         let delete = format!("/rooms/tea/sessions/{}", alice.id);
-        // Images, scripts, links and frames come without `Origin`; browsers say where they are from.
+        // Requests for images, scripts, links and frames have no `Origin`; browsers send `Sec-Fetch-Site`.
         for (sites, allowed) in [
             ("Sec-Fetch-Site: same-origin\r\n", true),
             ("Sec-Fetch-Site: none\r\n", true),
@@ -636,7 +625,7 @@ async fn what_a_page_of_another_site_embeds_is_refused_with_the_secret_too() {
                     assert_eq!(answer.code(), (403, "forbidden".into()), "{method} {path}");
                 }
             }
-            // What says nothing of anyone may be linked to.
+            // Pages and checks that reveal nothing of sessions stay open.
             for path in ["/", "/admin.js", "/health", "/ready"] {
                 assert_eq!(ask(server, "GET", path, sites, "").await.status, 200);
             }
@@ -647,7 +636,7 @@ async fn what_a_page_of_another_site_embeds_is_refused_with_the_secret_too() {
 }
 
 #[tokio::test]
-async fn no_answer_to_operators_can_be_embedded_elsewhere_or_taken_for_something_else() {
+async fn no_admin_answer_can_be_embedded_elsewhere_or_sniffed() {
     let server = server().await;
     let address = server.admin.unwrap();
     let request = |first: &str, more: &str| {
@@ -677,9 +666,7 @@ async fn no_answer_to_operators_can_be_embedded_elsewhere_or_taken_for_something
         (431, request("GET /", &long)),
         (431, request("GET /", &"A: b\r\n".repeat(200))),
     ] {
-        let mut raw = Raw {
-            stream: TcpStream::connect(address).await.unwrap(),
-        };
+        let mut raw = Raw::connect_to(address).await;
         raw.write(&request).await;
         let head = raw.read_head().await.to_ascii_lowercase();
         assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
@@ -690,7 +677,7 @@ async fn no_answer_to_operators_can_be_embedded_elsewhere_or_taken_for_something
             assert!(head.contains(header), "{request}{head}");
         }
     }
-    // The other listener's page is there for other pages, too.
+    // Other sites may embed the files of the public listener.
     let mut raw = Raw::connect(&server).await;
     raw.write("GET /anteroom.js HTTP/1.1\r\nHost: test\r\n\r\n")
         .await;
@@ -699,7 +686,7 @@ async fn no_answer_to_operators_can_be_embedded_elsewhere_or_taken_for_something
 }
 
 #[tokio::test]
-async fn asking_changes_nothing() {
+async fn get_and_head_requests_change_nothing() {
     let server = server().await;
     let mut alice = Client::join(&server, "tea").await;
     let session = format!("/rooms/tea/sessions/{}", alice.id);
@@ -725,7 +712,7 @@ async fn asking_changes_nothing() {
 }
 
 #[tokio::test]
-async fn operators_may_percent_encode_a_session_id() {
+async fn the_admin_api_accepts_a_percent_encoded_session_id() {
     let server = server().await;
     let mut alice = Client::join(&server, "tea").await;
     let path = format!("/rooms/t%65a/sessions/{}", alice.id.replace('-', "%2D"));

@@ -1,4 +1,4 @@
-//! The ICE servers that `hello` tells of.
+//! The ICE servers in `hello`, and the TURN credentials in them.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -9,8 +9,17 @@ use crate::{
     tokens::with_secret,
 };
 
+/// The secret that the server shares with the TURN server.
+const SECRET: &str = "a secret shared with coturn";
+
+/// The password of a TURN user name: its HMAC-SHA1 (draft-uberti-behave-turn-rest-00, section 2.2).
+pub fn turn_credential(secret: &str, username: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
+    BASE64.encode(hmac::sign(&key, username.as_bytes()))
+}
+
 #[tokio::test]
-async fn hello_tells_of_the_servers_of_the_configuration() {
+async fn hello_lists_the_configured_servers() {
     let server = TestServer::with(|config| {
         config.webrtc.ice_server = [
             "stun:stun.example.org",
@@ -34,8 +43,8 @@ async fn hello_tells_of_the_servers_of_the_configuration() {
 }
 
 #[tokio::test]
-async fn each_session_gets_turn_credentials_of_its_own_that_end() {
-    let secret = File::new("turn", "a secret shared with coturn\n");
+async fn each_session_gets_its_own_turn_credentials_which_expire() {
+    let secret = File::new("turn", format!("{SECRET}\n"));
     let server = TestServer::with(|config| {
         config.webrtc.turn_url = ["turn:turn.example.org", "turns:turn.example.org"]
             .map(|url| url.parse().unwrap())
@@ -56,21 +65,16 @@ async fn each_session_gets_turn_credentials_of_its_own_that_end() {
         );
         let username = turn["username"].as_str().unwrap();
         let (until, name) = username.split_once(':').unwrap();
-        let left = until.parse::<i64>().unwrap() - crate::support::in_seconds(0);
+        let left = until.parse::<i64>().unwrap() - in_seconds(0);
         assert!((590..=600).contains(&left), "{left}");
         assert_eq!(name, client.id);
-        let key = hmac::Key::new(
-            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
-            b"a secret shared with coturn",
-        );
-        let credential = BASE64.encode(hmac::sign(&key, username.as_bytes()));
-        assert_eq!(turn["credential"], credential);
+        assert_eq!(turn["credential"], turn_credential(SECRET, username));
         names.push(username.to_owned());
     }
     assert_ne!(names[0], names[1]);
 }
 
-/// A token of a user, good for so many hours.
+/// A token for `user` that expires after `hours`.
 fn token(key: &File, user: Option<&str>, hours: f64) -> String {
     let request = anteroom::TokenRequest {
         token_key_file: key.path(),
@@ -87,8 +91,8 @@ fn token(key: &File, user: Option<&str>, hours: f64) -> String {
 }
 
 #[tokio::test]
-async fn turn_credentials_are_named_after_the_user_and_end_with_the_token() {
-    let secret = File::new("turn-token", "a secret shared with coturn\n");
+async fn turn_credentials_have_the_users_name_and_expire_with_the_token() {
+    let secret = File::new("turn-token", format!("{SECRET}\n"));
     let key = File::new(
         "turn-token.key",
         "a-secret-of-this-test-that-has-more-than-32-bytes",
@@ -100,17 +104,12 @@ async fn turn_credentials_are_named_after_the_user_and_end_with_the_token() {
         with_secret(config, &key);
     })
     .await;
-    // For how many seconds the credentials are good, and whose they are.
-    let given = async |client: &mut Client| {
+    // The seconds until the credentials expire, and their user name.
+    let credentials = async |client: &mut Client| {
         let hello = client.hello().await;
         let server = &hello["data"]["iceServers"][0];
         let username = server["username"].as_str().unwrap();
-        let key = hmac::Key::new(
-            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
-            b"a secret shared with coturn",
-        );
-        let credential = BASE64.encode(hmac::sign(&key, username.as_bytes()));
-        assert_eq!(server["credential"], credential);
+        assert_eq!(server["credential"], turn_credential(SECRET, username));
         client.id = hello["receiver"].as_str().unwrap().into();
         let (until, name) = username.split_once(':').unwrap();
         (
@@ -124,21 +123,21 @@ async fn turn_credentials_are_named_after_the_user_and_end_with_the_token() {
     };
 
     let mut alice = join(Some("alice"), 0.05).await;
-    let (left, name) = given(&mut alice).await;
+    let (left, name) = credentials(&mut alice).await;
     assert!((170..=180).contains(&left), "{left}");
     assert_eq!(name, "alice");
-    // A fresher token lets the next credentials end later.
-    let fresher = token(&key, Some("alice"), 0.1);
+    // With a newer token, the next credentials expire later.
+    let newer = token(&key, Some("alice"), 0.1);
     alice
-        .send(json!({"type": "token", "receiver": "server", "data": fresher}))
+        .send(json!({"type": "token", "receiver": "server", "data": newer}))
         .await;
-    let (left, _) = given(&mut alice).await;
+    let (left, _) = credentials(&mut alice).await;
     assert!((350..=360).contains(&left), "{left}");
 
-    let mut nobody = join(None, 1.0).await;
-    let (left, name) = given(&mut nobody).await;
+    let mut anonymous = join(None, 1.0).await;
+    let (left, name) = credentials(&mut anonymous).await;
     assert!((590..=600).contains(&left), "{left}");
-    assert_eq!(name, nobody.id);
+    assert_eq!(name, anonymous.id);
 
     for (user, expected) in [
         ("Alice-1.2_3~", "Alice-1.2_3~"),
@@ -147,16 +146,16 @@ async fn turn_credentials_are_named_after_the_user_and_end_with_the_token() {
         ("zoë", "zo%C3%AB"),
     ] {
         let mut client = join(Some(user), 1.0).await;
-        assert_eq!(given(&mut client).await.1, expected);
+        assert_eq!(credentials(&mut client).await.1, expected);
     }
-    // A name that is too long for a TURN server is left out.
+    // A user name too long for a TURN server is replaced by the session's id.
     let mut client = join(Some(&"ë".repeat(128)), 1.0).await;
-    let (_, name) = given(&mut client).await;
+    let (_, name) = credentials(&mut client).await;
     assert_eq!(name, client.id);
 }
 
 #[test]
-fn urls_that_browsers_would_not_take_are_refused_at_the_start() {
+fn urls_that_browsers_reject_are_an_error_at_the_start() {
     let check = |ice: &[&str], turn: &[&str]| {
         let urls = |texts: &[&str]| texts.iter().map(|url| url.parse().unwrap()).collect();
         let mut config = anteroom::Config::default();

@@ -1,4 +1,4 @@
-//! Who may come in; sessions, headers, time, open files.
+//! Limits: origins, quotas of sessions and rooms, rate limits, headers, time, open files; and the log.
 
 use std::{
     num::NonZeroU32,
@@ -8,9 +8,10 @@ use std::{
 
 use serde_json::json;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::AsyncReadExt,
     net::{TcpSocket, TcpStream},
     process::Command,
+    time::interval,
 };
 
 use crate::support::{
@@ -19,7 +20,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn only_pages_of_allowed_origins_come_in() {
+async fn only_allowed_origins_can_join() {
     let server = TestServer::with(|config| {
         config.access.allow_origin = ["https://example.org", "http://localhost:3000"]
             .map(|origin| origin.parse().unwrap())
@@ -51,7 +52,7 @@ async fn only_pages_of_allowed_origins_come_in() {
             "{origin}: {head}"
         );
     }
-    // Whatever may not join can still be read.
+    // The origin matters only for joining: other requests are answered.
     let mut raw = Raw::connect(&server).await;
     raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
         .await;
@@ -59,35 +60,25 @@ async fn only_pages_of_allowed_origins_come_in() {
 }
 
 #[tokio::test]
-async fn over_the_session_limit_the_upgrade_gets_503_until_a_place_is_free() {
+async fn over_the_session_limit_an_upgrade_gets_503_until_a_slot_is_free() {
     let server = TestServer::with(|config| config.limits.max_sessions = Some(2)).await;
     let first = Client::join(&server, "tea").await;
     let mut second = Client::join(&server, "coffee").await;
-    let mut refused = Raw::connect(&server).await;
-    refused.write(handshake("/room/tea")).await;
-    let head = refused.read_head().await.to_ascii_lowercase();
+    let mut rejected = Raw::connect(&server).await;
+    rejected.write(handshake("/room/tea")).await;
+    let head = rejected.read_head().await.to_ascii_lowercase();
     assert!(head.starts_with("http/1.1 503 "), "{head}");
     assert!(head.contains("\r\nretry-after: 5\r\n"), "{head}");
     second.expect_quiet().await;
 
     first.leave().await;
-    eventually("a free place", || server.anteroom.sessions() == 1).await;
-    // The place is given back at the very end of the session's task.
-    within_deadline("a place for the next", async {
-        loop {
-            let mut raw = Raw::connect(&server).await;
-            raw.write(handshake("/room/tea")).await;
-            if raw.read_head().await.starts_with("HTTP/1.1 101 ") {
-                break;
-            }
-        }
-    })
-    .await;
+    eventually("the leave", || server.anteroom.sessions() == 1).await;
+    join_when_possible(&server, "/room/tea", "").await;
 }
 
-/// Joins as soon as there is room again: what a session had is given back at its very end.
-async fn join_in_the_end(server: &TestServer, path: &str, headers: &str) -> Raw {
-    within_deadline("a place for the next", async {
+/// Joins as soon as the server accepts: the task of a session releases its slot at its very end.
+async fn join_when_possible(server: &TestServer, path: &str, headers: &str) -> Raw {
+    within_deadline("a free slot", async {
         loop {
             if let Ok(raw) = Raw::upgrade(server, path, headers).await {
                 return raw;
@@ -97,60 +88,61 @@ async fn join_in_the_end(server: &TestServer, path: &str, headers: &str) -> Raw 
     .await
 }
 
-fn limit_hit(server: &TestServer, limit: &str) -> u64 {
+/// How often the server has enforced a limit.
+fn limit_hits(server: &TestServer, limit: &str) -> u64 {
     server.count(&format!("anteroom_limits_hit_total{{limit=\"{limit}\"}}"))
 }
 
 #[tokio::test]
-async fn a_room_takes_so_many_sessions_and_no_more() {
+async fn a_full_room_rejects_further_sessions() {
     let server =
         TestServer::with(|config| config.limits.max_room_sessions = NonZeroU32::new(2)).await;
     let first = Client::join(&server, "tea").await;
     let _second = Client::join(&server, "tea").await;
-    let refused = Raw::upgrade(&server, "/room/tea", "").await.err().unwrap();
+    let rejected = Raw::upgrade(&server, "/room/tea", "").await.err().unwrap();
     assert_eq!(
-        (refused.status, &*refused.body),
+        (rejected.status, &*rejected.body),
         (503, "the room is full: try again later")
     );
     assert!(
-        refused.head.contains("\r\nretry-after: 5\r\n"),
+        rejected.head.contains("\r\nretry-after: 5\r\n"),
         "{}",
-        refused.head
+        rejected.head
     );
-    assert_eq!(limit_hit(&server, "max-room-sessions"), 1);
-    // Others have room.
+    assert_eq!(limit_hits(&server, "max-room-sessions"), 1);
+    // Other rooms are not full.
     let _third = Client::join(&server, "coffee").await;
     first.leave().await;
-    join_in_the_end(&server, "/room/tea", "").await;
+    join_when_possible(&server, "/room/tea", "").await;
 }
 
 #[tokio::test]
-async fn there_are_so_many_rooms_and_no_more() {
+async fn over_the_room_limit_no_further_room_opens() {
     let server = TestServer::with(|config| config.limits.max_rooms = NonZeroU32::new(2)).await;
     let first = Client::join(&server, "tea").await;
     let _second = Client::join(&server, "coffee").await;
-    let refused = Raw::upgrade(&server, "/room/milk", "").await.err().unwrap();
-    assert_eq!(refused.status, 503);
+    let rejected = Raw::upgrade(&server, "/room/milk", "").await.err().unwrap();
+    assert_eq!(rejected.status, 503);
     assert!(
-        refused.body.starts_with("the server has too many rooms"),
+        rejected.body.starts_with("the server has too many rooms"),
         "{}",
-        refused.body
+        rejected.body
     );
     assert!(
-        refused.head.contains("\r\nretry-after: 5\r\n"),
+        rejected.head.contains("\r\nretry-after: 5\r\n"),
         "{}",
-        refused.head
+        rejected.head
     );
-    assert_eq!(limit_hit(&server, "max-rooms"), 1);
-    // Rooms that exist have room.
+    assert_eq!(limit_hits(&server, "max-rooms"), 1);
+    // Open rooms still accept sessions.
     let _third = Client::join(&server, "coffee").await;
     first.leave().await;
-    join_in_the_end(&server, "/room/milk", "").await;
+    join_when_possible(&server, "/room/milk", "").await;
     assert_eq!(server.anteroom.rooms(), 2);
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_sessions_and_no_more() {
+async fn an_address_over_its_session_quota_is_rejected() {
     let server = TestServer::with(|config| {
         config.limits.max_address_sessions = NonZeroU32::new(2);
         config.serving.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
@@ -165,21 +157,21 @@ async fn an_address_has_so_many_sessions_and_no_more() {
         .await
         .unwrap();
     for address in [here, near, "2001:db8::3"] {
-        let refused = Raw::upgrade(&server, "/room/tea", &from(address)).await;
-        let refused = refused.err().unwrap();
-        assert_eq!(refused.status, 429);
+        let rejected = Raw::upgrade(&server, "/room/tea", &from(address)).await;
+        let rejected = rejected.err().unwrap();
+        assert_eq!(rejected.status, 429);
         assert_eq!(
-            refused.body,
+            rejected.body,
             "your address has too many sessions: close one, then try again"
         );
         assert!(
-            refused.head.contains("\r\nretry-after: 5\r\n"),
+            rejected.head.contains("\r\nretry-after: 5\r\n"),
             "{}",
-            refused.head
+            rejected.head
         );
     }
-    assert_eq!(limit_hit(&server, "max-address-sessions"), 3);
-    // Others have room, and nobody can pretend to be another.
+    assert_eq!(limit_hits(&server, "max-address-sessions"), 3);
+    // Other addresses are not limited, and no client can forge another address.
     let _third = Raw::upgrade(&server, "/room/tea", &from(far))
         .await
         .unwrap();
@@ -195,11 +187,11 @@ async fn an_address_has_so_many_sessions_and_no_more() {
         );
     }
     drop(first);
-    join_in_the_end(&server, "/room/tea", &from(here)).await;
+    join_when_possible(&server, "/room/tea", &from(here)).await;
 }
 
 #[tokio::test]
-async fn an_address_holds_so_many_connections_and_no_more() {
+async fn an_address_over_its_connection_quota_is_disconnected() {
     let server = TestServer::with(|config| {
         config.limits.max_address_sessions = NonZeroU32::new(1);
     })
@@ -208,9 +200,9 @@ async fn an_address_holds_so_many_connections_and_no_more() {
     for _ in 0..33 {
         held.push(Raw::connect(&server).await);
     }
-    let mut refused = Raw::connect(&server).await;
-    assert_eq!(refused.read_to_end().await, b"");
-    // The others are still waited for, and another address is served.
+    let mut rejected = Raw::connect(&server).await;
+    assert_eq!(rejected.read_to_end().await, b"");
+    // The server still waits for the requests of the others, and serves another address.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
     let stream = socket.connect(server.address).await.unwrap();
@@ -219,8 +211,8 @@ async fn an_address_holds_so_many_connections_and_no_more() {
     assert!(other.read_head().await.starts_with("HTTP/1.1 101 "));
     held[0].write(handshake("/room/tea")).await;
     assert!(held[0].read_head().await.starts_with("HTTP/1.1 101 "));
-    // A session is none of them any more.
-    within_deadline("a place for the next", async {
+    // A connection that has become a session no longer counts.
+    within_deadline("a free connection", async {
         loop {
             let mut raw = Raw::connect(&server).await;
             let _ = raw
@@ -237,55 +229,49 @@ async fn an_address_holds_so_many_connections_and_no_more() {
 }
 
 #[tokio::test]
-async fn who_resumes_all_the_time_holds_no_more_connections_than_others() {
+async fn repeated_takeovers_do_not_evade_the_connection_quota() {
     let server = TestServer::with(|config| {
         config.limits.max_address_sessions = NonZeroU32::new(1);
     })
     .await;
     let mut session = Client::connect(server.address, "/room/tea").await;
-    session
-        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
-        .await;
-    let token = session.next().await["data"]["resume"]["token"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let token = session.ask_for_resume_token().await;
     let path = format!("/room/tea?resume={token}&received=1");
-    // Each takes the session over from the one before, which does not close.
+    // Each connection takes the session over from the one before, which does not close its side.
     let mut taken_over = vec![session.into_raw()];
     for _ in 0..100 {
         if let Ok(raw) = Raw::try_upgrade(&server, &path).await {
             taken_over.push(raw);
         }
     }
-    // All but some have been cut off at once, which does not wait for them.
-    let hits = limit_hit(&server, "max-address-sessions");
+    // The server resets all but a few at once, without waiting for their Close frames.
+    let hits = limit_hits(&server, "max-address-sessions");
     assert!(hits > 30, "{hits} of {}", taken_over.len());
     assert_eq!(server.anteroom.sessions(), 1);
 }
 
 #[tokio::test]
-async fn nobody_is_believed_about_an_address_who_is_no_trusted_proxy() {
+async fn forwarding_headers_count_only_from_a_trusted_proxy() {
     let server = TestServer::with(|config| {
         config.limits.max_address_sessions = NonZeroU32::new(1);
         config.serving.trust_proxy = vec!["192.0.2.0/24".parse().unwrap()];
     })
     .await;
     let _first = Raw::upgrade(&server, "/room/tea", "").await.unwrap();
-    for smuggled in [
+    for forged in [
         "X-Forwarded-For: 203.0.113.9\r\n",
         "x-forwarded-for: 203.0.113.9\r\nX-FORWARDED-FOR: 192.0.2.1\r\n",
         "Forwarded: for=203.0.113.9\r\n",
         "X-Real-IP: 203.0.113.9\r\n",
         "X_Forwarded_For: 203.0.113.9\r\n",
     ] {
-        let refused = Raw::upgrade(&server, "/room/tea", smuggled).await;
-        assert_eq!(refused.err().unwrap().status, 429, "{smuggled}");
+        let rejected = Raw::upgrade(&server, "/room/tea", forged).await;
+        assert_eq!(rejected.err().unwrap().status, 429, "{forged}");
     }
 }
 
 #[tokio::test]
-async fn who_comes_too_often_waits_and_nobody_else() {
+async fn the_join_rate_limit_affects_one_address_only() {
     let server = TestServer::with(|config| {
         config.limits.joins_per_second = NonZeroU32::new(1);
         config.serving.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
@@ -293,38 +279,38 @@ async fn who_comes_too_often_waits_and_nobody_else() {
     .await;
     let from = |address: &str| format!("X-Forwarded-For: {address}\r\n");
     let mut bystander = Client::join(&server, "tea").await;
-    let (mut joined, mut refusals) = (0, 0);
+    let (mut joined, mut rejections) = (0, 0);
     for _ in 0..1000 {
         match Raw::upgrade(&server, "/room/flood", &from("203.0.113.9")).await {
             Ok(_) => joined += 1,
-            Err(refused) => {
-                assert_eq!(refused.status, 429);
+            Err(rejected) => {
+                assert_eq!(rejected.status, 429);
                 assert!(
-                    refused.head.contains("\r\nretry-after: 1\r\n"),
+                    rejected.head.contains("\r\nretry-after: 1\r\n"),
                     "{}",
-                    refused.head
+                    rejected.head
                 );
-                refusals += 1;
+                rejections += 1;
             }
         }
-        if refusals == 50 {
+        if rejections == 50 {
             break;
         }
     }
-    // The burst is two; while the flood went on, some more were due.
-    assert!(joined >= 2 && refusals == 50, "{joined} joined");
-    assert_eq!(limit_hit(&server, "joins-per-second"), 50);
+    // The limit lets a burst of two pass, and a few more during the flood.
+    assert!(joined >= 2 && rejections == 50, "{joined} joined");
+    assert_eq!(limit_hits(&server, "joins-per-second"), 50);
     assert!(
         Raw::upgrade(&server, "/room/tea", &from("203.0.113.8"))
             .await
             .is_ok()
     );
     bystander.expect_any_new().await;
-    join_in_the_end(&server, "/room/flood", &from("203.0.113.9")).await;
+    join_when_possible(&server, "/room/flood", &from("203.0.113.9")).await;
 }
 
 #[tokio::test]
-async fn who_says_too_much_is_read_from_more_slowly_and_loses_nothing() {
+async fn over_the_message_rate_a_session_is_read_more_slowly_and_loses_nothing() {
     let server = TestServer::with(|config| {
         config.limits.messages_per_second = NonZeroU32::new(200);
     })
@@ -337,15 +323,15 @@ async fn who_says_too_much_is_read_from_more_slowly_and_loses_nothing() {
         let message = json!({"type": "flood", "receiver": bystander.id, "ref": number});
         flooder.send(message).await;
     }
-    // Meanwhile it is written to as ever.
+    // The server still delivers messages to the flooder.
     bystander
         .send(json!({"type": "x", "receiver": flooder.id}))
         .await;
-    let mut heard = 0;
+    let mut received = 0;
     for number in 0..1000 {
         let mut answer = flooder.next().await;
         if answer["type"] == "x" {
-            heard += 1;
+            received += 1;
             answer = flooder.next().await;
         }
         assert_eq!(answer["data"], json!({"ref": number, "receivers": 1}));
@@ -353,26 +339,26 @@ async fn who_says_too_much_is_read_from_more_slowly_and_loses_nothing() {
     }
     flooder.expect_quiet().await;
     bystander.expect_quiet().await;
-    assert_eq!(heard, 1);
-    // Of the messages 400 are the burst; the others take 5 ms each.
+    assert_eq!(received, 1);
+    // The limit lets a burst of 400 messages pass at once; each other message takes 5 ms.
     assert!(began.elapsed() >= Duration::from_millis(2900));
-    assert!(limit_hit(&server, "messages-per-second") > 0);
+    assert!(limit_hits(&server, "messages-per-second") > 0);
 }
 
-/// Under the limits that the README and the guide recommend.
+/// With the limits that the README and the guide recommend.
 #[tokio::test]
-async fn nobody_is_closed_for_answering_a_crowd_of_strangers() {
+async fn a_session_that_answers_a_crowd_of_newcomers_is_not_closed() {
     let server = TestServer::with(|config| {
         config.limits.messages_per_second = NonZeroU32::new(50);
         config.limits.bytes_per_second = NonZeroU32::new(200_000);
     })
     .await;
     let mut victim = Client::join(&server, "tea").await;
-    let mut strangers = Vec::new();
+    let mut newcomers = Vec::new();
     for _ in 0..16 {
-        strangers.push(Raw::join(&server, "tea").await);
+        newcomers.push(Raw::join(&server, "tea").await);
     }
-    // As a mesh does it: an offer and some candidates to each that is new.
+    // Like a `Mesh`, the session sends an offer and a few candidates to each newcomer.
     let mut news = 0;
     let mut receipts = 0;
     while news < 16 || receipts < 16 * 9 {
@@ -393,11 +379,11 @@ async fn nobody_is_closed_for_answering_a_crowd_of_strangers() {
         }
     }
     victim.expect_quiet().await;
-    assert!(limit_hit(&server, "messages-per-second") > 0);
+    assert!(limit_hits(&server, "messages-per-second") > 0);
 }
 
 #[tokio::test]
-async fn what_a_session_causes_to_be_sent_is_part_of_what_it_spends() {
+async fn the_bytes_of_answers_and_deliveries_count_toward_the_byte_rate() {
     let server = TestServer::with(|config| {
         config.limits.bytes_per_second = NonZeroU32::new(100_000);
     })
@@ -406,15 +392,15 @@ async fn what_a_session_causes_to_be_sent_is_part_of_what_it_spends() {
     for _ in 0..50 {
         crowd.push(Client::join(&server, "tea").await);
     }
-    for (what, messages) in [
-        // Some 3 KB each.
+    for (message, count) in [
+        // Each answer has about 3 KB.
         (json!({"type": "hello", "receiver": "server"}), 200),
-        // 50 times 2 KB each.
+        // Each message causes 50 deliveries of 2 KB.
         (
             json!({"type": "x", "receiver": "all", "data": "x".repeat(2000)}),
             5,
         ),
-        // As much as it has.
+        // Each answer is as large as the request.
         (
             json!({"type": "ping", "receiver": "server", "data": "x".repeat(50_000)}),
             5,
@@ -422,20 +408,20 @@ async fn what_a_session_causes_to_be_sent_is_part_of_what_it_spends() {
     ] {
         let mut client = Client::join(&server, "tea").await;
         let began = Instant::now();
-        for _ in 0..messages {
-            client.send(what.clone()).await;
+        for _ in 0..count {
+            client.send(message.clone()).await;
         }
-        client.expect_answers(messages, &what["type"]).await;
-        // All of it is 500 KB at the least, of which 200 KB are the burst.
+        client.expect_answers(count, &message["type"]).await;
+        // The sum is at least 500 KB, of which the limit lets a burst of 200 KB pass at once.
         let took = began.elapsed();
-        assert!(took >= Duration::from_secs(2), "{took:?} for {what}");
+        assert!(took >= Duration::from_secs(2), "{took:?} for {message}");
         client.leave().await;
     }
-    assert!(limit_hit(&server, "bytes-per-second") > 0);
+    assert!(limit_hits(&server, "bytes-per-second") > 0);
 }
 
 #[tokio::test]
-async fn one_message_may_cost_more_than_a_burst() {
+async fn a_message_larger_than_the_burst_is_still_answered() {
     let server = TestServer::with(|config| {
         config.limits.bytes_per_second = NonZeroU32::new(1);
     })
@@ -448,7 +434,7 @@ async fn one_message_may_cost_more_than_a_burst() {
 }
 
 #[tokio::test]
-async fn who_is_not_read_from_is_not_given_up_for_its_pongs() {
+async fn a_session_paused_by_the_rate_limit_does_not_time_out() {
     let server = TestServer::with(|config| {
         config.limits.messages_per_second = NonZeroU32::new(1);
         config.liveness.ping_seconds = 1;
@@ -456,7 +442,7 @@ async fn who_is_not_read_from_is_not_given_up_for_its_pongs() {
     })
     .await;
     let mut client = Client::connect(server.address, "/room/tea").await;
-    // Two are the burst; the pongs stand behind the others.
+    // The limit lets a burst of two pass; the pongs are behind the other messages.
     for number in 0..8 {
         client
             .send(json!({"type": "ping", "receiver": "server", "data": number}))
@@ -465,13 +451,13 @@ async fn who_is_not_read_from_is_not_given_up_for_its_pongs() {
     for number in 0..8 {
         assert_eq!(client.next().await["data"], number);
     }
-    // Now it is read from, and must answer.
+    // The server reads again, so the client must answer pings.
     let mut raw = client.into_raw();
     assert_eq!(raw.read_close().await.0, 1001);
 }
 
 #[tokio::test]
-async fn who_goes_while_it_is_not_read_from_is_gone_at_once() {
+async fn a_session_paused_by_the_rate_limit_leaves_at_once_when_it_disconnects() {
     let server = TestServer::with(|config| {
         config.limits.bytes_per_second = NonZeroU32::new(1);
     })
@@ -483,7 +469,7 @@ async fn who_goes_while_it_is_not_read_from_is_gone_at_once() {
         let large = json!({"type": "x", "receiver": "all", "data": "x".repeat(10_000)});
         client.send(large).await;
         assert_eq!(bystander.next().await["type"], "x");
-        // That takes hours to be paid.
+        // At one byte per second, the first message pauses the session for hours.
         client.send(json!({"type": "y", "receiver": "all"})).await;
         let mut raw = client.into_raw();
         if closes {
@@ -495,13 +481,13 @@ async fn who_goes_while_it_is_not_read_from_is_gone_at_once() {
 }
 
 #[tokio::test]
-async fn no_kind_of_frame_goes_round_the_limits() {
-    for (what, first, payload, rest) in [
+async fn no_kind_of_frame_evades_the_rate_limits() {
+    for (name, first, payload, rest) in [
         ("pings", 0x89, "", 0x89),
-        ("pongs that nobody asked for", 0x8A, "", 0x8A),
+        ("unsolicited pongs", 0x8A, "", 0x8A),
         ("empty messages", 0x81, "", 0x81),
-        ("a message in more and more pieces", 0x01, "{", 0x00),
-        ("a binary message in pieces", 0x02, "", 0x00),
+        ("an endless message in fragments", 0x01, "{", 0x00),
+        ("an endless binary message in fragments", 0x02, "", 0x00),
     ] {
         for (limit, bytes_alone) in [("messages-per-second", false), ("bytes-per-second", true)] {
             let server = TestServer::with(|config| match bytes_alone {
@@ -514,16 +500,16 @@ async fn no_kind_of_frame_goes_round_the_limits() {
             for _ in 0..1000 {
                 raw.write(frame(rest, b"")).await;
             }
-            eventually(what, || limit_hit(&server, limit) > 0).await;
-            // Nobody is closed for it, and nobody else waits.
+            eventually(name, || limit_hits(&server, limit) > 0).await;
+            // The session is not closed, and other sessions do not wait.
             Client::join(&server, "tea").await.leave().await;
-            assert_eq!(server.anteroom.sessions(), 1, "{what}");
+            assert_eq!(server.anteroom.sessions(), 1, "{name}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_answer_to_a_ping_is_taken_whatever_else_is_said() {
+async fn pongs_count_even_if_the_session_is_over_its_message_rate() {
     let server = TestServer::with(|config| {
         config.limits.messages_per_second = NonZeroU32::new(1);
         config.liveness.ping_seconds = 1;
@@ -531,7 +517,7 @@ async fn an_answer_to_a_ping_is_taken_whatever_else_is_said() {
     })
     .await;
     let mut raw = Raw::join(&server, "tea").await;
-    // All that may be said is said, and a little more, all the time.
+    // The client sends a little more than the limit allows all the time.
     for _ in 0..5 {
         raw.write(text("{}")).await;
         loop {
@@ -548,21 +534,19 @@ async fn an_answer_to_a_ping_is_taken_whatever_else_is_said() {
 }
 
 #[tokio::test]
-async fn who_is_sent_much_is_not_blamed_for_answering_the_pings_behind_it() {
+async fn pongs_to_early_pings_do_not_count_toward_the_message_rate() {
     let server = TestServer::with(|config| {
         config.limits.messages_per_second = NonZeroU32::new(5);
         config.limits.outbox_bytes = 70_000;
     })
     .await;
     let mut victim = Client::connect(server.address, "/room/tea").await;
-    victim
-        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
-        .await;
-    let id = victim.next().await["receiver"].as_str().unwrap().to_owned();
-    // Every message makes the server ask, and the victim answer.
+    victim.ask_for_resume_token().await;
+    let id = victim.id.clone();
+    // Each message makes the server send an early ping, which the victim answers.
     let message = json!({"type": "x", "receiver": id, "data": "x".repeat(20_000)});
-    let mut heard = 0;
-    while heard < 200 {
+    let mut received = 0;
+    while received < 200 {
         let mut attacker = Client::join(&server, "tea").await;
         for _ in 0..9 {
             attacker.send(message.clone()).await;
@@ -570,17 +554,17 @@ async fn who_is_sent_much_is_not_blamed_for_answering_the_pings_behind_it() {
         let mut left = 9;
         while left > 0 {
             left -= usize::from(victim.next().await["type"] == "x");
-            heard += 1;
+            received += 1;
         }
         attacker.leave().await;
         while victim.next().await["type"] != "close" {}
     }
     victim.expect_quiet().await;
-    assert_eq!(limit_hit(&server, "messages-per-second"), 0);
+    assert_eq!(limit_hits(&server, "messages-per-second"), 0);
 }
 
 #[tokio::test]
-async fn the_log_says_what_an_operator_must_know_and_no_more() {
+async fn the_default_log_has_only_what_an_operator_must_know() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
     command
         .args(["--listen", "127.0.0.1:0", "--max-sessions", "1"])
@@ -589,11 +573,9 @@ async fn the_log_says_what_an_operator_must_know_and_no_more() {
     let mut server = Program::run(command).await;
     let mut first = Client::connect(server.address, "/room").await;
     for _ in 0..3 {
-        let mut refused = Raw {
-            stream: TcpStream::connect(server.address).await.unwrap(),
-        };
-        refused.write(handshake("/room")).await;
-        assert!(refused.read_head().await.starts_with("HTTP/1.1 503 "));
+        let mut rejected = Raw::connect_to(server.address).await;
+        rejected.write(handshake("/room")).await;
+        assert!(rejected.read_head().await.starts_with("HTTP/1.1 503 "));
     }
     first.send_text("nonsense").await;
     first.next().await;
@@ -603,44 +585,43 @@ async fn the_log_says_what_an_operator_must_know_and_no_more() {
     let mut log = String::new();
     let mut stderr = server.child.stderr.take().unwrap();
     stderr.read_to_string(&mut log).await.unwrap();
-    let said: Vec<&str> = log
+    let messages: Vec<&str> = log
         .lines()
         .map(|line| line.split_once("] ").unwrap().1)
         .collect();
-    assert_eq!(said[0], "serving up to 1 sessions");
-    assert_eq!(said[1], "refusing new sessions: --max-sessions is reached");
-    assert!(said[2].starts_with("stopping: 5 s to leave for "), "{log}");
-    assert_eq!(said[3..], ["stopped"]);
+    assert_eq!(messages[0], "serving up to 1 sessions");
+    assert_eq!(
+        messages[1],
+        "refusing new sessions: --max-sessions is reached"
+    );
+    assert!(
+        messages[2].starts_with("stopping: 5 s to leave for "),
+        "{log}"
+    );
+    assert_eq!(messages[3..], ["stopped"]);
 }
 
 #[tokio::test]
-async fn at_debug_the_log_says_who_joins_and_who_leaves_and_why() {
+async fn the_debug_log_has_each_join_and_each_leave_with_its_reason() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
     command
         .args(["--listen", "127.0.0.1:0"])
         .env("RUST_LOG", "anteroom=debug")
         .stderr(Stdio::piped());
     let mut server = Program::run(command).await;
-    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    let mut log = server.log();
     Client::connect(server.address, "/room/tea")
         .await
         .leave()
         .await;
     for end in [" joined tea", " left tea: the client closed"] {
-        let line = async {
-            while let Some(line) = log.next_line().await.unwrap() {
-                if line.ends_with(end) {
-                    return;
-                }
-            }
-            panic!("the log ended");
-        };
+        let line = async { while !log.next_line().await.ends_with(end) {} };
         within_deadline(end, line).await;
     }
 }
 
 #[tokio::test]
-async fn headers_must_come_in_time() {
+async fn headers_must_arrive_in_time() {
     let server = TestServer::with(|config| config.limits.handshake_seconds = 1).await;
     let mut bystander = Client::join(&server, "tea").await;
     for beginning in ["", "GET /room/tea HTTP/1.1\r\nHost: te"] {
@@ -648,13 +629,13 @@ async fn headers_must_come_in_time() {
         raw.write(beginning).await;
         assert_eq!(raw.read_to_end().await, b"", "{beginning}");
     }
-    // Bytes that come now and then do not buy more time: the time runs from the first to the last.
+    // A byte now and then does not extend the time limit, which is for all of the headers.
     let raw = Raw::connect(&server).await;
     let (mut read, mut write) = raw.stream.into_split();
-    let dribbling = tokio::spawn(async move {
-        let mut turn = tokio::time::interval(std::time::Duration::from_millis(100));
+    let writing = tokio::spawn(async move {
+        let mut ticks = interval(Duration::from_millis(100));
         for byte in handshake("/room/tea").bytes().cycle() {
-            turn.tick().await;
+            ticks.tick().await;
             if tokio::io::AsyncWriteExt::write_all(&mut write, &[byte])
                 .await
                 .is_err()
@@ -665,8 +646,8 @@ async fn headers_must_come_in_time() {
     });
     let mut rest = Vec::new();
     let reading = tokio::io::AsyncReadExt::read_to_end(&mut read, &mut rest);
-    let _ = within_deadline("the end of patience", reading).await;
-    within_deadline("the dribbler's end", dribbling)
+    let _ = within_deadline("the close", reading).await;
+    within_deadline("the end of the writes", writing)
         .await
         .unwrap();
     assert_eq!(rest, b"");
@@ -674,7 +655,7 @@ async fn headers_must_come_in_time() {
 }
 
 #[tokio::test]
-async fn headers_must_be_few_and_small() {
+async fn too_many_or_too_long_headers_get_431() {
     let server = TestServer::with(|config| config.limits.max_header_bytes = 4096).await;
     let request = |more: &str| handshake("/room").replace("\r\n\r\n", &format!("\r\n{more}\r\n"));
     let cases = [
@@ -694,7 +675,7 @@ async fn headers_must_be_few_and_small() {
     ];
     for (request, status) in cases {
         let mut raw = Raw::connect(&server).await;
-        // The server may have answered and closed before it got all.
+        // The server may answer and close before it has read all of the request.
         let (mut read, mut write) = raw.stream.into_split();
         let writing = tokio::spawn(async move {
             let _ = tokio::io::AsyncWriteExt::write_all(&mut write, request.as_bytes()).await;
@@ -712,8 +693,8 @@ async fn headers_must_be_few_and_small() {
 }
 
 #[tokio::test]
-async fn running_out_of_files_neither_ends_nor_spins_the_server() {
-    // A program of its own, for which only 40 files may be open.
+async fn a_server_without_free_file_descriptors_keeps_running_and_does_not_spin() {
+    // A child process that may open only 40 files.
     let mut command = Command::new("sh");
     command
         .args([
@@ -723,7 +704,7 @@ async fn running_out_of_files_neither_ends_nor_spins_the_server() {
         .arg(env!("CARGO_BIN_EXE_anteroom"))
         .stderr(Stdio::piped());
     let mut server = Program::run(command).await;
-    let mut stderr = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    let mut log = server.log();
     let address = server.address;
 
     let mut alice = Client::connect(address, "/room").await;
@@ -731,51 +712,35 @@ async fn running_out_of_files_neither_ends_nor_spins_the_server() {
     for _ in 0..100 {
         crowd.push(TcpStream::connect(address).await.unwrap());
     }
-    let first = async {
-        while let Some(line) = stderr.next_line().await.unwrap() {
-            if line.contains("WARN") {
-                return line;
-            }
-        }
-        panic!("the log ended");
-    };
-    let first = within_deadline("a warning", first).await;
+    let first = log.find("WARN").await;
     let expected = "the open-file limit allows only 30 sessions: raise it, or lower --max-sessions";
     assert!(first.ends_with(expected), "{first}");
-    let warning = async {
-        while let Some(line) = stderr.next_line().await.unwrap() {
-            if line.contains("cannot accept") {
-                return line;
-            }
-        }
-        panic!("the log ended");
-    };
-    let warning = within_deadline("a warning", warning).await;
+    let warning = log.find("cannot accept").await;
     assert!(
         warning.contains("cannot accept connections, trying again: "),
         "{warning}"
     );
-    // Who is in goes on; the waiting costs next to nothing.
+    // Sessions go on, and the wait for file descriptors uses almost no CPU.
     alice.expect_quiet().await;
     let pid = server.child.id().unwrap();
     let before = cpu_ticks(pid);
-    let mut waits = tokio::time::interval(std::time::Duration::from_millis(100));
+    let mut ticks = interval(Duration::from_millis(100));
     for _ in 0..10 {
-        waits.tick().await;
+        ticks.tick().await;
     }
     let spent = cpu_ticks(pid) - before;
     assert!(
         spent < 50,
         "{spent} hundredths of a second of CPU in one second of waiting"
     );
-    // Once there are files again, newcomers get in.
+    // Once file descriptors are free again, new sessions can join.
     crowd.clear();
     let mut bob = Client::connect(address, "/room").await;
     alice.next().await;
     bob.expect_quiet().await;
 }
 
-/// The CPU time a process has used, in hundredths of a second (proc(5), fields 14 and 15 of stat).
+/// The CPU time of a process, in hundredths of a second (proc(5), fields 14 and 15 of stat).
 fn cpu_ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();

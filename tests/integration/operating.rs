@@ -1,4 +1,4 @@
-//! What operators put beside it: coturn, nginx and Prometheus. `tests/run` installs them.
+//! The server with coturn, nginx and Prometheus. `tests/run` installs these programs.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -8,8 +8,6 @@ use std::{
 };
 
 use anteroom::Config;
-use aws_lc_rs::hmac;
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -24,17 +22,18 @@ use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 
 use crate::{
     guide::{CLUSTER, OPERATING, blocks},
+    ice::turn_credential,
     support::{Client, File, TestServer, eventually, in_seconds, operator, within_deadline},
     tls::{self, Authority},
 };
 
-/// A port that is free for TCP and, most likely, for UDP.
+/// A port that is free for TCP and most likely free for UDP.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// Starts a program that is ended with the test, and waits until it accepts connections.
+/// Starts a program that is killed when dropped, and waits until it accepts connections.
 pub async fn start(command: &mut Command, port: u16) -> Child {
     let child = command
         .stdin(Stdio::null())
@@ -43,23 +42,24 @@ pub async fn start(command: &mut Command, port: u16) -> Child {
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}; see tests/run"));
-    let mut turn = interval(Duration::from_millis(20));
+    let mut ticks = interval(Duration::from_millis(20));
     within_deadline("the program's start", async {
         while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            turn.tick().await;
+            ticks.tick().await;
         }
     })
     .await;
     child
 }
 
+/// Runs a program to its end.
 async fn run(command: &mut Command) -> Output {
     within_deadline("the program's end", command.kill_on_drop(true).output())
         .await
         .unwrap_or_else(|error| panic!("{command:?}: {error}; see tests/run"))
 }
 
-/// A TURN server.
+/// A coturn TURN server on a free port.
 pub struct Coturn {
     _child: Child,
     _files: [File; 2],
@@ -110,7 +110,7 @@ impl Coturn {
 
 #[tokio::test]
 #[ignore = "needs coturn: tests/run starts this test"]
-async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
+async fn coturn_relays_only_with_valid_credentials() {
     let coturn = Coturn::start().await;
     let server = TestServer::with(|config| {
         config.webrtc.turn_url = vec![coturn.url.parse().unwrap()];
@@ -123,17 +123,11 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let (username, credential) = (text(&given["username"]), text(&given["credential"]));
 
-    let sign = |username: &str| {
-        let key = hmac::Key::new(
-            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
-            Coturn::SECRET.as_bytes(),
-        );
-        BASE64.encode(hmac::sign(&key, username.as_bytes()))
-    };
+    let sign = |username: &str| turn_credential(Coturn::SECRET, username);
     assert_eq!(credential, sign(&username));
     let longer = format!("{}:{}", in_seconds(7 * 3600), client.id);
     let expired = format!("{}:{}", in_seconds(-10), client.id);
-    for (username, credential, relayed) in [
+    for (username, credential, is_relayed) in [
         (&username, &credential, true),
         (
             &username,
@@ -143,7 +137,7 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
         (&longer, &credential, false),
         (&expired, &sign(&expired), false),
     ] {
-        // Two clients that send each other messages through the relay.
+        // Two clients send each other messages through the relay.
         let output = run(Command::new("turnutils_uclient").args([
             "-y",
             "-c",
@@ -158,10 +152,10 @@ async fn coturn_relays_for_who_has_credentials_and_for_nobody_else() {
             "127.0.0.1",
         ]))
         .await;
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(output.status.success(), relayed, "{username}: {said}");
-        if relayed {
-            assert!(said.contains("Total lost packets 0"), "{said}");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.success(), is_relayed, "{username}: {stdout}");
+        if is_relayed {
+            assert!(stdout.contains("Total lost packets 0"), "{stdout}");
         }
     }
 }
@@ -175,7 +169,7 @@ fn nginx_configurations() -> [&'static str; 3] {
     [server, nodes, turns]
 }
 
-/// Changes a text for a test.
+/// Replaces parts of an example, each of which must occur.
 fn change(mut text: String, changes: &[(&str, String)]) -> String {
     for (part, replacement) in changes {
         assert!(text.contains(part), "{part} is not in the guide's example");
@@ -200,13 +194,13 @@ impl Drop for Nginx {
 }
 
 impl Nginx {
-    /// In front of one server, or of one and then another.
+    /// Starts nginx in front of one server, or of a server and its successor.
     async fn start(name: &str, backends: &[SocketAddr]) -> Nginx {
-        let [_, _, turns] = nginx_configurations();
-        Nginx::before(name, turns, backends).await
+        let [_, _, successor] = nginx_configurations();
+        Nginx::before(name, successor, backends).await
     }
 
-    /// In front of two nodes of a cluster.
+    /// Starts nginx in front of two nodes of a cluster.
     pub async fn start_before_nodes(name: &str, nodes: [SocketAddr; 2]) -> Nginx {
         let [_, upstream, _] = nginx_configurations();
         Nginx::before(name, upstream, &nodes).await
@@ -268,15 +262,15 @@ impl Nginx {
         }
     }
 
-    /// Joins a room through it; the session knows its id.
+    /// Joins a room through nginx, as [`Nginx::connect`] does, and learns the session's id.
     pub async fn join(&self, room: &str, claim: &str) -> Result<Client<TlsStream<TcpStream>>, u16> {
         let mut client = self.connect(room, claim).await?;
         client.id = client.hello().await["receiver"].as_str().unwrap().into();
         Ok(client)
     }
 
-    /// Asks for a room through it from the address 127.0.0.2, with what a client may write about that
-    /// itself; otherwise the status with which it is refused.
+    /// Connects to a room through nginx, from the address 127.0.0.2 and with a forged `X-Forwarded-For` if
+    /// `claim` is not empty. The error is the status of the answer.
     async fn connect(&self, room: &str, claim: &str) -> Result<Client<TlsStream<TcpStream>>, u16> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
@@ -300,7 +294,7 @@ impl Nginx {
 
 #[tokio::test]
 #[ignore = "needs nginx: tests/run starts this test"]
-async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
+async fn behind_nginx_sessions_have_their_own_client_addresses() {
     let server = TestServer::with(|config| {
         config.admin.listen = Some(([127, 0, 0, 1], 0).into());
         config.serving.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
@@ -311,7 +305,7 @@ async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
     let mut alice = nginx.join("tea", "").await.unwrap();
     let room = operator(&server, "GET", "/rooms/tea", "").await.json();
     assert_eq!(room["sessions"][0]["address"], "127.0.0.2");
-    // What a client writes itself stands to the left of what nginx adds.
+    // A forged address is to the left of the address that nginx adds.
     for claim in [
         "203.0.113.9",
         "127.0.0.1",
@@ -322,7 +316,7 @@ async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
     }
     alice.expect_quiet().await;
     alice.leave().await;
-    within_deadline("a place for the next", async {
+    within_deadline("a free slot", async {
         while nginx.join("tea", "203.0.113.9").await.is_err() {}
     })
     .await;
@@ -330,46 +324,41 @@ async fn behind_nginx_sessions_are_served_and_known_by_their_own_addresses() {
 
 #[tokio::test]
 #[ignore = "needs nginx: tests/run starts this test"]
-async fn behind_nginx_a_restart_loses_nothing() {
+async fn behind_nginx_a_restart_loses_no_message() {
     let admin = |config: &mut Config| config.admin.listen = Some(([127, 0, 0, 1], 0).into());
     let mut old = TestServer::with(admin).await;
     let new = TestServer::with(admin).await;
     let nginx = Nginx::start("restart", &[old.address, new.address]).await;
     let mut alice = nginx.join("tea", "").await.unwrap();
-    alice
-        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
-        .await;
-    let token = alice.next().await["data"]["resume"]["token"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let token = alice.ask_for_resume_token().await;
     let mut bob = nginx.join("tea", "").await.unwrap();
     alice.expect_new(&bob.id).await;
 
     operator(&old, "POST", "/drain", "").await;
-    // Newcomers are led to the other server; who is here hears nothing of that.
+    // nginx leads new clients to the new server; the sessions of the old server notice nothing.
     let carol = nginx.join("tea", "").await.unwrap();
     assert_eq!((old.anteroom.sessions(), new.anteroom.sessions()), (2, 1));
-    // Who loses the connection meanwhile comes back to where the session is, and has missed nothing.
+    // A client that loses its connection returns to the old server, which has its session, and misses no
+    // message.
     let id = alice.id.clone();
     drop(alice);
-    eventually("the loss", || old.count("anteroom_sessions_suspended") == 1).await;
+    old.expect_suspended(1).await;
     for number in 0..100 {
         let message = json!({"type": "x", "receiver": id, "data": number, "ref": number});
         bob.send(message).await;
         assert_eq!(bob.next().await["type"], "ack");
     }
-    // Its messages were two hellos' answers and a `new`.
+    // Alice has received the answers to two `hello`s, and a `new`.
     let resume = format!("tea?resume={token}&received=3");
     let mut alice = nginx.connect(&resume, "").await.unwrap();
     assert_eq!(alice.next().await["type"], "resumed");
     for number in 0..100 {
         assert_eq!(alice.next().await["data"], number);
     }
-    // When they have left, so can the server.
+    // Once its sessions have left, the old server can stop.
     alice.leave().await;
     bob.leave().await;
-    eventually("the end", || old.anteroom.sessions() == 0).await;
+    eventually("the leaves", || old.anteroom.sessions() == 0).await;
     old.stop();
     old.stopped().await;
     let mut dave = nginx.join("tea", "").await.unwrap();
@@ -383,7 +372,7 @@ async fn behind_nginx_an_idle_session_outlives_the_read_timeout() {
     let server = TestServer::start().await;
     let nginx = Nginx::start("idle", &[server.address]).await;
     let mut alice = nginx.join("tea", "").await.unwrap();
-    // nginx gives up a backend that is silent for 60 seconds; a ping comes every 20.
+    // nginx closes a backend's connection after 60 silent seconds; the server sends a ping every 20.
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(65) {
         let frame = alice.next_frame().await.unwrap();
@@ -395,14 +384,14 @@ async fn behind_nginx_an_idle_session_outlives_the_read_timeout() {
 
 #[tokio::test]
 #[ignore = "needs Prometheus: tests/run starts this test"]
-async fn prometheus_takes_the_metrics_and_promtool_finds_nothing_wrong_with_them() {
+async fn prometheus_scrapes_the_metrics_and_promtool_finds_no_error_in_them() {
     let server =
         TestServer::with(|config| config.admin.listen = Some(([127, 0, 0, 1], 0).into())).await;
     let mut client = Client::join(&server, "tea").await;
     client.send_text("nonsense").await;
     client.expect_error("bad_message").await;
 
-    // The linter knows the older format only, in which counters are named by their samples.
+    // The linter knows only the older text format, in which a counter has the name of its samples.
     let metrics = server.anteroom.metrics();
     let counters: Vec<&str> = metrics
         .lines()
@@ -430,10 +419,10 @@ async fn prometheus_takes_the_metrics_and_promtool_finds_nothing_wrong_with_them
     let checked = within_deadline("promtool", promtool)
         .await
         .expect("see tests/run");
-    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
-    assert!(checked.status.success() && said.is_empty(), "{said}");
+    let stderr = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(checked.status.success() && stderr.is_empty(), "{stderr}");
 
-    // Prometheus itself reads them as OpenMetrics.
+    // Prometheus itself reads the metrics as OpenMetrics.
     let port = free_port();
     let folder = std::env::temp_dir().join(format!("anteroom-prometheus-{}", std::process::id()));
     let example = blocks(OPERATING, "yaml").next().unwrap();
@@ -450,24 +439,24 @@ async fn prometheus_takes_the_metrics_and_promtool_finds_nothing_wrong_with_them
     )
     .await;
     let url = format!("http://127.0.0.1:{port}");
-    let ask = async |query: &str| {
+    let query = async |query: &str| {
         let output = run(Command::new("promtool").args(["query", "instant", &url, query])).await;
         String::from_utf8(output.stdout).unwrap()
     };
-    let mut turn = interval(Duration::from_millis(100));
+    let mut ticks = interval(Duration::from_millis(100));
     within_deadline("a scrape", async {
-        while !ask("anteroom_sessions").await.contains(" => 1 ") {
-            turn.tick().await;
+        while !query("anteroom_sessions").await.contains(" => 1 ") {
+            ticks.tick().await;
         }
     })
     .await;
-    assert!(ask("up").await.contains(" => 1 "));
+    assert!(query("up").await.contains(" => 1 "));
     assert!(
-        ask("anteroom_errors_total{code=\"bad_message\"}")
+        query("anteroom_errors_total{code=\"bad_message\"}")
             .await
             .contains(" => 1 ")
     );
-    assert!(ask("anteroom_build_info").await.contains("version="));
+    assert!(query("anteroom_build_info").await.contains("version="));
     prometheus.kill().await.unwrap();
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -1,4 +1,4 @@
-//! The program: its options, its first line, its exit codes.
+//! The program: options, standard output, the log, exit codes.
 
 use std::{
     net::TcpListener,
@@ -19,6 +19,7 @@ use crate::{
     tls::{Authority, Files, shake_hands},
 };
 
+/// Runs the program to its end.
 fn run(options: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_anteroom"))
         .args(options)
@@ -27,6 +28,7 @@ fn run(options: &[&str], environment: &[(&str, &str)]) -> Output {
         .unwrap()
 }
 
+/// Standard error, which must be one line.
 fn stderr_line(output: &Output) -> &str {
     let text = std::str::from_utf8(&output.stderr).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -34,7 +36,7 @@ fn stderr_line(output: &Output) -> &str {
 }
 
 #[test]
-fn options_that_make_no_sense_are_one_clear_line_and_exit_code_2() {
+fn invalid_options_are_one_line_and_exit_code_2() {
     type Case = (
         &'static [&'static str],
         &'static [(&'static str, &'static str)],
@@ -114,7 +116,7 @@ fn options_that_make_no_sense_are_one_clear_line_and_exit_code_2() {
 }
 
 #[test]
-fn what_cannot_be_had_is_one_clear_line_and_exit_code_1() {
+fn an_unavailable_address_or_folder_is_one_line_and_exit_code_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&["--listen", &address], &[]);
@@ -292,8 +294,8 @@ async fn every_server_that_the_guide_starts_does_start() {
 }
 
 #[test]
-fn a_closed_standard_output_is_no_panic() {
-    // The reading ends of both pipes are gone before the program writes.
+fn a_closed_standard_output_causes_no_panic() {
+    // The reading ends of both pipes are closed before the program writes.
     let mut child = Command::new("sh")
         .args(["-c", "trap '' PIPE; exec \"$0\" --help"])
         .arg(env!("CARGO_BIN_EXE_anteroom"))
@@ -306,7 +308,7 @@ fn a_closed_standard_output_is_no_panic() {
 }
 
 #[test]
-fn usage_errors_and_help_do_not_repeat_what_may_be_a_secret() {
+fn usage_errors_and_help_repeat_no_possible_secret() {
     const SECRET: &str = "hunter2";
     let not_shown = "'(not shown: it may be a secret)'";
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
@@ -389,7 +391,7 @@ fn usage_errors_and_help_do_not_repeat_what_may_be_a_secret() {
 }
 
 #[test]
-fn the_configuration_shows_no_secret_of_its_urls() {
+fn the_debug_format_of_the_configuration_has_no_secret() {
     let mut config = anteroom::Config::default();
     config.webrtc.ice_server = vec!["turn:alice:hunter2@turn.example.org".parse().unwrap()];
     config.webrtc.turn_url = vec!["turn:alice:hunter2@turn.example.org".parse().unwrap()];
@@ -401,12 +403,12 @@ fn the_configuration_shows_no_secret_of_its_urls() {
     assert_eq!(url, "nats.example.org:4222");
 }
 
-/// Speaks as much of NATS as a node needs to be connected, and says `message` to whoever subscribes.
-/// Returns what it has been told with CONNECT.
-async fn pretend_to_be_nats(
+/// Plays a NATS server on one connection, as far as a node needs it to connect. Sends `message` to each
+/// subscription, and passes on the options of CONNECT.
+async fn play_nats(
     stream: TcpStream,
     message: &str,
-    told: tokio::sync::mpsc::UnboundedSender<String>,
+    connects: tokio::sync::mpsc::UnboundedSender<String>,
 ) {
     let (reader, mut writer) = stream.into_split();
     let info = json!({"server_id": "x", "version": "2.10.0", "proto": 1, "headers": true,
@@ -418,7 +420,7 @@ async fn pretend_to_be_nats(
     while let Ok(Some(line)) = lines.next_line().await {
         let answer = match line.split_once(' ').unwrap_or((&line, "")) {
             ("CONNECT", options) => {
-                let _ = told.send(options.into());
+                let _ = connects.send(options.into());
                 continue;
             }
             ("PING", _) => "PONG\r\n".into(),
@@ -434,7 +436,7 @@ async fn pretend_to_be_nats(
 }
 
 #[tokio::test]
-async fn nothing_that_is_logged_has_a_secret() {
+async fn the_trace_log_has_no_secret() {
     let secret = |name: &str| format!("{name}-secret-that-has-more-than-32-bytes");
     let [token_secret, turn_secret, operators_secret] = ["token", "turn", "operators"].map(secret);
     let [nats_password, ice_password, payload] = ["nats%2Fpass", "ice-pass", "payload"].map(secret);
@@ -470,12 +472,12 @@ async fn nothing_that_is_logged_has_a_secret() {
 
     let nats = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nats_address = nats.local_addr().unwrap();
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let said = payload.clone();
-    let pretending = tokio::spawn(async move {
+    let (connects, mut connected) = tokio::sync::mpsc::unbounded_channel();
+    let message = payload.clone();
+    let playing = tokio::spawn(async move {
         loop {
             let (stream, _) = nats.accept().await.unwrap();
-            pretend_to_be_nats(stream, &said, tell.clone()).await;
+            play_nats(stream, &message, connects.clone()).await;
         }
     });
 
@@ -523,7 +525,7 @@ async fn nothing_that_is_logged_has_a_secret() {
     ];
     secrets.extend(private_key.lines().skip(1).take(2).map(str::to_owned));
     let driving = async {
-        let connect = within_deadline("CONNECT", told.recv()).await.unwrap();
+        let connect = within_deadline("CONNECT", connected.recv()).await.unwrap();
         assert!(connect.contains("nats/pass"), "{connect}");
         let admin = program.admin().await;
         let headers = format!("Authorization: Bearer {operators_secret}\r\n");
@@ -574,7 +576,7 @@ async fn nothing_that_is_logged_has_a_secret() {
             .await
             .unwrap();
         assert_eq!(alice.next().await["type"], "resumed");
-        // What is malformed or refused is a secret, too: perhaps of another server.
+        // A malformed or rejected token is also a secret: it may be valid for another server.
         for query in [
             format!("?token={token}x"),
             format!("?token=malformed-{resume}%zz"),
@@ -592,9 +594,9 @@ async fn nothing_that_is_logged_has_a_secret() {
     let (read, ()) = within_deadline("the log", async { tokio::join!(reading, driving) }).await;
     read.unwrap();
     assert_eq!(program.exit_code().await, Some(0));
-    pretending.abort();
+    playing.abort();
     for part in ["async_nats", "rustls", "stopping"] {
-        assert!(log.contains(part), "{part} has logged nothing: {log}");
+        assert!(log.contains(part), "the log has nothing of {part}: {log}");
     }
     for secret in secrets {
         let line = log.lines().find(|line| line.contains(&secret));

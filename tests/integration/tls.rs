@@ -1,4 +1,4 @@
-//! TLS: who is served, by which certificate, and what becomes of who does not shake hands.
+//! TLS: versions, failed handshakes, and certificates and their reload.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -18,7 +18,7 @@ use tokio_rustls::{
 
 use crate::support::{Client, File, Program, Raw, TestServer, within_deadline};
 
-/// A certificate authority of the test's own.
+/// A certificate authority for tests.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -32,11 +32,12 @@ impl Authority {
         Authority(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
+    /// The authority's own certificate as PEM.
     pub fn pem(&self) -> String {
         self.0.pem()
     }
 
-    /// A certificate for localhost with the last of the names given, and its key, both PEM.
+    /// A certificate for localhost, 127.0.0.1 and `name`, and its private key, both as PEM.
     pub fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let names = [
@@ -49,7 +50,7 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// A client that trusts nobody else.
+    /// A TLS client that trusts only this authority.
     pub fn connector(&self, versions: &[&'static SupportedProtocolVersion]) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots
@@ -64,7 +65,7 @@ impl Authority {
     }
 }
 
-/// A certificate and its key in files.
+/// A certificate and its private key in temporary files.
 pub struct Files {
     pub cert: File,
     pub key: File,
@@ -91,6 +92,7 @@ async fn connect(
     shake_hands(connector, TcpStream::connect(address).await?).await
 }
 
+/// Does the TLS handshake of a client.
 pub async fn shake_hands(
     connector: &TlsConnector,
     stream: TcpStream,
@@ -99,11 +101,12 @@ pub async fn shake_hands(
     within_deadline("the TLS handshake", connector.connect(name, stream)).await
 }
 
-/// The names in the certificate that the server shows.
-fn shown(stream: &TlsStream<TcpStream>) -> Vec<u8> {
+/// The server's certificate, as DER.
+fn certificate(stream: &TlsStream<TcpStream>) -> Vec<u8> {
     stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
 }
 
+/// Whether a certificate, as DER, contains `name`.
 fn is_for(certificate: &[u8], name: &str) -> bool {
     certificate
         .windows(name.len())
@@ -121,7 +124,7 @@ async fn join(stream: TlsStream<TcpStream>, room: &str) -> Client<TlsStream<TcpS
 }
 
 #[tokio::test]
-async fn sessions_are_served_by_both_versions_and_meet_those_without() {
+async fn sessions_over_tls_1_2_and_1_3_share_a_room() {
     let authority = Authority::new();
     let files = Files::new("both", authority.issue("one.test"));
     let server = TestServer::with(|config| {
@@ -141,7 +144,7 @@ async fn sessions_are_served_by_both_versions_and_meet_those_without() {
         unreachable!()
     };
     a.expect_new(&b.id).await;
-    // Messages of all sizes, in records of their own and across several.
+    // The messages fit in one TLS record or need several.
     for size in [0, 1, 1000, 16_384, 65_000] {
         let data = "x".repeat(size);
         b.send(json!({"type": "x", "receiver": a.id, "data": data}))
@@ -155,7 +158,7 @@ async fn sessions_are_served_by_both_versions_and_meet_those_without() {
 }
 
 #[tokio::test]
-async fn what_is_no_handshake_ends_in_time_and_hurts_nobody() {
+async fn a_failed_tls_handshake_ends_in_time_and_disturbs_no_session() {
     let authority = Authority::new();
     let files = Files::new("none", authority.issue("one.test"));
     let server = TestServer::with(|config| {
@@ -169,90 +172,83 @@ async fn what_is_no_handshake_ends_in_time_and_hurts_nobody() {
     for beginning in ["", "GET /room HTTP/1.1\r\n\r\n", "\u{16}\u{3}\u{1}"] {
         let mut raw = Raw::connect(&server).await;
         raw.write(beginning).await;
-        // Perhaps it gets an alert.
+        // The answer is nothing or a TLS alert.
         assert!(raw.read_to_end().await.len() < 20, "{beginning:?}");
     }
-    // Behind the handshake, the request has its time, too.
+    // After the TLS handshake, the request must arrive in time.
     let mut stream = connect(&connector, server.address).await.unwrap();
     let mut rest = Vec::new();
-    let _ = within_deadline("the end", stream.read_to_end(&mut rest)).await;
+    let _ = within_deadline("the close", stream.read_to_end(&mut rest)).await;
     assert_eq!(rest, b"");
-    // Who trusts others goes away.
-    let stranger = Authority::new().connector(&[&TLS13]);
-    assert!(connect(&stranger, server.address).await.is_err());
+    // A client that trusts another authority does not connect.
+    let distrusting = Authority::new().connector(&[&TLS13]);
+    assert!(connect(&distrusting, server.address).await.is_err());
     bystander.expect_quiet().await;
 }
 
 #[tokio::test]
-async fn a_certificate_is_changed_under_load_without_dropping_anyone() {
+async fn a_certificate_reload_under_load_drops_no_connection() {
     let authority = Authority::new();
     let files = Files::new("swap", authority.issue("before.test"));
     let (cert, key) = (files.cert.path(), files.key.path());
-    let words = |path: &PathBuf| path.to_str().unwrap().to_owned();
+    let text = |path: &PathBuf| path.to_str().unwrap().to_owned();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
     command
         .args([
             "--listen",
             "127.0.0.1:0",
             "--tls-cert",
-            &words(&cert),
+            &text(&cert),
             "--tls-key",
-            &words(&key),
+            &text(&key),
         ])
         .env_remove("RUST_LOG")
         .stderr(std::process::Stdio::piped());
     let mut program = Program::run(command).await;
-    let stderr = program.child.stderr.take().unwrap();
-    let mut log = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(stderr));
-    let mut said = async |what: &str| {
-        within_deadline(what, async {
-            while !log.next_line().await.unwrap().unwrap().contains(what) {}
-        })
-        .await;
-    };
+    let mut log = program.log();
     let connector = authority.connector(&[&TLS12, &TLS13]);
     let first = connect(&connector, program.address).await.unwrap();
-    assert!(is_for(&shown(&first), "before.test"));
+    assert!(is_for(&certificate(&first), "before.test"));
     let mut alice = join(first, "tea").await;
 
-    // Somebody comes all the time, and two talk all the time.
+    // Clients join and leave all the time, and Alice sends messages all the time.
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
     let address = program.address;
-    let coming = {
+    let joining = {
         let connector = connector.clone();
         tokio::spawn(async move {
-            let mut came = 0;
+            let mut joined = 0;
             while stopped.try_recv().is_err() {
                 let stream = connect(&connector, address)
                     .await
-                    .expect("everyone is served");
+                    .expect("every client is served");
                 join(stream, "crowd").await.leave().await;
-                came += 1;
+                joined += 1;
             }
-            came
+            joined
         })
     };
-    let mut talked = 0;
-    let mut talk = async || {
+    let mut answered = 0;
+    let mut ping_50_times = async || {
         for _ in 0..50 {
             alice
-                .send(json!({"type": "ping", "receiver": "server", "data": talked}))
+                .send(json!({"type": "ping", "receiver": "server", "data": answered}))
                 .await;
-            assert_eq!(alice.next().await["data"], talked);
-            talked += 1;
+            assert_eq!(alice.next().await["data"], answered);
+            answered += 1;
         }
     };
-    talk().await;
+    ping_50_times().await;
     files.replace(authority.issue("after.test"));
     program.signal("HUP").await;
-    said("reloaded the TLS certificate").await;
-    talk().await;
-    // Who has been here before may go on without a look at the certificate.
-    let newcomer = || authority.connector(&[&TLS12, &TLS13]);
-    let second = connect(&newcomer(), program.address).await.unwrap();
-    assert!(is_for(&shown(&second), "after.test"));
+    log.find("reloaded the TLS certificate").await;
+    ping_50_times().await;
+    // A new connector for each connection: a client that resumes a TLS session gets no certificate.
+    let new_connector = || authority.connector(&[&TLS12, &TLS13]);
+    let second = connect(&new_connector(), program.address).await.unwrap();
+    assert!(is_for(&certificate(&second), "after.test"));
 
-    // What cannot be used changes nothing: no PEM, no key, the key of another, or an issuer that is not
+    // Unusable files change nothing: no PEM, no key, the key of another certificate, or an issuer that is not
     // read because an end of line is missing.
     let (cert, _) = authority.issue("wrong.test");
     let (_, key) = authority.issue("wrong.test");
@@ -266,13 +262,14 @@ async fn a_certificate_is_changed_under_load_without_dropping_anyone() {
     ] {
         files.replace((cert, key));
         program.signal("HUP").await;
-        said("cannot reload the TLS certificate, the old one stays: ").await;
-        talk().await;
-        let third = connect(&newcomer(), program.address).await.unwrap();
-        assert!(is_for(&shown(&third), "after.test"));
+        log.find("cannot reload the TLS certificate, the old one stays: ")
+            .await;
+        ping_50_times().await;
+        let third = connect(&new_connector(), program.address).await.unwrap();
+        assert!(is_for(&certificate(&third), "after.test"));
     }
     stop.send(()).unwrap();
-    assert!(within_deadline("the crowd", coming).await.unwrap() > 0);
+    assert!(within_deadline("the joins", joining).await.unwrap() > 0);
     alice.expect_quiet().await;
     program.signal("TERM").await;
     assert_eq!(alice.expect_close().await.0, 1012);
@@ -281,7 +278,7 @@ async fn a_certificate_is_changed_under_load_without_dropping_anyone() {
 }
 
 #[tokio::test]
-async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
+async fn unusable_certificates_are_an_error_at_the_start() {
     let authority = Authority::new();
     let files = Files::new("start", authority.issue("one.test"));
     let other = Files::new("other", authority.issue("one.test"));
@@ -293,7 +290,7 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
     let broken = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n";
     let alone = "must stand alone on their lines";
     let convert = "which is not read: convert it with openssl x509";
-    // A text before and between them, and the key beside them, are understood.
+    // Text before and between the certificates, and a key in the same file, are allowed.
     let ec = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
     let whole = format!("subject=one.test\n{cert}\nissuer=test -- x\n{issuer}{key}");
     for (cert, key, error) in [
@@ -345,18 +342,18 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
         config.serving.listen = ([127, 0, 0, 1], 0).into();
         config.serving.tls_cert = Some(files.cert.path());
         config.serving.tls_key = Some(files.key.path());
-        let said = anteroom::Server::bind(config)
+        let actual = anteroom::Server::bind(config)
             .err()
-            .map(|said| said.to_string());
-        match (said, error) {
+            .map(|error| error.to_string());
+        match (actual, error) {
             (None, None) => {}
-            (Some(said), Some(error)) => {
-                assert!(said.contains(error), "{said}");
-                assert!(said.contains("strict"), "{said}");
+            (Some(actual), Some(error)) => {
+                assert!(actual.contains(error), "{actual}");
+                assert!(actual.contains("strict"), "{actual}");
                 let base64 = key.lines().nth(1).unwrap();
-                assert!(!said.contains(base64), "{said}");
+                assert!(!actual.contains(base64), "{actual}");
             }
-            (said, error) => panic!("{cert}{key}: {said:?}, not {error:?}"),
+            (actual, error) => panic!("{cert}{key}: {actual:?}, not {error:?}"),
         }
     }
     for (ca, error) in [
@@ -370,14 +367,16 @@ async fn certificates_that_cannot_be_used_are_refused_at_the_start() {
         let mut config = anteroom::Config::default();
         config.cluster.servers = vec!["nats://127.0.0.1:1".parse().unwrap()];
         config.cluster.ca_file = Some(file.path());
-        let said = anteroom::Anteroom::new(config)
+        let actual = anteroom::Anteroom::new(config)
             .err()
-            .map(|said| said.to_string());
-        let is_so = match (&said, error) {
-            (Some(said), Some(error)) => said.contains(error) && said.contains("strict-ca.pem"),
-            (said, error) => said.is_none() && error.is_none(),
+            .map(|error| error.to_string());
+        let is_expected = match (&actual, error) {
+            (Some(actual), Some(error)) => {
+                actual.contains(error) && actual.contains("strict-ca.pem")
+            }
+            (actual, error) => actual.is_none() && error.is_none(),
         };
-        assert!(is_so, "{said:?}, not {error:?}");
+        assert!(is_expected, "{actual:?}, not {error:?}");
     }
     for (cert, key, message) in [
         (

@@ -1,4 +1,4 @@
-//! Tokens: who they let in, what they are told when not, what they allow, and when that ends.
+//! Authentication by token: keys, claims, permissions, expiry, and `anteroom token`.
 
 use anteroom::{Config, TokenAlgorithm, TokenRequest};
 use base64::{
@@ -13,8 +13,11 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, File, Program, Raw, TestServer, in_seconds, within_deadline};
+use crate::support::{
+    Answer, Client, File, Program, Raw, TestServer, handshake, in_seconds, within_deadline,
+};
 
+/// The key of the tokens: a shared secret, for HS256.
 pub const SECRET: &str = "a-secret-of-this-test-that-has-more-than-32-bytes";
 
 /// Makes a server verify tokens with the shared secret in a file.
@@ -23,7 +26,7 @@ pub fn with_secret(config: &mut Config, file: &File) {
     config.tokens.algorithm = Some(TokenAlgorithm::Hs256);
 }
 
-/// Claims that are good for ten minutes, changed by others.
+/// Claims that are valid for ten minutes, with `others` added; a `null` removes a claim.
 fn claims(others: Value) -> Value {
     let mut claims = json!({"exp": in_seconds(600)});
     for (name, value) in others.as_object().unwrap() {
@@ -35,43 +38,45 @@ fn claims(others: Value) -> Value {
     claims
 }
 
-/// A token whose claims end in exactly this.
-fn signed_as_is(end: &str) -> String {
+/// A token that is valid for ten minutes and whose claims end with exactly this text.
+fn sign_with_end(end: &str) -> String {
     sign_text(&format!(r#"{{"exp":{}{end}}}"#, in_seconds(600)))
 }
 
-/// A token with exactly these claims.
+/// A token whose claims are exactly this text.
 fn sign_text(claims: &str) -> String {
     let claims: Box<serde_json::value::RawValue> = serde_json::from_str(claims).unwrap();
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
 }
 
+/// A token that is valid for ten minutes, with other claims added as in [`claims`].
 pub fn sign(others: Value) -> String {
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     encode(&Header::new(Algorithm::HS256), &claims(others), &key).unwrap()
 }
 
-/// A server that takes tokens signed with [`SECRET`].
+/// A server that accepts tokens signed with [`SECRET`], and the file with the key.
 async fn server(name: &str) -> (TestServer, File) {
     let file = File::new(name, format!("{SECRET}\n"));
     let server = TestServer::with(|config| {
         with_secret(config, &file);
-        // Who waits for the end of another's token answers no ping meanwhile.
+        // A long time limit: a client that waits for the expiry of another's token answers no ping meanwhile.
         config.liveness.pong_seconds = 60;
     })
     .await;
     (server, file)
 }
 
-async fn refusal(server: &TestServer, path: &str, headers: &str) -> Answer {
+/// The answer to an upgrade request that the server must reject.
+async fn rejection(server: &TestServer, path: &str, headers: &str) -> Answer {
     match Raw::upgrade(server, path, headers).await {
-        Err(refused) => refused,
-        Ok(_) => panic!("{path} was let in"),
+        Err(rejected) => rejected,
+        Ok(_) => panic!("{path} was accepted"),
     }
 }
 
-/// Joins with a token.
+/// Joins a room with a token.
 async fn join(server: &TestServer, room: &str, token: &str) -> Client {
     let mut client = Client::connect(server.address, &format!("/room/{room}?token={token}")).await;
     let hello = client.hello().await;
@@ -80,24 +85,24 @@ async fn join(server: &TestServer, room: &str, token: &str) -> Client {
 }
 
 #[tokio::test]
-async fn without_a_token_nobody_comes_in() {
+async fn an_upgrade_without_a_token_is_rejected() {
     let (server, _file) = server("missing").await;
-    let refused = refusal(&server, "/room/tea", "").await;
-    assert_eq!(refused.status, 401);
+    let rejected = rejection(&server, "/room/tea", "").await;
+    assert_eq!(rejected.status, 401);
     assert!(
-        refused.body.starts_with("a token is required: "),
+        rejected.body.starts_with("a token is required: "),
         "{}",
-        refused.body
+        rejected.body
     );
     assert!(
-        refused.head.contains("\r\nwww-authenticate: bearer\r\n"),
+        rejected.head.contains("\r\nwww-authenticate: bearer\r\n"),
         "{}",
-        refused.head
+        rejected.head
     );
     for headers in ["Authorization: Basic YTpi\r\n", "Authorization: Bearer\r\n"] {
-        assert_eq!(refusal(&server, "/room/tea", headers).await.status, 401);
+        assert_eq!(rejection(&server, "/room/tea", headers).await.status, 401);
     }
-    // What is no valid upgrade is told that first; everything else is there as ever.
+    // A request that is not an upgrade needs no token.
     let mut raw = Raw::connect(&server).await;
     raw.write("GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
         .await;
@@ -106,7 +111,7 @@ async fn without_a_token_nobody_comes_in() {
 }
 
 #[tokio::test]
-async fn a_token_in_the_query_or_in_the_header_lets_in() {
+async fn a_token_in_the_query_or_in_the_header_is_accepted() {
     let (server, _file) = server("places").await;
     let token = sign(json!({}));
     for (query, header) in [
@@ -122,14 +127,14 @@ async fn a_token_in_the_query_or_in_the_header_lets_in() {
         );
     }
     let header = format!("Authorization: Bearer {token}\r\n");
-    let both = refusal(&server, &format!("/room/tea?token={token}"), &header).await;
+    let both = rejection(&server, &format!("/room/tea?token={token}"), &header).await;
     assert_eq!(both.status, 400);
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
+async fn only_a_token_with_a_valid_signature_gets_a_detailed_reason() {
     let (server, _file) = server("wrong").await;
-    let alg = |alg: &str, claims: Value, signature: &str| {
+    let with_alg = |alg: &str, claims: Value, signature: &str| {
         let part = |json: Value| BASE64.encode(json.to_string());
         let header = part(json!({"typ": "JWT", "alg": alg}));
         format!("{header}.{}.{signature}", part(claims))
@@ -153,7 +158,7 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
     let expired = "the token has expired";
     let lacking = "the token lacks a required claim: exp, or the configured iss or aud";
     for (token, status, message) in [
-        // Who has no signature of ours learns nothing more.
+        // Without a valid signature, the answer tells nothing more.
         (String::new(), 401, needed),
         ("nonsense".into(), 401, invalid),
         ("a.b.c".into(), 401, invalid),
@@ -164,21 +169,21 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
         (swapped, 401, invalid),
         (critical, 401, invalid),
         (hs512, 401, invalid),
-        (alg("none", claims(json!({})), ""), 401, invalid),
-        (alg("None", claims(json!({})), ""), 401, invalid),
-        (alg("HS256", claims(json!({})), ""), 401, invalid),
+        (with_alg("none", claims(json!({})), ""), 401, invalid),
+        (with_alg("None", claims(json!({})), ""), 401, invalid),
+        (with_alg("HS256", claims(json!({})), ""), 401, invalid),
         (
-            alg("HS256", claims(json!({"exp": in_seconds(-10)})), "x"),
+            with_alg("HS256", claims(json!({"exp": in_seconds(-10)})), "x"),
             401,
             invalid,
         ),
         (sign(json!({"exp": "tomorrow"})), 401, invalid),
         (sign(json!({"send": "no"})), 401, invalid),
         (sign(json!({"room": 7})), 401, invalid),
-        (signed_as_is(r#","room":null"#), 401, invalid),
-        (signed_as_is(r#","send":null"#), 401, invalid),
+        (sign_with_end(r#","room":null"#), 401, invalid),
+        (sign_with_end(r#","send":null"#), 401, invalid),
         (sign(json!({"sub": 7})), 401, invalid),
-        // Who has one is told.
+        // With a valid signature, the answer has the reason.
         (sign(json!({"exp": in_seconds(-1)})), 401, expired),
         (sign(json!({"exp": in_seconds(-3600)})), 401, expired),
         (sign(json!({"exp": 0.5})), 401, expired),
@@ -215,20 +220,18 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
             "the token's info exceeds 1024 bytes",
         ),
     ] {
-        let refused = refusal(&server, &format!("/room/tea?token={token}"), "").await;
+        let rejected = rejection(&server, &format!("/room/tea?token={token}"), "").await;
         assert_eq!(
-            (refused.status, &*refused.body),
+            (rejected.status, &*rejected.body),
             (status, message),
             "{token}"
         );
     }
-    // One that is far too long is turned away with the whole request.
+    // A token that is far too long exceeds the limit of the request's headers.
     let mut raw = Raw::connect(&server).await;
     let long = "A".repeat(100_000);
     let _ = raw
-        .try_write(crate::support::handshake(&format!(
-            "/room/tea?token={long}"
-        )))
+        .try_write(handshake(&format!("/room/tea?token={long}")))
         .await;
     let answer = String::from_utf8(raw.read_to_end().await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
@@ -237,7 +240,7 @@ async fn what_is_wrong_with_a_token_is_said_to_who_had_a_good_one() {
 }
 
 #[tokio::test]
-async fn registered_claims_have_the_types_of_the_rfc() {
+async fn registered_claims_must_have_the_types_of_rfc_7519() {
     let (server, _file) = server("types").await;
     for name in ["iss", "sub", "aud", "exp", "nbf", "iat", "jti"] {
         let is_time = ["exp", "nbf", "iat"].contains(&name);
@@ -249,11 +252,11 @@ async fn registered_claims_have_the_types_of_the_rfc() {
         for value in wrong {
             let token = match name {
                 "exp" => sign_text(&format!(r#"{{"exp":{value}}}"#)),
-                _ => signed_as_is(&format!(r#","{name}":{value}"#)),
+                _ => sign_with_end(&format!(r#","{name}":{value}"#)),
             };
-            let refused = refusal(&server, &format!("/room?token={token}"), "").await;
+            let rejected = rejection(&server, &format!("/room?token={token}"), "").await;
             assert_eq!(
-                (refused.status, &*refused.body),
+                (rejected.status, &*rejected.body),
                 (401, "the token is not valid here"),
                 "{name}: {value}"
             );
@@ -268,7 +271,7 @@ async fn registered_claims_have_the_types_of_the_rfc() {
 }
 
 #[tokio::test]
-async fn issuer_and_audience_must_be_the_ones_asked_for() {
+async fn the_issuer_and_audience_must_match_the_options() {
     let file = File::new("issuer", SECRET);
     let server = TestServer::with(|config| {
         with_secret(config, &file);
@@ -287,9 +290,9 @@ async fn issuer_and_audience_must_be_the_ones_asked_for() {
         (json!({"iss": iss, "aud": []}), 401),
     ] {
         let path = format!("/room/tea?token={}", sign(claims.clone()));
-        let given = Raw::upgrade(&server, &path, "").await;
+        let result = Raw::upgrade(&server, &path, "").await;
         assert_eq!(
-            given.err().map_or(101, |refused| refused.status),
+            result.err().map_or(101, |rejected| rejected.status),
             status,
             "{claims}"
         );
@@ -315,13 +318,13 @@ async fn a_token_admits_to_the_rooms_it_names() {
         (Value::Null, "/room/tea", true),
     ] {
         let path = format!("{path}?token={}", sign(json!({"room": room})));
-        let given = Raw::upgrade(&server, &path, "").await;
-        assert_eq!(given.is_ok(), admitted, "{room} {path}");
+        let result = Raw::upgrade(&server, &path, "").await;
+        assert_eq!(result.is_ok(), admitted, "{room} {path}");
     }
 }
 
 #[tokio::test]
-async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
+async fn each_kind_of_key_verifies_only_its_own_algorithm() {
     let pairs = [
         (
             Algorithm::RS256,
@@ -349,26 +352,26 @@ async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
         for (other, signer) in &pairs {
             let key = signing(*other, &signer.serialize_pem());
             let token = encode(&Header::new(*other), &claims(json!({})), &key).unwrap();
-            let given = Raw::upgrade(&server, &format!("/room?token={token}"), "").await;
+            let result = Raw::upgrade(&server, &format!("/room?token={token}"), "").await;
             assert_eq!(
-                given.is_ok(),
+                result.is_ok(),
                 other == algorithm,
                 "{other:?} for {algorithm:?}"
             );
         }
-        // The public key is no secret: it must not be taken for one.
+        // A public key must not be accepted as an HMAC secret: everybody may know it.
         for text in [public.as_str(), public.trim_end()] {
             let key = EncodingKey::from_secret(text.as_bytes());
             let token = encode(&Header::default(), &claims(json!({})), &key).unwrap();
-            let refused = refusal(&server, &format!("/room?token={token}"), "").await;
+            let rejected = rejection(&server, &format!("/room?token={token}"), "").await;
             assert_eq!(
-                (refused.status, &*refused.body),
+                (rejected.status, &*rejected.body),
                 (401, "the token is not valid here")
             );
         }
-        // And what the server has must not let anybody sign.
+        // The server's key file must not be enough to sign a token.
         let request =
-            TokenRequest::parse_from_words(&["--token-key-file", file.path().to_str().unwrap()]);
+            TokenRequest::parse_options(&["--token-key-file", file.path().to_str().unwrap()]);
         let error = request.sign().unwrap_err().to_string();
         assert!(
             error.contains("is no private key") || error.contains("cannot sign"),
@@ -380,7 +383,7 @@ async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
             let private = File::new("signer.pem", signer.serialize_pem());
             let path = private.path();
             let words = ["--token-key-file", path.to_str().unwrap()];
-            let request = TokenRequest::parse_from_words(&[&words[..], &said].concat());
+            let request = TokenRequest::parse_options(&[&words[..], &said].concat());
             let error = request.sign().err().map(|error| error.to_string());
             let message =
                 format!("has a key for {other:?}, but --token-algorithm is {algorithm:?}");
@@ -390,13 +393,13 @@ async fn keys_of_every_kind_are_taken_and_none_is_taken_for_another() {
     }
 }
 
-/// The options of `anteroom token`.
-trait ParseFromWords {
-    fn parse_from_words(words: &[&str]) -> Self;
+/// Parses the options of `anteroom token`.
+trait ParseOptions {
+    fn parse_options(words: &[&str]) -> Self;
 }
 
-impl ParseFromWords for TokenRequest {
-    fn parse_from_words(words: &[&str]) -> TokenRequest {
+impl ParseOptions for TokenRequest {
+    fn parse_options(words: &[&str]) -> TokenRequest {
         #[derive(Parser)]
         struct Options {
             #[command(flatten)]
@@ -407,21 +410,21 @@ impl ParseFromWords for TokenRequest {
 }
 
 #[tokio::test]
-async fn a_key_is_chosen_from_a_set_by_its_name() {
+async fn the_kid_of_a_token_chooses_the_key_of_a_set() {
     let pairs = [
         KeyPair::generate_for(&PKCS_ED25519).unwrap(),
         KeyPair::generate_for(&PKCS_ED25519).unwrap(),
     ];
-    let jwk = |id: &str, pair: &KeyPair| {
-        let x = BASE64.encode(pair.public_key_raw());
-        json!({"kty": "OKP", "crv": "Ed25519", "kid": id, "alg": "EdDSA", "use": "sig", "x": x})
+    let signature_key = |id: &str, pair: &KeyPair| {
+        let members = json!({"kid": id, "alg": "EdDSA", "use": "sig"});
+        jwk(pair, members)
     };
-    let mut for_encryption = jwk("third", &pairs[0]);
-    for_encryption["use"] = "enc".into();
+    let mut encryption_key = signature_key("third", &pairs[0]);
+    encryption_key["use"] = "enc".into();
     let set = json!({"keys": [
-        jwk("first", &pairs[0]),
-        jwk("second", &pairs[1]),
-        for_encryption,
+        signature_key("first", &pairs[0]),
+        signature_key("second", &pairs[1]),
+        encryption_key,
         {"kty": "oct", "kid": "secret", "k": BASE64.encode(SECRET)},
         {"kty": "EC", "crv": "P-521", "kid": "unknown", "x": "AA", "y": "AA"},
         {"kty": "AKP", "kid": "future"},
@@ -429,14 +432,7 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
     let file = File::new("set.json", set.to_string());
     let path = file.path();
     let server = TestServer::with(|config| config.tokens.key_file = Some(path)).await;
-    let signed = |id: Option<&str>, pair: &KeyPair| {
-        let key = EncodingKey::from_ed_pem(pair.serialize_pem().as_bytes()).unwrap();
-        let header = Header {
-            kid: id.map(str::to_owned),
-            ..Header::new(Algorithm::EdDSA)
-        };
-        encode(&header, &claims(json!({})), &key).unwrap()
-    };
+    let signed = |id: Option<&str>, pair: &KeyPair| signed_by(pair, id, json!({}));
     for (id, pair, admitted) in [
         (Some("first"), &pairs[0], true),
         (Some("second"), &pairs[1], true),
@@ -444,7 +440,7 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
         (Some("third"), &pairs[0], false),
         (Some("fourth"), &pairs[0], false),
         (Some(""), &pairs[0], false),
-        // A token that names no key may be signed with any.
+        // A token without a kid may be signed with any key.
         (None, &pairs[0], true),
         (None, &pairs[1], true),
     ] {
@@ -455,7 +451,7 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
             "{id:?}"
         );
     }
-    // A secret in a set, which others can read, signs nothing.
+    // A shared secret in a set verifies nothing: others can read the set.
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     let header = Header {
         kid: Some("secret".into()),
@@ -463,29 +459,29 @@ async fn a_key_is_chosen_from_a_set_by_its_name() {
     };
     let token = encode(&header, &claims(json!({})), &key).unwrap();
     assert_eq!(
-        refusal(&server, &format!("/room?token={token}"), "")
+        rejection(&server, &format!("/room?token={token}"), "")
             .await
             .status,
         401
     );
 
-    // Keys are changed without a restart, and a bad file leaves them as they were.
+    // A reload replaces the keys; an invalid file leaves them unchanged.
     std::fs::write(
         file.path(),
-        json!({"keys": [jwk("fourth", &pairs[0])]}).to_string(),
+        json!({"keys": [signature_key("fourth", &pairs[0])]}).to_string(),
     )
     .unwrap();
     server.anteroom.reload();
     let fourth = format!("/room?token={}", signed(Some("fourth"), &pairs[0]));
     assert!(Raw::upgrade(&server, &fourth, "").await.is_ok());
     let first = format!("/room?token={}", signed(Some("first"), &pairs[0]));
-    assert_eq!(refusal(&server, &first, "").await.status, 401);
+    assert_eq!(rejection(&server, &first, "").await.status, 401);
     std::fs::write(file.path(), "{").unwrap();
     server.anteroom.reload();
     assert!(Raw::upgrade(&server, &fourth, "").await.is_ok());
 }
 
-/// A key of a set, with other members than `kty`, `crv` and `x`.
+/// An Ed25519 key of a set, with members in addition to `kty`, `crv` and `x`.
 fn jwk(pair: &KeyPair, others: Value) -> Value {
     let x = BASE64.encode(pair.public_key_raw());
     let mut jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": x});
@@ -495,7 +491,7 @@ fn jwk(pair: &KeyPair, others: Value) -> Value {
     jwk
 }
 
-/// A token signed with a key that it names, if it does.
+/// A token that is signed with an Ed25519 key, with this `kid` and other claims.
 fn signed_by(pair: &KeyPair, kid: Option<&str>, others: Value) -> String {
     let header = Header {
         kid: kid.map(str::to_owned),
@@ -506,7 +502,7 @@ fn signed_by(pair: &KeyPair, kid: Option<&str>, others: Value) -> String {
 }
 
 #[tokio::test]
-async fn keys_without_a_name_are_all_tried() {
+async fn keys_without_a_kid_are_all_tried() {
     let pairs = [(); 4].map(|()| KeyPair::generate_for(&PKCS_ED25519).unwrap());
     let ec = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
     let point = ec.public_key_raw();
@@ -529,7 +525,7 @@ async fn keys_without_a_name_are_all_tried() {
         (&pairs[2], Some("named"), json!({}), Ok(())),
         (&pairs[2], Some("other"), json!({}), Err(invalid)),
         (&pairs[3], None, json!({}), Err(invalid)),
-        // What is wrong is told by the key that has signed.
+        // The reason is that of the key that verifies the signature.
         (
             &pairs[1],
             None,
@@ -550,9 +546,9 @@ async fn keys_without_a_name_are_all_tried() {
         ),
     ] {
         let path = format!("/room?token={}", signed_by(pair, kid, others.clone()));
-        let given = Raw::upgrade(&server, &path, "").await.map(drop);
-        let given = given.map_err(|refused| refused.body);
-        assert_eq!(given, answer.map_err(str::to_owned), "{kid:?} {others}");
+        let result = Raw::upgrade(&server, &path, "").await.map(drop);
+        let result = result.map_err(|rejected| rejected.body);
+        assert_eq!(result, answer.map_err(str::to_owned), "{kid:?} {others}");
     }
     let key = EncodingKey::from_ec_pem(ec.serialize_pem().as_bytes()).unwrap();
     let token = encode(&Header::new(Algorithm::ES256), &claims(json!({})), &key).unwrap();
@@ -564,7 +560,7 @@ async fn keys_without_a_name_are_all_tried() {
 }
 
 #[tokio::test]
-async fn keys_of_a_set_that_are_not_understood_are_ignored_and_named_in_the_log() {
+async fn unusable_keys_of_a_set_are_ignored_with_a_warning() {
     let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
     let short = BASE64.encode([0xFF; 128]);
     let hidden = "hidden-in-a-key";
@@ -651,7 +647,7 @@ async fn keys_of_a_set_that_are_not_understood_are_ignored_and_named_in_the_log(
 }
 
 #[tokio::test]
-async fn files_that_hold_no_key_are_refused_at_the_start() {
+async fn files_without_a_usable_key_are_an_error_at_the_start() {
     let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
     let ed = KeyPair::generate_for(&PKCS_ED25519).unwrap();
     let der = ed.subject_public_key_info();
@@ -895,7 +891,7 @@ async fn a_secret_may_look_like_anything_once_the_algorithm_is_given() {
 }
 
 #[tokio::test]
-async fn others_are_told_who_has_come() {
+async fn the_user_and_info_of_a_token_are_shown_to_the_others() {
     let (server, _file) = server("public").await;
     let info = json!({"name": "Alice", "colour": "green"});
     let mut carol = join(&server, "tea", &sign(json!({}))).await;
@@ -917,7 +913,7 @@ async fn others_are_told_who_has_come() {
 }
 
 #[tokio::test]
-async fn who_may_only_listen_can_ask_the_server_and_write_to_nobody() {
+async fn a_listen_only_session_can_send_requests_but_no_messages() {
     let (server, _file) = server("listen").await;
     let mut alice = join(&server, "tea", &sign(json!({}))).await;
     let mut listener = join(&server, "tea", &sign(json!({"send": false}))).await;
@@ -939,20 +935,20 @@ async fn who_may_only_listen_can_ask_the_server_and_write_to_nobody() {
 }
 
 #[tokio::test]
-async fn at_its_end_a_token_ends_the_session_unless_a_fresher_one_has_come() {
+async fn an_expired_token_closes_the_session_unless_a_newer_one_was_sent() {
     let (server, _file) = server("end").await;
     let watch = sign(json!({}));
-    let mut watcher = join(&server, "tea", &watch).await;
+    let mut observer = join(&server, "tea", &watch).await;
     let soon = sign(json!({"sub": "alice", "exp": in_seconds(10)}));
     let mut alice = join(&server, "tea", &soon).await;
     let mut late = join(&server, "tea", &soon).await;
     for _ in 0..2 {
-        watcher.expect_any_new().await;
+        observer.expect_any_new().await;
     }
     alice.expect_any_new().await;
     let token =
         |data: Value| json!({"type": "token", "receiver": "server", "data": data, "ref": 1});
-    // What is no better is refused, and changes nothing.
+    // An unsuitable token is an error and changes nothing.
     for (data, message) in [
         (json!(null), "data must be the token, a string"),
         (json!({"token": soon}), "data must be the token, a string"),
@@ -991,16 +987,16 @@ async fn at_its_end_a_token_ends_the_session_unless_a_fresher_one_has_come() {
         late.expect_close().await,
         (1008, "the token has expired".into())
     );
-    watcher.expect_left(&late.id).await;
-    // The other goes on, with what its new token allows.
+    observer.expect_left(&late.id).await;
+    // Alice's session goes on with the permissions of her new token.
     alice.expect_left(&late.id).await;
     alice.send(json!({"type": "x", "receiver": "all"})).await;
     alice.expect_error("not_allowed").await;
-    watcher.expect_quiet().await;
+    observer.expect_quiet().await;
 }
 
 #[tokio::test]
-async fn where_no_token_is_asked_for_none_is_looked_at() {
+async fn without_a_key_file_tokens_are_ignored() {
     let server = TestServer::start().await;
     let mut client = Client::connect(server.address, "/room/tea?token=nonsense").await;
     client
@@ -1010,37 +1006,31 @@ async fn where_no_token_is_asked_for_none_is_looked_at() {
 }
 
 #[tokio::test]
-async fn a_session_is_resumed_by_its_own_user_only_and_ends_with_the_last_token() {
+async fn only_its_own_user_resumes_a_session_and_its_latest_token_closes_it() {
     let (server, _file) = server("resume").await;
     let soon = sign(json!({"sub": "alice", "exp": in_seconds(10)}));
     let mut alice = Client::connect(server.address, &format!("/room/tea?token={soon}")).await;
-    alice
-        .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
-        .await;
-    let resume = alice.next().await["data"]["resume"]["token"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let resume = alice.ask_for_resume_token().await;
     let path = |token: &str| format!("/room/tea?resume={resume}&received=1&token={token}");
 
-    // Neither without a token nor as somebody else.
-    let refused = refusal(
+    // The session is not resumed without a token, nor with another user's token.
+    let rejected = rejection(
         &server,
         &format!("/room/tea?resume={resume}&received=1"),
         "",
     )
     .await;
-    assert_eq!(refused.status, 401);
+    assert_eq!(rejected.status, 401);
     let mut bob = Client::connect(server.address, &path(&sign(json!({"sub": "bob"})))).await;
     assert_eq!(bob.next().await["data"]["code"], "resume_failed");
     bob.leave().await;
 
     let until = in_seconds(13);
-    let fresher = sign(json!({"sub": "alice", "exp": until}));
+    let newer = sign(json!({"sub": "alice", "exp": until}));
     drop(alice.into_raw());
-    let mut alice = Client::connect(server.address, &path(&fresher)).await;
+    let mut alice = Client::connect(server.address, &path(&newer)).await;
     assert_eq!(alice.next().await["type"], "resumed");
-    // The first token, with which it comes once more, takes nothing back.
+    // A reconnection with the first token does not shorten the session.
     drop(alice.into_raw());
     let mut alice = Client::connect(server.address, &path(&soon).replace("d=1&", "d=3&")).await;
     assert_eq!(alice.next().await["type"], "resumed");
@@ -1050,11 +1040,14 @@ async fn a_session_is_resumed_by_its_own_user_only_and_ends_with_the_last_token(
         }
     };
     assert_eq!(code, 1008);
-    assert!(in_seconds(0) >= until, "it ended before its last token");
+    assert!(
+        in_seconds(0) >= until,
+        "the session closed before its latest token expired"
+    );
 }
 
 #[test]
-fn no_token_is_made_that_a_server_would_not_take() {
+fn no_token_is_signed_that_a_server_would_reject() {
     let file = File::new("request", SECRET);
     let path = file.path();
     let path = path.to_str().unwrap();
@@ -1064,7 +1057,7 @@ fn no_token_is_made_that_a_server_would_not_take() {
             more,
         ];
         let words = words.concat();
-        TokenRequest::parse_from_words(&words).sign()
+        TokenRequest::parse_options(&words).sign()
     };
     assert!(sign(&["--hours", "8784"]).is_ok());
     let long = "x".repeat(257);
@@ -1108,19 +1101,19 @@ async fn the_info_of_a_token_reaches_others_byte_for_byte() {
         (r#""\u00eb/\/""#, r#""\u00eb/\/""#),
     ] {
         let room = format!("bytes-{}", seen.len());
-        let token = TokenRequest::parse_from_words(&[&words[..], &[info]].concat());
+        let token = TokenRequest::parse_options(&[&words[..], &[info]].concat());
         let token = token.sign().unwrap();
         let watch = format!("/room/{room}?token={}", sign(json!({})));
-        let mut watcher = Raw::upgrade(&server, &watch, "").await.unwrap();
+        let mut observer = Raw::upgrade(&server, &watch, "").await.unwrap();
         let _alice = join(&server, &room, &token).await;
-        let new = String::from_utf8(watcher.read_frame().await.payload).unwrap();
+        let new = String::from_utf8(observer.read_frame().await.payload).unwrap();
         let end = format!(r#""data":{{"info":{seen}}}}}"#);
         assert!(new.ends_with(&end), "{new}");
     }
 }
 
 #[test]
-fn values_that_make_no_token_are_one_clear_line_and_exit_code_2() {
+fn invalid_values_for_a_token_are_one_line_and_exit_code_2() {
     let file = File::new("values", SECRET);
     let path = file.path();
     for (option, value, message) in [
@@ -1156,11 +1149,15 @@ fn values_that_make_no_token_are_one_clear_line_and_exit_code_2() {
             .env("ANTEROOM_TOKEN_KEY_FILE", &path)
             .output()
             .unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{option} {value:?}: {said}");
+        let message_line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{option} {value:?}: {message_line}"
+        );
         assert!(
-            said.lines().count() == 1 && said.contains(message),
-            "{said}"
+            message_line.lines().count() == 1 && message_line.contains(message),
+            "{message_line}"
         );
     }
     for (issuer, audience) in [(Some(""), None), (None, Some(""))] {
@@ -1174,7 +1171,7 @@ fn values_that_make_no_token_are_one_clear_line_and_exit_code_2() {
 }
 
 #[tokio::test]
-async fn the_program_makes_tokens_and_no_log_has_them() {
+async fn the_program_signs_tokens_and_logs_none() {
     let file = File::new("program", SECRET);
     let path = file.path();
     let path = path.to_str().unwrap();
@@ -1206,17 +1203,13 @@ async fn the_program_makes_tokens_and_no_log_has_them() {
     let mut resume = String::new();
     let driving = async {
         let mut alice = Client::connect(program.address, &format!("/room?token={token}")).await;
-        alice
-            .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
-            .await;
-        let hello = alice.next().await;
-        resume = hello["data"]["resume"]["token"].as_str().unwrap().into();
+        resume = alice.ask_for_resume_token().await;
         let again = format!("/room?token={token}&resume={resume}&received=1");
         drop(alice.into_raw());
         let mut alice = Client::connect(program.address, &again).await;
         assert_eq!(alice.next().await["type"], "resumed");
-        let fresher = json!({"type": "token", "receiver": "server", "data": token, "ref": 1});
-        alice.send(fresher).await;
+        let newer = json!({"type": "token", "receiver": "server", "data": token, "ref": 1});
+        alice.send(newer).await;
         assert_eq!(alice.next().await["type"], "ack");
         program.signal("TERM").await;
     };
