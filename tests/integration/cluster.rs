@@ -1,4 +1,4 @@
-//! Several nodes over a real NATS server. `tests/run` installs that, and starts these tests.
+//! Several nodes over a real NATS server. `tests/run` installs NATS and runs these tests.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -17,8 +17,7 @@ use nkeys::KeyPair;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
-    process::{Child, ChildStderr, Command},
+    process::{Child, Command},
     sync::watch,
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
@@ -26,18 +25,20 @@ use tokio::{
 use tokio_tungstenite::tungstenite;
 
 use crate::{
-    crowds::{come_and_go, seeded, storm},
+    crowds::{join_and_leave_at_random, join_storm, seeded},
     operating::{Nginx, free_port, start},
     proxy::{Failure, Fate, Proxy},
-    resuming::{Storm, next_text, open, resumable_beside, return_to, weather},
+    resuming::{
+        FaultyExchange, exchange_over_faults, next_text, open, reconnect, resumable_beside,
+    },
     support::{
-        Answer, Client, File, Program, Raw, RunningServer, TestServer, eventually,
+        Answer, Client, File, Log, Program, Raw, RunningServer, TestServer, eventually,
         eventually_async, metric_value, operator, operator_at, total, within_deadline,
     },
     tls::Authority,
 };
 
-/// A NATS server on a port of its own.
+/// A NATS server on a free port, killed when dropped.
 pub struct Nats {
     pub port: u16,
     options: Vec<String>,
@@ -45,21 +46,24 @@ pub struct Nats {
 }
 
 impl Nats {
+    /// Starts a NATS server with the default options.
     pub async fn start() -> Nats {
         Nats::with(&[]).await
     }
 
+    /// Starts a NATS server with these options.
     pub async fn with(options: &[&str]) -> Nats {
         let mut nats = Nats {
             port: free_port(),
             options: options.iter().map(|&option| option.to_owned()).collect(),
             child: None,
         };
-        nats.start_again().await;
+        nats.restart().await;
         nats
     }
 
-    pub async fn start_again(&mut self) {
+    /// Starts the NATS server again, on the same port.
+    pub async fn restart(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new("nats-server");
         command.args(["--addr", "127.0.0.1", "--port", &port]);
@@ -67,20 +71,22 @@ impl Nats {
         self.child = Some(start(&mut command, self.port).await);
     }
 
-    /// Ends it as a failing machine does.
+    /// Kills the NATS server without a shutdown, as a failing machine does.
     pub async fn kill(&mut self) {
         self.child.take().unwrap().kill().await.unwrap();
     }
 
+    /// The URL for `--cluster`.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// A node of the cluster, in this process.
+    /// Starts a node of the cluster, in this process.
     pub async fn node(&self) -> TestServer {
         self.node_with(|_| {}).await
     }
 
+    /// Starts a node with some options changed.
     pub async fn node_with(&self, change: impl FnOnce(&mut Config)) -> TestServer {
         let url = self.url().parse().unwrap();
         TestServer::with(|config| {
@@ -91,23 +97,25 @@ impl Nats {
         .await
     }
 
-    /// So many nodes that know each other.
+    /// Starts `N` nodes, and waits until they know each other.
     pub async fn nodes<const N: usize>(&self) -> [TestServer; N] {
         self.nodes_with(|_| {}).await
     }
 
+    /// Starts `N` nodes with some options changed, and waits until they know each other.
     pub async fn nodes_with<const N: usize>(
         &self,
         change: impl Fn(&mut Config),
     ) -> [TestServer; N] {
         let nodes = join_all((0..N).map(|_| self.node_with(&change))).await;
         let nodes: [TestServer; N] = nodes.try_into().ok().unwrap();
-        know_each_other(&nodes).await;
+        expect_membership(&nodes).await;
         nodes
     }
 }
 
-async fn know_each_other(nodes: &[TestServer]) {
+/// Waits until each node is ready and knows all the others.
+pub async fn expect_membership(nodes: &[TestServer]) {
     for node in nodes {
         eventually("the nodes know each other", || {
             node.anteroom.is_ready()
@@ -119,7 +127,7 @@ async fn know_each_other(nodes: &[TestServer]) {
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn sessions_of_different_nodes_meet_as_those_of_one() {
+async fn sessions_on_different_nodes_share_a_room() {
     let nats = Nats::start().await;
     let [a, b, c] = nats.nodes().await;
     let mut alice = Client::join(&a, "tea").await;
@@ -131,7 +139,7 @@ async fn sessions_of_different_nodes_meet_as_those_of_one() {
     alice.expect_new(&carol.id).await;
     bob.expect_new(&carol.id).await;
 
-    // To one, to all, with receipts; what nobody gets is an error.
+    // Unicast and broadcast with receipts; a message without a receiver is an error.
     alice
         .send(json!({"type": "x", "receiver": bob.id, "data": [1, "é"], "ref": 7}))
         .await;
@@ -155,7 +163,7 @@ async fn sessions_of_different_nodes_meet_as_those_of_one() {
     alice.expect_text(&text).await;
     bob.expect_text(&text).await;
 
-    // Rooms are as far apart as ever.
+    // Rooms do not see each other.
     let mut dave = Client::join(&a, "tea.%3E").await;
     dave.send(json!({"type": "x", "receiver": "all"})).await;
     dave.expect_error("empty_room").await;
@@ -173,30 +181,30 @@ async fn sessions_of_different_nodes_meet_as_those_of_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn random_comings_and_goings_on_three_nodes_agree_with_the_model() {
+async fn random_joins_and_leaves_on_three_nodes_agree_with_the_model() {
     let nats = Nats::start().await;
-    come_and_go(&processes(&nats, &[]).await).await;
+    join_and_leave_at_random(&three_processes(&nats, &[]).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn after_a_storm_of_5000_joins_over_three_nodes_everyone_knows_of_everyone() {
+async fn after_a_storm_of_5000_joins_on_three_nodes_every_session_knows_the_others() {
     let nats = Nats::start().await;
     let options = ["--pong-seconds", "3600", "--outbox-bytes", "4194304"];
-    storm(&processes(&nats, &options).await, 5000).await;
+    join_storm(&three_processes(&nats, &options).await, 5000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn in_2000_rooms_over_three_nodes_everyone_reaches_exactly_the_others() {
+async fn in_2000_rooms_on_three_nodes_each_session_reaches_exactly_the_others() {
     let nats = Nats::start().await;
-    let nodes = processes(&nats, &[]).await;
+    let nodes = three_processes(&nats, &[]).await;
     let nodes = &nodes;
     stream::iter(0..2000_usize)
         .for_each_concurrent(50, async |number| {
             let room = format!("room-{number}");
-            // Each node is the first in some of them.
-            let node = |turn| &nodes[(number + turn) % 3];
+            // Each node is the first of some rooms.
+            let node = |offset| &nodes[(number + offset) % 3];
             let (mut a, mut b, mut c) = tokio::join!(
                 Client::join(node(0), &room),
                 Client::join(node(1), &room),
@@ -233,36 +241,36 @@ async fn in_2000_rooms_over_three_nodes_everyone_reaches_exactly_the_others() {
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_session_goes_on_at_another_node_and_the_room_notices_nothing() {
+async fn a_session_migrates_between_nodes_and_the_room_notices_nothing() {
     let nats = Nats::start().await;
     let [a, b, c] = nats.nodes().await;
     let mut bob = Client::join(&c, "tea").await;
     let (mut alice, token) = resumable_beside(&mut bob, &a).await;
     let id = alice.id.clone();
-    for (turn, node) in (0..).zip([&b, &c, &a, &c, &b, &a]) {
-        bob.note(&id, turn).await;
-        bob.note("all", 10 + turn).await;
-        let mut new = return_to(node, "tea", &token, 2 + 2 * turn).await;
-        new.expect_resumed(&id, 2 + turn).await;
-        new.expect_note(turn).await;
-        new.expect_note(10 + turn).await;
-        new.send(json!({"type": "note", "receiver": bob.id, "data": turn}))
+    for (round, node) in (0..).zip([&b, &c, &a, &c, &b, &a]) {
+        bob.note(&id, round).await;
+        bob.note("all", 10 + round).await;
+        let mut new = reconnect(node, "tea", &token, 2 + 2 * round).await;
+        new.expect_resumed(&id, 2 + round).await;
+        new.expect_note(round).await;
+        new.expect_note(10 + round).await;
+        new.send(json!({"type": "note", "receiver": bob.id, "data": round}))
             .await;
-        bob.expect_note(turn).await;
+        bob.expect_note(round).await;
         let (code, reason) = alice.expect_close().await;
         assert_eq!((code, &*reason), (1008, "resumed on another connection"));
         alice = new;
     }
     bob.expect_quiet().await;
-    let mut other = return_to(&b, "coffee", &token, 14).await;
+    let mut other = reconnect(&b, "coffee", &token, 14).await;
     other.expect_resume_failed().await;
-    let mut other = return_to(&b, "tea", "AAAAAAAAAAAAAAAAAAAAAA", 14).await;
+    let mut other = reconnect(&b, "tea", "AAAAAAAAAAAAAAAAAAAAAA", 14).await;
     let new = other.expect_resume_failed().await;
     bob.expect_new(&new).await;
     alice.expect_new(&new).await;
     alice.leave().await;
     bob.expect_left(&id).await;
-    eventually("the end of what it was", || {
+    eventually("the end of the migrated session on every node", || {
         a.anteroom.sessions() == 0 && b.anteroom.sessions() == 2 && c.anteroom.sessions() == 1
     })
     .await;
@@ -270,7 +278,7 @@ async fn a_session_goes_on_at_another_node_and_the_room_notices_nothing() {
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn what_a_session_owes_to_its_rates_goes_with_it_to_another_node() {
+async fn the_rate_limit_of_a_session_migrates_with_it() {
     let nats = Nats::start().await;
     let [a, b] = nats
         .nodes_with(|config| config.limits.messages_per_second = NonZeroU32::new(50))
@@ -278,8 +286,8 @@ async fn what_a_session_owes_to_its_rates_goes_with_it_to_another_node() {
     let mut bob = Client::join(&b, "tea").await;
     let (mut alice, token) = resumable_beside(&mut bob, &a).await;
     let began = Instant::now();
-    let mut heard = 0;
-    // Each time it has written a burst, it goes on at the other node.
+    let mut received = 0;
+    // After each burst that Alice sends, she continues on the other node.
     for node in [&b, &a, &b] {
         for _ in 0..100 {
             alice
@@ -288,60 +296,60 @@ async fn what_a_session_owes_to_its_rates_goes_with_it_to_another_node() {
         }
         for _ in 0..100 {
             assert_eq!(bob.next().await["type"], "x");
-            heard += 1;
+            received += 1;
         }
         drop(alice.into_raw());
-        // It has got two messages, and nothing but `resumed` since.
-        alice = return_to(node, "tea", &token, 2).await;
+        // Alice has received two messages, and only `resumed` since.
+        alice = reconnect(node, "tea", &token, 2).await;
         alice.id = alice.next().await["receiver"].as_str().unwrap().into();
     }
-    assert_eq!(heard, 300);
-    // One burst is 100 messages; the others take 20 ms each.
+    assert_eq!(received, 300);
+    // The limit lets one burst of 100 messages pass at once; each other message takes 20 ms.
     assert!(began.elapsed() >= Duration::from_millis(3900));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn nothing_is_lost_while_sessions_go_from_node_to_node() {
+async fn no_message_is_lost_while_sessions_migrate_between_nodes() {
     let nats = Nats::start().await;
     let options = ["--outbox-bytes", "67108864", "--resume-seconds", "3600"];
-    let nodes = processes(&nats, &options).await;
-    let storm = Storm {
+    let nodes = three_processes(&nats, &options).await;
+    let exchange = FaultyExchange {
         seed: 1000,
         messages: 2_000,
         bytes: 8000,
     };
-    weather(&storm, &nodes).await;
+    exchange_over_faults(&exchange, &nodes).await;
     for seed in 0..100 {
-        let storm = Storm {
+        let exchange = FaultyExchange {
             seed,
             messages: 40,
             bytes: 6000,
         };
-        weather(&storm, &nodes).await;
+        exchange_over_faults(&exchange, &nodes).await;
     }
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn operators_and_backends_reach_a_room_through_any_node() {
+async fn the_admin_api_of_any_node_reaches_a_room() {
     let nats = Nats::start().await;
     let [a, b, c] = nats.nodes().await;
     let mut alice = Client::join(&a, "tea").await;
     let mut bob = Client::join(&b, "tea").await;
     alice.expect_new(&bob.id).await;
-    // The third node has nobody in the room.
+    // The third node has no session in the room.
     for node in [&a, &b, &c] {
         let answer = operator(node, "GET", "/rooms/tea", "").await;
         let room: Value = serde_json::from_str(&answer.body).unwrap();
         let sessions = room["sessions"].as_array().unwrap();
         let ids: Vec<&str> = sessions
             .iter()
-            .map(|it| it["id"].as_str().unwrap())
+            .map(|session| session["id"].as_str().unwrap())
             .collect();
         assert_eq!(ids, [&alice.id, &bob.id]);
-        let here = sessions.iter().filter(|session| session["node"].is_null());
-        assert_eq!(here.count(), node.anteroom.sessions());
+        let local = sessions.iter().filter(|session| session["node"].is_null());
+        assert_eq!(local.count(), node.anteroom.sessions());
 
         let notice = r#"{"type":"notice","receiver":"all","data":7}"#;
         let answer = operator(node, "POST", "/rooms/tea/messages", notice).await;
@@ -360,24 +368,24 @@ async fn operators_and_backends_reach_a_room_through_any_node() {
     let (code, reason) = bob.expect_close().await;
     assert_eq!((code, &*reason), (1008, "closed by an operator"));
     alice.expect_left(&bob.id).await;
-    eventually("the room is forgotten", || c.anteroom.rooms() == 0).await;
+    eventually("the node drops the room", || c.anteroom.rooms() == 0).await;
     assert_eq!(operator(&c, "DELETE", &path, "").await.status, 404);
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn clusters_share_a_nats_server_by_their_prefixes() {
+async fn clusters_with_different_prefixes_can_share_a_nats_server() {
     let nats = Nats::start().await;
     let nodes = join_all(
         ["one", "one", "two.x"]
             .map(|prefix| nats.node_with(move |config| config.cluster.prefix = prefix.into())),
     );
     let nodes = nodes.await;
-    know_each_other(&nodes[..2]).await;
+    expect_membership(&nodes[..2]).await;
     let mut alice = Client::join(&nodes[0], "tea").await;
     let bob = Client::join(&nodes[1], "tea").await;
     alice.expect_new(&bob.id).await;
-    eventually("the third is ready", || nodes[2].anteroom.is_ready()).await;
+    eventually("the third node is ready", || nodes[2].anteroom.is_ready()).await;
     let (_, peers) = Client::join_with_peers(&nodes[2], "tea").await;
     assert_eq!(peers, [""; 0]);
     assert_eq!(nodes[2].count("anteroom_cluster_nodes"), 0);
@@ -386,9 +394,9 @@ async fn clusters_share_a_nats_server_by_their_prefixes() {
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_nats_server_that_is_missing_or_no_good_is_waited_for() {
+async fn a_node_waits_for_a_nats_server_that_is_missing_or_unsuitable() {
     let mut nats = Nats::with(&["--user", "anteroom", "--pass", "se cret@"]).await;
-    let refused = nats.node().await;
+    let denied = nats.node().await;
     nats.kill().await;
     let waiting = nats
         .node_with(|config| {
@@ -396,7 +404,7 @@ async fn a_nats_server_that_is_missing_or_no_good_is_waited_for() {
             config.cluster.servers = vec![url.parse().unwrap()];
         })
         .await;
-    for node in [&refused, &waiting] {
+    for node in [&denied, &waiting] {
         let ready = operator(node, "GET", "/ready", "").await;
         assert_eq!(
             (ready.status, &*ready.body),
@@ -406,24 +414,24 @@ async fn a_nats_server_that_is_missing_or_no_good_is_waited_for() {
         let answer = Raw::upgrade(node, "/room/tea", "").await.err().unwrap();
         assert_eq!(answer.status, 503);
     }
-    nats.start_again().await;
-    eventually("it is ready", || waiting.anteroom.is_ready()).await;
+    nats.restart().await;
+    eventually("the node is ready", || waiting.anteroom.is_ready()).await;
     Client::join(&waiting, "tea").await.expect_quiet().await;
-    assert!(!refused.anteroom.is_ready());
+    assert!(!denied.anteroom.is_ready());
 
-    let small = File::new("small.conf", "max_payload: 65536");
-    let nats = Nats::with(&["--config", small.path().to_str().unwrap()]).await;
+    let small_payload = File::new("small.conf", "max_payload: 65536");
+    let nats = Nats::with(&["--config", small_payload.path().to_str().unwrap()]).await;
     let mut node = Node::start(&nats.url(), &[]).await;
-    let log = node.log().await;
+    let line = node.log_line_after_start().await;
     assert!(
-        log.contains("its max_payload is 65536 bytes, and must be 503808"),
-        "{log}"
+        line.contains("its max_payload is 65536 bytes, and must be 503808"),
+        "{line}"
     );
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn nats_may_ask_for_credentials_and_tls() {
+async fn nodes_connect_to_nats_with_credentials_and_tls() {
     let authority = Authority::new();
     let (cert, key) = authority.issue("nats.test");
     let ca = File::new("nats-ca.pem", authority.pem());
@@ -433,7 +441,7 @@ async fn nats_may_ask_for_credentials_and_tls() {
         KeyPair::new_account(),
         KeyPair::new_user(),
     ];
-    let free = json!({"subs": -1, "data": -1, "payload": -1});
+    let unlimited = json!({"subs": -1, "data": -1, "payload": -1});
     let account_limits = json!({"subs": -1, "data": -1, "payload": -1, "imports": -1,
         "exports": -1, "wildcards": true, "conn": -1, "leaf": -1});
     let operator_jwt = jwt(&operator, &operator, "operator", json!({}));
@@ -443,7 +451,7 @@ async fn nats_may_ask_for_credentials_and_tls() {
         "account",
         json!({"limits": account_limits}),
     );
-    let user_jwt = jwt(&account, &user, "user", free);
+    let user_jwt = jwt(&account, &user, "user", unlimited);
     let config = format!(
         "operator: {operator_jwt}\nresolver: MEMORY\nresolver_preload: {{ {}: {account_jwt} }}\n",
         account.public_key()
@@ -475,7 +483,7 @@ async fn nats_may_ask_for_credentials_and_tls() {
         })
     }))
     .await;
-    know_each_other(&nodes).await;
+    expect_membership(&nodes).await;
     let mut alice = Client::join(&nodes[0], "tea").await;
     let bob = Client::join(&nodes[1], "tea").await;
     alice.expect_new(&bob.id).await;
@@ -483,40 +491,43 @@ async fn nats_may_ask_for_credentials_and_tls() {
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn what_nats_denies_is_said_and_the_node_is_not_ready() {
+async fn a_node_that_nats_denies_a_permission_is_not_ready_and_names_it() {
     for (denied, verb) in [("subscribe", "Subscription"), ("publish", "Publish")] {
-        let may = |verb: &str| match verb == denied {
+        let permission = |verb: &str| match verb == denied {
             true => r#"{ allow: ["anteroom.>"], deny: ["anteroom.room.>"] }"#,
             false => r#""anteroom.>""#,
         };
         let config = format!(
             "authorization: {{ users: [ {{ user: node, password: secret, permissions: {{
                 subscribe: {}, publish: {} }} }} ] }}\n",
-            may("subscribe"),
-            may("publish")
+            permission("subscribe"),
+            permission("publish")
         );
         let config = File::new(&format!("denied-{denied}.conf"), config);
         let path = config.path().to_str().unwrap().to_owned();
         let nats = Nats::with(&["--config", &path]).await;
         let url = format!("nats://node:secret@127.0.0.1:{}", nats.port);
         let mut node = Node::start(&url, &[]).await;
-        node.knows(0).await;
+        node.expect_peers(0).await;
         let _alice = Client::join(&node, "tea").await;
-        eventually_async("it is not ready", async || {
-            node.ask("/ready").await.status == 503
+        eventually_async("the node is not ready", async || {
+            node.get("/ready").await.status == 503
         })
         .await;
-        let said = node.ask("/ready").await.body;
-        assert!(said.starts_with("NATS refuses something: "), "{said}");
-        assert!(said.to_lowercase().contains(&verb.to_lowercase()), "{said}");
+        let reason = node.get("/ready").await.body;
+        assert!(reason.starts_with("NATS refuses something: "), "{reason}");
+        assert!(
+            reason.to_lowercase().contains(&verb.to_lowercase()),
+            "{reason}"
+        );
         let mut lines = String::new();
         while !lines.contains("NATS refuses something, and this node is not ready") {
-            lines += &node.log_line().await;
+            lines += &node.log.next_line().await;
         }
     }
 }
 
-/// What says in NATS who somebody is: a JSON Web Token with a signature of its own.
+/// A NATS identity: a JSON Web Token whose signature algorithm is NATS's own.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, kind: &str, mut claims: Value) -> String {
     claims["type"] = kind.into();
     claims["version"] = 2.into();
@@ -531,10 +542,10 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, kind: &str, mut claims: Value) -> St
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// What comes over NATS is input like any other.
+/// A message over NATS is untrusted input.
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn what_is_said_in_bad_faith_or_by_a_newer_version_harms_nobody() {
+async fn malformed_and_unknown_messages_between_nodes_are_ignored() {
     let nats = Nats::start().await;
     let [a, b] = nats.nodes().await;
     let mut alice = Client::join(&a, "tea").await;
@@ -543,14 +554,14 @@ async fn what_is_said_in_bad_faith_or_by_a_newer_version_harms_nobody() {
     let client = async_nats::connect(nats.url()).await.unwrap();
     let room = format!("anteroom.room.{}", URL_SAFE_NO_PAD.encode("tea"));
     let long = "x".repeat(900_000);
-    let stranger = r#""v":1,"node":"00000000000000ff","n":5"#;
+    let unknown_node = r#""v":1,"node":"00000000000000ff","n":5"#;
     let id = "6c1f0000-0000-4000-8000-000000000000";
-    let bad = [
+    let malformed = [
         String::new(),
         "\n".into(),
         long.clone(),
         "{}\n".into(),
-        format!("{{{stranger}}}\n"),
+        format!("{{{unknown_node}}}\n"),
         format!(
             r#"{{"v":0,"node":"00000000000000ff","n":5,"say":{{"all":"bye"}}}}{}"#,
             "\n"
@@ -564,56 +575,55 @@ async fn what_is_said_in_bad_faith_or_by_a_newer_version_harms_nobody() {
             "\n"
         ),
         format!(
-            r#"{{{stranger},"say":{{"all":{{"enter":{{"room":"a\u0000b"}}}}}}}}{}"#,
+            r#"{{{unknown_node},"say":{{"all":{{"enter":{{"room":"a\u0000b"}}}}}}}}{}"#,
             "\n"
         ),
         format!(
-            r#"{{{stranger},"say":{{"room":{{"room":"tea","after":1,"what":{{"broadcast":null}}}}}}}}{}"#,
+            r#"{{{unknown_node},"say":{{"room":{{"room":"tea","after":1,"what":{{"broadcast":null}}}}}}}}{}"#,
             "\n"
         ),
         format!(
-            r#"{{{stranger},"say":{{"room":{{"room":"tea","after":1,"what":{{"leave":"{long}"}}}}}}}}{}"#,
+            r#"{{{unknown_node},"say":{{"room":{{"room":"tea","after":1,"what":{{"leave":"{long}"}}}}}}}}{}"#,
             "\n"
         ),
-        format!(r#"{{{stranger},"say":{{"all":{{"tomorrow":1}}}}}}{}"#, "\n"),
+        format!(
+            r#"{{{unknown_node},"say":{{"all":{{"tomorrow":1}}}}}}{}"#,
+            "\n"
+        ),
     ];
-    // These are well formed, but of a node that nobody knows.
-    let strange = [
+    // These are well formed, but from a node that no other node knows.
+    let from_unknown_node = [
         format!(
-            r#"{{{stranger},"later":1,"say":{{"room":{{"room":"tea","after":1,"what":{{"join":{{"id":"{id}","joined":1}}}}}}}}}}{}"#,
+            r#"{{{unknown_node},"later":1,"say":{{"room":{{"room":"tea","after":1,"what":{{"join":{{"id":"{id}","joined":1}}}}}}}}}}{}"#,
             "\n"
         ),
         format!(
-            r#"{{{stranger},"say":{{"room":{{"room":"tea","after":1,"what":{{"leave":"{}"}}}}}}}}{}"#,
+            r#"{{{unknown_node},"say":{{"room":{{"room":"tea","after":1,"what":{{"leave":"{}"}}}}}}}}{}"#,
             bob.id, "\n"
         ),
         format!(
-            r#"{{{stranger},"say":{{"room":{{"room":"tea","after":1,"what":{{"broadcast":null}}}}}}}}{}"#,
+            r#"{{{unknown_node},"say":{{"room":{{"room":"tea","after":1,"what":{{"broadcast":null}}}}}}}}{}"#,
             "\n{}"
         ),
         format!(
-            r#"{{{stranger},"say":{{"node":{{"unicast":{{"room":"tea","sender":null,"receiver":"{}"}}}}}}}}{}"#,
+            r#"{{{unknown_node},"say":{{"node":{{"unicast":{{"room":"tea","sender":null,"receiver":"{}"}}}}}}}}{}"#,
             alice.id, "\n{}"
         ),
-        format!(r#"{{{stranger},"say":{{"all":"bye"}}}}{}"#, "\n"),
+        format!(r#"{{{unknown_node},"say":{{"all":"bye"}}}}{}"#, "\n"),
     ];
     let before = a.count("anteroom_cluster_messages_invalid_total");
-    for (subject, message) in bad
-        .iter()
-        .map(|bad| (&room, bad))
-        .chain(strange.iter().map(|it| (&room, it)))
-    {
+    for message in malformed.iter().chain(&from_unknown_node) {
         client
-            .publish(subject.clone(), message.clone().into())
+            .publish(room.clone(), message.clone().into())
             .await
             .unwrap();
     }
     client.flush().await.unwrap();
-    eventually("all of it is refused", || {
-        a.count("anteroom_cluster_messages_invalid_total") == before + bad.len() as u64
+    eventually("the malformed messages are rejected", || {
+        a.count("anteroom_cluster_messages_invalid_total") == before + malformed.len() as u64
     })
     .await;
-    // It was heard before this.
+    // The node has received all of them before this.
     bob.note("all", 1).await;
     alice.expect_note(1).await;
     alice.note(&bob.id, 2).await;
@@ -622,17 +632,17 @@ async fn what_is_said_in_bad_faith_or_by_a_newer_version_harms_nobody() {
     bob.expect_quiet().await;
 }
 
-/// A node of which every word is this test's own loses the last of what it says: it is noticed by what it
-/// sums up, and put right.
+/// The last message of a node, which the test plays, is lost: the other node notices by the digest, and asks
+/// for the members.
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_lost_last_message_is_noticed_and_put_right() {
+async fn a_lost_last_message_is_noticed_by_the_digest_and_repaired() {
     let nats = Nats::start().await;
     let [node] = nats.nodes().await;
     let mut alice = Client::join(&node, "tea").await;
     let client = async_nats::connect(nats.url()).await.unwrap();
-    let mut to_all = client.subscribe("anteroom.all").await.unwrap();
-    let mut asked = client
+    let mut broadcasts = client.subscribe("anteroom.all").await.unwrap();
+    let mut direct = client
         .subscribe("anteroom.node.00000000000000ff")
         .await
         .unwrap();
@@ -640,16 +650,16 @@ async fn a_lost_last_message_is_noticed_and_put_right() {
         let line = message.payload.split(|byte| *byte == b'\n').next().unwrap();
         serde_json::from_slice(line).unwrap()
     };
-    // Its numbers are those of a node that has just been started.
-    let heard = read(
-        within_deadline("a sign of life", to_all.next())
+    // Numbers as of a node that has just started.
+    let heartbeat = read(
+        within_deadline("a heartbeat", broadcasts.next())
             .await
             .unwrap(),
     );
-    let (other, mut number) = (heard["node"].clone(), heard["n"].as_u64().unwrap());
-    let mut say = async |subject: &str, say: Value| {
+    let (other, mut number) = (heartbeat["node"].clone(), heartbeat["n"].as_u64().unwrap());
+    let mut publish = async |subject: &str, message: Value| {
         number += 1000;
-        let line = json!({"v": 1, "node": "00000000000000ff", "n": number, "say": say});
+        let line = json!({"v": 1, "node": "00000000000000ff", "n": number, "say": message});
         let subject = format!("anteroom.{subject}");
         client
             .publish(subject, format!("{line}\n").into())
@@ -657,37 +667,37 @@ async fn a_lost_last_message_is_noticed_and_put_right() {
             .unwrap();
         number
     };
-    let own = format!("node.{}", other.as_str().unwrap());
+    let subject = format!("node.{}", other.as_str().unwrap());
     let id = "6c1f0000-0000-4000-8000-000000000000";
-    say("all", json!({"all": {"alive": {"heard": [other]}}})).await;
+    publish("all", json!({"all": {"alive": {"heard": [other]}}})).await;
     let members = |last: u64, members: Value| {
         json!({"node": {"members": {"room": "tea", "last": last, "clock": 9, "before": 0,
             "members": members, "more": false}}})
     };
-    say(&own, members(5, json!([{"id": id, "joined": 9}]))).await;
+    publish(&subject, members(5, json!([{"id": id, "joined": 9}]))).await;
     alice.expect_new(id).await;
-    // The session has left since; nobody has heard of that but by this.
+    // The session has left since; only this digest tells the node.
     let digest = json!([{"room": "tea", "last": 6, "hash": 0}]);
-    say(
-        &own,
+    publish(
+        &subject,
         json!({"node": {"digest": {"rooms": digest, "more": false}}}),
     )
     .await;
-    within_deadline("the question", async {
-        // The first was asked when the node came.
+    within_deadline("the request for the members", async {
+        // The node sent the first request when the other node joined.
         for _ in 0..2 {
-            while read(asked.next().await.unwrap())["say"]["node"]["ask"] != json!(["tea"]) {}
+            while read(direct.next().await.unwrap())["say"]["node"]["ask"] != json!(["tea"]) {}
         }
     })
     .await;
-    say(&own, members(6, json!([]))).await;
+    publish(&subject, members(6, json!([]))).await;
     alice.expect_left(id).await;
     alice.expect_quiet().await;
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server and nginx: tests/run starts this test"]
-async fn behind_nginx_two_nodes_are_one() {
+async fn nginx_balances_sessions_over_two_nodes() {
     let nats = Nats::start().await;
     let [mut a, b] = nats.nodes().await;
     let nginx = Nginx::start_before_nodes("cluster", [a.address, b.address]).await;
@@ -701,20 +711,23 @@ async fn behind_nginx_two_nodes_are_one() {
         clients.push(client);
     }
     assert_eq!((a.anteroom.sessions(), b.anteroom.sessions()), (3, 3));
-    // One node goes; who was there comes back to the other.
+    // One node stops; a client that reconnects reaches the other node.
     a.stop();
-    eventually("those of one node are gone", || b.anteroom.sessions() == 3).await;
+    eventually("the sessions of the stopped node have left", || {
+        b.anteroom.sessions() == 3
+    })
+    .await;
     let client = nginx.join("tea", "").await.unwrap();
     a.stopped().await;
     assert_eq!(b.anteroom.sessions(), 4);
     drop((client, clients));
 }
 
-/// A node that is a process of its own.
+/// A node as a child process.
 struct Node {
     program: Program,
     admin: SocketAddr,
-    log: Option<Lines<BufReader<ChildStderr>>>,
+    log: Log,
 }
 
 impl Node {
@@ -727,51 +740,44 @@ impl Node {
             .stderr(Stdio::piped());
         let mut program = Program::run(command).await;
         let admin = program.admin().await;
+        let log = program.log();
         Node {
             program,
             admin,
-            log: None,
+            log,
         }
     }
 
-    /// The next line of its log.
-    async fn log_line(&mut self) -> String {
-        let log = self.log.get_or_insert_with(|| {
-            BufReader::new(self.program.child.stderr.take().unwrap()).lines()
-        });
-        let line = within_deadline("a line in the log", log.next_line()).await;
-        line.unwrap().unwrap()
-    }
-
-    /// The next line of its log that says more than that it serves.
-    async fn log(&mut self) -> String {
+    /// The first line of the log that is not about the start of the server.
+    async fn log_line_after_start(&mut self) -> String {
         loop {
-            let line = self.log_line().await;
+            let line = self.log.next_line().await;
             if !line.contains("serving") {
                 return line;
             }
         }
     }
 
-    async fn ask(&self, path: &str) -> Answer {
+    /// Sends a GET request to the admin API.
+    async fn get(&self, path: &str) -> Answer {
         operator_at(self.admin, "GET", path, "", "").await
     }
 
-    /// Waits until its metrics say so.
-    async fn shows(&self, series: &str, value: u64) {
+    /// Waits until a series of the metrics has this value.
+    async fn expect_metric(&self, series: &str, value: u64) {
         eventually_async(&format!("{series} {value}"), async || {
             self.count(series).await == value
         })
         .await;
     }
 
-    /// Waits until it can be used, and knows so many others.
-    async fn knows(&self, others: u64) {
+    /// Waits until the node is ready and knows this many other nodes.
+    async fn expect_peers(&self, others: u64) {
         eventually_async("the node is ready", async || {
-            self.ask("/ready").await.status == 200
+            self.get("/ready").await.status == 200
         })
         .await;
-        self.shows("anteroom_cluster_nodes", others).await;
+        self.expect_metric("anteroom_cluster_nodes", others).await;
     }
 }
 
@@ -781,51 +787,53 @@ impl RunningServer for Node {
     }
 
     async fn count(&self, series: &str) -> u64 {
-        metric_value(&self.ask("/metrics").await.body, series)
+        metric_value(&self.get("/metrics").await.body, series)
     }
 }
 
-/// Three processes that know each other, and go on doing so however busy the machine is.
-async fn processes(nats: &Nats, options: &[&str]) -> Vec<Node> {
+/// Starts three nodes as processes and waits until they know each other. The down time is long, so that a
+/// busy machine makes no node take another for dead.
+async fn three_processes(nats: &Nats, options: &[&str]) -> Vec<Node> {
     let url = nats.url();
     let options = [options, &["--cluster-down-seconds", "12"]].concat();
     let nodes = join_all((0..3).map(|_| Node::start(&url, &options))).await;
-    join_all(nodes.iter().map(|node| node.knows(2))).await;
+    join_all(nodes.iter().map(|node| node.expect_peers(2))).await;
     nodes
 }
 
-/// A session that says a number to all, again and again, and sees that what it is told makes sense,
-/// whatever happens: nobody comes or goes twice, nobody speaks who is not there, and nobody's numbers go
-/// back.
-struct Witness {
+/// A session that broadcasts increasing numbers and checks what it receives: no session joins or leaves
+/// twice, no session that is not in the room sends, and no sender's numbers decrease.
+struct CheckedClient {
     client: Client,
     present: HashSet<String>,
-    /// What each has said last.
+    /// The last number of each sender.
     last: HashMap<String, u64>,
-    said: u64,
+    /// How many numbers this session has sent.
+    sent: u64,
 }
 
-impl Witness {
-    async fn join(address: SocketAddr) -> Witness {
+impl CheckedClient {
+    async fn join(address: SocketAddr) -> CheckedClient {
         let client = Client::connect(address, "/room/tea").await;
-        let mut witness = Witness {
+        let mut checked = CheckedClient {
             client,
             present: HashSet::new(),
             last: HashMap::new(),
-            said: 0,
+            sent: 0,
         };
         let hello = json!({"type": "hello", "receiver": "server"});
-        witness.client.send(hello).await;
-        while witness.client.id.is_empty() {
-            let message = witness.client.next().await;
-            witness.take_in(&message);
+        checked.client.send(hello).await;
+        while checked.client.id.is_empty() {
+            let message = checked.client.next().await;
+            checked.check(&message);
         }
-        witness
+        checked
     }
 
-    fn take_in(&mut self, message: &Value) {
+    /// Checks a message.
+    fn check(&mut self, message: &Value) {
         if self.client.id.is_empty() && message["type"] != "hello" {
-            // It is not known yet who was there before.
+            // Until `hello`, the sessions that were in the room before are not known.
             return;
         }
         let sender = message["sender"].as_str().unwrap().to_owned();
@@ -834,12 +842,15 @@ impl Witness {
             "new" => assert!(self.present.insert(sender), "a second new"),
             "close" => assert!(self.present.remove(&sender), "a close without a new"),
             "number" => {
-                assert!(self.present.contains(&sender), "{sender} is not there");
+                assert!(
+                    self.present.contains(&sender),
+                    "{sender} is not in the room"
+                );
                 let number = data.as_u64().unwrap();
                 let last = self.last.insert(sender, number);
                 assert!(
                     last.is_none_or(|last| number > last),
-                    "doubled, or too late"
+                    "a number is duplicated or reordered"
                 );
             }
             "hello" => {
@@ -850,7 +861,7 @@ impl Witness {
                     self.client.id = message["receiver"].as_str().unwrap().into();
                     self.present = peers;
                 } else {
-                    assert_eq!(self.present, peers, "the news do not add up to the roster");
+                    assert_eq!(self.present, peers, "the events do not add up to the peers");
                 }
             }
             "ack" => {}
@@ -859,27 +870,28 @@ impl Witness {
         }
     }
 
-    async fn say(&mut self) {
-        let number = json!({"type": "number", "receiver": "all", "data": self.said});
+    /// Broadcasts the next number.
+    async fn send_number(&mut self) {
+        let number = json!({"type": "number", "receiver": "all", "data": self.sent});
         self.client.try_send(number).await;
-        self.said += 1;
+        self.sent += 1;
     }
 
-    /// Lives on until it is told to stop; `None` if the connection ends before.
-    async fn live(mut self, mut stop: watch::Receiver<bool>) -> Option<Witness> {
-        let mut turns = interval(Duration::from_millis(10));
-        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Sends and checks until `stop`; `None` if the connection ends before.
+    async fn run(mut self, mut stop: watch::Receiver<bool>) -> Option<CheckedClient> {
+        let mut ticks = interval(Duration::from_millis(10));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = turns.tick() => {
-                    self.say().await;
-                    if self.said.is_multiple_of(8) {
+                _ = ticks.tick() => {
+                    self.send_number().await;
+                    if self.sent.is_multiple_of(8) {
                         let hello = json!({"type": "hello", "receiver": "server"});
                         self.client.try_send(hello).await;
                     }
                 }
                 frame = self.client.next_frame() => match frame {
-                    Ok(tungstenite::Message::Text(text)) => self.take_in(&serde_json::from_str(&text).unwrap()),
+                    Ok(tungstenite::Message::Text(text)) => self.check(&serde_json::from_str(&text).unwrap()),
                     Ok(tungstenite::Message::Close(_)) | Err(_) => return None,
                     Ok(_) => {}
                 },
@@ -888,46 +900,46 @@ impl Witness {
         }
     }
 
-    /// Waits until exactly these others are there.
-    async fn agrees(&mut self, others: &HashSet<String>) {
-        within_deadline("the rosters agree", async {
+    /// Waits until exactly these other sessions are in the room.
+    async fn expect_present(&mut self, others: &HashSet<String>) {
+        within_deadline("the expected peers", async {
             while self.present != *others {
                 let message = self.client.next().await;
-                self.take_in(&message);
+                self.check(&message);
             }
         })
         .await;
     }
 }
 
-/// One after the other, sessions join somewhere, say numbers, and leave, are lost, or go on somewhere
-/// else, as far as they can meanwhile.
-async fn come_and_go_somehow(
+/// Churn: one after the other, sessions join any node, send numbers, and then leave, lose the connection or
+/// resume on any node. Connections may fail.
+async fn churn(
     nodes: watch::Receiver<[SocketAddr; 3]>,
     mut random: StdRng,
     stop: watch::Receiver<bool>,
 ) {
-    let mut said = 0;
+    let mut sent = 0;
     let mut target = "/room/tea".to_owned();
     while !*stop.borrow() {
         let address = nodes.borrow()[random.random_range(0..3)];
         let opened = timeout(Duration::from_secs(1), open(address, &target)).await;
-        let from_anew = !target.contains('?');
+        let is_new = !target.contains('?');
         target = "/room/tea".into();
         let Ok(Ok(mut socket)) = opened else {
             continue;
         };
-        let mut say =
+        let mut messages =
             vec![json!({"type": "hello", "receiver": "server", "data": {"resume": true}})];
         for _ in 0..random.random_range(0..6) {
-            say.push(json!({"type": "number", "receiver": "all", "data": said}));
-            said += 1;
+            messages.push(json!({"type": "number", "receiver": "all", "data": sent}));
+            sent += 1;
         }
         let (mut token, mut received) = (None, 0);
-        for message in say {
+        for message in messages {
             let _ = socket.send(message.to_string().into()).await;
         }
-        // The first answer says how to go on.
+        // The answer to `hello` has the resume token.
         let hello = async {
             while let Ok(text) = next_text(&mut socket).await {
                 let message: Value = serde_json::from_str(&text).unwrap();
@@ -942,135 +954,132 @@ async fn come_and_go_somehow(
         };
         let _ = timeout(Duration::from_secs(1), hello).await;
         match (random.random_range(0..3), token) {
-            (0, Some(token)) if from_anew => {
+            (0, Some(token)) if is_new => {
                 target = format!("/room/tea?resume={token}&received={received}");
             }
             (0 | 1, _) => _ = timeout(Duration::from_secs(1), socket.close(None)).await,
-            // It is lost.
+            // The connection is dropped without a Close frame.
             _ => {}
         }
     }
 }
 
-/// Three nodes with three sessions each, which live on while others come and go and something happens to
-/// the third node or to NATS.
-struct Trial {
+/// Three nodes with three checked sessions each, and churn, while the third node or NATS fails.
+struct Scenario {
     nats: Nats,
-    /// Between the third node and NATS.
+    /// The proxy between the third node and NATS.
     proxy: Proxy,
     nodes: [Node; 3],
-    lives: Vec<JoinHandle<Option<Witness>>>,
+    clients: Vec<JoinHandle<Option<CheckedClient>>>,
     stop: watch::Sender<bool>,
-    /// Where the nodes are, for who comes and goes.
+    /// The addresses of the nodes, for the churn.
     addresses: watch::Sender<[SocketAddr; 3]>,
-    others: Vec<JoinHandle<()>>,
+    churn: Vec<JoinHandle<()>>,
 }
 
-impl Trial {
-    /// Who is lost is gone soon.
+impl Scenario {
+    /// A short time, so that sessions whose connections are lost leave soon.
     const OPTIONS: [&str; 2] = ["--resume-seconds", "2"];
 
-    async fn begin() -> Trial {
+    async fn begin() -> Scenario {
         let nats = Nats::start().await;
         let address = SocketAddr::from(([127, 0, 0, 1], nats.port));
         let proxy = Proxy::start(address, || Fate::NONE).await;
         let behind = format!("nats://{}", proxy.address);
         let urls = [nats.url(), nats.url(), behind];
-        let nodes = join_all(urls.iter().map(|url| Node::start(url, &Trial::OPTIONS))).await;
+        let nodes = join_all(urls.iter().map(|url| Node::start(url, &Scenario::OPTIONS))).await;
         let nodes: [Node; 3] = nodes.try_into().ok().unwrap();
         let addresses = nodes.each_ref().map(|node| node.program.address);
-        let mut trial = Trial {
+        let mut scenario = Scenario {
             nats,
             proxy,
             nodes,
-            lives: Vec::new(),
+            clients: Vec::new(),
             stop: watch::channel(false).0,
             addresses: watch::channel(addresses).0,
-            others: Vec::new(),
+            churn: Vec::new(),
         };
-        trial.knows(2).await;
+        scenario.expect_peers(2).await;
         for _ in 0..3 {
-            trial.join().await;
+            scenario.join().await;
         }
         let mut seeds = seeded();
         for _ in 0..3 {
             let random = StdRng::from_rng(&mut seeds);
-            let (addresses, stop) = (trial.addresses.subscribe(), trial.stop.subscribe());
-            let other = come_and_go_somehow(addresses, random, stop);
-            trial.others.push(tokio::spawn(other));
+            let (addresses, stop) = (scenario.addresses.subscribe(), scenario.stop.subscribe());
+            let task = tokio::spawn(churn(addresses, random, stop));
+            scenario.churn.push(task);
         }
-        trial
+        scenario
     }
 
-    /// Waits until each node knows so many others.
-    async fn knows(&self, others: u64) {
-        join_all(self.nodes.iter().map(|node| node.knows(others))).await;
+    /// Waits until each node knows this many other nodes.
+    async fn expect_peers(&self, others: u64) {
+        join_all(self.nodes.iter().map(|node| node.expect_peers(others))).await;
     }
 
-    /// Waits until the first two nodes know so many others.
-    async fn others_know(&self, others: u64) {
-        join_all(self.nodes[..2].iter().map(|node| node.knows(others))).await;
+    /// Waits until the first two nodes know this many other nodes.
+    async fn expect_peers_of_others(&self, others: u64) {
+        join_all(self.nodes[..2].iter().map(|node| node.expect_peers(others))).await;
     }
 
-    /// A session joins at each node.
+    /// Lets a checked session join each node.
     async fn join(&mut self) {
         for node in &self.nodes {
-            let witness = Witness::join(node.program.address).await;
-            let life = witness.live(self.stop.subscribe());
-            self.lives.push(tokio::spawn(life));
+            let client = CheckedClient::join(node.program.address).await;
+            let running = client.run(self.stop.subscribe());
+            self.clients.push(tokio::spawn(running));
         }
     }
 
-    /// Starts the third node again.
-    async fn start_again(&mut self) {
+    /// Starts a new third node.
+    async fn restart_node(&mut self) {
         let url = format!("nats://{}", self.proxy.address);
-        self.nodes[2] = Node::start(&url, &Trial::OPTIONS).await;
+        self.nodes[2] = Node::start(&url, &Scenario::OPTIONS).await;
         let address = self.nodes[2].program.address;
         self.addresses
             .send_modify(|addresses| addresses[2] = address);
     }
 
-    /// When the nodes know each other again, everybody knows exactly who is there, and who says
-    /// something is heard by all. Returns how many sessions are left.
+    /// Waits until the nodes know each other again, and stops the churn. Then each session must know exactly
+    /// the others, and receive the last number of each. Returns the number of checked sessions left.
     async fn end(mut self) -> usize {
-        self.knows(2).await;
+        self.expect_peers(2).await;
         self.join().await;
         self.stop.send_replace(true);
-        for other in self.others {
-            within_deadline("the end of who comes and goes", other)
-                .await
-                .unwrap();
+        for task in self.churn {
+            within_deadline("the end of the churn", task).await.unwrap();
         }
-        let lives = join_all(self.lives).await.into_iter();
-        let mut alive: Vec<Witness> = lives.filter_map(|life| life.unwrap()).collect();
-        let id = |witness: &Witness| witness.client.id.clone();
+        let clients = join_all(self.clients).await.into_iter();
+        let mut alive: Vec<CheckedClient> = clients.filter_map(|client| client.unwrap()).collect();
+        let id = |client: &CheckedClient| client.client.id.clone();
         let ids: HashSet<String> = alive.iter().map(id).collect();
         let others = |id: &String| {
             let mut others = ids.clone();
             others.remove(id);
             others
         };
-        for witness in &mut alive {
-            witness.agrees(&others(&witness.client.id)).await;
-            witness.say().await;
+        for checked in &mut alive {
+            checked.expect_present(&others(&checked.client.id)).await;
+            checked.send_number().await;
         }
-        let said: HashMap<String, u64> = alive
+        let sent: HashMap<String, u64> = alive
             .iter()
-            .map(|witness| (id(witness), witness.said - 1))
+            .map(|checked| (id(checked), checked.sent - 1))
             .collect();
-        for witness in &mut alive {
-            let others = others(&witness.client.id);
-            within_deadline("what all have said", async {
+        for checked in &mut alive {
+            let others = others(&checked.client.id);
+            within_deadline("the last number of each session", async {
                 while others
                     .iter()
-                    .any(|id| witness.last.get(id) != Some(&said[id]))
+                    .any(|id| checked.last.get(id) != Some(&sent[id]))
                 {
-                    let message = witness.client.next().await;
-                    witness.take_in(&message);
+                    let message = checked.client.next().await;
+                    checked.check(&message);
                 }
             })
             .await;
-            assert_eq!(witness.present, others);
+            assert_eq!(checked.present, others);
         }
         alive.len()
     }
@@ -1078,88 +1087,90 @@ impl Trial {
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_node_is_killed_and_another_takes_its_place() {
-    let mut trial = Trial::begin().await;
-    trial.nodes[2].program.signal("KILL").await;
-    trial.start_again().await;
-    assert_eq!(trial.end().await, 9);
+async fn the_cluster_survives_the_kill_of_a_node_and_its_replacement() {
+    let mut scenario = Scenario::begin().await;
+    scenario.nodes[2].program.signal("KILL").await;
+    scenario.restart_node().await;
+    assert_eq!(scenario.end().await, 9);
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_node_is_terminated_and_another_takes_its_place() {
-    let mut trial = Trial::begin().await;
-    trial.nodes[2].program.signal("TERM").await;
-    assert_eq!(trial.nodes[2].program.exit_code().await, Some(0));
-    // It has said goodbye.
-    trial.others_know(1).await;
-    trial.start_again().await;
-    assert_eq!(trial.end().await, 9);
+async fn the_cluster_survives_the_stop_of_a_node_and_its_replacement() {
+    let mut scenario = Scenario::begin().await;
+    scenario.nodes[2].program.signal("TERM").await;
+    assert_eq!(scenario.nodes[2].program.exit_code().await, Some(0));
+    // The node has announced its stop.
+    scenario.expect_peers_of_others(1).await;
+    scenario.restart_node().await;
+    assert_eq!(scenario.end().await, 9);
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_node_stands_still_for_five_seconds() {
-    let trial = Trial::begin().await;
-    trial.nodes[2].program.signal("STOP").await;
+async fn the_cluster_survives_a_node_that_is_frozen_for_five_seconds() {
+    let scenario = Scenario::begin().await;
+    scenario.nodes[2].program.signal("STOP").await;
     let _ = timeout(Duration::from_secs(5), pending::<()>()).await;
-    trial.others_know(1).await;
-    trial.nodes[2].program.signal("CONT").await;
-    trial.others_know(2).await;
-    assert_eq!(trial.end().await, 12);
+    scenario.expect_peers_of_others(1).await;
+    scenario.nodes[2].program.signal("CONT").await;
+    scenario.expect_peers_of_others(2).await;
+    assert_eq!(scenario.end().await, 12);
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn nats_is_killed_and_comes_back_at_once_or_late() {
-    let mut trial = Trial::begin().await;
-    for is_late in [false, true] {
-        trial.nats.kill().await;
-        for node in &trial.nodes {
-            node.shows("anteroom_cluster_connected", 0).await;
-            assert_eq!(node.ask("/ready").await.body, "not connected to NATS\n");
-            if is_late {
-                node.shows("anteroom_cluster_nodes", 0).await;
+async fn the_cluster_survives_a_short_and_a_long_outage_of_nats() {
+    let mut scenario = Scenario::begin().await;
+    for is_long in [false, true] {
+        scenario.nats.kill().await;
+        for node in &scenario.nodes {
+            node.expect_metric("anteroom_cluster_connected", 0).await;
+            assert_eq!(node.get("/ready").await.body, "not connected to NATS\n");
+            if is_long {
+                node.expect_metric("anteroom_cluster_nodes", 0).await;
             }
         }
-        trial.nats.start_again().await;
-        trial.knows(2).await;
+        scenario.nats.restart().await;
+        scenario.expect_peers(2).await;
     }
-    assert_eq!(trial.end().await, 12);
+    assert_eq!(scenario.end().await, 12);
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_node_is_cut_off_in_either_direction_or_both() {
-    let trial = Trial::begin().await;
+async fn the_cluster_survives_a_partition_in_either_or_both_directions() {
+    let scenario = Scenario::begin().await;
     for (up, down) in [(true, false), (false, true), (true, true)] {
-        trial.proxy.hold(up, down);
-        trial.others_know(1).await;
-        trial.nodes[2].shows("anteroom_cluster_nodes", 0).await;
-        trial.proxy.hold(false, false);
-        trial.knows(2).await;
+        scenario.proxy.hold(up, down);
+        scenario.expect_peers_of_others(1).await;
+        scenario.nodes[2]
+            .expect_metric("anteroom_cluster_nodes", 0)
+            .await;
+        scenario.proxy.hold(false, false);
+        scenario.expect_peers(2).await;
     }
-    trial.proxy.refuse(true);
-    trial.proxy.fail(Failure::Reset);
-    trial.others_know(1).await;
-    trial.proxy.refuse(false);
-    assert_eq!(trial.end().await, 12);
+    scenario.proxy.refuse(true);
+    scenario.proxy.fail(Failure::Reset);
+    scenario.expect_peers_of_others(1).await;
+    scenario.proxy.refuse(false);
+    assert_eq!(scenario.end().await, 12);
 }
 
-/// What nodes say comes twice, and once more later.
+/// Each message between nodes arrives twice, and once more later.
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn what_nodes_say_is_doubled_and_delayed() {
-    let mut trial = Trial::begin().await;
-    let client = async_nats::connect(trial.nats.url()).await.unwrap();
+async fn the_cluster_survives_duplicated_and_delayed_messages() {
+    let mut scenario = Scenario::begin().await;
+    let client = async_nats::connect(scenario.nats.url()).await.unwrap();
     let mut all = client.subscribe("anteroom.>").await.unwrap();
-    let (count, mut doubled) = watch::channel(0);
+    let (count, mut duplicated) = watch::channel(0);
     let echo = tokio::spawn(async move {
         let mut known: HashSet<Vec<u8>> = HashSet::new();
         let mut late = VecDeque::new();
         while let Some(message) = all.next().await {
             if !known.insert(message.payload.to_vec()) {
-                // It is an echo.
+                // The message is one that this test has published.
                 continue;
             }
             late.push_back(message.clone());
@@ -1178,14 +1189,14 @@ async fn what_nodes_say_is_doubled_and_delayed() {
         }
     });
     let mut wait_for = async |messages| {
-        let waiting = doubled.wait_for(|count| *count >= messages);
+        let waiting = duplicated.wait_for(|count| *count >= messages);
         within_deadline("enough traffic", waiting).await.unwrap();
     };
     wait_for(2000).await;
-    trial.join().await;
-    trial.nodes[2].program.signal("KILL").await;
-    trial.start_again().await;
+    scenario.join().await;
+    scenario.nodes[2].program.signal("KILL").await;
+    scenario.restart_node().await;
     wait_for(6000).await;
     echo.abort();
-    assert_eq!(trial.end().await, 11);
+    assert_eq!(scenario.end().await, 11);
 }

@@ -1,17 +1,17 @@
-//! What much of anything does to several nodes: floods and long lists. Nothing that was acknowledged is
-//! lost for it, and no node takes another for dead.
+//! Several nodes under load: floods, and long lists of members. No acknowledged message may be lost, and no
+//! node may take another for dead.
 
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    cluster::Nats,
+    cluster::{Nats, expect_membership},
     resuming::resumable_beside,
     support::{Client, File, Raw, TestServer, eventually, in_seconds, operator, text, total},
     tokens::{SECRET, sign, with_secret},
 };
 
-/// Writes to one session, as fast as that is read, until it is aborted.
+/// Sends to one session as fast as the server reads, until the task is aborted.
 async fn flood(mut raw: Raw, receiver: String) {
     let message = format!(r#"{{"type":"f","receiver":"{receiver}"}}"#);
     let messages = text(message).repeat(500);
@@ -20,31 +20,28 @@ async fn flood(mut raw: Raw, receiver: String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_flood_to_another_node_takes_nothing_from_anybody() {
+async fn a_flood_to_another_node_does_not_disturb_other_rooms() {
     let nats = Nats::start().await;
-    // Nobody is given up for being slow: the machine has other things to do, too.
-    let patient = |config: &mut anteroom::Config| config.cluster.down_seconds = 12;
-    let nodes: [TestServer; 2] = nats.nodes_with(patient).await;
+    // No node may be taken for dead because the machine is busy.
+    let long_down_time = |config: &mut anteroom::Config| config.cluster.down_seconds = 12;
+    let nodes: [TestServer; 2] = nats.nodes_with(long_down_time).await;
     let [a, b] = &nodes;
-    // One who is away, whom strangers flood.
-    let mut witness = Client::join(b, "tea").await;
-    let (victim, _) = resumable_beside(&mut witness, b).await;
+    // Other sessions flood a suspended session.
+    let mut bystander = Client::join(b, "tea").await;
+    let (victim, _) = resumable_beside(&mut bystander, b).await;
     let id = victim.id.clone();
     drop(victim.into_raw());
-    eventually("the victim is away", || {
-        b.count("anteroom_sessions_suspended") == 1
-    })
-    .await;
+    b.expect_suspended(1).await;
     let mut floods = Vec::new();
     for _ in 0..40 {
-        let stranger = Client::join(a, "tea").await;
-        floods.push(tokio::spawn(flood(stranger.into_raw(), id.clone())));
+        let flooder = Client::join(a, "tea").await;
+        floods.push(tokio::spawn(flood(flooder.into_raw(), id.clone())));
     }
-    let flooded = "anteroom_messages_received_total";
-    let begun = a.count(flooded);
-    eventually("the flood is there", || a.count(flooded) > begun + 100_000).await;
+    let received = "anteroom_messages_received_total";
+    let before = a.count(received);
+    eventually("the flood", || a.count(received) > before + 100_000).await;
 
-    // Meanwhile others write to each other, and wait for each receipt.
+    // Meanwhile other sessions send to each other, and wait for each receipt.
     let mut alice = Client::join(a, "quiet").await;
     let mut bob = Client::join(b, "quiet").await;
     alice.expect_new(&bob.id).await;
@@ -58,7 +55,7 @@ async fn a_flood_to_another_node_takes_nothing_from_anybody() {
             assert_eq!(bob.next().await["data"], number);
         }
     }
-    // Others come and go, backends speak, and operators look.
+    // Sessions join and leave, and the admin API sends messages and lists a room.
     for _ in 0..20 {
         let mut carol = Client::join(a, "quiet").await;
         bob.expect_new(&carol.id).await;
@@ -92,8 +89,8 @@ async fn a_flood_to_another_node_takes_nothing_from_anybody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn lists_longer_than_the_queue_are_told_in_pieces() {
-    // By hand, with more: 520 are more than a queue takes as a whole.
+async fn lists_longer_than_the_queue_are_sent_in_pieces() {
+    // A run by hand can set more: 520 rooms are more than the queue holds.
     let rooms = std::env::var("ROOMS").map_or(60, |rooms| rooms.parse().unwrap());
     const SESSIONS: usize = 50;
     let key = File::new("long-lists.key", SECRET);
@@ -108,7 +105,7 @@ async fn lists_longer_than_the_queue_are_told_in_pieces() {
     eventually("the node is ready", || a.anteroom.is_ready()).await;
     let token = sign(json!({"exp": in_seconds(3600), "sub": "\u{1}".repeat(250),
         "info": "y".repeat(1000)}));
-    let enter = async |node: &TestServer, room: &str| {
+    let join = async |node: &TestServer, room: &str| {
         let path = format!("/room/{room}?token={token}");
         let mut client = Client::connect(node.address, &path).await;
         client
@@ -122,39 +119,31 @@ async fn lists_longer_than_the_queue_are_told_in_pieces() {
         };
         (client, hello["data"]["peers"].as_array().unwrap().len())
     };
-    // They are away at once: there are more than could be connected.
+    // Each session is suspended at once: there are more than can be connected.
     for number in 0..rooms * SESSIONS {
-        let (client, _) = enter(&a, &format!("room-{}", number / SESSIONS)).await;
+        let (client, _) = join(&a, &format!("room-{}", number / SESSIONS)).await;
         drop(client.into_raw());
     }
-    eventually("all are away", || {
-        a.count("anteroom_sessions_suspended") as usize == rooms * SESSIONS
-    })
-    .await;
-    // Two other nodes have somebody in each room when they hear of this one.
+    a.expect_suspended((rooms * SESSIONS) as u64).await;
+    // Two new nodes learn of the first, and a session joins each room on each of them.
     let nodes = [
         a,
         nats.node_with(with_tokens).await,
         nats.node_with(with_tokens).await,
     ];
-    for node in &nodes {
-        eventually("the nodes know each other", || {
-            node.anteroom.is_ready() && node.count("anteroom_cluster_nodes") == 2
-        })
-        .await;
-    }
+    expect_membership(&nodes).await;
     let mut clients = Vec::new();
     for room in 0..rooms {
         let room = format!("room-{room}");
-        let (first, peers) = enter(&nodes[1], &room).await;
+        let (first, peers) = join(&nodes[1], &room).await;
         assert_eq!(peers, SESSIONS, "{room}");
-        let (second, peers) = enter(&nodes[2], &room).await;
+        let (second, peers) = join(&nodes[2], &room).await;
         assert_eq!(peers, SESSIONS + 1, "{room}");
         clients.push((first, second));
     }
-    // One knows nobody any more, and all is told again while all goes on.
+    // A fourth node, which knows no session yet, receives every list while the others go on.
     let fourth = nats.node_with(with_tokens).await;
-    eventually("the fourth is there", || {
+    eventually("the fourth node", || {
         fourth.anteroom.is_ready() && fourth.count("anteroom_cluster_nodes") == 3
     })
     .await;

@@ -1,5 +1,5 @@
-//! What a node says to other nodes, and what it takes from them: seen by a node of which every word is
-//! the test's own.
+//! The messages between nodes: what a node sends and accepts. The test plays a fake node, and writes
+//! each of its messages itself.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -18,121 +18,130 @@ use crate::{
     support::{Client, RunningServer, TestServer, eventually, operator, within_deadline},
 };
 
-/// The other node's name for itself.
-const OTHER: &str = "00000000000000ff";
+/// The id of the fake node.
+const FAKE_NODE: &str = "00000000000000ff";
 
-/// The key of its tokens.
+/// The key that authenticates the resume tokens of the fake node.
 const KEY: [u8; 16] = [7; 16];
 
-/// A session of it.
+/// A session on the fake node.
 const SESSION: &str = "6c1f0000-0000-4000-8000-000000000000";
 
-/// The other node.
-struct Other {
-    mouth: Mouth,
-    to_all: Subscriber,
-    to_this: Subscriber,
-    /// The node it speaks to.
+/// A node that the test plays, in a cluster with one real node.
+struct FakeNode {
+    publisher: Publisher,
+    broadcasts: Subscriber,
+    direct: Subscriber,
+    /// The id of the real node.
     node: String,
-    alive: JoinHandle<()>,
+    heartbeat: JoinHandle<()>,
 }
 
-/// What it speaks with.
+/// Publishes the messages of the fake node.
 #[derive(Clone)]
-struct Mouth {
+struct Publisher {
     client: NatsClient,
+    /// The number of the last message.
     number: Arc<Mutex<u64>>,
 }
 
-/// The line of a message, and what stands behind it.
+/// The JSON line of a message, and the bytes after it.
 fn read(message: &Message) -> (Value, Vec<u8>) {
     let end = message.payload.iter().position(|byte| *byte == b'\n');
     let (line, text) = message.payload.split_at(end.unwrap());
     (serde_json::from_slice(line).unwrap(), text[1..].to_vec())
 }
 
-impl Other {
-    /// Joins a cluster of one node, whose numbers are somewhere else.
-    async fn join(nats: &Nats, server: &TestServer, number: u64) -> Other {
+impl FakeNode {
+    /// Joins the cluster of one real node, with messages numbered from `number`.
+    async fn join(nats: &Nats, server: &TestServer, number: u64) -> FakeNode {
         let client = async_nats::connect(nats.url()).await.unwrap();
-        let mut to_all = client.subscribe("anteroom.all").await.unwrap();
-        let subject = format!("anteroom.node.{OTHER}");
-        let to_this = client.subscribe(subject).await.unwrap();
-        let sign = within_deadline("a sign of life", to_all.next()).await;
-        let node = read(&sign.unwrap()).0["node"].as_str().unwrap().to_owned();
+        let mut broadcasts = client.subscribe("anteroom.all").await.unwrap();
+        let subject = format!("anteroom.node.{FAKE_NODE}");
+        let direct = client.subscribe(subject).await.unwrap();
+        let message = within_deadline("a heartbeat", broadcasts.next()).await;
+        let node = read(&message.unwrap()).0["node"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let number = Arc::new(Mutex::new(number));
-        let mouth = Mouth { client, number };
-        let alive = {
-            let (mouth, node) = (mouth.clone(), node.clone());
+        let publisher = Publisher { client, number };
+        let heartbeat = {
+            let (publisher, node) = (publisher.clone(), node.clone());
             let mut ticks = interval(Duration::from_millis(500));
             tokio::spawn(async move {
                 loop {
                     ticks.tick().await;
                     let key = URL_SAFE_NO_PAD.encode(KEY);
                     let alive = json!({"heard": [node], "keys": [key]});
-                    mouth.say("all", json!({"all": {"alive": alive}}), "").await;
+                    publisher
+                        .publish("all", json!({"all": {"alive": alive}}), "")
+                        .await;
                 }
             })
         };
-        let other = Other {
-            mouth,
-            to_all,
-            to_this,
+        let fake = FakeNode {
+            publisher,
+            broadcasts,
+            direct,
             node,
-            alive,
+            heartbeat,
         };
-        eventually("the node hears it", || {
+        eventually("the node knows the fake node", || {
             server.count("anteroom_cluster_nodes") == 1
         })
         .await;
-        other
+        fake
     }
 
-    async fn say(&mut self, subject: &str, say: Value) {
-        self.mouth.say(subject, say, "").await;
+    /// Publishes a message on a subject.
+    async fn publish(&mut self, subject: &str, message: Value) {
+        self.publisher.publish(subject, message, "").await;
     }
 
-    async fn tell(&mut self, what: Value, text: &str) {
+    /// Sends a message, followed by `text`, to the real node alone.
+    async fn send(&mut self, message: Value, text: &str) {
         let subject = format!("node.{}", self.node);
-        self.mouth.say(&subject, json!({"node": what}), text).await;
+        let message = json!({"node": message});
+        self.publisher.publish(&subject, message, text).await;
     }
 
-    /// Says that this session of its is in a room.
-    async fn is_in(&mut self, room: &str, session: &str) {
+    /// Reports that a session of the fake node is in a room.
+    async fn report_member(&mut self, room: &str, session: &str) {
         let member = json!({"id": session, "joined": 1});
-        self.tell(
+        self.send(
             json!({"members": {"room": room, "last": 1, "clock": 1, "members": [member]}}),
             "",
         )
         .await;
     }
 
-    /// Says that none of its sessions is in a room.
-    async fn is_in_no_room(&mut self, room: &str) {
-        self.tell(json!({"absent": [room]}), "").await;
+    /// Reports that the fake node has no session in a room.
+    async fn report_absent(&mut self, room: &str) {
+        self.send(json!({"absent": [room]}), "").await;
     }
 
-    /// The next question about this room.
-    async fn hears_asked(&mut self, room: &str) -> Value {
+    /// The rooms of the next `ask` that includes this room.
+    async fn next_ask_about(&mut self, room: &str) -> Value {
         loop {
-            let asked = self.hears("ask").await.0;
-            if asked.as_array().unwrap().contains(&json!(room)) {
-                return asked;
+            let rooms = self.next_direct("ask").await.0;
+            if rooms.as_array().unwrap().contains(&json!(room)) {
+                return rooms;
             }
         }
     }
 
-    /// Answers that none of its sessions is in a room.
-    async fn is_not_in(&mut self, room: &str) {
-        self.hears_asked(room).await;
-        self.is_in_no_room(room).await;
+    /// Waits for an `ask` about a room, and answers that the fake node has no session in it.
+    async fn answer_absent(&mut self, room: &str) {
+        self.next_ask_about(room).await;
+        self.report_absent(room).await;
     }
 
-    /// The next of this kind that is said to it alone, and the text behind it.
-    async fn hears(&mut self, kind: &str) -> (Value, String) {
+    /// The next message of this kind that the real node sends to the fake node alone, and the text after it.
+    async fn next_direct(&mut self, kind: &str) -> (Value, String) {
         within_deadline(kind, async {
             loop {
-                let message = self.to_this.next().await.unwrap();
+                let message = self.direct.next().await.unwrap();
                 let (line, text) = read(&message);
                 if !line["say"]["node"][kind].is_null() {
                     let text = String::from_utf8(text).unwrap();
@@ -143,11 +152,11 @@ impl Other {
         .await
     }
 
-    /// The next of this kind that is said to all.
-    async fn hears_all(&mut self, kind: &str) -> Value {
+    /// The next message of this kind that the real node broadcasts.
+    async fn next_broadcast(&mut self, kind: &str) -> Value {
         within_deadline(kind, async {
             loop {
-                let message = self.to_all.next().await.unwrap();
+                let message = self.broadcasts.next().await.unwrap();
                 let (line, _) = read(&message);
                 if line["node"] == self.node.as_str() && !line["say"]["all"][kind].is_null() {
                     return line["say"]["all"][kind].clone();
@@ -157,10 +166,10 @@ impl Other {
         .await
     }
 
-    /// How often something of this kind has been said to all until now.
-    async fn count_all(&mut self, kind: &str) -> usize {
-        // What is said from now on comes behind this.
-        let client = &self.mouth.client;
+    /// The number of unread messages of this kind that the real node has broadcast.
+    async fn count_broadcasts(&mut self, kind: &str) -> usize {
+        // The node's later messages arrive after this one.
+        let client = &self.publisher.client;
         client
             .publish("anteroom.all", "end\n".into())
             .await
@@ -168,13 +177,13 @@ impl Other {
         let mut count = 0;
         within_deadline("the end", async {
             loop {
-                let message = self.to_all.next().await.unwrap();
+                let message = self.broadcasts.next().await.unwrap();
                 if &message.payload[..] == b"end\n" {
                     return;
                 }
                 let (line, _) = read(&message);
-                let is_its = line["node"] == self.node.as_str();
-                count += usize::from(is_its && !line["say"]["all"][kind].is_null());
+                let is_from_node = line["node"] == self.node.as_str();
+                count += usize::from(is_from_node && !line["say"]["all"][kind].is_null());
             }
         })
         .await;
@@ -182,70 +191,71 @@ impl Other {
     }
 }
 
-impl Mouth {
-    async fn say(&self, subject: &str, say: Value, text: &str) {
-        // Its numbers must go out in their order.
+impl Publisher {
+    /// Publishes a message, followed by `text`, on a subject.
+    async fn publish(&self, subject: &str, message: Value, text: &str) {
+        // The lock keeps the numbers in order on the wire.
         let mut number = self.number.lock().await;
         *number += 1;
-        let line = json!({"v": 2, "node": OTHER, "n": *number, "say": say});
+        let line = json!({"v": 2, "node": FAKE_NODE, "n": *number, "say": message});
         let message = format!("{line}\n{text}");
         let subject = format!("anteroom.{subject}");
         self.client.publish(subject, message.into()).await.unwrap();
     }
 }
 
-impl Drop for Other {
+impl Drop for FakeNode {
     fn drop(&mut self) {
-        self.alive.abort();
+        self.heartbeat.abort();
     }
 }
 
-/// A token as this node's sessions have them.
+/// A resume token of a session on the fake node.
 fn token(bits: u8) -> String {
     let bits = [bits; 16];
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &KEY), &bits);
     URL_SAFE_NO_PAD.encode([&bits[..], &tag.as_ref()[..8]].concat())
 }
 
-/// What nodes say in its place.
+/// The hash of a resume token, which nodes send instead of the token.
 fn hash(bits: u8) -> String {
     URL_SAFE_NO_PAD.encode(&digest(&SHA256, &[bits; 16]).as_ref()[..16])
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_session_is_taken_only_from_who_offers_what_was_sought() {
+async fn a_session_migrates_only_from_a_node_that_offers_the_wanted_token() {
     let nats = Nats::start().await;
     let [node] = nats.nodes().await;
-    let mut other = Other::join(&nats, &node, 1).await;
+    let mut fake = FakeNode::join(&nats, &node, 1).await;
     let path = format!("/room/tea?resume={}&received=0", token(1));
     let address = node.address();
-    let coming = tokio::spawn(async move { Client::connect(address, &path).await });
-    assert_eq!(other.hears("ask").await.0, json!(["tea"]));
-    other.is_in("tea", SESSION).await;
-    let want = other.hears_all("want").await;
+    let connecting = tokio::spawn(async move { Client::connect(address, &path).await });
+    assert_eq!(fake.next_direct("ask").await.0, json!(["tea"]));
+    fake.report_member("tea", SESSION).await;
+    let want = fake.next_broadcast("want").await;
     assert_eq!(want["token"], hash(1));
-    let mut client = within_deadline("the upgrade", coming).await.unwrap();
+    let mut client = within_deadline("the upgrade", connecting).await.unwrap();
     let seek = want["seek"].clone();
 
-    // Somebody else's session is offered late, and handed over all the same.
+    // The fake node offers another session late, and sends it although the node declines.
     let offer = |token: u8| json!({"offer": {"room": "tea", "seek": seek, "token": hash(token)}});
-    let handed = |token: u8, id: &str| {
+    let migrated = |token: u8, id: &str| {
         let member = json!({"id": id, "joined": 1});
         json!({"handed": {"room": "tea", "seek": seek, "token": hash(token), "member": member,
             "taken_in": 3, "permit": null, "seen": [], "part": 0, "known": [], "more": false}})
     };
     let missed = r#"[{"type":"secret","sender":"server","receiver":"all","data":1}]"#;
-    other.tell(offer(2), "").await;
-    assert_eq!(other.hears("accept").await.0["accepted"], false);
-    other.tell(handed(2, SESSION), missed).await;
-    other.tell(handed(1, SESSION), missed).await;
-    other.tell(offer(1), "").await;
-    assert_eq!(other.hears("accept").await.0["accepted"], true);
-    let strange = "6c1f0000-0000-4000-8000-000000000001";
-    other.tell(handed(2, strange), missed).await;
+    fake.send(offer(2), "").await;
+    assert_eq!(fake.next_direct("accept").await.0["accepted"], false);
+    fake.send(migrated(2, SESSION), missed).await;
+    fake.send(migrated(1, SESSION), missed).await;
+    fake.send(offer(1), "").await;
+    assert_eq!(fake.next_direct("accept").await.0["accepted"], true);
+    let other_session = "6c1f0000-0000-4000-8000-000000000001";
+    fake.send(migrated(2, other_session), missed).await;
     let missed = r#"[{"type":"own","sender":"server","receiver":"all","data":2}]"#;
-    other.tell(handed(1, SESSION), missed).await;
+    fake.send(migrated(1, SESSION), missed).await;
     let resumed = client.next().await;
     assert_eq!(resumed["type"], "resumed", "{resumed}");
     assert_eq!(resumed["receiver"], SESSION);
@@ -254,32 +264,32 @@ async fn a_session_is_taken_only_from_who_offers_what_was_sought() {
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn what_does_not_arrive_at_another_node_is_told_to_who_wrote_it() {
+async fn the_sender_learns_of_a_message_that_another_node_cannot_deliver() {
     let nats = Nats::start().await;
     let [node] = nats.nodes().await;
     let mut alice = Client::join(&node, "tea").await;
-    let mut other = Other::join(&nats, &node, 1).await;
-    assert_eq!(other.hears("ask").await.0, json!(["tea"]));
-    other.is_in("tea", SESSION).await;
+    let mut fake = FakeNode::join(&nats, &node, 1).await;
+    assert_eq!(fake.next_direct("ask").await.0, json!(["tea"]));
+    fake.report_member("tea", SESSION).await;
     alice.expect_new(SESSION).await;
 
-    // The receiver has just left there.
+    // The receiver has just left the fake node.
     alice
         .send(json!({"type": "x", "receiver": SESSION, "ref": "mine"}))
         .await;
     let receipt = alice.next().await;
     assert_eq!(receipt["data"], json!({"ref": "mine", "receivers": 1}));
-    let mut unicast = other.hears("unicast").await.0;
+    let mut unicast = fake.next_direct("unicast").await.0;
     assert_eq!(unicast["ref"], "mine");
     assert_eq!(unicast["sender"], alice.id.as_str());
-    other.tell(json!({"undelivered": unicast.take()}), "").await;
+    fake.send(json!({"undelivered": unicast.take()}), "").await;
     let error = alice.expect_error("unknown_receiver").await;
     assert_eq!(error["ref"], "mine");
     assert!(error["message"].as_str().unwrap().contains(SESSION));
     let errors = "anteroom_errors_total{code=\"unknown_receiver\"}";
     assert_eq!(node.count(errors), 1);
 
-    // The other way round: nobody of that id, one who left, a room that is not here.
+    // In the fake direction: an unknown id, a session that left, a room that the node does not have.
     let bob = Client::join(&node, "tea").await;
     alice.expect_new(&bob.id).await;
     let left = bob.id.clone();
@@ -287,21 +297,21 @@ async fn what_does_not_arrive_at_another_node_is_told_to_who_wrote_it() {
     alice.expect_left(&left).await;
     for (room, receiver) in [("tea", SESSION), ("tea", &left), ("coffee", &alice.id)] {
         let unicast = json!({"room": room, "sender": SESSION, "receiver": receiver, "ref": 7});
-        other.tell(json!({"unicast": unicast}), "{}").await;
-        assert_eq!(other.hears("undelivered").await.0, unicast);
+        fake.send(json!({"unicast": unicast}), "{}").await;
+        assert_eq!(fake.next_direct("undelivered").await.0, unicast);
     }
     alice.expect_quiet().await;
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn what_a_node_had_not_taken_in_when_it_went_is_counted() {
+async fn messages_that_a_stopped_node_did_not_confirm_count_as_lost() {
     let nats = Nats::start().await;
     let [node] = nats.nodes().await;
     let mut alice = Client::join(&node, "tea").await;
-    let mut other = Other::join(&nats, &node, 1).await;
-    other.hears("ask").await;
-    other.is_in("tea", SESSION).await;
+    let mut fake = FakeNode::join(&nats, &node, 1).await;
+    fake.next_direct("ask").await;
+    fake.report_member("tea", SESSION).await;
     alice.expect_new(SESSION).await;
     for number in 0..5 {
         alice
@@ -309,74 +319,75 @@ async fn what_a_node_had_not_taken_in_when_it_went_is_counted() {
             .await;
         assert_eq!(alice.next().await["type"], "ack");
     }
-    // How far it has come it says by the numbers of what it was told; it goes in the middle.
-    let mut heard = Vec::new();
-    while heard.len() < 3 {
-        let message = within_deadline("a message", other.to_this.next()).await;
+    // A node confirms by the number of a message. The fake node confirms the third message, and stops.
+    let mut numbers = Vec::new();
+    while numbers.len() < 3 {
+        let message = within_deadline("a message", fake.direct.next()).await;
         let (line, _) = read(&message.unwrap());
         if !line["say"]["node"]["unicast"].is_null() {
-            heard.push(line["n"].as_u64().unwrap());
+            numbers.push(line["n"].as_u64().unwrap());
         }
     }
-    other.tell(json!({"taken": {"number": heard[2]}}), "").await;
-    other.alive.abort();
-    other.say("all", json!({"all": "bye"})).await;
+    fake.send(json!({"taken": {"number": numbers[2]}}), "")
+        .await;
+    fake.heartbeat.abort();
+    fake.publish("all", json!({"all": "bye"})).await;
     alice.expect_left(SESSION).await;
-    // What it was sent is noted now and then, so that some of what it has taken in counts, too.
+    // The node records only some of the numbers it sends, so some confirmed messages may count as lost.
     let lost = node.count("anteroom_cluster_messages_lost_total");
     assert!((2..=5).contains(&lost), "{lost}");
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn a_made_up_token_is_no_question_to_other_nodes() {
+async fn a_node_asks_the_others_only_for_tokens_that_a_node_issued() {
     let nats = Nats::start().await;
     let [node] = nats.nodes().await;
-    let mut other = Other::join(&nats, &node, 1).await;
+    let mut fake = FakeNode::join(&nats, &node, 1).await;
     for bits in 0..50 {
-        let made_up = URL_SAFE_NO_PAD.encode([bits; 16]);
-        let tagged = URL_SAFE_NO_PAD.encode([bits; 24]);
-        for token in [made_up, tagged] {
+        let untagged = URL_SAFE_NO_PAD.encode([bits; 16]);
+        let wrongly_tagged = URL_SAFE_NO_PAD.encode([bits; 24]);
+        for token in [untagged, wrongly_tagged] {
             let path = format!("/room/tea-{bits}?resume={token}&received=0");
-            other.is_in_no_room(&format!("tea-{bits}")).await;
+            fake.report_absent(&format!("tea-{bits}")).await;
             let mut client = Client::connect(node.address, &path).await;
             assert_eq!(client.next().await["data"]["code"], "resume_failed");
             client.leave().await;
         }
     }
-    assert_eq!(other.count_all("want").await, 0);
-    // One that is a node's is asked for.
+    assert_eq!(fake.count_broadcasts("want").await, 0);
+    // The node asks for a token with a valid tag.
     let path = format!("/room/tea?resume={}&received=0", token(1));
     let address = node.address;
-    let coming = tokio::spawn(async move { Client::connect(address, &path).await });
-    other.hears("ask").await;
-    other.is_in("tea", SESSION).await;
-    let want = other.hears_all("want").await;
+    let connecting = tokio::spawn(async move { Client::connect(address, &path).await });
+    fake.next_direct("ask").await;
+    fake.report_member("tea", SESSION).await;
+    let want = fake.next_broadcast("want").await;
     let answer = json!({"room": "tea", "seek": want["seek"], "answer": "not_here"});
-    other.tell(json!({"answer": answer}), "").await;
-    let mut client = within_deadline("the upgrade", coming).await.unwrap();
+    fake.send(json!({"answer": answer}), "").await;
+    let mut client = within_deadline("the upgrade", connecting).await.unwrap();
     assert_eq!(client.next().await["data"]["code"], "resume_failed");
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn numbers_however_far_apart_keep_no_nodes_apart() {
+async fn nodes_whose_numbers_are_far_apart_understand_each_other() {
     for number in [1, 1 << 40, (1 << 52) - 10, (1 << 53) - 100] {
         let nats = Nats::start().await;
         let [node] = nats.nodes().await;
         let mut alice = Client::join(&node, "tea").await;
-        let mut other = Other::join(&nats, &node, number).await;
-        other.hears("ask").await;
-        other.is_in("tea", SESSION).await;
+        let mut fake = FakeNode::join(&nats, &node, number).await;
+        fake.next_direct("ask").await;
+        fake.report_member("tea", SESSION).await;
         alice.expect_new(SESSION).await;
         alice.send(json!({"type": "x", "receiver": SESSION})).await;
-        assert_eq!(other.hears("unicast").await.0["receiver"], SESSION);
+        assert_eq!(fake.next_direct("unicast").await.0["receiver"], SESSION);
     }
 }
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
-async fn who_looks_at_a_room_changes_nothing() {
+async fn a_look_at_a_room_through_the_admin_api_joins_no_room() {
     let nats = Nats::start().await;
     let [node] = nats
         .nodes_with(|config| {
@@ -384,15 +395,15 @@ async fn who_looks_at_a_room_changes_nothing() {
             config.limits.max_room_sessions = NonZeroU32::new(1);
         })
         .await;
-    let mut other = Other::join(&nats, &node, 1).await;
-    other.count_all("enter").await;
+    let mut fake = FakeNode::join(&nats, &node, 1).await;
+    fake.count_broadcasts("enter").await;
     let _alice = Client::join(&node, "coffee").await;
-    assert_eq!(other.hears_all("enter").await["room"], "coffee");
+    assert_eq!(fake.next_broadcast("enter").await["room"], "coffee");
 
-    // The other says that it is in one room, in two pieces, and not in another.
-    let look = operator(&node, "GET", "/rooms/tea", "");
+    // The fake node reports sessions of one room in two pieces, and none of another room.
+    let request = operator(&node, "GET", "/rooms/tea", "");
     let answers = async {
-        assert_eq!(other.hears_asked("tea").await, json!(["tea"]));
+        assert_eq!(fake.next_ask_about("tea").await, json!(["tea"]));
         let pieces = [(None, Some(1), "1"), (Some(1), None, "2")];
         for (after, until, id) in pieces {
             let id = format!("6c1f0000-0000-4000-8000-00000000000{id}");
@@ -401,10 +412,10 @@ async fn who_looks_at_a_room_changes_nothing() {
             };
             let members = json!({"room": "tea", "last": 1, "clock": 1, "after": range(after),
                 "until": range(until), "members": [{"id": id, "joined": 1}]});
-            other.tell(json!({"members": members}), "").await;
+            fake.send(json!({"members": members}), "").await;
         }
     };
-    let (answer, ()) = tokio::join!(look, answers);
+    let (answer, ()) = tokio::join!(request, answers);
     let sessions = &answer.json()["sessions"];
     assert_eq!(sessions.as_array().unwrap().len(), 2, "{}", answer.body);
     assert!(
@@ -412,27 +423,27 @@ async fn who_looks_at_a_room_changes_nothing() {
             .as_array()
             .unwrap()
             .iter()
-            .all(|it| it["node"] == OTHER)
+            .all(|session| session["node"] == FAKE_NODE)
     );
-    let look = operator(&node, "GET", "/rooms/nobody", "");
-    let (answer, ()) = tokio::join!(look, other.is_not_in("nobody"));
+    let request = operator(&node, "GET", "/rooms/nobody", "");
+    let (answer, ()) = tokio::join!(request, fake.answer_absent("nobody"));
     assert_eq!(answer.status, 404);
-    assert_eq!(other.count_all("enter").await, 0);
+    assert_eq!(fake.count_broadcasts("enter").await, 0);
     assert_eq!(node.anteroom.rooms(), 1);
 
-    // One of its sessions is closed by it.
+    // The admin API closes a session on the fake node.
     let id = "6c1f0000-0000-4000-8000-000000000001";
     let path = format!("/rooms/tea/sessions/{id}");
-    let close = operator(&node, "DELETE", &path, "");
+    let request = operator(&node, "DELETE", &path, "");
     let answers = async {
-        assert_eq!(other.hears_asked("tea").await, json!(["tea"]));
-        other.is_in("tea", id).await;
+        assert_eq!(fake.next_ask_about("tea").await, json!(["tea"]));
+        fake.report_member("tea", id).await;
     };
-    let (answer, ()) = tokio::join!(close, answers);
+    let (answer, ()) = tokio::join!(request, answers);
     assert_eq!(answer.status, 204);
     assert_eq!(
-        other.hears("expel").await.0,
+        fake.next_direct("expel").await.0,
         json!({"room": "tea", "id": id})
     );
-    assert_eq!(other.count_all("enter").await, 0);
+    assert_eq!(fake.count_broadcasts("enter").await, 0);
 }

@@ -1,4 +1,4 @@
-//! Storms, many rooms, and random comings and goings against a reference model.
+//! Join storms, many rooms, and random joins and leaves against a reference model.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,33 +12,38 @@ use crate::support::{
     total, within_deadline,
 };
 
-/// How many connections are being opened at once in a storm.
+/// The number of connections that are being opened at any time.
 const AT_ONCE: usize = 100;
 
-/// The size of the random model: clients, rooms, and what each client does, one after the other.
+/// The number of clients of the random model.
 const CLIENTS: usize = 50;
+
+/// The number of rooms of the random model.
 const ROOMS: usize = 5;
+
+/// The number of steps that each client of the random model takes, one after the other.
 const STEPS: usize = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_storm_of_2000_joins_everyone_knows_of_everyone() {
-    // Where so many share a processor a pong may take its time, and who has heard all sends none.
+async fn after_a_storm_of_2000_joins_every_session_knows_the_others() {
+    // A long time limit: so many clients on one processor answer pings late, and a client that has stopped
+    // reading answers none.
     let server = TestServer::with(|config| config.liveness.pong_seconds = 3600).await;
-    storm(&[server], 2000).await;
+    join_storm(&[server], 2000).await;
 }
 
-/// One of a storm, and what it was told.
-struct Told {
+/// A client of a join storm, and what it has received.
+struct StormClient {
     client: Client,
-    /// Who is there.
+    /// The ids of the sessions in the room.
     known: HashSet<String>,
-    /// Of how many it was told that they are new.
+    /// The number of `new` events received.
     news: usize,
 }
 
-impl Told {
-    /// Joins, and asks who is there.
-    async fn join(server: &impl RunningServer) -> Told {
+impl StormClient {
+    /// Joins and asks for the peers.
+    async fn join(server: &impl RunningServer) -> StormClient {
         let mut client = Client::connect(server.address(), "/room/storm").await;
         client
             .send(json!({"type": "hello", "receiver": "server"}))
@@ -52,9 +57,9 @@ impl Told {
                 client.id = message["receiver"].as_str().unwrap().into();
                 let known: HashSet<String> = ids.chain([&*client.id]).map(String::from).collect();
                 assert_eq!(known.len(), peers.len() + 1);
-                // Who has come before the answer is part of it.
+                // The peers include every session whose `new` came before the answer.
                 assert!(early.is_subset(&known));
-                return Told {
+                return StormClient {
                     client,
                     known,
                     news: early.len(),
@@ -62,12 +67,12 @@ impl Told {
             }
             assert_eq!(message["type"], "new");
             let id = message["sender"].as_str().unwrap().to_owned();
-            assert!(early.insert(id), "{message} came twice");
+            assert!(early.insert(id), "{message} arrived twice");
         }
     }
 
-    /// Listens until somebody says that these were all.
-    async fn listen(mut self) -> Told {
+    /// Receives `new` events until the message that announces the end of the joins.
+    async fn receive_news(mut self) -> StormClient {
         loop {
             let message = self.client.next().await;
             if message["type"] == "all" {
@@ -75,39 +80,40 @@ impl Told {
             }
             assert_eq!(message["type"], "new");
             let id = message["sender"].as_str().unwrap();
-            assert!(self.known.insert(id.into()), "{id} came twice");
+            assert!(self.known.insert(id.into()), "a second new of {id}");
             self.news += 1;
         }
     }
 }
 
-/// So many sessions join one room at once, at servers that are to be as one.
-pub async fn storm(servers: &[impl RunningServer], sessions: usize) {
-    // They read from the beginning: of a socket that nobody reads from, the kernel drops some of what
-    // comes, and sends it again only after half a minute.
-    let listening: Vec<JoinHandle<Told>> = stream::iter(1..sessions)
-        .map(|number| Told::join(&servers[number % servers.len()]))
+/// Lets this many sessions join one room at once, on servers that form one cluster. Each session must learn
+/// of all the others.
+pub async fn join_storm(servers: &[impl RunningServer], sessions: usize) {
+    // The clients read from the beginning: if nobody reads from a socket, the kernel drops packets, and
+    // retransmits them only after half a minute.
+    let receiving: Vec<JoinHandle<StormClient>> = stream::iter(1..sessions)
+        .map(|number| StormClient::join(&servers[number % servers.len()]))
         .buffer_unordered(AT_ONCE)
-        .map(|told| tokio::spawn(told.listen()))
+        .map(|client| tokio::spawn(client.receive_news()))
         .collect()
         .await;
-    let mut last = Told::join(&servers[0]).await;
+    let mut last = StormClient::join(&servers[0]).await;
     assert_eq!(total(servers, "anteroom_sessions").await, sessions as u64);
     last.client
         .send(json!({"type": "all", "receiver": "all"}))
         .await;
 
-    let others = join_all(listening).await;
-    let others: Vec<Told> = others.into_iter().map(Result::unwrap).collect();
+    let others = join_all(receiving).await;
+    let others: Vec<StormClient> = others.into_iter().map(Result::unwrap).collect();
     let all = || others.iter().chain([&last]);
-    let ids: HashSet<String> = all().map(|told| told.client.id.clone()).collect();
+    let ids: HashSet<String> = all().map(|client| client.client.id.clone()).collect();
     assert_eq!(ids.len(), sessions);
-    for told in all() {
-        let differ: Vec<&String> = told.known.symmetric_difference(&ids).collect();
-        assert!(differ.is_empty(), "{}: {differ:?}", told.client.id);
+    for client in all() {
+        let differ: Vec<&String> = client.known.symmetric_difference(&ids).collect();
+        assert!(differ.is_empty(), "{}: {differ:?}", client.client.id);
     }
-    // Of any two, one was told that the other is new.
-    let news: usize = all().map(|told| told.news).sum();
+    // Of any two sessions, one has received the `new` of the other.
+    let news: usize = all().map(|client| client.news).sum();
     assert_eq!(news, sessions * (sessions - 1) / 2);
 
     drop(others);
@@ -118,14 +124,14 @@ pub async fn storm(servers: &[impl RunningServer], sessions: usize) {
         assert!(present.remove(close["sender"].as_str().unwrap()), "{close}");
     }
     last.client.leave().await;
-    eventually_async("the room's end", async || {
+    eventually_async("the end of the room", async || {
         total(servers, "anteroom_sessions").await + total(servers, "anteroom_rooms").await == 0
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_20000_rooms_that_come_and_go_nothing_is_left() {
+async fn nothing_is_left_of_20000_rooms_that_were_opened_and_closed() {
     let mut server = TestServer::start().await;
     stream::iter(0..20_000)
         .for_each_concurrent(AT_ONCE, |number| {
@@ -134,7 +140,8 @@ async fn of_20000_rooms_that_come_and_go_nothing_is_left() {
                 let mut raw = Raw::connect(server).await;
                 raw.write(handshake(&format!("/room/{number}"))).await;
                 assert!(raw.read_head().await.starts_with("HTTP/1.1 101 "));
-                // As many end without a word as with one; a reset leaves no port behind.
+                // Every second client closes the session; the others only reset the connection. The reset
+                // frees the client's port at once.
                 if number % 2 == 0 {
                     raw.write(frame(0x88, &1000u16.to_be_bytes())).await;
                     assert_eq!(raw.read_close().await.0, 1000);
@@ -148,40 +155,41 @@ async fn of_20000_rooms_that_come_and_go_nothing_is_left() {
         anteroom.rooms() + anteroom.sessions() == 0
     })
     .await;
-    // One that was reset at once may only just have joined; with the last task it is gone, too.
+    // A session whose connection was reset at once may have joined only after the check above; the end of
+    // the last task ends it.
     server.stop();
     server.stopped().await;
     assert_eq!((anteroom.rooms(), anteroom.sessions()), (0, 0));
 }
 
-/// A client that checks, by what it gets, that it is told the truth about who is there.
-struct Witness {
+/// A client that checks that the events it receives agree with the peers in `hello`.
+struct CheckedClient {
     client: Client,
     room: usize,
-    /// Who is in the room, by the roster and the news since.
+    /// The ids of the sessions in the room: the peers in `hello`, and the events since.
     present: HashSet<String>,
-    /// Who has come and gone: no one comes back.
+    /// The ids of the sessions that have left: an id never returns.
     gone: HashSet<String>,
-    /// The number that the next chat of each must have, where it is known.
+    /// The number that the next chat of each session must have, where it is known.
     next_chat: HashMap<String, u64>,
-    /// How many chats this one has sent.
+    /// The number of chats that this client has sent.
     chats: u64,
 }
 
-impl Witness {
-    async fn join(server: &impl RunningServer, room: usize) -> Witness {
-        let (client, roster) = Client::join_with_peers(server, &format!("room{room}")).await;
-        Witness {
+impl CheckedClient {
+    async fn join(server: &impl RunningServer, room: usize) -> CheckedClient {
+        let (client, peers) = Client::join_with_peers(server, &format!("room{room}")).await;
+        CheckedClient {
             client,
             room,
-            present: roster.into_iter().collect(),
+            present: peers.into_iter().collect(),
             gone: HashSet::new(),
             next_chat: HashMap::new(),
             chats: 0,
         }
     }
 
-    /// Takes in all news up to the answer to a question asked now.
+    /// Checks all events up to the answer to a `hello` sent now, and the peers in that answer.
     async fn catch_up(&mut self) {
         self.client
             .send(json!({"type": "hello", "receiver": "server"}))
@@ -190,27 +198,29 @@ impl Witness {
             let message = self.client.next().await;
             if message["type"] == "hello" {
                 let peers = message["data"]["peers"].as_array().unwrap().iter();
-                let roster = peers
+                let peers = peers
                     .map(|peer| peer["id"].as_str().unwrap().to_owned())
                     .collect();
-                assert_eq!(self.present, roster, "the news do not add up to the roster");
+                assert_eq!(self.present, peers, "the events do not add up to the peers");
                 return;
             }
-            self.take_in(&message);
+            self.check(&message);
         }
     }
 
+    /// Broadcasts the next chat.
     async fn chat(&mut self) {
         let chat = json!({"type": "chat", "receiver": "all", "data": self.chats});
         self.client.send(chat).await;
         self.chats += 1;
     }
 
-    fn take_in(&mut self, message: &Value) {
+    /// Checks a message.
+    fn check(&mut self, message: &Value) {
         let sender = message["sender"].as_str().unwrap().to_owned();
         match message["type"].as_str().unwrap() {
             "new" => {
-                assert!(!self.gone.contains(&sender), "{sender} came back");
+                assert!(!self.gone.contains(&sender), "{sender} has left before");
                 self.next_chat.insert(sender.clone(), 0);
                 assert!(self.present.insert(sender), "a second new");
             }
@@ -221,62 +231,65 @@ impl Witness {
             "chat" => {
                 assert!(
                     self.present.contains(&sender),
-                    "a message from outside its stay"
+                    "a message of a session that is not in the room"
                 );
                 let number = message["data"].as_u64().unwrap();
                 let expected = self.next_chat.insert(sender, number + 1);
                 assert_eq!(
                     number,
                     expected.unwrap_or(number),
-                    "a chat is lost, doubled or late"
+                    "a chat is lost, duplicated or reordered"
                 );
             }
-            // Nobody was there to hear the chat.
+            // The chat had no receiver.
             "error" => assert_eq!(message["data"]["code"], "empty_room"),
             other => panic!("{other}"),
         }
     }
 }
 
-/// Lives many lives, one after the other, each on some server; returns the one it is in the middle of
-/// at the end.
-async fn random_lives(servers: &[impl RunningServer], mut random: StdRng) -> Option<Witness> {
-    let mut life: Option<Witness> = None;
+/// Joins, chats and leaves at random, one session after the other, each on a random server. Returns the
+/// session that is connected at the end, if there is one.
+async fn run_at_random(
+    servers: &[impl RunningServer],
+    mut random: StdRng,
+) -> Option<CheckedClient> {
+    let mut current: Option<CheckedClient> = None;
     for _ in 0..STEPS {
-        life = match (life, random.random_range(0..10)) {
+        current = match (current, random.random_range(0..10)) {
             (None, _) => {
                 let server = &servers[random.random_range(0..servers.len())];
-                Some(Witness::join(server, random.random_range(0..ROOMS)).await)
+                Some(CheckedClient::join(server, random.random_range(0..ROOMS)).await)
             }
-            (Some(witness), 0) => {
-                witness.client.leave().await;
+            (Some(client), 0) => {
+                client.client.leave().await;
                 None
             }
-            (Some(witness), 1) => {
-                drop(witness.client.into_raw());
+            (Some(client), 1) => {
+                drop(client.client.into_raw());
                 None
             }
-            (Some(witness), 2) => {
-                let mut raw = witness.client.into_raw();
+            (Some(client), 2) => {
+                let mut raw = client.client.into_raw();
                 raw.write(&text(r#"{"type":"cut","receiver":"all"}"#)[..10])
                     .await;
                 raw.stream.set_zero_linger().unwrap();
                 None
             }
-            (Some(mut witness), 3..7) => {
-                witness.chat().await;
-                Some(witness)
+            (Some(mut client), 3..7) => {
+                client.chat().await;
+                Some(client)
             }
-            (Some(mut witness), _) => {
-                witness.catch_up().await;
-                Some(witness)
+            (Some(mut client), _) => {
+                client.catch_up().await;
+                Some(client)
             }
         }
     }
-    life
+    current
 }
 
-/// The random numbers of a test that can be repeated.
+/// Random numbers that can be repeated: the seed is printed, and `ANTEROOM_TEST_SEED` sets it.
 pub fn seeded() -> StdRng {
     let seed = match std::env::var("ANTEROOM_TEST_SEED") {
         Ok(seed) => seed.parse().expect("ANTEROOM_TEST_SEED is a number"),
@@ -286,43 +299,44 @@ pub fn seeded() -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Fifty clients come and go in the rooms of servers that are to be as one, and see that they are.
-pub async fn come_and_go(servers: &[impl RunningServer]) {
+/// Lets fifty clients join and leave the rooms of servers that form one cluster. The clients check what they
+/// receive; at the end, the peers of each room must be exactly the connected clients.
+pub async fn join_and_leave_at_random(servers: &[impl RunningServer]) {
     let mut seeds = seeded();
-    let lives = (0..CLIENTS).map(|_| random_lives(servers, StdRng::from_rng(&mut seeds)));
-    let mut alive: Vec<Witness> = join_all(lives).await.into_iter().flatten().collect();
+    let runs = (0..CLIENTS).map(|_| run_at_random(servers, StdRng::from_rng(&mut seeds)));
+    let mut alive: Vec<CheckedClient> = join_all(runs).await.into_iter().flatten().collect();
 
-    // Once everyone is gone who should be, all rosters are exactly what the living make up.
+    // Once the sessions of all closed connections have left, the peers are exactly the connected clients.
     eventually_async("the last leave", async || {
         total(servers, "anteroom_sessions").await == alive.len() as u64
     })
     .await;
     let mut rooms: HashMap<usize, HashSet<String>> = HashMap::new();
-    for witness in &alive {
+    for client in &alive {
         rooms
-            .entry(witness.room)
+            .entry(client.room)
             .or_default()
-            .insert(witness.client.id.clone());
+            .insert(client.client.id.clone());
     }
     if let [server] = servers {
         assert_eq!(server.count("anteroom_rooms").await, rooms.len() as u64);
     }
-    // A last chat of everyone: when each has got those of all, none that came before is missing.
-    for witness in &mut alive {
-        witness.chat().await;
+    // Each client sends a last chat. A client that has received all the last chats has missed no chat.
+    for client in &mut alive {
+        client.chat().await;
     }
     let chats: HashMap<String, u64> = alive
         .iter()
-        .map(|witness| (witness.client.id.clone(), witness.chats))
+        .map(|client| (client.client.id.clone(), client.chats))
         .collect();
-    for witness in &mut alive {
-        let mut others = rooms[&witness.room].clone();
-        others.remove(&witness.client.id);
-        within_deadline("everyone's last chat", async {
+    for client in &mut alive {
+        let mut others = rooms[&client.room].clone();
+        others.remove(&client.client.id);
+        within_deadline("the last chat of each client", async {
             loop {
-                witness.catch_up().await;
-                let known = |other: &String| witness.next_chat.get(other) == Some(&chats[other]);
-                if witness.present == others && others.iter().all(known) {
+                client.catch_up().await;
+                let known = |other: &String| client.next_chat.get(other) == Some(&chats[other]);
+                if client.present == others && others.iter().all(known) {
                     break;
                 }
             }
@@ -332,7 +346,7 @@ pub async fn come_and_go(servers: &[impl RunningServer]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_comings_and_goings_agree_with_the_model() {
+async fn random_joins_and_leaves_agree_with_the_model() {
     let server = TestServer::start().await;
-    come_and_go(&[server]).await;
+    join_and_leave_at_random(&[server]).await;
 }

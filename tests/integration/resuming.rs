@@ -1,5 +1,5 @@
-//! Sessions that outlive their connections (PROTOCOL 8): nothing is lost, doubled or reordered, and
-//! the room notices nothing.
+//! Sessions that outlive their connections (PROTOCOL.md, section 8): no message is lost, duplicated or
+//! reordered, and the room notices nothing.
 
 use std::{
     collections::VecDeque,
@@ -30,61 +30,63 @@ use crate::{
     },
 };
 
-/// A client that loses nothing: it counts what it gets, keeps what it has sent until that is known
-/// to be taken in, and takes its session up again whenever the connection is lost.
-struct Phoenix {
+/// A client that loses no message: it counts what it receives, keeps what it has sent until the server has
+/// confirmed it, and resumes its session whenever the connection is lost.
+struct ResumingClient {
     address: SocketAddr,
     room: String,
     id: String,
     token: String,
     socket: WebSocketStream<TcpStream>,
-    /// How many messages it has got in its session.
+    /// The number of messages received in this session.
     received: u64,
-    /// What it has sent and nobody has said to have taken in, and how many were taken in before.
-    sent: VecDeque<String>,
-    taken_in: u64,
+    /// The sent messages that the server has not confirmed.
+    unconfirmed: VecDeque<String>,
+    /// The number of sent messages that the server has confirmed.
+    confirmed: u64,
+    /// The number of times the session was resumed.
     resumed: usize,
-    /// How often the network has stalled, and had when the connection was opened.
-    stalled: watch::Receiver<usize>,
-    stalls: usize,
+    /// The number of stalled connections of the proxy.
+    stalls: watch::Receiver<usize>,
+    /// The value of `stalls` when this client's connection was opened.
+    stalls_before: usize,
 }
 
-impl Phoenix {
-    /// Joins, and asks to be resumed; returns also who was there.
-    async fn join(proxy: &Proxy, room: &str) -> (Phoenix, Vec<String>) {
+impl ResumingClient {
+    /// Joins and asks for a resume token.
+    async fn join(proxy: &Proxy, room: &str) -> ResumingClient {
         let address = proxy.address;
         let path = format!("/room/{room}");
-        let mut phoenix = Phoenix {
+        let mut client = ResumingClient {
             address,
             room: room.into(),
             id: String::new(),
             token: String::new(),
             socket: open(address, &path).await.unwrap(),
             received: 0,
-            sent: VecDeque::new(),
-            taken_in: 0,
+            unconfirmed: VecDeque::new(),
+            confirmed: 0,
             resumed: 0,
-            stalled: proxy.stalls.clone(),
-            stalls: 0,
+            stalls: proxy.stalls.clone(),
+            stalls_before: 0,
         };
-        phoenix
+        client
             .send(json!({"type": "hello", "receiver": "server", "data": {"resume": true}}))
             .await;
         let hello = loop {
-            let message = phoenix.next().await;
+            let message = client.next().await;
             if message["type"] == "hello" {
                 break message;
             }
         };
-        phoenix.id = hello["receiver"].as_str().unwrap().into();
-        phoenix.token = hello["data"]["resume"]["token"].as_str().unwrap().into();
-        let peers = hello["data"]["peers"].as_array().unwrap().iter();
-        let peers = peers.map(|peer| peer["id"].as_str().unwrap().into());
-        (phoenix, peers.collect())
+        client.id = hello["receiver"].as_str().unwrap().into();
+        client.token = hello["data"]["resume"]["token"].as_str().unwrap().into();
+        client
     }
 
+    /// The request target that resumes the session.
     fn target(&self) -> String {
-        let Phoenix {
+        let ResumingClient {
             room,
             token,
             received,
@@ -93,31 +95,32 @@ impl Phoenix {
         format!("/room/{room}?resume={token}&received={received}")
     }
 
-    /// Sends a message, now or with the next connection.
+    /// Sends a message on this connection, or on the next one if this one is lost.
     async fn send(&mut self, message: Value) {
         let text = message.to_string();
-        self.sent.push_back(text.clone());
+        self.unconfirmed.push_back(text.clone());
         if self.socket.send(Message::text(text)).await.is_err() {
             self.resume().await;
         }
     }
 
-    /// Takes the session up again; whatever happens meanwhile, it goes on trying.
+    /// Resumes the session. Tries again until an attempt succeeds.
     async fn resume(&mut self) {
-        let again = async {
-            let mut stalled = self.stalled.clone();
+        let attempts = async {
+            let mut stalls = self.stalls.clone();
             loop {
-                self.stalls = *stalled.borrow();
-                let seen = self.stalls;
+                self.stalls_before = *stalls.borrow();
+                let before = self.stalls_before;
                 tokio::select! {
                     resumed = self.try_resume() => if resumed.is_ok() { break },
-                    _ = stalled.wait_for(|stalls| *stalls > seen) => {}
+                    _ = stalls.wait_for(|stalls| *stalls > before) => {}
                 }
             }
         };
-        within_deadline("the resume", again).await;
+        within_deadline("the resume", attempts).await;
     }
 
+    /// Tries once to resume the session, and sends the unconfirmed messages again.
     async fn try_resume(&mut self) -> Result<(), Error> {
         self.socket = open(self.address, &self.target()).await?;
         let text = next_text(&mut self.socket).await?;
@@ -125,27 +128,27 @@ impl Phoenix {
         assert_eq!(resumed["type"], "resumed", "{resumed}");
         assert_eq!(resumed["sender"], "server");
         assert_eq!(resumed["receiver"], self.id.as_str());
-        let taken_in = resumed["data"]["received"].as_u64().unwrap();
-        let more = taken_in
-            .checked_sub(self.taken_in)
-            .expect("it never goes back");
-        self.sent.drain(..more as usize);
-        self.taken_in = taken_in;
+        let confirmed = resumed["data"]["received"].as_u64().unwrap();
+        let more = confirmed
+            .checked_sub(self.confirmed)
+            .expect("the count never decreases");
+        self.unconfirmed.drain(..more as usize);
+        self.confirmed = confirmed;
         self.resumed += 1;
-        for text in &self.sent {
+        for text in &self.unconfirmed {
             self.socket.feed(Message::text(text)).await?;
         }
         self.socket.flush().await
     }
 
-    /// The next message, on this connection or another.
+    /// The next message, on this connection or on one that resumes the session.
     async fn next(&mut self) -> Value {
         loop {
-            let seen = self.stalls;
+            let before = self.stalls_before;
             let next = async {
                 tokio::select! {
                     text = next_text(&mut self.socket) => text.ok(),
-                    _ = self.stalled.wait_for(|stalls| *stalls > seen) => None,
+                    _ = self.stalls.wait_for(|stalls| *stalls > before) => None,
                 }
             };
             match within_deadline("a message", next).await {
@@ -159,6 +162,7 @@ impl Phoenix {
     }
 }
 
+/// Connects to `address` and upgrades.
 pub async fn open(address: SocketAddr, target: &str) -> Result<WebSocketStream<TcpStream>, Error> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
@@ -166,7 +170,7 @@ pub async fn open(address: SocketAddr, target: &str) -> Result<WebSocketStream<T
     Ok(client_async(url, stream).await?.0)
 }
 
-/// The next message; pings are answered on the way.
+/// The text of the next message. tungstenite answers pings meanwhile.
 pub async fn next_text(socket: &mut WebSocketStream<TcpStream>) -> Result<String, Error> {
     loop {
         match socket
@@ -181,26 +185,22 @@ pub async fn next_text(socket: &mut WebSocketStream<TcpStream>) -> Result<String
     }
 }
 
-/// A session that may be resumed, alone in its room so far. It has got two messages.
+/// A client that joins an empty room and asks for a resume token; returns both. It has received two
+/// messages.
 async fn resumable(server: &impl RunningServer, room: &str) -> (Client, String) {
     let mut client = Client::join(server, room).await;
-    let token = ask_for_token(&mut client).await;
+    let token = client.ask_for_resume_token().await;
     (client, token)
 }
 
-/// The same beside somebody in the room `tea`, who is told of it.
+/// A client that joins the room `tea`, where `other` is, and asks for a resume token; returns both.
 pub async fn resumable_beside(other: &mut Client, server: &impl RunningServer) -> (Client, String) {
     let resumable = resumable(server, "tea").await;
     other.expect_new(&resumable.0.id).await;
     resumable
 }
 
-async fn ask_for_token(client: &mut Client) -> String {
-    let hello = hello(client, json!({"resume": true})).await;
-    hello["resume"]["token"].as_str().unwrap().into()
-}
-
-/// What `hello` answers.
+/// Sends `hello` with this data; returns the data of the answer, which must be the next message.
 async fn hello(client: &mut Client, data: Value) -> Value {
     client
         .send(json!({"type": "hello", "receiver": "server", "data": data}))
@@ -208,8 +208,8 @@ async fn hello(client: &mut Client, data: Value) -> Value {
     client.next().await["data"].clone()
 }
 
-/// Comes back to a room, with this query.
-pub async fn return_to(
+/// Connects to a room with a resume token and the number of messages received.
+pub async fn reconnect(
     server: &TestServer,
     room: &str,
     token: &str,
@@ -219,24 +219,21 @@ pub async fn return_to(
     Client::connect(server.address(), &path).await
 }
 
-/// How many sessions were resumed, how many requests for that failed, and how many sessions expired.
+/// The number of resumes, of failed resumes, and of sessions that expired.
 fn outcomes(server: &TestServer) -> [u64; 3] {
     ["resumed", "failed", "expired"]
         .map(|outcome| server.count(&format!("anteroom_resumes_total{{outcome=\"{outcome}\"}}")))
 }
 
-/// Cuts a connection, and waits until the server knows.
-async fn lose(server: &TestServer, client: Client) {
-    let away = server.count("anteroom_sessions_suspended");
+/// Loses a connection, and waits until the session is suspended.
+async fn suspend(server: &TestServer, client: Client) {
+    let before = server.count("anteroom_sessions_suspended");
     drop(client.into_raw());
-    eventually("the loss", || {
-        server.count("anteroom_sessions_suspended") == away + 1
-    })
-    .await;
+    server.expect_suspended(before + 1).await;
 }
 
 impl Client {
-    /// The next message must say that the session goes on.
+    /// The next message must be `resumed`, with the number of messages that the server has received.
     pub async fn expect_resumed(&mut self, id: &str, received: u64) {
         self.id = id.into();
         let data = format!(r#"{{"received":{received}}}"#);
@@ -246,7 +243,7 @@ impl Client {
         .await;
     }
 
-    /// The next message must say that this is a new session; returns its id.
+    /// The next message must be the error `resume_failed`; returns the id of the new session.
     pub async fn expect_resume_failed(&mut self) -> String {
         let error = self.next().await;
         assert_eq!(error["type"], "error", "{error}");
@@ -255,7 +252,7 @@ impl Client {
         self.id.clone()
     }
 
-    /// Sends a note with a receipt, which must come.
+    /// Sends a note to one receiver and waits for the receipt.
     pub async fn note(&mut self, receiver: &str, data: u64) {
         let note = json!({"type": "note", "receiver": receiver, "data": data, "ref": data});
         self.send(note).await;
@@ -274,13 +271,13 @@ impl Client {
 }
 
 #[tokio::test]
-async fn only_who_asks_gets_a_token_and_it_stays_the_same() {
+async fn a_session_gets_a_resume_token_only_on_request_and_always_the_same() {
     let server = TestServer::start().await;
     let (mut alice, token) = resumable(&server, "tea").await;
     assert_eq!(token.len(), 22);
-    assert_eq!(ask_for_token(&mut alice).await, token);
-    let asked = hello(&mut alice, json!({"resume": true})).await;
-    assert_eq!(asked["resume"], json!({"token": token, "seconds": 30}));
+    assert_eq!(alice.ask_for_resume_token().await, token);
+    let answer = hello(&mut alice, json!({"resume": true})).await;
+    assert_eq!(answer["resume"], json!({"token": token, "seconds": 30}));
     for other in [
         json!(null),
         json!({"resume": false}),
@@ -294,25 +291,25 @@ async fn only_who_asks_gets_a_token_and_it_stays_the_same() {
 }
 
 #[tokio::test]
-async fn a_server_may_let_nobody_resume() {
+async fn a_server_can_disable_resuming() {
     let server = TestServer::with(|config| config.liveness.resume_seconds = 0).await;
-    let mut watcher = Client::join(&server, "tea").await;
+    let mut observer = Client::join(&server, "tea").await;
     let mut alice = Client::join(&server, "tea").await;
-    watcher.expect_new(&alice.id).await;
+    observer.expect_new(&alice.id).await;
     let hello = hello(&mut alice, json!({"resume": true})).await;
     assert_eq!(hello["resume"], json!(null));
     let id = alice.id.clone();
     drop(alice.into_raw());
-    watcher.expect_left(&id).await;
+    observer.expect_left(&id).await;
 }
 
 #[tokio::test]
-async fn who_is_away_is_still_there_and_misses_nothing() {
+async fn a_suspended_session_stays_in_the_room_and_misses_nothing() {
     let server = TestServer::start().await;
     let (alice, token) = resumable(&server, "tea").await;
     let mut bob = Client::join(&server, "tea").await;
     let id = alice.id.clone();
-    lose(&server, alice).await;
+    suspend(&server, alice).await;
     for number in 0..3 {
         bob.note(&id, number).await;
         bob.note("all", 10 + number).await;
@@ -320,8 +317,8 @@ async fn who_is_away_is_still_there_and_misses_nothing() {
     let carol = Client::join(&server, "tea").await;
     bob.expect_new(&carol.id).await;
 
-    let mut alice = return_to(&server, "tea", &token, 2).await;
-    // Both of hers were taken in: hello, twice.
+    let mut alice = reconnect(&server, "tea", &token, 2).await;
+    // The server has received both of Alice's messages, which are two `hello`s.
     alice.expect_resumed(&id, 2).await;
     alice.expect_new(&bob.id).await;
     for number in 0..3 {
@@ -338,68 +335,68 @@ async fn who_is_away_is_still_there_and_misses_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_says_how_it_goes() {
+async fn the_close_code_decides_whether_a_session_can_be_resumed() {
     let server = TestServer::start().await;
-    let mut watcher = Client::join(&server, "tea").await;
-    let goodbyes: [(&[u8], bool); 4] = [
+    let mut observer = Client::join(&server, "tea").await;
+    let closes: [(&[u8], bool); 4] = [
         (b"\x0f\xa0", true),
         (b"\x03\xe8", false),
         (b"\x0f\xa1", false),
         (b"", false),
     ];
-    for (status, comes_back) in goodbyes {
+    for (status, is_resumable) in closes {
         let mut client = Client::join(&server, "tea").await;
         let id = client.id.clone();
-        watcher.expect_new(&id).await;
-        let token = ask_for_token(&mut client).await;
+        observer.expect_new(&id).await;
+        let token = client.ask_for_resume_token().await;
         let mut raw = client.into_raw();
         raw.write(frame(0x88, status)).await;
-        let goodbye = raw.read_frame().await;
-        assert_eq!((goodbye.first, &goodbye.payload[..]), (0x88, status));
-        let mut back = return_to(&server, "tea", &token, 2).await;
-        if comes_back {
+        let close = raw.read_frame().await;
+        assert_eq!((close.first, &close.payload[..]), (0x88, status));
+        let mut back = reconnect(&server, "tea", &token, 2).await;
+        if is_resumable {
             back.expect_resumed(&id, 2).await;
-            watcher.expect_quiet().await;
+            observer.expect_quiet().await;
             back.leave().await;
-            watcher.expect_left(&id).await;
+            observer.expect_left(&id).await;
         } else {
-            watcher.expect_left(&id).await;
+            observer.expect_left(&id).await;
             let new = back.expect_resume_failed().await;
-            watcher.expect_new(&new).await;
+            observer.expect_new(&new).await;
             back.leave().await;
-            watcher.expect_left(&new).await;
+            observer.expect_left(&new).await;
         }
     }
 }
 
 #[tokio::test]
-async fn the_old_connection_is_closed_for_the_new() {
+async fn a_takeover_closes_the_old_connection() {
     let server = TestServer::start().await;
-    let mut watcher = Client::join(&server, "tea").await;
-    let (mut old, token) = resumable_beside(&mut watcher, &server).await;
+    let mut observer = Client::join(&server, "tea").await;
+    let (mut old, token) = resumable_beside(&mut observer, &server).await;
     let id = old.id.clone();
     for turn in 0..5 {
-        watcher.note(&id, turn).await;
-        let mut new = return_to(&server, "tea", &token, 2 + turn).await;
+        observer.note(&id, turn).await;
+        let mut new = reconnect(&server, "tea", &token, 2 + turn).await;
         new.expect_resumed(&id, 2 + turn).await;
         new.expect_note(turn).await;
-        new.send(json!({"type": "note", "receiver": watcher.id, "data": turn}))
+        new.send(json!({"type": "note", "receiver": observer.id, "data": turn}))
             .await;
-        watcher.expect_note(turn).await;
+        observer.expect_note(turn).await;
         let (code, reason) = old.expect_close().await;
         assert_eq!((code, &*reason), (1008, "resumed on another connection"));
         old = new;
     }
-    watcher.expect_quiet().await;
+    observer.expect_quiet().await;
 }
 
 #[tokio::test]
-async fn of_several_at_once_one_has_the_session() {
+async fn one_of_several_concurrent_takeovers_keeps_the_session() {
     let server = TestServer::start().await;
     for turn in 0..50 {
         let room = format!("room-{turn}");
         let (mut alice, token) = resumable(&server, &room).await;
-        let returns = (0..4).map(|_| return_to(&server, &room, &token, 2));
+        let returns = (0..4).map(|_| reconnect(&server, &room, &token, 2));
         let mut resumed = Vec::new();
         for mut client in join_all(returns).await {
             match client.next_or_close().await {
@@ -410,7 +407,7 @@ async fn of_several_at_once_one_has_the_session() {
                 Err(code) => assert_eq!(code, 1008),
             }
         }
-        // All have come; from all but one the session has been taken over since.
+        // All have connected; all but one have since lost the session to another takeover.
         let mut owners = 0;
         for mut client in resumed {
             client
@@ -430,16 +427,16 @@ async fn of_several_at_once_one_has_the_session() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_resumed_is_a_new_session_and_the_old_one_stays() {
+async fn a_failed_resume_is_a_new_session_and_leaves_the_suspended_one() {
     let server = TestServer::start().await;
-    let mut watcher = Client::join(&server, "tea").await;
-    let (alice, token) = resumable_beside(&mut watcher, &server).await;
+    let mut observer = Client::join(&server, "tea").await;
+    let (alice, token) = resumable_beside(&mut observer, &server).await;
     let id = alice.id.clone();
-    lose(&server, alice).await;
-    let wrong = "AAAAAAAAAAAAAAAAAAAAAA";
+    suspend(&server, alice).await;
+    let unknown = "AAAAAAAAAAAAAAAAAAAAAA";
     let long = "A".repeat(5000);
     for (token, received) in [
-        (wrong, "2"),
+        (unknown, "2"),
         (&long, "2"),
         ("%00", "2"),
         (&token, "100"),
@@ -450,26 +447,26 @@ async fn what_cannot_be_resumed_is_a_new_session_and_the_old_one_stays() {
         (&token, "18446744073709551616"),
         (&token, "18446744073709551615"),
     ] {
-        let mut other = return_to(&server, "tea", token, received).await;
+        let mut other = reconnect(&server, "tea", token, received).await;
         let new = other.expect_resume_failed().await;
         assert_ne!(new, id);
-        watcher.expect_new(&new).await;
+        observer.expect_new(&new).await;
         other.expect_quiet().await;
         other.leave().await;
-        watcher.expect_left(&new).await;
+        observer.expect_left(&new).await;
     }
-    let mut elsewhere = return_to(&server, "coffee", &token, 2).await;
-    elsewhere.expect_resume_failed().await;
-    let mut uncounted =
+    let mut other_room = reconnect(&server, "coffee", &token, 2).await;
+    other_room.expect_resume_failed().await;
+    let mut without_count =
         Client::connect(server.address, &format!("/room/coffee?resume={token}")).await;
-    uncounted.expect_resume_failed().await;
+    without_count.expect_resume_failed().await;
 
-    let mut alice = return_to(&server, "tea", &token, 2).await;
+    let mut alice = reconnect(&server, "tea", &token, 2).await;
     alice.expect_resumed(&id, 2).await;
 }
 
 #[tokio::test]
-async fn who_has_missed_too_much_begins_anew() {
+async fn a_session_that_missed_more_than_the_replay_buffer_holds_starts_anew() {
     let server = TestServer::with(|config| {
         config.limits.max_message_bytes = 1000;
         config.limits.outbox_bytes = 4000;
@@ -480,33 +477,33 @@ async fn who_has_missed_too_much_begins_anew() {
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;
     let id = alice.id.clone();
-    lose(&server, alice).await;
-    // Delivered, as far as anyone can know.
+    suspend(&server, alice).await;
+    // Each message counts as delivered: the server cannot know whether Alice resumes.
     for number in 0..100 {
         bob.note(&id, number).await;
     }
     bob.expect_quiet().await;
-    let mut alice = return_to(&server, "tea", &token, 3).await;
+    let mut alice = reconnect(&server, "tea", &token, 3).await;
     let new = alice.expect_resume_failed().await;
     bob.expect_new(&new).await;
     bob.expect_left(&id).await;
     bob.expect_quiet().await;
 }
 
-/// A request that comes late, with a count that was true once.
+/// The reconnection arrives late, with a count that was true once.
 #[tokio::test]
-async fn an_attempt_of_yesterday_harms_nobody() {
+async fn an_outdated_reconnection_does_not_disturb_the_session() {
     let server = TestServer::start().await;
     let mut bob = Client::join(&server, "tea").await;
     let (mut alice, token) = resumable_beside(&mut bob, &server).await;
     let id = alice.id.clone();
     bob.note(&id, 0).await;
     alice.expect_note(0).await;
-    lose(&server, alice).await;
-    let mut alice = return_to(&server, "tea", &token, 3).await;
+    suspend(&server, alice).await;
+    let mut alice = reconnect(&server, "tea", &token, 3).await;
     alice.expect_resumed(&id, 2).await;
-    // What she had got by then is not kept any longer.
-    let mut late = return_to(&server, "tea", &token, 2).await;
+    // The replay buffer no longer has what Alice has confirmed.
+    let mut late = reconnect(&server, "tea", &token, 2).await;
     let new = late.expect_resume_failed().await;
     bob.expect_new(&new).await;
     alice.expect_new(&new).await;
@@ -516,10 +513,10 @@ async fn an_attempt_of_yesterday_harms_nobody() {
     bob.expect_quiet().await;
 }
 
-/// A session that has missed nearly as much as is kept does not fail for the one message more that
-/// comes while it takes that in; and one that is too slow loses its connection, not itself.
+/// A session that reads too slowly loses its connection, but is suspended. A session that missed nearly as
+/// much as the replay buffer holds does not fail for one more message that arrives while it catches up.
 #[tokio::test]
-async fn who_is_too_slow_is_only_away() {
+async fn a_slow_reader_is_suspended_and_can_resume() {
     let server = TestServer::with(|config| config.limits.outbox_bytes = 256 << 10).await;
     let mut bob = Client::join(&server, "tea").await;
     let (alice, token) = resumable_beside(&mut bob, &server).await;
@@ -527,7 +524,7 @@ async fn who_is_too_slow_is_only_away() {
     let mut silent = alice.into_raw();
     let text = "x".repeat(10_000);
     let mut sent = 0;
-    // She does not read: it fills the network between, and then her outbox.
+    // Alice does not read: the messages fill the kernel's buffers, and then her outbox.
     while server.count("anteroom_sessions_suspended") == 0 {
         let note = json!({"type": "note", "receiver": id, "data": text, "ref": sent});
         bob.send(note).await;
@@ -535,25 +532,25 @@ async fn who_is_too_slow_is_only_away() {
         sent += 1;
     }
     bob.note(&id, 7).await;
-    let mut got = 0;
+    let mut received = 0;
     let code = loop {
         let RawFrame { first, payload } = silent.read_frame().await;
         match first {
-            0x81 => got += 1,
+            0x81 => received += 1,
             _ => break u16::from_be_bytes([payload[0], payload[1]]),
         }
     };
     assert_eq!(code, 1013);
-    assert!(got < sent);
+    assert!(received < sent);
 
-    let mut alice = return_to(&server, "tea", &token, 2 + got).await;
+    let mut alice = reconnect(&server, "tea", &token, 2 + received).await;
     alice.expect_resumed(&id, 2).await;
-    for _ in got..sent {
+    for _ in received..sent {
         bob.note(&id, 8).await;
         assert_eq!(alice.next().await["data"], text);
     }
     alice.expect_note(7).await;
-    for _ in got..sent {
+    for _ in received..sent {
         alice.expect_note(8).await;
     }
     bob.expect_quiet().await;
@@ -570,21 +567,21 @@ async fn an_early_ping_keeps_a_busy_session_resumable() {
     let mut bob = Client::join(&server, "tea").await;
     alice.expect_new(&bob.id).await;
     let id = alice.id.clone();
-    // Far more than the outbox holds; tungstenite answers the pings while it reads.
+    // The messages are far more than the outbox holds. tungstenite answers the pings while it reads.
     for number in 0..500 {
         bob.note(&id, number).await;
         alice.expect_note(number).await;
     }
-    // The pongs are in before this is answered.
+    // The server has received the pongs when it answers this.
     alice.expect_quiet().await;
-    lose(&server, alice).await;
-    let mut alice = return_to(&server, "tea", &token, 504).await;
+    suspend(&server, alice).await;
+    let mut alice = reconnect(&server, "tea", &token, 504).await;
     alice.expect_resumed(&id, 3).await;
     alice.expect_quiet().await;
 }
 
 #[tokio::test]
-async fn who_does_not_pong_is_away() {
+async fn a_client_that_answers_no_ping_is_suspended() {
     let server = TestServer::with(|config| {
         config.liveness.ping_seconds = 1;
         config.liveness.pong_seconds = 4;
@@ -595,13 +592,10 @@ async fn who_does_not_pong_is_away() {
     let mut silent = alice.into_raw();
     let reason = "no pong within 4 s";
     assert_eq!(silent.read_close().await, (1001, reason.into()));
-    eventually("the loss", || {
-        server.count("anteroom_sessions_suspended") == 1
-    })
-    .await;
+    server.expect_suspended(1).await;
     let mut bob = Client::join(&server, "tea").await;
     bob.note(&id, 7).await;
-    let mut alice = return_to(&server, "tea", &token, 2).await;
+    let mut alice = reconnect(&server, "tea", &token, 2).await;
     alice.expect_resumed(&id, 2).await;
     alice.expect_new(&bob.id).await;
     alice.expect_note(7).await;
@@ -609,61 +603,61 @@ async fn who_does_not_pong_is_away() {
 }
 
 #[tokio::test]
-async fn who_does_not_come_back_has_left_once() {
+async fn a_session_that_is_not_resumed_in_time_leaves_once() {
     let server = TestServer::with(|config| config.liveness.resume_seconds = 1).await;
-    let mut watcher = Client::join(&server, "tea").await;
-    let (alice, token) = resumable_beside(&mut watcher, &server).await;
+    let mut observer = Client::join(&server, "tea").await;
+    let (alice, token) = resumable_beside(&mut observer, &server).await;
     let id = alice.id.clone();
-    lose(&server, alice).await;
-    watcher.expect_left(&id).await;
-    let mut late = return_to(&server, "tea", &token, 2).await;
+    suspend(&server, alice).await;
+    observer.expect_left(&id).await;
+    let mut late = reconnect(&server, "tea", &token, 2).await;
     let new = late.expect_resume_failed().await;
-    watcher.expect_new(&new).await;
-    watcher.expect_quiet().await;
+    observer.expect_new(&new).await;
+    observer.expect_quiet().await;
     assert_eq!(outcomes(&server), [0, 1, 1]);
     assert_eq!(server.count("anteroom_sessions_suspended"), 0);
     assert_eq!(server.anteroom.sessions(), 2);
 }
 
-/// Clients that return about when their time is up: each is either resumed, or has left once.
+/// Clients reconnect about when their sessions expire: each session is either resumed, or has left once.
 #[tokio::test]
-async fn the_last_moment_is_either_in_time_or_too_late() {
+async fn a_reconnection_at_the_expiry_is_either_in_time_or_too_late() {
     let server = TestServer::with(|config| config.liveness.resume_seconds = 1).await;
     let mut moments = tokio::time::interval(Duration::from_millis(50));
-    let mut away = Vec::new();
+    let mut connected = Vec::new();
     for number in 0..20 {
         let room = format!("room-{number}");
-        let watcher = Client::join(&server, &room).await;
+        let observer = Client::join(&server, &room).await;
         let mut alice = Client::join(&server, &room).await;
-        let token = ask_for_token(&mut alice).await;
-        away.push((room, watcher, alice, token));
+        let token = alice.ask_for_resume_token().await;
+        connected.push((room, observer, alice, token));
     }
-    let mut lost = Vec::new();
-    for (room, watcher, alice, token) in away {
+    let mut suspended = Vec::new();
+    for (room, observer, alice, token) in connected {
         let id = alice.id.clone();
-        lose(&server, alice).await;
-        lost.push((room, watcher, id, token));
+        suspend(&server, alice).await;
+        suspended.push((room, observer, id, token));
     }
     for _ in 0..10 {
         moments.tick().await;
     }
     let mut outcomes = [0, 0];
-    for (room, mut watcher, id, token) in lost {
+    for (room, mut observer, id, token) in suspended {
         moments.tick().await;
-        let mut back = return_to(&server, &room, &token, 2).await;
+        let mut back = reconnect(&server, &room, &token, 2).await;
         let first = back.next().await;
-        watcher.expect_new(&id).await;
+        observer.expect_new(&id).await;
         if first["type"] == "resumed" {
             back.expect_quiet().await;
-            watcher.expect_quiet().await;
+            observer.expect_quiet().await;
             outcomes[0] += 1;
         } else {
             assert_eq!(first["data"]["code"], "resume_failed");
-            watcher.expect_left(&id).await;
-            watcher
+            observer.expect_left(&id).await;
+            observer
                 .expect_new(first["receiver"].as_str().unwrap())
                 .await;
-            watcher.expect_quiet().await;
+            observer.expect_quiet().await;
             outcomes[1] += 1;
         }
     }
@@ -671,11 +665,11 @@ async fn the_last_moment_is_either_in_time_or_too_late() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_away_keeps_its_place_and_needs_no_other() {
+async fn a_suspended_session_keeps_its_slot_and_needs_no_other() {
     let server = TestServer::with(|config| config.limits.max_sessions = Some(1)).await;
     let (alice, token) = resumable(&server, "tea").await;
     let id = alice.id.clone();
-    lose(&server, alice).await;
+    suspend(&server, alice).await;
     assert_eq!(server.anteroom.sessions(), 1);
     for path in [
         "/room/tea".to_owned(),
@@ -687,32 +681,32 @@ async fn a_session_that_is_away_keeps_its_place_and_needs_no_other() {
         raw.write(handshake(&path)).await;
         assert!(raw.read_head().await.starts_with("HTTP/1.1 503 "));
     }
-    let mut alice = return_to(&server, "tea", &token, 2).await;
+    let mut alice = reconnect(&server, "tea", &token, 2).await;
     alice.expect_resumed(&id, 2).await;
     alice.leave().await;
-    eventually("the leaving", || server.anteroom.sessions() == 0).await;
+    eventually("the leave", || server.anteroom.sessions() == 0).await;
     let (_bob, _) = resumable(&server, "tea").await;
 }
 
 #[tokio::test]
-async fn a_server_that_stops_does_not_wait_for_who_is_away() {
+async fn a_stopping_server_does_not_wait_for_suspended_sessions() {
     let mut server = TestServer::with(|config| config.stopping.drain_seconds = 3600).await;
     let (alice, token) = resumable(&server, "tea").await;
-    lose(&server, alice).await;
+    suspend(&server, alice).await;
     let (mut bob, _) = resumable(&server, "coffee").await;
     server.stop();
     assert_eq!(bob.expect_close().await.0, 1012);
     drop(bob);
     let address = server.address;
     server.stopped().await;
-    let gone = open(address, &format!("/room/tea?resume={token}&received=2")).await;
-    assert!(gone.is_err());
+    let late = open(address, &format!("/room/tea?resume={token}&received=2")).await;
+    assert!(late.is_err());
 }
 
-/// The connection is cut at every byte of a resume: of the handshake's answer, of `resumed`, of each
-/// message that was missed.
+/// The proxy cuts the connection at every byte of a resume: of the handshake's answer, of `resumed`, and of
+/// each replayed message.
 #[tokio::test]
-async fn a_resume_may_be_cut_anywhere() {
+async fn a_resume_survives_a_cut_anywhere() {
     let server = TestServer::start().await;
     let down = Arc::new(AtomicUsize::new(usize::MAX));
     let cut = down.clone();
@@ -722,20 +716,17 @@ async fn a_resume_may_be_cut_anywhere() {
     };
     let proxy = Proxy::start(server.address, fates).await;
     let mut bob = Client::join(&server, "tea").await;
-    let (mut alice, _) = Phoenix::join(&proxy, "tea").await;
+    let mut alice = ResumingClient::join(&proxy, "tea").await;
     bob.expect_new(&alice.id).await;
     for byte in 0..700 {
         proxy.fail(Failure::Reset);
-        eventually("the loss", || {
-            server.count("anteroom_sessions_suspended") == 1
-        })
-        .await;
+        server.expect_suspended(1).await;
         for number in 0..3 {
             bob.note(&alice.id, number).await;
         }
         down.store(byte, Relaxed);
         let _ = alice.try_resume().await;
-        // What gets through is taken in before the cut is noticed.
+        // Alice reads what got through before she notices the cut.
         let mut got = 0;
         while let Ok(text) = next_text(&mut alice.socket).await {
             let note: Value = serde_json::from_str(&text).unwrap();
@@ -751,7 +742,7 @@ async fn a_resume_may_be_cut_anywhere() {
             assert_eq!(alice.next().await["data"], got, "byte {byte}");
             got += 1;
         }
-        // What she sends is taken in once, too.
+        // The server receives once what Alice sends.
         alice
             .send(json!({"type": "note", "receiver": bob.id, "data": byte}))
             .await;
@@ -764,9 +755,9 @@ async fn a_resume_may_be_cut_anywhere() {
     bob.expect_quiet().await;
 }
 
-/// The connection is cut at every byte of what the client sends.
+/// The proxy cuts the connection at every third byte of what the client sends.
 #[tokio::test]
-async fn a_message_may_be_cut_anywhere() {
+async fn a_sent_message_survives_a_cut_anywhere() {
     let server = TestServer::start().await;
     let up = Arc::new(AtomicUsize::new(usize::MAX));
     let cut = up.clone();
@@ -777,7 +768,7 @@ async fn a_message_may_be_cut_anywhere() {
     };
     let proxy = Proxy::start(server.address, fates).await;
     let mut bob = Client::join(&server, "tea").await;
-    let (mut alice, _) = Phoenix::join(&proxy, "tea").await;
+    let mut alice = ResumingClient::join(&proxy, "tea").await;
     bob.expect_new(&alice.id).await;
     for byte in (0..600).step_by(3) {
         up.store(byte, Relaxed);
@@ -800,24 +791,27 @@ async fn a_message_may_be_cut_anywhere() {
     bob.expect_quiet().await;
 }
 
-/// How much two clients send each other while their connections fail.
-pub struct Storm {
+/// How much two clients send each other over connections that fail.
+pub struct FaultyExchange {
     pub seed: u64,
     pub messages: usize,
-    /// How many bytes a connection lasts at most.
+    /// The most bytes that a connection forwards before it fails.
     pub bytes: usize,
 }
 
-/// Two clients exchange numbered messages, to one and to all by turns, through a proxy each that fails.
-/// Each message must arrive once and in order, and a third session must hear of nothing else.
-/// Returns how often a session was resumed. Each connection leads to any of the servers.
-pub async fn weather(storm: &Storm, servers: &[impl RunningServer]) -> usize {
-    let room = format!("storm-{}", storm.seed);
-    let mut watcher = Client::join(&servers[0], &room).await;
-    let (mut alice, _proxy_a) = join_in(storm, 1, servers).await;
-    watcher.expect_new(&alice.id).await;
-    let (mut bob, _proxy_b) = join_in(storm, 2, servers).await;
-    watcher.expect_new(&bob.id).await;
+/// Two clients exchange numbered messages, alternately by unicast and broadcast, each through its own proxy,
+/// whose connections lead to any of the servers and fail. Each message must arrive once and in order, and a
+/// third session must receive nothing but the broadcasts. Returns how often a session was resumed.
+pub async fn exchange_over_faults(
+    exchange: &FaultyExchange,
+    servers: &[impl RunningServer],
+) -> usize {
+    let room = format!("faults-{}", exchange.seed);
+    let mut observer = Client::join(&servers[0], &room).await;
+    let (mut alice, _proxy_a) = join_over_faults(exchange, 1, servers).await;
+    observer.expect_new(&alice.id).await;
+    let (mut bob, _proxy_b) = join_over_faults(exchange, 2, servers).await;
+    observer.expect_new(&bob.id).await;
     let new = alice.next().await;
     assert_eq!(
         (&new["type"], &new["sender"]),
@@ -826,33 +820,37 @@ pub async fn weather(storm: &Storm, servers: &[impl RunningServer]) -> usize {
 
     let (a, b) = (alice.id.clone(), bob.id.clone());
     let (got_a, got_b, ()) = tokio::join!(
-        exchange(storm, &mut alice, &b),
-        exchange(storm, &mut bob, &a),
-        watch(storm, &mut watcher, [&a, &b]),
+        send_and_receive(exchange, &mut alice, &b),
+        send_and_receive(exchange, &mut bob, &a),
+        expect_broadcasts(exchange, &mut observer, [&a, &b]),
     );
-    let all: Vec<usize> = (0..storm.messages).collect();
-    assert_eq!(got_a, all, "seed {}", storm.seed);
-    assert_eq!(got_b, all, "seed {}", storm.seed);
+    let all: Vec<usize> = (0..exchange.messages).collect();
+    assert_eq!(got_a, all, "seed {}", exchange.seed);
+    assert_eq!(got_b, all, "seed {}", exchange.seed);
     for outcome in ["failed", "expired"] {
         let series = format!("anteroom_resumes_total{{outcome=\"{outcome}\"}}");
         assert_eq!(total(servers, &series).await, 0);
     }
-    watcher.expect_quiet().await;
+    observer.expect_quiet().await;
     alice.resumed + bob.resumed
 }
 
-/// A server's options for such weather.
-pub fn weatherproof(config: &mut Config) {
+/// Options for a [`FaultyExchange`]: no session fails for what it missed, or expires.
+pub fn keep_sessions(config: &mut Config) {
     config.limits.outbox_bytes = 64 << 20;
     config.liveness.resume_seconds = 3600;
 }
 
 /// Joins through a proxy whose connections fail at random.
-async fn join_in(storm: &Storm, salt: u64, servers: &[impl RunningServer]) -> (Phoenix, Proxy) {
-    let mut random = SmallRng::seed_from_u64(storm.seed * 10 + salt);
-    let bytes = storm.bytes;
+async fn join_over_faults(
+    exchange: &FaultyExchange,
+    salt: u64,
+    servers: &[impl RunningServer],
+) -> (ResumingClient, Proxy) {
+    let mut random = SmallRng::seed_from_u64(exchange.seed * 10 + salt);
+    let bytes = exchange.bytes;
     let count = servers.len();
-    // The first connection lasts at least until the token is there.
+    // The first connection lasts at least until the client has its resume token.
     let mut least = 4000;
     let fates = move || {
         let range = least..bytes + least;
@@ -869,32 +867,36 @@ async fn join_in(storm: &Storm, salt: u64, servers: &[impl RunningServer]) -> (P
             1 | 2 => fate.in_bytes = true,
             _ => {}
         }
-        // One direction is enough.
+        // A cut in one direction is enough.
         *[&mut fate.up, &mut fate.down][random.random_range(0..2)] = usize::MAX;
         fate
     };
     let addresses = servers.iter().map(RunningServer::address).collect();
     let proxy = Proxy::before(addresses, fates).await;
-    let room = format!("storm-{}", storm.seed);
-    let (phoenix, _) = Phoenix::join(&proxy, &room).await;
-    (phoenix, proxy)
+    let room = format!("faults-{}", exchange.seed);
+    let client = ResumingClient::join(&proxy, &room).await;
+    (client, proxy)
 }
 
-/// Sends all messages to the other and to all by turns, and takes in what the other sends; returns
-/// the numbers of what has come.
-async fn exchange(storm: &Storm, own: &mut Phoenix, other: &str) -> Vec<usize> {
+/// Sends all messages, alternately to the other client and to all, and receives what the other sends.
+/// Returns the received numbers.
+async fn send_and_receive(
+    exchange: &FaultyExchange,
+    own: &mut ResumingClient,
+    other: &str,
+) -> Vec<usize> {
     let mut got = Vec::new();
     let mut answered = false;
     let mut sent = 0;
-    while got.len() < storm.messages || !answered {
-        // Who is this far ahead waits for the other, so that the connections fail all the way.
-        if sent < storm.messages && sent <= got.len() + 20 {
+    while got.len() < exchange.messages || !answered {
+        // A client that is 20 ahead waits for the other, so that connections fail during all of the exchange.
+        if sent < exchange.messages && sent <= got.len() + 20 {
             let receiver = [other, "all"][sent % 2];
             own.send(json!({"type": "number", "receiver": receiver, "data": sent}))
                 .await;
             sent += 1;
-            if sent == storm.messages {
-                // When this is answered, all before it has been taken in.
+            if sent == exchange.messages {
+                // The answer confirms that the server has received every message before it.
                 own.send(json!({"type": "ping", "receiver": "server"}))
                     .await;
             }
@@ -904,7 +906,11 @@ async fn exchange(storm: &Storm, own: &mut Phoenix, other: &str) -> Vec<usize> {
                 answered = true;
                 continue;
             }
-            assert_eq!(message["type"], "number", "seed {}: {message}", storm.seed);
+            assert_eq!(
+                message["type"], "number",
+                "seed {}: {message}",
+                exchange.seed
+            );
             assert_eq!(message["sender"], other);
             got.push(message["data"].as_u64().unwrap() as usize);
         }
@@ -912,46 +918,46 @@ async fn exchange(storm: &Storm, own: &mut Phoenix, other: &str) -> Vec<usize> {
     got
 }
 
-/// Takes in what both send to all.
-async fn watch(storm: &Storm, watcher: &mut Client, others: [&str; 2]) {
+/// Receives what both clients broadcast.
+async fn expect_broadcasts(exchange: &FaultyExchange, observer: &mut Client, others: [&str; 2]) {
     let mut next = [1, 1];
-    while next.iter().any(|next| *next < storm.messages) {
-        let message = watcher.next().await;
+    while next.iter().any(|next| *next < exchange.messages) {
+        let message = observer.next().await;
         assert_eq!(
             message["type"], "number",
             "seed {}: {message} {others:?}",
-            storm.seed
+            exchange.seed
         );
         let sender = others
             .iter()
             .position(|id| message["sender"] == *id)
             .unwrap();
-        assert_eq!(message["data"], next[sender], "seed {}", storm.seed);
+        assert_eq!(message["data"], next[sender], "seed {}", exchange.seed);
         next[sender] += 2;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_while_connections_are_cut_hundreds_of_times() {
-    let storm = Storm {
+async fn no_message_is_lost_over_hundreds_of_connection_failures() {
+    let exchange = FaultyExchange {
         seed: 1,
         messages: 10_000,
         bytes: 8000,
     };
-    let server = TestServer::with(weatherproof).await;
-    let resumed = weather(&storm, &[server]).await;
+    let server = TestServer::with(keep_sessions).await;
+    let resumed = exchange_over_faults(&exchange, &[server]).await;
     assert!(resumed >= 200, "only {resumed} times");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_with_any_of_many_seeds() {
-    let servers = [TestServer::with(weatherproof).await];
+async fn no_message_is_lost_with_any_of_300_seeds() {
+    let servers = [TestServer::with(keep_sessions).await];
     for seed in 0..300 {
-        let storm = Storm {
+        let exchange = FaultyExchange {
             seed,
             messages: 40,
             bytes: 6000,
         };
-        weather(&storm, &servers).await;
+        exchange_over_faults(&exchange, &servers).await;
     }
 }

@@ -84,7 +84,7 @@ impl TestServer {
     /// Waits until this many sessions are suspended.
     pub async fn expect_suspended(&self, sessions: u64) {
         eventually(&format!("{sessions} suspended sessions"), || {
-            self.count("anteroom_sessions_away") == sessions
+            self.count("anteroom_sessions_suspended") == sessions
         })
         .await;
     }
