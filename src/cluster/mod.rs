@@ -3,6 +3,8 @@
 mod membership;
 mod node;
 mod outbound;
+#[cfg(test)]
+mod test_link;
 mod wire;
 
 pub(crate) use self::{
@@ -12,4 +14,9 @@ pub(crate) use self::{
         Answer, Digest, Direct, Event, MAX_IDS, MAX_NUMBER, MAX_ROOMS, NodeId, PART_BYTES,
         Permissions, RoomEvent, SessionRecord, SessionTransfer, SnapshotChunk, Want,
     },
+};
+#[cfg(test)]
+pub(crate) use self::{
+    test_link::TestLink,
+    wire::{Broadcast, Envelope, Message},
 };

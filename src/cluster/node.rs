@@ -693,7 +693,3 @@ impl Incoming {
         batch
     }
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

@@ -47,6 +47,8 @@ mod snapshot_receiver;
 mod snapshot_sender;
 mod snapshots;
 mod speaker;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use self::{
     import::LookupOutcome,

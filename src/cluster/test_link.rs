@@ -1,0 +1,57 @@
+//! For tests: the queue of a node whose messages a test carries by hand, without a network.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+
+use super::{
+    outbound::{Load, Outbound, Outgoing},
+    wire::{Envelope, NodeId, decode},
+};
+
+/// A node's queue to other nodes.
+pub(crate) struct TestLink {
+    pub(crate) node: NodeId,
+    pub(crate) outbound: Arc<Outbound>,
+}
+
+impl TestLink {
+    /// The queue of a new node, which is connected.
+    pub(crate) fn open() -> TestLink {
+        let node = NodeId::random();
+        let outbound = Arc::new(Outbound::new(node));
+        outbound.open();
+        TestLink { node, outbound }
+    }
+
+    /// Drops what waits, as a lost connection does.
+    pub(crate) fn reconnect(&self) {
+        self.outbound.close();
+        self.outbound.open();
+    }
+
+    /// Notes that another node is up.
+    pub(crate) fn node_up(&self, other: &TestLink) {
+        self.outbound.up(other.node);
+    }
+
+    /// Carries all that waits to another node, which takes it in by `deliver`.
+    pub(crate) fn carry_to(&self, other: &TestLink, mut deliver: impl FnMut(Envelope<'_>)) {
+        let Some(Some((time, waiting))) = self.outbound.next().now_or_never() else {
+            return;
+        };
+        for item in waiting {
+            let cost = item.cost();
+            let Outgoing::Message(_, message, load) = item else {
+                self.outbound.done(time, cost, &Load::Control);
+                continue;
+            };
+            self.outbound.done(time, cost, &load);
+            let envelope = decode(&message).unwrap();
+            let number = envelope.number;
+            other.outbound.observe(number);
+            deliver(envelope);
+            self.outbound.taken(other.node, number);
+        }
+    }
+}
