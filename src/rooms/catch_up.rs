@@ -80,3 +80,96 @@ pub(super) fn catch_up(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::str;
+
+    use super::{
+        super::{location::Location, recorded_event::relayed_frame},
+        *,
+    };
+    use crate::{
+        cluster::SessionRecord,
+        protocol::{ResumeToken, RoomName},
+    };
+
+    fn record(id: SessionId) -> SessionRecord {
+        SessionRecord {
+            id,
+            joined: 1,
+            data: None,
+            since: 0,
+            moves: 0,
+        }
+    }
+
+    fn text(frame: Frame) -> String {
+        str::from_utf8(frame.payload()).unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_session_receives_what_it_missed_once_and_in_order() {
+        let node = NodeId::random();
+        let [own, known, left, joined, silent] = [(); 5].map(|()| SessionId::random());
+        let transfer = SessionTransfer {
+            room: RoomName::default_room(),
+            seek: 1,
+            token: ResumeToken::random(None).hash(),
+            member: record(own),
+            taken_in: 0,
+            owed: [0, 0],
+            permissions: None,
+            seen: vec![(node, 10)],
+            part: 0,
+            known: vec![known, left],
+            more: false,
+        };
+        let message = |sender, text| RecordedEvent::Broadcast(Some(sender), relayed_frame(text));
+        let recorded = [
+            (16, RecordedEvent::Unicast(None, relayed_frame("5"))),
+            // The session has received this on its last node.
+            (10, message(known, "0")),
+            (11, message(left, "1")),
+            (12, RecordedEvent::Left(left, protocol::left(left))),
+            (13, message(left, "2")),
+            (
+                14,
+                RecordedEvent::Joined(joined, protocol::joined(joined, None)),
+            ),
+            (
+                14,
+                RecordedEvent::Joined(joined, protocol::joined(joined, None)),
+            ),
+            (15, message(joined, "3")),
+            (15, message(silent, "4")),
+            (15, RecordedEvent::Joined(own, protocol::joined(own, None))),
+        ];
+        let recorded = recorded.map(|(number, event)| Recorded {
+            source: node,
+            number,
+            event,
+        });
+        let members = [own, joined, silent].map(|id| {
+            let member = Member::from_record(record(id), Location::Remote(node));
+            (id, member)
+        });
+        let mut received = Vec::new();
+        let members = members.into_iter().collect();
+        catch_up(&transfer, recorded.into(), &members, |frame| {
+            received.push(text(frame));
+        });
+        let expected = [
+            text(protocol::joined(silent, None)),
+            "1".into(),
+            text(protocol::left(left)),
+            text(protocol::joined(joined, None)),
+            "3".into(),
+            "4".into(),
+            "5".into(),
+            // It left without a recorded event.
+            text(protocol::left(known)),
+        ];
+        assert_eq!(received, expected);
+    }
+}

@@ -321,3 +321,122 @@ impl Lookups {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cluster::SessionRecord,
+        protocol::{ResumeToken, RoomName},
+    };
+
+    const NUMBER: u64 = 7;
+
+    fn lookup(
+        nodes: &[NodeId],
+        max_bytes: usize,
+    ) -> (Lookups, TokenHash, oneshot::Receiver<LookupResult>) {
+        let token = ResumeToken::random(None).hash();
+        let (result, waiting) = oneshot::channel();
+        let nodes = nodes.iter().copied().collect();
+        let mut lookups = Lookups::default();
+        lookups.insert(NUMBER, Lookup::new(token, None, nodes, max_bytes, result));
+        (lookups, token, waiting)
+    }
+
+    fn part(token: TokenHash, part: usize, more: bool) -> Box<SessionTransfer> {
+        Box::new(SessionTransfer {
+            room: RoomName::default_room(),
+            seek: NUMBER,
+            token,
+            member: SessionRecord {
+                id: SessionId::random(),
+                joined: 1,
+                data: None,
+                since: 0,
+                moves: 0,
+            },
+            taken_in: 0,
+            owed: [0, 0],
+            permissions: None,
+            seen: Vec::new(),
+            part,
+            known: vec![SessionId::random()],
+            more,
+        })
+    }
+
+    fn answer(mut result: oneshot::Receiver<LookupResult>) -> Option<Answer> {
+        match result.try_recv() {
+            Ok(LookupResult::Answered(answer)) => Some(answer),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_lookup_ends_when_the_last_node_has_answered() {
+        let nodes = [NodeId::random(), NodeId::random()];
+        let (lookups, _, mut result) = lookup(&nodes, 1000);
+        lookups.receive_answer(nodes[0], NUMBER, Answer::NotHere);
+        assert!(result.try_recv().is_err());
+        lookups.receive_answer(nodes[1], NUMBER, Answer::NotHere);
+        assert_eq!(answer(result), Some(Answer::NotHere));
+
+        let (mut lookups, _, result) = lookup(&nodes, 1000);
+        lookups.receive_answer(nodes[0], NUMBER, Answer::WantedHere);
+        lookups.node_down(nodes[1]);
+        assert_eq!(answer(result), Some(Answer::AskAgain));
+    }
+
+    #[test]
+    fn a_session_is_taken_only_from_the_node_that_has_offered_it() {
+        let nodes = [NodeId::random(), NodeId::random()];
+        let (lookups, token, mut result) = lookup(&nodes, 1000);
+        let other_token = ResumeToken::random(None).hash();
+        assert!(!lookups.receive_offer(nodes[0], NUMBER, &other_token));
+        assert!(!lookups.receive_offer(nodes[0], NUMBER + 1, &token));
+        assert!(!lookups.receive_offer(NodeId::random(), NUMBER, &token));
+        assert!(lookups.receive_offer(nodes[0], NUMBER, &token));
+        lookups.receive_part(nodes[1], part(token, 0, false), "[]");
+        lookups.receive_part(nodes[0], part(other_token, 0, false), "[]");
+        assert!(result.try_recv().is_err());
+        assert!(!lookups.receive_forwarded(nodes[1], NUMBER, nodes[1], 1, None, "{}"));
+        assert!(lookups.receive_forwarded(nodes[0], NUMBER, nodes[1], 1, None, "{}"));
+
+        lookups.receive_part(nodes[0], part(token, 0, true), "[1]");
+        lookups.receive_part(nodes[0], part(token, 2, false), "[3]");
+        assert!(result.try_recv().is_err());
+        lookups.receive_part(nodes[0], part(token, 1, false), "[2,3]");
+        let Ok(LookupResult::Found(session)) = result.try_recv() else {
+            panic!("the session has come")
+        };
+        let missed = session.missed.iter().map(Frame::payload);
+        assert!(missed.eq([b"1", b"2", b"3"]));
+        assert_eq!((session.from, session.transfer.known.len()), (nodes[0], 2));
+    }
+
+    #[test]
+    fn a_lookup_without_an_offer_ends_before_a_late_one() {
+        let node = NodeId::random();
+        let (mut lookups, token, _result) = lookup(&[node], 1000);
+        assert!(lookups.contains(&token));
+        assert!(!lookups.is_offered_or_ends(NUMBER));
+        assert!(!lookups.contains(&token));
+        assert!(!lookups.receive_offer(node, NUMBER, &token));
+    }
+
+    #[test]
+    fn no_more_is_recorded_than_allowed() {
+        let node = NodeId::random();
+        let cost = relayed_frame("{}").cost();
+        let (mut lookups, _, _result) = lookup(&[node], 2 * cost);
+        for number in 0..2 {
+            let event = RecordedEvent::Broadcast(None, relayed_frame("{}"));
+            lookups.record(node, number, &event);
+        }
+        assert_eq!(lookups.take_recorded(NUMBER).unwrap().unwrap().len(), 2);
+        lookups.record_unicast(NUMBER, node, 3, None, relayed_frame("{}"));
+        assert!(lookups.take_recorded(NUMBER).unwrap().is_err());
+        assert!(lookups.take_recorded(NUMBER + 1).is_none());
+    }
+}

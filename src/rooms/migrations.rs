@@ -204,3 +204,66 @@ impl Migrations {
         self.offers.remove(&(node, lookup))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ResumeToken;
+
+    fn begin(migrations: &mut Migrations, to: NodeId) -> (SessionId, TokenHash) {
+        let (id, token) = (SessionId::random(), ResumeToken::random(None).hash());
+        let record = SessionRecord {
+            id,
+            joined: 1,
+            data: None,
+            since: 0,
+            moves: 0,
+        };
+        let (migration, _) = Migration::new(record, to, 7, token);
+        migrations.insert(migration);
+        (id, token)
+    }
+
+    #[test]
+    fn a_migration_ends_when_no_node_sends_over_this_one() {
+        let mut migrations = Migrations::default();
+        let [to, early, late] = [NodeId::random(), NodeId::random(), NodeId::random()];
+        let (id, _) = begin(&mut migrations, to);
+        assert!(migrations.redirected(early, Some(id)).is_empty());
+        assert_eq!(migrations.destination(id), Some((to, 7)));
+        assert!(migrations.arrived_record(id).is_none());
+
+        let senders = BTreeSet::from([early, late]);
+        assert!(migrations.arrived(id, &senders).is_empty());
+        assert_eq!(migrations.arrived_ids().collect::<Vec<_>>(), [id]);
+        assert!(migrations.redirected(early, Some(id)).is_empty());
+        assert_eq!(migrations.redirected(late, None), [(to, 7)]);
+        assert!(migrations.destination(id).is_none());
+    }
+
+    #[test]
+    fn waiters_are_bounded_and_end_when_the_session_arrives() {
+        let mut migrations = Migrations::default();
+        let (id, token) = begin(&mut migrations, NodeId::random());
+        let waiter = |lookup| Waiter::Remote(NodeId::random(), lookup);
+        for lookup in 0..MAX_WAITERS as u64 {
+            assert!(migrations.add_waiter(&token, waiter(lookup)));
+        }
+        assert!(!migrations.add_waiter(&token, waiter(0)));
+        let other_token = ResumeToken::random(None).hash();
+        assert!(!migrations.add_waiter(&other_token, waiter(0)));
+        let waiters = migrations.arrived(id, &BTreeSet::new());
+        assert_eq!(waiters.len(), MAX_WAITERS);
+        assert!(!migrations.add_waiter(&token, waiter(0)));
+    }
+
+    #[test]
+    fn a_session_that_came_back_keeps_its_later_migration() {
+        let mut migrations = Migrations::default();
+        let (id, _) = begin(&mut migrations, NodeId::random());
+        migrations.remove_move(id, 1);
+        assert!(migrations.destination(id).is_some());
+        migrations.remove_move(id, 0);
+        assert!(migrations.destination(id).is_none());
+    }
+}

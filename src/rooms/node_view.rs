@@ -251,3 +251,114 @@ impl NodeView {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::RoomName;
+
+    fn chunk(last: u64, after: Option<SessionId>, until: Option<SessionId>) -> SnapshotChunk {
+        SnapshotChunk {
+            room: RoomName::default_room(),
+            last,
+            clock: 0,
+            after,
+            until,
+            members: Vec::new(),
+        }
+    }
+
+    fn digest(last: u64, hash: u64) -> Digest {
+        let room = RoomName::default_room();
+        Digest { room, last, hash }
+    }
+
+    fn complete(last: u64) -> NodeView {
+        let mut view = NodeView::asked();
+        let outcome = view.receive_chunk(&chunk(last, None, None), Vec::new());
+        assert!(outcome.unwrap().is_complete && view.is_known());
+        view
+    }
+
+    #[test]
+    fn an_event_after_a_gap_makes_the_node_unknown_until_its_snapshot_ends() {
+        let mut view = complete(5);
+        assert!(matches!(view.observe(6, 5), EventOrder::Next));
+        assert!(matches!(view.observe(6, 5), EventOrder::Duplicate));
+        assert!(view.is_known());
+        assert!(matches!(view.observe(9, 8), EventOrder::AfterGap));
+        assert!(!view.is_known() && view.has_answered() && view.is_observed(9));
+
+        let (first, second) = (SessionId::random(), SessionId::random());
+        let known = vec![first, second];
+        let outcome = view.receive_chunk(&chunk(9, None, Some(first.max(second))), known);
+        let outcome = outcome.unwrap();
+        assert_eq!((outcome.gone.len(), outcome.is_complete), (2, false));
+        let rest = view.receive_chunk(&chunk(9, Some(first.max(second)), None), Vec::new());
+        assert!(rest.unwrap().is_complete && view.is_known());
+    }
+
+    #[test]
+    fn a_snapshot_during_which_an_event_is_lost_is_not_complete() {
+        let id = SessionId::random();
+        // The event between the chunks has not come.
+        let mut view = NodeView::asked();
+        let begun = view.receive_chunk(&chunk(5, None, Some(id)), Vec::new());
+        assert!(begun.is_some());
+        let ended = view.receive_chunk(&chunk(6, Some(id), None), Vec::new());
+        assert!(!ended.unwrap().is_complete && !view.is_known() && !view.has_answered());
+
+        // A later event shows that one before it was lost.
+        let begun = view.receive_chunk(&chunk(6, None, Some(id)), Vec::new());
+        assert!(begun.is_some());
+        assert!(matches!(view.observe(9, 8), EventOrder::AfterGap));
+        let ended = view.receive_chunk(&chunk(9, Some(id), None), Vec::new());
+        assert!(!ended.unwrap().is_complete && !view.is_known());
+
+        // A chunk was lost.
+        let begun = view.receive_chunk(&chunk(9, None, Some(id)), Vec::new());
+        assert!(begun.is_some());
+        let after = Some(SessionId::random());
+        assert!(
+            view.receive_chunk(&chunk(9, after, None), Vec::new())
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_node_is_asked_again_only_while_no_chunk_comes() {
+        let mut view = NodeView::asked();
+        assert!(view.must_ask_again());
+        let until = Some(SessionId::random());
+        let begun = view.receive_chunk(&chunk(5, None, until), Vec::new());
+        assert!(begun.is_some());
+        assert!(!view.must_ask_again());
+        assert!(view.must_ask_again());
+        view.answer_absent();
+        assert!(!view.must_ask_again() && view.has_answered());
+    }
+
+    #[test]
+    fn a_digest_that_differs_makes_the_node_unknown() {
+        let mut view = complete(5);
+        assert!(view.agrees_with(&digest(5, 7), 7));
+        // Events of which the node did not know yet.
+        assert!(view.agrees_with(&digest(4, 1), 7));
+        assert!(view.end_digest() && view.is_known());
+        assert!(!view.agrees_with(&digest(5, 1), 7));
+        // The node has been asked by now.
+        assert!(view.agrees_with(&digest(5, 1), 7) && !view.is_known());
+        assert!(view.end_digest());
+
+        let mut view = complete(5);
+        assert!(!view.agrees_with(&digest(6, 7), 7));
+
+        // The node lists its rooms, but not this one.
+        let mut view = complete(5);
+        assert!(!view.end_digest() && !view.is_known());
+
+        let mut view = complete(5);
+        view.exit();
+        assert!(!view.agrees_with(&digest(6, 7), 7));
+    }
+}

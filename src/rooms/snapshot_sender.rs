@@ -74,3 +74,60 @@ impl SnapshotSender {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    /// A record so large that three fill a chunk.
+    fn record(id: SessionId) -> SessionRecord {
+        let data = format!("\"{}\"", "x".repeat(PART_BYTES / 3));
+        SessionRecord {
+            id,
+            joined: 1,
+            data: Some(RawValue::from_string(data).unwrap()),
+            since: 0,
+            moves: 0,
+        }
+    }
+
+    #[test]
+    fn the_ranges_follow_each_other_and_list_each_session_once() {
+        let sessions: BTreeMap<SessionId, SessionRecord> = (0..10)
+            .map(|_| SessionId::random())
+            .map(|id| (id, record(id)))
+            .collect();
+        let ids = || sessions.keys().rev().copied().collect();
+        let mut sender = SnapshotSender::default();
+        let (mut listed, mut until) = (Vec::new(), None);
+        loop {
+            let range = sender.next_range(ids, |id| sessions.get(&id).cloned());
+            assert_eq!(range.after, until);
+            listed.extend(range.members.iter().map(|record| record.id));
+            until = range.until;
+            match until {
+                Some(until) => assert_eq!(listed.last(), Some(&until)),
+                None => break,
+            }
+        }
+        assert!(listed.iter().eq(sessions.keys()));
+    }
+
+    #[test]
+    fn a_session_is_introduced_once_and_only_before_its_chunk() {
+        let mut ids: Vec<SessionId> = (0..4).map(|_| SessionId::random()).collect();
+        ids.sort_unstable();
+        let mut sender = SnapshotSender::default();
+        assert!(sender.must_introduce(ids[0]));
+        assert!(!sender.must_introduce(ids[0]));
+        let range = sender.next_range(|| ids.clone(), |id| Some(record(id)));
+        assert_eq!((range.members.len(), range.until), (3, Some(ids[2])));
+        assert!(!sender.must_introduce(ids[1]));
+        assert!(sender.must_introduce(ids[3]));
+        assert!(!sender.must_introduce(ids[3]));
+    }
+}
