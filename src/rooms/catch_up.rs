@@ -1,4 +1,4 @@
-//! Pure function: what a session receives that has arrived from another node.
+//! Pure function: the events that a session receives after it has come from another node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +14,8 @@ use crate::{
     websocket::Frame,
 };
 
-/// Sends a session what it has missed on its way, in the order of the events, by `push`. `recorded` are
-/// the events since the lookup began, and `members` the sessions that are in the room now.
+/// Passes the frames that a session has missed to `push`, in the order of the events. `recorded` are the
+/// events since the lookup began, and `members` the sessions that are in the room now.
 ///
 /// The session gets exactly one `new` and at most one `close` about each other session, and nothing from
 /// a session before its `new` or after its `close`.
@@ -57,7 +57,7 @@ pub(super) fn catch_up(
             RecordedEvent::Left(id, frame) if known.remove(&id) => push(frame),
             RecordedEvent::Broadcast(sender, _) | RecordedEvent::Unicast(sender, _)
                 if sender.is_some_and(|id| id != own && !known.contains(&id)) => {}
-            // The session's last node has sent it what that node had seen.
+            // The session's last node has sent it the events that the node had seen.
             RecordedEvent::Broadcast(_, frame)
                 if seen.get(&source).is_none_or(|seen| number > *seen) =>
             {
@@ -68,7 +68,7 @@ pub(super) fn catch_up(
         }
     }
 
-    // Whatever still differs from the room, the session learns now.
+    // The last differences from the room, which no recorded event explains.
     for id in &known {
         if !members.contains_key(id) {
             push(protocol::left(*id));

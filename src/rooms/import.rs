@@ -1,5 +1,5 @@
-//! The import of a session from another node, because its client has come to this one. What the other
-//! node does is in `migration`.
+//! The import of a session from another node, because its client has come to this one. The other node's
+//! part is in `migration`.
 
 use std::{
     mem,
@@ -180,12 +180,12 @@ impl ImportedSession {
         let room = reservation.room.clone();
         let (done, waiting) = oneshot::channel();
         {
-            // A session that waits longer than for one that no node has goes on without its turn.
+            // After `limit`, the session goes on without its turn: its client has waited long enough.
             let line = timeout(limit, reservation.rooms.wait_in_line());
             let _line = line.await;
         }
         let info = room.import(record, &received, lookup.number, &sender, done);
-        // Whatever happens from now on, the session leaves like any other.
+        // From here on the guard removes the session, however its import ends.
         let join_guard = JoinGuard {
             reservation,
             id,
@@ -193,7 +193,7 @@ impl ImportedSession {
             info,
         };
         let _ = timeout(limit, waiting).await;
-        // What the session has learned on its last node shall be known on this one.
+        // The session's last node may have seen events that this node has not, and has sent them to it.
         room.wait_for_events(&transfer.seen, limit).await;
 
         let mut members = room.members.write();
@@ -218,12 +218,12 @@ impl Room {
         let (id, from) = (record.id, received.from);
         let mut flush_set = FlushSet::default();
         let mut members = self.members.write();
-        // If the last node was down for this one, so was the session: it is new to the others here.
+        // If this node took the last node for down, it has removed the session: others get its `new`.
         let before = received.transfer.member.clone();
         members.add_remote(&self.name, from, 0, before, &mut flush_set);
         let location = Location::Importing(lookup, sender.clone());
         members.set_location(id, location.clone());
-        // With too many sessions of other nodes in the room, it was not added.
+        // `add_remote` does not add it if the room has too many sessions of other nodes.
         let member = members.sessions.entry(id);
         let member = member.or_insert_with(|| Member::from_record(record.clone(), location));
         member.moves = record.moves;
@@ -243,7 +243,7 @@ impl Room {
 }
 
 impl Members {
-    /// Sends an imported session what it has missed on its way.
+    /// Sends an imported session the events that it has missed.
     fn catch_up(&mut self, lookup: u64, transfer: &SessionTransfer, sender: &Sender) {
         let Some(remote) = &mut self.remote else {
             return;
@@ -251,7 +251,7 @@ impl Members {
         match remote.lookups.take_recorded(lookup) {
             Some(Ok(recorded)) => {
                 let mut flush_set = FlushSet::default();
-                // The session has no connection yet, so its outbox only keeps the frames.
+                // The session has no connection yet, so its outbox keeps the frames for the next one.
                 let push = |frame: Frame| _ = sender.push(frame, &mut flush_set);
                 catch_up(transfer, recorded, &self.sessions, push);
             }

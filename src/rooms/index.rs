@@ -45,7 +45,7 @@ pub(super) struct Index {
     pub(super) nodes: BTreeSet<NodeId>,
 }
 
-/// A room, and who keeps it in the index. It is removed when nobody does.
+/// A room, and how many sessions and backends keep it in the index. The last one removes it.
 pub(super) struct Entry {
     pub(super) room: Arc<Room>,
     /// Sessions of this node that are in the room, joining or leaving.
@@ -138,7 +138,7 @@ impl Rooms {
         limit: Duration,
     ) -> Result<Vec<SessionSnapshot>, Busy> {
         if let Some(room) = self.find(name) {
-            room.wait_for_answers(limit).await;
+            room.wait_for_snapshots(limit).await;
             return Ok(room.snapshots());
         }
         let Some(outbound) = &self.outbound else {
@@ -147,7 +147,7 @@ impl Rooms {
         let nodes = self.index.lock().nodes.clone();
         match self.queries.run(name, &nodes, outbound, limit).await {
             Ok(snapshots) => Ok(snapshots),
-            // If a session has joined here meanwhile, the room has received the snapshots instead.
+            // If a session has joined on this node since, the room has received the snapshots instead.
             Err(Busy) => Ok(self.find(name).ok_or(Busy)?.snapshots()),
         }
     }
@@ -184,8 +184,8 @@ impl Rooms {
         }
     }
 
-    /// Waits in line for room in the queue to other nodes. It is for large messages that no client waits
-    /// for. The next in line goes on when the guard is dropped.
+    /// Waits in line for room in the queue to other nodes, for a large message that is not a client's.
+    /// The next in line goes on when the guard is dropped.
     pub(crate) async fn wait_in_line(&self) -> Option<impl Drop> {
         match &self.outbound {
             Some(outbound) => Some(outbound.in_line().await),
@@ -193,7 +193,8 @@ impl Rooms {
         }
     }
 
-    /// Waits for the permission to migrate a session. The migration ends before the permit is dropped.
+    /// Waits for the permission to migrate a session, which holds until the permit is dropped. The number
+    /// of permits is bounded, because each migration sends all that its client has missed at once.
     pub(crate) async fn migration_permit(&self) -> Option<impl Drop> {
         match &self.outbound {
             Some(outbound) => outbound.may_hand_over().await,

@@ -15,8 +15,8 @@ use crate::{
     websocket::Frame,
 };
 
-/// A session in its room. Dropping it removes the session, so that a leave cannot be forgotten, whatever
-/// ends the session.
+/// A session in its room. Dropping it removes the session, so that a leave cannot be forgotten, however
+/// the session ends.
 pub(crate) struct JoinGuard {
     pub(super) reservation: Reservation,
     pub(super) id: SessionId,
@@ -55,7 +55,7 @@ impl JoinGuard {
         &self.reservation.room.name
     }
 
-    /// What this node knows about the session.
+    /// The session's data.
     pub(crate) fn info(&self) -> &SessionInfo {
         &self.info
     }
@@ -89,9 +89,8 @@ impl JoinGuard {
         self.reservation.room.broadcast(speaker, frame, flush_set)
     }
 
-    /// Calls `f` with the other sessions, longest-joined first. No session joins or leaves meanwhile: what
-    /// `f` puts into the session's outbox is true at its place among everything else that the session
-    /// receives.
+    /// Calls `f` with the other sessions, longest-joined first. No session joins or leaves while `f` runs,
+    /// so a list that `f` puts into the session's outbox is true at that place in the session's stream.
     pub(crate) fn with_peers<T>(&self, f: impl FnOnce(&[Peer]) -> T) -> T {
         let members = self.reservation.room.members.read();
         let others = members.sessions.iter().filter(|(id, _)| **id != self.id);

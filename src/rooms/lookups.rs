@@ -17,8 +17,8 @@ use crate::{
     websocket::Frame,
 };
 
-/// The lookups in a room, by the numbers that this node gave them. Another node sends the number back,
-/// and what it sends is checked against the lookup.
+/// The lookups in a room, by the numbers that this node gave them. Other nodes send the number back, and
+/// each of their messages is checked against the lookup.
 ///
 /// The lock is taken after the lock of the room's members.
 #[derive(Default)]
@@ -35,13 +35,13 @@ pub(super) struct Lookup {
     is_migrating: bool,
     /// The node that has offered to transfer the session.
     offered: Option<NodeId>,
-    /// How many parts of the session have come, and what they contain.
+    /// How many parts of the session have come, and the session so far.
     received: Option<(usize, ReceivedSession)>,
     /// Gets the result, once.
     result: Option<oneshot::Sender<LookupResult>>,
-    /// The node that forwards messages for the session, and who is notified when it has forwarded all.
+    /// The node that forwards messages for the session, and a notification for when it has forwarded all.
     forwarding: Option<(NodeId, oneshot::Sender<()>)>,
-    /// What the session would have received since the lookup began.
+    /// Events that the session would have received since the lookup began.
     recorded: Vec<Recorded>,
     recorded_bytes: usize,
     /// The most bytes that may be recorded.
@@ -181,11 +181,11 @@ impl Lookups {
         }
     }
 
-    /// Takes what was recorded for the session of a lookup; `None` if there is no such lookup.
+    /// Takes the events recorded for the session of a lookup; `None` if there is no such lookup.
     ///
     /// # Errors
     ///
-    /// [`TooMuchRecorded`], and nothing is left of it.
+    /// [`TooMuchRecorded`]: the events were dropped.
     pub(super) fn take_recorded(
         &mut self,
         number: u64,

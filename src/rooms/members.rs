@@ -30,13 +30,13 @@ pub(super) struct Members {
     pub(super) sessions: IntMap<SessionId, Member>,
     /// The highest join number so far.
     pub(super) clock: u64,
-    /// What is known of other nodes; `None` without a cluster, and after this node has left the room.
+    /// The view of the other nodes; `None` without a cluster, and after this node has left the room.
     pub(super) remote: Option<Box<RemoteView>>,
 }
 
 /// Sessions of this node.
 impl Members {
-    /// Nobody yet.
+    /// No sessions yet, with a view of the other nodes if there is a cluster.
     pub(super) fn new(remote: Option<RemoteView>) -> Members {
         Members {
             remote: remote.map(Box::new),

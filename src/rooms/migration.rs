@@ -1,11 +1,14 @@
 //! The migration of a session from this node to the node that its client has come to.
 //!
-//! The other node records what happens in the room, from the moment that it looks the session up. This
-//! node stops the session and transfers it: what it is, which sessions it knows, and up to which event
-//! it has heard each node. Then the other node announces that the session has arrived. From then on the
-//! nodes send messages for the session to its new node, and tell this node so, which forwards what still
-//! comes and says when there is no more. At last the new node brings all that the session has missed into
-//! the order in which it was sent. To the room, nothing has happened.
+//! 1. The other node looks the session up, and records the events of the room from then on.
+//! 2. This node stops the session and transfers it: its state, the sessions it knows, and the number of the
+//!    last event that it has seen of each node.
+//! 3. The other node announces that the session has arrived.
+//! 4. All nodes send messages for the session to its new node, and tell this node that they do. This node
+//!    forwards messages that still come here, and tells the new node when no more can come.
+//! 5. The new node sends the session the events that it has missed, in the order of their numbers.
+//!
+//! The other sessions of the room notice nothing.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -197,7 +200,7 @@ impl Room {
         let remote = members.remote.as_mut();
         let offer = remote.and_then(|it| it.migrations.remove_offer(node, lookup));
         if let Some(offer) = offer {
-            // If the session waits no longer, nobody needs to know.
+            // The session may have given up.
             let _ = offer.send(accepted);
         }
     }

@@ -1,4 +1,4 @@
-//! Pure data: the sessions that migrate from this node to others.
+//! Pure data: the sessions that migrate from this node to others, as `migration` describes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -6,19 +6,20 @@
 //! | --- | --- |
 //! | `location`, `session_info`, `member`, `speaker` | a session in a room |
 //! | `recorded_event`, `lookups`, `migrations`, `catch_up` | pure data of sessions that change their node |
-//! | `snapshot_sender`, `snapshot_receiver`, `node_view`, `replies` | pure data of what nodes know of each other |
+//! | `snapshot_sender`, `snapshot_receiver`, `node_view`, `replies` | pure data of how nodes agree on who is in a room |
 //! | `remote_view`, `members`, `room` | one room, and every change of who is in it |
-//! | `replication`, `snapshots` | what other nodes say of a room, and what they are told |
+//! | `replication`, `snapshots` | messages from other nodes about a room, and snapshots to them |
 //! | `query`, `index` | all rooms |
 //! | `reservation`, `join_guard`, `import`, `migration_request`, `migration` | a session's way into its room, and between nodes |
-//! | `node_messages` | messages of other nodes, to the room they are for |
+//! | `node_messages` | messages from other nodes, by the room they are about |
 //!
 //! Joins, leaves and messages happen under the lock of the room's members: joins and leaves write,
 //! messages read. So `new` is the first and `close` the last that a session receives about another.
 //!
-//! Locks are taken in this order: the index, a room's members, its lookups, the queue to other nodes. A
-//! room's lock is never held across an `.await`, and for little more than pushes. Only the peers of a
-//! `hello` and a chunk of a snapshot are built under it.
+//! Locks are taken in this order: the index, a room's members, its lookups, the queue to other nodes. The
+//! locks of snapshot tasks and of operators' queries are held with no other lock but that queue's. A room's
+//! lock is never held across an `.await`, and for little more than pushes. Only the peers of a `hello` and a
+//! chunk of a snapshot are built under it.
 //!
 //! A session of another node is in the same map of members; what is sent to it goes to its node.
 

@@ -1,4 +1,4 @@
-//! Applies to the rooms what other nodes send, and repairs what was lost.
+//! The messages of other nodes, applied to the rooms that they are about.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -43,7 +43,7 @@ impl Rooms {
     }
 }
 
-/// What this node sends in chunks.
+/// Messages that this node sends in chunks.
 impl Rooms {
     /// Asks again the nodes that have not answered.
     pub(crate) fn ask_again(&self) {
@@ -56,7 +56,8 @@ impl Rooms {
         }
     }
 
-    /// Begins to send each node digests of this node's sessions, by which it finds what it has missed.
+    /// Begins to send digests of this node's sessions to all nodes. A node that has missed something
+    /// notices it by its digest.
     pub(crate) fn send_digests(&self) {
         let nodes = self.index.lock().nodes.clone();
         for node in nodes {
@@ -84,7 +85,7 @@ impl Rooms {
     }
 }
 
-/// What other nodes send.
+/// Messages from other nodes.
 impl Rooms {
     /// Notes that a node has entered a room, and has no session there.
     pub(crate) fn apply_enter(
@@ -255,7 +256,7 @@ impl Rooms {
                 room.with_lookups(|lookups| lookups.forwarding_done(node, seek));
             }),
 
-            // That concerns no room.
+            // The cluster handles it; it is about no room.
             Direct::Taken { .. } => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Pure data: what a room knows of one other node, and how complete that is.
+//! Pure data: a room's view of one other node, and how complete the view is.
 
 use std::mem;
 
@@ -8,7 +8,7 @@ use crate::{
     protocol::SessionId,
 };
 
-/// What a room knows of another node.
+/// A room's view of another node.
 pub(super) struct NodeView {
     presence: Presence,
     /// The number of the last event of this node that the other node has seen.
@@ -53,7 +53,7 @@ pub(super) enum EventOrder {
 }
 
 impl NodeView {
-    /// A node that has been asked who of its sessions is in the room.
+    /// A node that has been asked for its sessions in the room.
     pub(super) fn asked() -> NodeView {
         NodeView {
             presence: Presence::Asked,
@@ -83,7 +83,7 @@ impl NodeView {
         self.settles(|_| self.seen >= number)
     }
 
-    /// Whether the node has answered who of its sessions is in the room.
+    /// Whether the node has listed its sessions in the room.
     pub(super) fn has_answered(&self) -> bool {
         self.settles(|_| self.was_complete)
     }
@@ -143,7 +143,7 @@ impl NodeView {
                 }
                 EventOrder::AfterGap
             }
-            // What happens is true even before the node's snapshot comes.
+            // An event is true even before the node's snapshot comes.
             Presence::Asked => EventOrder::Next,
             // The node is in the room after all.
             Presence::Absent => {
@@ -210,8 +210,7 @@ impl NodeView {
         !mem::take(&mut self.has_recent_chunk) && !self.is_known()
     }
 
-    /// Compares what is known of the node with the node's own digest of the room. `hash` is of its known
-    /// sessions. Returns `false` if the node must be asked.
+    /// Compares the known sessions of the node, which have this hash, with the node's digest of the room. Returns `false` if the node must be asked.
     #[must_use]
     pub(super) fn agrees_with(&mut self, digest: &Digest, hash: u64) -> bool {
         self.is_in_digest = true;

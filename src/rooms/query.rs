@@ -1,7 +1,7 @@
-//! Pure data and waiting: rooms that operators list although no session of this node is in them.
+//! Queries of operators for rooms that no session of this node is in.
 //!
-//! A query asks the other nodes for snapshots of a room and creates no room here. Several operators
-//! who ask for the same room share one query.
+//! A query asks the other nodes for snapshots of a room, and creates no room on this node. Operators that
+//! ask for the same room share a query.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -131,7 +131,7 @@ impl Queries {
             query.has_progress = true;
             match query.waiting.get_mut(&node) {
                 Some(until) if *until == chunk.after => *until = chunk.until,
-                // The node can only begin another snapshot now that this one has ended.
+                // The node sends one snapshot of a room at a time, and can begin another one now.
                 Some(_) if chunk.until.is_none() => return true,
                 _ => return false,
             }
@@ -166,7 +166,7 @@ impl Queries {
         names.iter().for_each(|name| self.remove_node(node, name));
     }
 
-    /// Answers the operators of a query for which no node is waited.
+    /// Answers the operators of a query that waits for no node.
     fn end_if_complete(&self, name: &RoomName) {
         let mut queries = self.0.lock();
         if queries

@@ -1,4 +1,4 @@
-//! Pure data: what is sent in a room while a session migrates to this node.
+//! Pure data: the events of a room while a session migrates to this node.
 
 use crate::{cluster::NodeId, protocol::SessionId, websocket::Frame};
 
@@ -22,7 +22,7 @@ pub(super) enum RecordedEvent {
 }
 
 impl RecordedEvent {
-    /// What the session's client receives.
+    /// The event as the client receives it.
     pub(super) fn frame(&self) -> &Frame {
         match self {
             RecordedEvent::Joined(_, frame)

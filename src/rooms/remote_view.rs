@@ -1,12 +1,12 @@
-//! What a room knows of the other nodes, and how it talks to them.
+//! A room's view of the other nodes, and its messages to them.
 //!
 //! Each session is owned by one node, which alone tells the others about it. The events of a room on a
 //! node form a sequence: each has the number of the one before it. A node that misses an event asks for a
-//! snapshot of that node's sessions, and treats what differs as `new` and `close`.
+//! snapshot of that node's sessions, and turns the differences into `new` and `close`.
 //!
 //! Sessions are ordered by their join numbers, a logical clock of the room. A session learns in two steps
-//! who joined before it: a node that enters a room waits until the others have answered who is there,
-//! and a session that joins waits until the others have seen it. So of two sessions that join at once
+//! which sessions joined before it: a node that enters a room waits until the others have listed their
+//! sessions, and a session that joins waits until the others have seen it. So of two sessions that join at once
 //! on different nodes, only the earlier gets a `new` about the other. Neither wait is longer than a node
 //! may be silent; a session that becomes known later is new.
 
@@ -33,7 +33,7 @@ use crate::{
     websocket::Frame,
 };
 
-/// What a room knows of the other nodes.
+/// A room's view of the other nodes.
 pub(super) struct RemoteView {
     pub(super) outbound: Arc<Outbound>,
     /// The events of this node in the room.
@@ -44,8 +44,8 @@ pub(super) struct RemoteView {
     pub(super) remote_sessions: usize,
     /// Sessions of this node that not all other nodes have seen.
     pending_joins: BTreeMap<SessionId, PendingJoin>,
-    /// Who waits until all other nodes have answered.
-    answer_waiters: Vec<oneshot::Sender<()>>,
+    /// Sessions and operators that wait until all other nodes have listed their sessions.
+    snapshot_waiters: Vec<oneshot::Sender<()>>,
     event_waiters: Vec<EventWaiter>,
     pub(super) lookups: Lookups,
     pub(super) migrations: Migrations,
@@ -53,7 +53,7 @@ pub(super) struct RemoteView {
     pub(super) snapshots: BTreeMap<NodeId, SnapshotSender>,
 }
 
-/// Who waits until this node has seen the events of nodes up to these numbers.
+/// A session that waits until this node has seen the events of nodes up to these numbers.
 struct EventWaiter {
     events: Vec<(NodeId, u64)>,
     done: oneshot::Sender<()>,
@@ -81,7 +81,7 @@ impl RemoteView {
             views: views.collect(),
             remote_sessions: 0,
             pending_joins: BTreeMap::new(),
-            answer_waiters: Vec::new(),
+            snapshot_waiters: Vec::new(),
             event_waiters: Vec::new(),
             lookups: Lookups::default(),
             migrations: Migrations::default(),
@@ -110,17 +110,17 @@ impl RemoteView {
         self.migrations.node_down(node);
     }
 
-    /// What is known of a node, if it is up.
+    /// The view of a node, if the node is up.
     pub(super) fn view(&mut self, node: NodeId) -> Option<&mut NodeView> {
         self.views.get_mut(&node)
     }
 
-    /// What is known of each node.
+    /// The views of all other nodes.
     pub(super) fn views(&self) -> impl Iterator<Item = &NodeView> {
         self.views.values()
     }
 
-    /// What is known of each node, to be changed.
+    /// The other nodes and their views, mutably.
     pub(super) fn views_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut NodeView)> {
         self.views.iter_mut().map(|(node, view)| (*node, view))
     }
@@ -259,11 +259,11 @@ impl RemoteView {
         }
     }
 
-    /// Has those who wait for a migrating session look it up again.
+    /// Tells clients and nodes that wait for a migrating session to look it up again.
     pub(super) fn send_ask_again(&self, room: &RoomName, waiters: Vec<Waiter>) {
         for waiter in waiters {
             match waiter {
-                // If the client waits no longer, nobody needs to know.
+                // The client may have given up.
                 Waiter::Local(again) => _ = again.send(()),
                 Waiter::Remote(node, seek) => {
                     let mut batch = self.outbound.batch();
@@ -274,7 +274,7 @@ impl RemoteView {
     }
 }
 
-/// Waits for other nodes.
+/// Sessions and operators that wait for other nodes.
 impl RemoteView {
     /// Notes that the event with this number has announced a session, which other nodes may not have
     /// seen yet.
@@ -285,7 +285,7 @@ impl RemoteView {
         }
     }
 
-    /// Notes that a session waits for no other node any longer.
+    /// Ends a session's wait for the other nodes.
     pub(super) fn remove_pending_join(&mut self, id: SessionId) {
         self.pending_joins.remove(&id);
     }
@@ -303,14 +303,14 @@ impl RemoteView {
         Some(waiting)
     }
 
-    /// A wait until all other nodes have answered who is in the room; `None` if they have.
-    pub(super) fn wait_for_answers(&mut self) -> Option<oneshot::Receiver<()>> {
+    /// A wait until all other nodes have listed their sessions in the room; `None` if they have.
+    pub(super) fn wait_for_snapshots(&mut self) -> Option<oneshot::Receiver<()>> {
         if self.have_all_answered() {
             return None;
         }
         let (done, waiting) = oneshot::channel();
-        self.answer_waiters.retain(|other| !other.is_closed());
-        self.answer_waiters.push(done);
+        self.snapshot_waiters.retain(|other| !other.is_closed());
+        self.snapshot_waiters.push(done);
         Some(waiting)
     }
 
@@ -329,7 +329,7 @@ impl RemoteView {
         Some(waiting)
     }
 
-    /// Whether anybody waits for events.
+    /// Whether a session waits for events.
     pub(super) fn has_event_waiters(&self) -> bool {
         !self.event_waiters.is_empty()
     }
@@ -347,8 +347,8 @@ impl RemoteView {
             }
         }
         if self.have_all_answered() {
-            // If a waiter has given up, nobody needs to know.
-            self.answer_waiters
+            // A waiter may have given up.
+            self.snapshot_waiters
                 .drain(..)
                 .for_each(|done| _ = done.send(()));
         }
@@ -369,7 +369,7 @@ impl RemoteView {
         self.views.values().all(|view| view.has_seen(number))
     }
 
-    /// Whether all other nodes have answered who is in the room.
+    /// Whether all other nodes have listed their sessions in the room.
     fn have_all_answered(&self) -> bool {
         self.views.values().all(NodeView::has_answered)
     }

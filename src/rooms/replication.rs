@@ -1,4 +1,4 @@
-//! Applies to a room what other nodes send about it.
+//! The messages of other nodes about a room, applied to the room.
 
 use std::collections::BTreeMap;
 
@@ -266,7 +266,7 @@ impl Room {
     }
 }
 
-/// Repair of what was lost.
+/// Repair after lost messages.
 impl Room {
     /// Adds the room to the list of each node whose sessions in it are not known.
     pub(super) fn list_unknown(&self, rooms: &mut BTreeMap<NodeId, Vec<RoomName>>) {
@@ -288,7 +288,7 @@ impl Room {
         }
     }
 
-    /// Compares what is known of a node with the node's digest.
+    /// Compares the known sessions of a node with the node's digest.
     pub(super) fn compare_digest(&self, node: NodeId, digest: &Digest, replies: &mut Replies) {
         let mut members = self.members.write();
         let hash = members.hash_ids(|location| location.is_on(node));
@@ -299,7 +299,7 @@ impl Room {
         }
     }
 
-    /// Notes that a node's digests have ended, which list all rooms that both nodes are in.
+    /// Notes the end of a node's digests. Together they list all rooms that both nodes are in.
     pub(super) fn end_digest(&self, node: NodeId, replies: &mut Replies) {
         let mut members = self.members.write();
         if let Some(view) = members.view(node)

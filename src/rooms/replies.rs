@@ -1,4 +1,4 @@
-//! Pure data: what this node answers to messages of other nodes.
+//! Pure data: the answers of this node to messages of other nodes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +26,7 @@ pub(crate) struct Replies {
     undelivered: Vec<(NodeId, Direct)>,
     /// How many sessions of this node were told that their message was not delivered.
     pub(crate) told_undelivered: u64,
-    /// How many messages were not delivered without anybody being told.
+    /// How many messages were not delivered although no sender was told.
     lost: u64,
 }
 
@@ -53,7 +53,7 @@ impl<'a> Undelivered<'a> {
         }
     }
 
-    /// What the sender's node is told; `None` for a backend, which does not wait for it.
+    /// The message to the sender's node; `None` for a backend, which does not wait for one.
     pub(super) fn to_direct(&self, room: &RoomName) -> Option<Direct> {
         Some(Direct::Undelivered {
             room: room.clone(),
@@ -108,7 +108,7 @@ impl Replies {
     }
 
     /// Sends the answers. While this node is disconnected they are dropped, and no node waits for them.
-    /// Returns how many messages were not delivered without anybody being told.
+    /// Returns how many messages were not delivered although no sender was told.
     pub(crate) fn send(mut self, outbound: &Outbound) -> u64 {
         let mut batch = outbound.batch();
         for ((node, room), number) in self.seen {

@@ -59,10 +59,10 @@ impl Rooms {
 }
 
 impl Reservation {
-    /// Waits until the other nodes have answered who is in the room, for `limit` at most. Sessions that
-    /// become known later are new to a session that joins.
-    pub(crate) async fn wait_for_answers(&self, limit: Duration) {
-        self.room.wait_for_answers(limit).await;
+    /// Waits until every other node has listed its sessions in the room, for `limit` at most. Sessions
+    /// that become known later are new to a session that joins.
+    pub(crate) async fn wait_for_snapshots(&self, limit: Duration) {
+        self.room.wait_for_snapshots(limit).await;
     }
 }
 

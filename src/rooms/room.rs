@@ -130,20 +130,20 @@ impl Room {
         remote.map_or_else(T::default, |remote| f(&remote.lookups))
     }
 
-    /// Waits until the other nodes have answered who is in the room, for `limit` at most. A node that has
-    /// not answered by then is not waited for.
-    pub(super) async fn wait_for_answers(&self, limit: Duration) {
+    /// Waits until every other node has listed its sessions in the room, for `limit` at most. A node that
+    /// is silent for longer delays nobody.
+    pub(super) async fn wait_for_snapshots(&self, limit: Duration) {
         let waiting = {
             let remote = &mut self.members.write().remote;
-            remote.as_mut().and_then(|it| it.wait_for_answers())
+            remote.as_mut().and_then(|it| it.wait_for_snapshots())
         };
         if let Some(waiting) = waiting {
             let _ = timeout(limit, waiting).await;
         }
     }
 
-    /// Waits until this node has seen the events of nodes up to these numbers, for `limit` at most.
-    /// Events that were lost on the way are not waited for any longer.
+    /// Waits until this node has seen the events of nodes up to these numbers, for `limit` at most. Some
+    /// of the events may have been lost on the way.
     pub(super) async fn wait_for_events(&self, events: &[(NodeId, u64)], limit: Duration) {
         let waiting = {
             let remote = &mut self.members.write().remote;
@@ -154,8 +154,8 @@ impl Room {
         }
     }
 
-    /// Announces that this node has left the room. Whoever still holds the room tells other nodes nothing
-    /// more about it.
+    /// Announces that this node has left the room. A task that still holds the room cannot tell other
+    /// nodes about it after that.
     pub(super) fn exit(&self) {
         if let Some(remote) = self.members.write().remote.take() {
             remote.exit(&self.name);

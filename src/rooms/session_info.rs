@@ -1,4 +1,4 @@
-//! What this node knows about a session besides where it is.
+//! A session's data, and a session as operators see it.
 
 use std::{
     net::IpAddr,
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::location::Location;
 use crate::protocol::SessionId;
 
-/// What this node knows about a session.
+/// A session's data, apart from its place in a room.
 pub(crate) struct SessionInfo {
     /// The data that the other sessions see in its `new`.
     pub(crate) public: Option<Box<RawValue>>,

@@ -1,9 +1,8 @@
 //! Pure data: the progress of a snapshot that this node sends.
 //!
-//! A snapshot lists this node's sessions in a room for one other node. It goes through their ids in
-//! order, one range at a time. Each chunk is true for its range when it is sent, and events of the room
-//! are sent between the chunks. So neither the room nor another sender has to stand still, however long
-//! the snapshot is.
+//! A snapshot lists this node's sessions in a room for one other node. It covers the ids in order, one
+//! range per chunk. Each chunk is true for its range when it is sent, and events of the room are sent
+//! between the chunks. So neither the room nor another sender has to wait, however long the snapshot is.
 
 use std::collections::BTreeSet;
 

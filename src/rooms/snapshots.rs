@@ -1,4 +1,4 @@
-//! The schedule of what this node sends to others in chunks: snapshots, requests and digests.
+//! The schedule of snapshots, requests and digests, which this node sends to others in chunks.
 //!
 //! Each task gets its turn with one chunk, as the queue to its node has room. So a long snapshot delays
 //! neither other tasks nor the clients' messages.
@@ -133,7 +133,7 @@ impl SnapshotTask {
                 (*node, Direct::Digest { rooms, more }, more)
             }
         };
-        // While this node is disconnected, no node gets its messages anyway.
+        // While this node is disconnected the message is dropped, and repeated later.
         let _ = outbound.batch().tell_node(node, message, &[], Load::List);
         more
     }
@@ -182,7 +182,7 @@ impl Room {
         more && sent.is_ok()
     }
 
-    /// The digest of what this node has sent about the room, if that node is in it.
+    /// The digest of this node's sessions in the room, if that node is in the room.
     fn digest(&self, node: NodeId) -> Option<Digest> {
         let members = self.members.read();
         let remote = members.remote.as_ref()?;

@@ -210,7 +210,7 @@ async fn join_in_cluster(
     limit: Duration,
 ) -> Option<(Session, Reader)> {
     // The sessions of other nodes were there before this one.
-    let entered = newcomer.reservation.wait_for_answers(limit);
+    let entered = newcomer.reservation.wait_for_snapshots(limit);
     shared.in_time(limit, entered).await;
     let rooms = shared.rooms.clone();
     let Some(_line) = shared.in_time(limit, rooms.wait_in_line()).await else {
@@ -297,7 +297,7 @@ async fn import(
     else {
         return begin_anew(shared, connection);
     };
-    reservation.wait_for_answers(limit).await;
+    reservation.wait_for_snapshots(limit).await;
     let user = connection.client.user().map(str::to_owned);
     let (received, outbox_bytes) = (connection.received, shared.config.limits.outbox_bytes);
     let deadline = Instant::now() + limit;

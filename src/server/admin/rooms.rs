@@ -113,7 +113,7 @@ pub(super) async fn send(room: String, body: Bytes, handle: Handle) -> Result<Re
     let cluster = handle.cluster.as_ref();
     let reservation = cluster.map(|_| handle.rooms.reserve_for_backend(&room));
     if let Some(reservation) = &reservation {
-        reservation.wait_for_answers(limit).await;
+        reservation.wait_for_snapshots(limit).await;
     }
     let line = timeout(limit, handle.rooms.wait_in_line()).await;
     let _line = line.map_err(|_| BUSY)?;
