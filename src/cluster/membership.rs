@@ -1,4 +1,7 @@
-//! Which other nodes there are: who is heard, and who hears. No I/O.
+//! Which other nodes are up. No I/O.
+//!
+//! Every node sends heartbeats, in which it lists the nodes that it receives. A node is up for another while
+//! each receives the other.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -7,53 +10,57 @@ use std::{
 
 use super::wire::{MAX_NODES, NodeId};
 
-/// The other nodes that have been heard of lately.
+/// The other nodes of the cluster.
 pub(super) struct Membership {
     me: NodeId,
-    /// How long a node may be silent.
+    /// How long a node may be silent before it is removed.
     down: Duration,
-    heard: BTreeMap<NodeId, Node>,
-    /// The numbers of what was last heard of nodes that are no longer there: some of it may come again.
+    /// The nodes that this one receives.
+    members: BTreeMap<NodeId, Member>,
+    /// The last numbers of nodes that were removed. Their last messages may arrive once more.
     past: VecDeque<(NodeId, u64)>,
 }
 
-struct Node {
+struct Member {
+    /// When its last heartbeat came.
     last: Instant,
-    /// The number of what it last said.
+    /// The number of its last message.
     number: u64,
-    /// Whether it hears this one. Only who can hear and be heard is there.
+    /// Whether it receives this node, and so is up.
     hears_me: bool,
-    /// How many bytes of what it said have been taken in since it was told so.
+    /// Bytes that were received from it and are not acknowledged yet.
     unacknowledged: usize,
     /// How many messages of clients and backends it has sent to this node alone.
-    count: u64,
+    direct: u64,
 }
 
-/// What has become of a node.
+/// A change of the state of a node.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It is there.
+    /// The node is up.
     Up(NodeId),
-    /// It is no longer.
+    /// The node is down.
     Down(NodeId),
 }
 
 impl Membership {
+    /// No other nodes yet. `me` is this node.
     pub(super) fn new(me: NodeId, down: Duration) -> Membership {
         Membership {
             me,
             down,
-            heard: BTreeMap::new(),
+            members: BTreeMap::new(),
             past: VecDeque::new(),
         }
     }
 
-    /// Whether this was said after all else that was heard of the node.
-    pub(super) fn is_news(&mut self, node: NodeId, number: u64) -> bool {
+    /// Whether a message is newer than all others that were received from the node, so that it must be
+    /// applied. Messages may arrive twice or late.
+    pub(super) fn is_new(&mut self, node: NodeId, number: u64) -> bool {
         if node == self.me {
             return false;
         }
-        match self.heard.get_mut(&node) {
+        match self.members.get_mut(&node) {
             Some(known) if number <= known.number => false,
             Some(known) => {
                 known.number = number;
@@ -66,9 +73,9 @@ impl Membership {
         }
     }
 
-    /// A node has said that it hears these. Returns what follows from it, and whether it has to be told at
-    /// once who is heard here.
-    pub(super) fn heard(
+    /// Records a heartbeat of a node that receives the nodes `hears`. Returns the change of its state, and
+    /// whether the node was unknown, so that it needs a heartbeat of this one at once.
+    pub(super) fn heartbeat(
         &mut self,
         now: Instant,
         node: NodeId,
@@ -76,16 +83,16 @@ impl Membership {
         hears: &[NodeId],
     ) -> (Option<Change>, bool) {
         let hears_me = hears.contains(&self.me);
-        let is_news = !self.heard.contains_key(&node);
-        if is_news && self.heard.len() >= MAX_NODES {
+        let is_unknown = !self.members.contains_key(&node);
+        if is_unknown && self.members.len() >= MAX_NODES {
             return (None, false);
         }
-        let known = self.heard.entry(node).or_insert(Node {
+        let known = self.members.entry(node).or_insert(Member {
             last: now,
             number,
             hears_me: false,
             unacknowledged: 0,
-            count: 0,
+            direct: 0,
         });
         known.last = now;
         let change = match (known.hears_me, hears_me) {
@@ -94,40 +101,40 @@ impl Membership {
             _ => None,
         };
         known.hears_me = hears_me;
-        (change, is_news)
+        (change, is_unknown)
     }
 
-    /// Has a node's silence begin only now: this one could not hear it.
-    pub(super) fn excuse(&mut self, now: Instant) {
-        self.heard.values_mut().for_each(|node| node.last = now);
+    /// Lets the silence of all nodes begin at `now`, because this node could not receive their heartbeats.
+    pub(super) fn restart_timeouts(&mut self, now: Instant) {
+        self.members.values_mut().for_each(|node| node.last = now);
     }
 
-    /// A node has sent so many messages of clients and backends to this one alone. Returns how many of them
-    /// have not come.
+    /// Records that a node has sent `count` messages of clients and backends to this one alone. Returns how
+    /// many of them are missing.
     pub(super) fn count_received(&mut self, node: NodeId, count: u64) -> u64 {
-        let Some(known) = self.heard.get_mut(&node) else {
+        let Some(known) = self.members.get_mut(&node) else {
             return 0;
         };
-        let missed = match known.count {
-            // What came before it is not known.
+        let missed = match known.direct {
+            // It is not known how many came before the first.
             0 => 0,
             before => count.saturating_sub(before + 1),
         };
-        known.count = count;
+        known.direct = count;
         missed
     }
 
-    /// So many bytes of what a node said have been taken in.
-    pub(super) fn took_in(&mut self, node: NodeId, bytes: usize) {
-        if let Some(known) = self.heard.get_mut(&node) {
+    /// Adds bytes that were received from a node.
+    pub(super) fn received(&mut self, node: NodeId, bytes: usize) {
+        if let Some(known) = self.members.get_mut(&node) {
             known.unacknowledged += bytes;
         }
     }
 
-    /// The nodes of which at least so many bytes have been taken in since they were told so, and up to
-    /// which number that was.
+    /// The nodes with at least so many unacknowledged bytes, each with the number to acknowledge. These
+    /// bytes count as acknowledged from now on.
     pub(super) fn take_unacknowledged(&mut self, least: usize) -> Vec<(NodeId, u64)> {
-        let nodes = self.heard.iter_mut();
+        let nodes = self.members.iter_mut();
         nodes
             .filter(|(_, node)| node.hears_me && node.unacknowledged >= least)
             .map(|(id, node)| {
@@ -137,25 +144,25 @@ impl Membership {
             .collect()
     }
 
-    /// A node has said that it stops.
+    /// Removes a node that has announced its end.
     pub(super) fn bye(&mut self, node: NodeId) -> Option<Change> {
-        self.give_up(|id, _| *id == node).pop()
+        self.remove(|id, _| *id == node).pop()
     }
 
-    /// Gives up who has been silent for too long.
+    /// Removes the nodes that have been silent for too long.
     pub(super) fn tick(&mut self, now: Instant) -> Vec<Change> {
         let down = self.down;
-        self.give_up(|_, node| now.duration_since(node.last) > down)
+        self.remove(|_, node| now.duration_since(node.last) > down)
     }
 
-    /// Gives up all of them.
+    /// Removes all nodes.
     pub(super) fn clear(&mut self) -> Vec<Change> {
-        self.give_up(|_, _| true)
+        self.remove(|_, _| true)
     }
 
-    fn give_up(&mut self, is_gone: impl Fn(&NodeId, &Node) -> bool) -> Vec<Change> {
+    fn remove(&mut self, is_gone: impl Fn(&NodeId, &Member) -> bool) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (id, node) in self.heard.extract_if(.., |id, node| is_gone(id, node)) {
+        for (id, node) in self.members.extract_if(.., |id, node| is_gone(id, node)) {
             if self.past.len() >= MAX_NODES {
                 self.past.pop_front();
             }
@@ -167,19 +174,19 @@ impl Membership {
         changes
     }
 
-    /// Who is heard.
-    pub(super) fn list(&self) -> Vec<NodeId> {
-        self.heard.keys().copied().collect()
+    /// The nodes that this one receives.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        self.members.keys().copied().collect()
     }
 
-    /// Whether a node can hear and be heard.
+    /// Whether a node is up.
     pub(super) fn is_up(&self, node: NodeId) -> bool {
-        self.heard.get(&node).is_some_and(|node| node.hears_me)
+        self.members.get(&node).is_some_and(|node| node.hears_me)
     }
 
-    /// How many there are.
+    /// How many nodes are up.
     pub(super) fn count_up(&self) -> usize {
-        self.heard.values().filter(|node| node.hears_me).count()
+        self.members.values().filter(|node| node.hears_me).count()
     }
 }
 
@@ -193,88 +200,103 @@ mod tests {
         format!("{bits:016x}").parse().unwrap()
     }
 
-    fn nodes() -> (Membership, Instant) {
+    fn membership() -> (Membership, Instant) {
         (Membership::new(node(1), DOWN), Instant::now())
     }
 
     #[test]
-    fn a_node_is_there_when_it_hears_and_is_heard() {
-        let (mut nodes, now) = nodes();
-        assert_eq!(nodes.heard(now, node(2), 1, &[]), (None, true));
-        assert_eq!(nodes.count_up(), 0);
+    fn a_node_is_up_while_it_receives_and_is_received() {
+        let (mut membership, now) = membership();
+        assert_eq!(membership.heartbeat(now, node(2), 1, &[]), (None, true));
+        assert_eq!(membership.count_up(), 0);
         let up = Some(Change::Up(node(2)));
-        assert_eq!(nodes.heard(now, node(2), 2, &[node(1)]), (up, false));
-        assert_eq!(nodes.heard(now, node(2), 3, &[node(1)]), (None, false));
-        assert_eq!((nodes.list(), nodes.count_up()), (vec![node(2)], 1));
-        // It has given this one up.
+        assert_eq!(
+            membership.heartbeat(now, node(2), 2, &[node(1)]),
+            (up, false)
+        );
+        assert_eq!(
+            membership.heartbeat(now, node(2), 3, &[node(1)]),
+            (None, false)
+        );
+        assert_eq!(
+            (membership.nodes(), membership.count_up()),
+            (vec![node(2)], 1)
+        );
+        // The node no longer receives this one.
         let down = Some(Change::Down(node(2)));
-        assert_eq!(nodes.heard(now, node(2), 4, &[]), (down, false));
-        assert_eq!(nodes.tick(now + 2 * DOWN), []);
-        assert_eq!(nodes.list(), []);
+        assert_eq!(membership.heartbeat(now, node(2), 4, &[]), (down, false));
+        assert_eq!(membership.tick(now + 2 * DOWN), []);
+        assert_eq!(membership.nodes(), []);
     }
 
     #[test]
-    fn who_is_silent_for_too_long_is_given_up_once() {
-        let (mut nodes, now) = nodes();
+    fn a_node_that_is_silent_for_too_long_is_down_once() {
+        let (mut membership, now) = membership();
         for (id, number) in [(2, 1), (3, 1)] {
-            nodes.heard(now, node(id), number, &[node(1)]);
+            membership.heartbeat(now, node(id), number, &[node(1)]);
         }
-        nodes.heard(now + DOWN, node(3), 2, &[node(1)]);
-        assert_eq!(nodes.tick(now + DOWN), []);
+        membership.heartbeat(now + DOWN, node(3), 2, &[node(1)]);
+        assert_eq!(membership.tick(now + DOWN), []);
         let late = now + DOWN + Duration::from_millis(1);
-        assert_eq!(nodes.tick(late), [Change::Down(node(2))]);
-        assert_eq!(nodes.tick(late), []);
-        assert_eq!(nodes.bye(node(3)), Some(Change::Down(node(3))));
-        assert_eq!(nodes.bye(node(3)), None);
+        assert_eq!(membership.tick(late), [Change::Down(node(2))]);
+        assert_eq!(membership.tick(late), []);
+        assert_eq!(membership.bye(node(3)), Some(Change::Down(node(3))));
+        assert_eq!(membership.bye(node(3)), None);
     }
 
     #[test]
-    fn what_was_heard_is_no_news_even_of_who_is_gone() {
-        let (mut nodes, now) = nodes();
-        assert!(!nodes.is_news(node(1), 5), "it is this node itself");
-        assert!(nodes.is_news(node(2), 5), "it may be about to come");
-        nodes.heard(now, node(2), 5, &[node(1)]);
-        assert!(!nodes.is_news(node(2), 5));
-        assert!(nodes.is_news(node(2), 7));
-        assert!(!nodes.is_news(node(2), 6));
-        nodes.bye(node(2));
-        assert!(!nodes.is_news(node(2), 7));
-        assert!(nodes.is_news(node(2), 8));
+    fn a_message_is_new_once_even_of_a_node_that_was_removed() {
+        let (mut membership, now) = membership();
+        assert!(
+            !membership.is_new(node(1), 5),
+            "a message of this node itself"
+        );
+        assert!(
+            membership.is_new(node(2), 5),
+            "the first message of an unknown node"
+        );
+        membership.heartbeat(now, node(2), 5, &[node(1)]);
+        assert!(!membership.is_new(node(2), 5));
+        assert!(membership.is_new(node(2), 7));
+        assert!(!membership.is_new(node(2), 6));
+        membership.bye(node(2));
+        assert!(!membership.is_new(node(2), 7));
+        assert!(membership.is_new(node(2), 8));
     }
 
     #[test]
-    fn what_has_not_come_is_counted() {
-        let (mut nodes, now) = nodes();
-        nodes.heard(now, node(2), 1, &[node(1)]);
-        let missed = [3, 4, 6, 9, 1, 2].map(|count| nodes.count_received(node(2), count));
+    fn missing_messages_are_counted() {
+        let (mut membership, now) = membership();
+        membership.heartbeat(now, node(2), 1, &[node(1)]);
+        let missed = [3, 4, 6, 9, 1, 2].map(|count| membership.count_received(node(2), count));
         assert_eq!(missed, [0, 0, 1, 2, 0, 0]);
-        assert_eq!(nodes.count_received(node(3), 7), 0);
+        assert_eq!(membership.count_received(node(3), 7), 0);
     }
 
     #[test]
-    fn who_could_not_be_heard_is_not_blamed() {
-        let (mut nodes, now) = nodes();
-        nodes.heard(now, node(2), 1, &[node(1)]);
-        nodes.excuse(now + DOWN);
-        assert_eq!(nodes.tick(now + 2 * DOWN), []);
+    fn restarted_timeouts_begin_anew() {
+        let (mut membership, now) = membership();
+        membership.heartbeat(now, node(2), 1, &[node(1)]);
+        membership.restart_timeouts(now + DOWN);
+        assert_eq!(membership.tick(now + 2 * DOWN), []);
         let late = now + 2 * DOWN + Duration::from_millis(1);
-        assert_eq!(nodes.tick(late), [Change::Down(node(2))]);
+        assert_eq!(membership.tick(late), [Change::Down(node(2))]);
     }
 
     #[test]
-    fn there_are_only_so_many() {
-        let (mut nodes, now) = nodes();
+    fn the_number_of_nodes_is_limited() {
+        let (mut membership, now) = membership();
         for number in 0..2 * MAX_NODES as u64 {
             let id = format!("{:016x}", number + 10).parse().unwrap();
-            nodes.heard(now, id, 1, &[node(1)]);
+            membership.heartbeat(now, id, 1, &[node(1)]);
         }
-        assert_eq!(nodes.count_up(), MAX_NODES);
-        assert_eq!(nodes.clear().len(), MAX_NODES);
+        assert_eq!(membership.count_up(), MAX_NODES);
+        assert_eq!(membership.clear().len(), MAX_NODES);
         for number in 0..2 * MAX_NODES as u64 {
             let id = format!("{:016x}", number + 10_000).parse().unwrap();
-            nodes.heard(now, id, 1, &[]);
-            nodes.bye(id);
+            membership.heartbeat(now, id, 1, &[]);
+            membership.bye(id);
         }
-        assert_eq!(nodes.past.len(), MAX_NODES);
+        assert_eq!(membership.past.len(), MAX_NODES);
     }
 }

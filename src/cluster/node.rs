@@ -130,7 +130,7 @@ impl Cluster {
         })
     }
 
-    /// Whether it has been connected for long enough to know the other nodes.
+    /// Whether it has been connected for long enough to know the other membership.
     pub(crate) fn has_begun(&self) -> bool {
         self.has_begun.load(Relaxed)
     }
@@ -314,7 +314,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
     let (subscribe, subscribed) = mpsc::channel(INCOMING);
     let now = Instant::now();
     let reader = Reader {
-        nodes: Membership::new(cluster.outbound.node(), cluster.down),
+        membership: Membership::new(cluster.outbound.node(), cluster.down),
         incoming,
         subscribed,
         client: &client,
@@ -338,7 +338,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
 
 /// What takes in everything that other nodes say.
 struct Reader<'a> {
-    nodes: Membership,
+    membership: Membership,
     incoming: Incoming,
     subscribed: mpsc::Receiver<Subscribed>,
     client: &'a Client,
@@ -390,7 +390,7 @@ impl Reader<'_> {
         let stood_still = now - mem::replace(&mut self.last_tick, now) > ALIVE;
         self.check_connection(now);
         if !stood_still && self.connected.is_some() {
-            let silent = self.nodes.tick(now);
+            let silent = self.membership.tick(now);
             silent.into_iter().for_each(|change| self.follow(change));
         }
         if now >= self.alive_at {
@@ -433,7 +433,7 @@ impl Reader<'_> {
                 self.cluster.is_connected.store(true, Relaxed);
                 self.connected = Some(now);
                 // The others could not be heard, and shall hear of this one.
-                self.nodes.excuse(now + SETTLE);
+                self.membership.restart_timeouts(now + SETTLE);
                 self.alive();
             }
             (false, Some(_)) => {
@@ -449,7 +449,7 @@ impl Reader<'_> {
         }
         if !self.cluster.outbound.is_open() {
             // The others have given this node up, or are about to.
-            let all = self.nodes.clear();
+            let all = self.membership.clear();
             all.into_iter().for_each(|change| self.follow(change));
             if is_connected {
                 self.begin();
@@ -479,13 +479,13 @@ impl Reader<'_> {
         let mut flush_set = FlushSet::default();
         for heard in heard {
             self.cluster.outbound.observe(heard.number);
-            if self.nodes.is_news(heard.node, heard.number) {
+            if self.membership.is_new(heard.node, heard.number) {
                 if let Some(count) = heard.count {
-                    let missed = self.nodes.count_received(heard.node, count);
+                    let missed = self.membership.count_received(heard.node, count);
                     self.shared.metrics.cluster_lost.inc_by(missed);
                 }
-                if self.nodes.is_up(heard.node) {
-                    self.nodes.took_in(heard.node, heard.bytes);
+                if self.membership.is_up(heard.node) {
+                    self.membership.received(heard.node, heard.bytes);
                 }
                 self.take_in(heard, &mut replies, &mut flush_set);
             }
@@ -504,7 +504,7 @@ impl Reader<'_> {
     /// Tells the nodes how far they have been heard, of which at least so many bytes have been since that
     /// was told.
     fn tell_taken(&mut self, least: usize) {
-        let nodes = self.nodes.take_unacknowledged(least);
+        let nodes = self.membership.take_unacknowledged(least);
         if !nodes.is_empty() {
             let mut batch = self.cluster.outbound.batch();
             for (node, number) in nodes {
@@ -517,16 +517,18 @@ impl Reader<'_> {
         let Envelope {
             node,
             number,
-            say,
+            message,
             text,
             ..
         } = heard;
         let rooms = &self.shared.rooms;
-        let is_up = self.nodes.is_up(node);
-        match say {
+        let is_up = self.membership.is_up(node);
+        match message {
             Message::All(Broadcast::Alive { heard, keys }) => {
                 self.shared.resumes.learn(&keys);
-                let (change, is_new) = self.nodes.heard(Instant::now(), node, number, &heard);
+                let (change, is_new) =
+                    self.membership
+                        .heartbeat(Instant::now(), node, number, &heard);
                 if let Some(change) = change {
                     self.follow(change);
                 }
@@ -536,7 +538,7 @@ impl Reader<'_> {
                 }
             }
             Message::All(Broadcast::Bye) => {
-                if let Some(change) = self.nodes.bye(node) {
+                if let Some(change) = self.membership.bye(node) {
                     self.follow(change);
                 }
             }
@@ -545,7 +547,7 @@ impl Reader<'_> {
             }
             // Who does not hear this node, or is not heard, may only ask.
             Message::Node(said @ Direct::Unicast { .. }) if !is_up => replies.reject(node, said),
-            _ if !is_up && !matches!(say, Message::Node(Direct::Ask(_))) => {}
+            _ if !is_up && !matches!(message, Message::Node(Direct::Ask(_))) => {}
             Message::All(Broadcast::Want(want)) => self.hand_over(node, want),
             Message::Node(Direct::Taken { number }) => self.cluster.outbound.taken(node, number),
             Message::Room(said) => rooms.apply_event(node, number, said, text, replies, flush_set),
@@ -605,12 +607,12 @@ impl Reader<'_> {
         self.shared
             .metrics
             .cluster_nodes
-            .set(self.nodes.count_up() as i64);
+            .set(self.membership.count_up() as i64);
     }
 
     /// Says that this node is there.
     fn alive(&self) {
-        let heard = self.nodes.list();
+        let heard = self.membership.nodes();
         let keys = self.shared.resumes.keys();
         let mut batch = self.cluster.outbound.batch();
         // Where it is cut off, nobody shall hear it.

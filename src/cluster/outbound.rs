@@ -739,7 +739,7 @@ mod tests {
             _ => None,
         });
         messages
-            .map(|heard| match heard.say {
+            .map(|heard| match heard.message {
                 Message::Room(said) => (heard.number, Some(said.after)),
                 _ => (heard.number, None),
             })

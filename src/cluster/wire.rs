@@ -1,9 +1,9 @@
-//! What nodes say to each other: versioned, bounded, checked. No I/O.
+//! The messages between nodes and their encoding: versioned, bounded, checked. No I/O.
 //!
-//! A message is a line of JSON and, where it carries what a client or a backend wrote, that text
-//! behind the line. A node ignores what it does not know, be it a field or a whole message, so that
-//! nodes of different versions can stand beside each other during an upgrade: from version 2 on, what must
-//! be understood by all is never changed, only added to.
+//! A message is a line of JSON. If it carries the JSON of a client or a backend, that text follows after the
+//! line. A node ignores fields and messages that it does not know, so that nodes of different versions can
+//! run side by side during an upgrade: from version 2 on, nothing is changed that all nodes must understand.
+//! New versions only add to it.
 
 use std::{
     fmt::{self, Display},
@@ -18,31 +18,30 @@ use crate::protocol::{RoomName, SessionId, TokenHash, TokenKey};
 /// The version of this format.
 const VERSION: u32 = 2;
 
-/// The greatest number a message can have: the greatest that JSON is sure to keep (RFC 8259, section
-/// 6).
+/// The highest number of a message: the highest integer that all JSON implementations keep exact (RFC 8259,
+/// section 6).
 pub(crate) const MAX_NUMBER: u64 = (1 << 53) - 1;
 
-/// How many rooms stand in one message at the most.
+/// Rooms in one message, at most.
 pub(crate) const MAX_ROOMS: usize = 512;
 
-/// How many nodes stand in one message at the most, and how many there may be.
+/// Nodes in one message and in the cluster, at most.
 pub(crate) const MAX_NODES: usize = 256;
 
-/// How many ids stand in one message at the most.
+/// Session ids in one message, at most.
 pub(crate) const MAX_IDS: usize = 4096;
 
-/// How many bytes of sessions, or of their messages, stand in one message, unless a single one has
-/// more.
+/// Bytes of sessions, or of their messages, in one message. Only a single item that is longer exceeds it.
 pub(crate) const PART_BYTES: usize = 256 << 10;
 
-/// How long so many ids are in JSON, in bytes.
+/// The length of [`MAX_IDS`] ids in JSON, in bytes: 36 characters, two quotes and a comma each.
 pub(super) const IDS_BYTES: usize = MAX_IDS * 39;
 
-/// What else there is in a line, at the most: the nodes of a whole cluster, each with a number.
+/// The length of the rest of a line, in bytes, at most: the nodes of a whole cluster, each with a number.
 pub(super) const LINE_BYTES: usize = 64 << 10;
 
-/// A run of a server: 64 random bits, 16 hexadecimal digits on the wire. Who is started again is
-/// another node.
+/// The id of a node: 64 random bits, 16 hexadecimal digits on the wire. It is new for each start of the
+/// server.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct NodeId(u64);
 
@@ -73,7 +72,7 @@ impl FromStr for NodeId {
         let is_canonical = text.len() == 16 && !text.starts_with('+');
         match u64::from_str_radix(text, 16) {
             Ok(bits) if is_canonical => Ok(NodeId(bits)),
-            _ => Err("a node has 16 hexadecimal digits"),
+            _ => Err("a node id has 16 hexadecimal digits"),
         }
     }
 }
@@ -91,75 +90,78 @@ impl<'de> Deserialize<'de> for NodeId {
     }
 }
 
-/// What is said to every node.
+/// A message to every node.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Broadcast {
-    /// I am here, and I hear these.
+    /// A heartbeat, sent every second.
     Alive {
+        /// The nodes that the sender receives.
         heard: Vec<NodeId>,
-        /// The keys by which tokens of sessions are told from made-up ones: mine, and others that I
-        /// know.
+        /// The keys that tell genuine resume tokens from made-up ones: the sender's, and all others that
+        /// it knows.
         #[serde(default)]
         keys: Vec<TokenKey>,
     },
-    /// I am about to stop: do not wait for me.
+    /// The sender stops.
     Bye,
-    /// I am in this room from now on, without anybody yet; who else is?
+    /// The sender is in this room from now on, without sessions yet. The receivers list theirs.
     Enter { room: RoomName },
-    /// A client of mine wants to go on with a session that is not here.
+    /// A client of the sender wants to resume a session that is not on that node.
     Want(Want),
 }
 
-/// What is said to every node that is in a room: what happens there, in an unbroken row.
+/// A message to every node in a room: an event there. Each names the one before, so that receivers notice a
+/// gap.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct RoomEvent {
     pub(crate) room: RoomName,
-    /// The number of what this node said of the room before.
+    /// The number of the sender's previous message about the room.
     pub(crate) after: u64,
     pub(crate) what: Event,
 }
 
+/// An event in a room.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Event {
-    /// A session has come.
+    /// A session joined.
     Join(SessionRecord),
-    /// A session has gone.
+    /// A session left.
     Leave(SessionId),
-    /// A session of the node `from` is here now.
+    /// A session has migrated from the node `from` to the sender.
     Arrive { member: SessionRecord, from: NodeId },
-    /// A session, or a backend in the server's name, says what stands behind the line, to all.
+    /// A session, or a backend (`None`), sends the text after the line to all.
     Broadcast(Option<SessionId>),
-    /// I am no longer in this room.
+    /// The sender is no longer in the room.
     Exit,
 }
 
-/// What is said to one node.
+/// A message to one node.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Direct {
-    /// Who of yours is in these rooms?
+    /// Asks for the receiver's sessions in these rooms.
     Ask(Vec<RoomName>),
-    /// These are mine, or some of them.
+    /// Lists sessions of the sender in a room: all, or a chunk.
     Members(SnapshotChunk),
-    /// I am in none of these.
+    /// The sender is in none of these rooms.
     Absent(Vec<RoomName>),
-    /// I have taken in what you said of this room, up to this number.
+    /// The sender has applied the receiver's messages about this room up to this number.
     Seen { room: RoomName, number: u64 },
-    /// I have taken in all that you said, up to this number.
+    /// The sender has received all messages of the receiver up to this number.
     Taken { number: u64 },
-    /// A session, or a backend in the server's name, says what stands behind the line, to one of
-    /// yours.
+    /// A session, or a backend (`None`), sends the text after the line to a session of the receiver.
     Unicast {
         room: RoomName,
         sender: Option<SessionId>,
         receiver: SessionId,
-        /// The client's mark for it.
+        /// The client's reference for the message.
         #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
         reference: Option<Box<RawValue>>,
     },
-    /// What a session of yours wrote to one of mine has not reached it: it is not here any longer.
+    /// A message of a session of the receiver was not delivered, because the session it was for is no longer
+    /// on the sender.
     Undelivered {
         room: RoomName,
         sender: SessionId,
@@ -167,32 +169,32 @@ pub(crate) enum Direct {
         #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
         reference: Option<Box<RawValue>>,
     },
-    /// An operator closes one of yours.
+    /// An operator closes a session of the receiver.
     Expel { room: RoomName, id: SessionId },
-    /// What has come of your search for a session, where that is not the session.
+    /// Tells the receiver why it does not get the session that it looks for.
     Answer {
         room: RoomName,
         seek: u64,
         answer: Answer,
     },
-    /// I have the session that you want; do you still?
+    /// The sender has the session that the receiver looks for, and asks whether it is still wanted.
     Offer {
         room: RoomName,
         seek: u64,
         token: TokenHash,
     },
-    /// I do, and wait for it; or I do no longer.
+    /// Answers an offer: whether the sender still waits for the session.
     Accept {
         room: RoomName,
         seek: u64,
         accepted: bool,
     },
-    /// This is the session that you want, or a part of it.
+    /// A session that migrates to the receiver, or a part of it.
     Handed(Box<SessionTransfer>),
-    /// I shall send what is for this session to the node where it is now, and no longer to you.
+    /// From now on the sender sends messages for this session to its new node, and no longer to the receiver.
     Turned { room: RoomName, id: SessionId },
-    /// What stands behind the line is for a session that is yours now; it was said under this number
-    /// by this node.
+    /// The text after the line is for a session that has migrated to the receiver. The node `source` sent it
+    /// under `number`.
     Forward {
         room: RoomName,
         seek: u64,
@@ -203,115 +205,114 @@ pub(crate) enum Direct {
         #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
         reference: Option<Box<RawValue>>,
     },
-    /// Nothing more is forwarded to you.
+    /// No more messages are forwarded to the receiver.
     Done { room: RoomName, seek: u64 },
-    /// Where you should be with what I have said of the rooms that we are both in.
+    /// What the receiver should know of the sender's sessions, for the rooms that both are in.
     Digest {
         rooms: Vec<Digest>,
-        /// Whether there are more.
+        /// Whether more digests follow.
         more: bool,
     },
 }
 
-/// Some of the sessions of a node in a room, after it has said what has the number `last`: all whose
-/// ids are in a range. The ranges follow each other, and what happens in the room is told between them.
+/// The sessions of a node in a room whose ids are in a range, as of the message with the number `last`. The
+/// ranges follow each other, and events in the room are sent between them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SnapshotChunk {
     pub(crate) room: RoomName,
     pub(crate) last: u64,
-    /// The highest number of joining there has been.
+    /// The highest join number so far.
     pub(crate) clock: u64,
-    /// The id behind which the range begins; `None` for the first.
+    /// The id after which the range begins; `None` for the first range.
     #[serde(default)]
     pub(crate) after: Option<SessionId>,
-    /// The last id that is in it; `None` if it is the last range.
+    /// The last id of the range; `None` for the last range.
     #[serde(default)]
     pub(crate) until: Option<SessionId>,
     pub(crate) members: Vec<SessionRecord>,
 }
 
-/// A session.
+/// A session, as nodes describe it to each other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SessionRecord {
     pub(crate) id: SessionId,
-    /// Its number in the order of joining; of two that have the same, the smaller id was first.
+    /// Its number in the order of joining. Of two sessions with the same number, the smaller id is first.
     pub(crate) joined: u64,
-    /// What its token says of it publicly.
+    /// The public data from its token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<Box<RawValue>>,
     /// When it joined, in milliseconds since 1970.
     #[serde(default)]
     pub(crate) since: u64,
-    /// How many nodes it has left behind: of two that say it is theirs, the one that says more is right.
+    /// How often it has migrated. If two nodes claim the session, the higher number is right.
     #[serde(default)]
     pub(crate) moves: u32,
 }
 
 impl SessionRecord {
-    /// About how long it is on the wire, in bytes.
+    /// Its approximate length on the wire, in bytes.
     pub(crate) fn len(&self) -> usize {
         96 + self.data.as_ref().map_or(0, |data| data.get().len())
     }
 }
 
-/// Which session a client wants to go on with.
+/// A lookup of a session that a client wants to resume.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Want {
     pub(crate) room: RoomName,
-    /// The asking node's mark for this.
+    /// The mark by which the asking node identifies the lookup.
     pub(crate) seek: u64,
-    /// What is made of the token: who listens shall not learn that.
+    /// The hash of the resume token: whoever listens on NATS must not learn the token.
     pub(crate) token: TokenHash,
-    /// Whose the session must be, if that is known.
+    /// The user that the session must have, if the client has a token of its own.
     pub(crate) user: Option<String>,
-    /// How many of its messages the client has got.
+    /// How many messages of the session the client has received.
     pub(crate) received: u64,
-    /// Up to where the asking node has heard each node.
+    /// For each node, the number up to which the asking node has received its messages.
     pub(crate) seen: Vec<(NodeId, u64)>,
 }
 
-/// Why a node does not hand a session over.
+/// Why a node does not hand a session over to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// I have not got it.
+    /// The session is not on this node.
     NotHere,
-    /// I have not got it, but a client of mine wants it, too.
+    /// The session is not on this node, and a client of this node looks for it at the same time.
     WantedHere,
-    /// It has just gone from here to another node: ask again.
+    /// The session has just migrated from this node to another: ask again.
     AskAgain,
-    /// Its client has come back once more since.
+    /// The client of the session has reconnected once more since.
     Superseded,
 }
 
-/// A session that is handed over. It comes in parts, each with some of those it knows of and, behind the
-/// line, some of the messages that its client has not got: a JSON array.
+/// A session that migrates. It comes in parts. Each part lists some of the sessions that the client knows of,
+/// and has a JSON array after the line: some of the messages that the client has not received.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SessionTransfer {
     pub(crate) room: RoomName,
     pub(crate) seek: u64,
     pub(crate) token: TokenHash,
     pub(crate) member: SessionRecord,
-    /// How many of its client's messages have been taken in.
+    /// How many messages of its client the server has processed.
     pub(crate) taken_in: u64,
-    /// What it owes to its rates of messages and of bytes: how long they take to be paid, in
-    /// milliseconds.
+    /// Its debts to the limits of messages and of bytes: the time until each is paid off, in milliseconds.
     #[serde(default)]
     pub(crate) owed: [u64; 2],
-    /// What its token allows, if one was asked for.
+    /// The permissions of its token, if the server requires tokens.
     #[serde(rename = "permit")]
     pub(crate) permissions: Option<Permissions>,
-    /// What it has been told by each node: all up to these numbers.
+    /// For each node, the number up to which the client was told of its messages.
     pub(crate) seen: Vec<(NodeId, u64)>,
-    /// How many parts there are before this.
+    /// The index of this part.
     pub(crate) part: usize,
-    /// Whom it was told of, and who was there before it.
+    /// Sessions that its client knows of, and sessions that joined before it.
     pub(crate) known: Vec<SessionId>,
-    /// Whether there are more parts.
+    /// Whether more parts follow.
     pub(crate) more: bool,
 }
 
-/// What a session is allowed by its token.
+/// What the token of a session permits.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Permissions {
     pub(crate) user: Option<String>,
@@ -320,17 +321,17 @@ pub(crate) struct Permissions {
     pub(crate) expires: u64,
 }
 
-/// What a node holds of a room.
+/// What a node knows of its sessions in a room, in short.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Digest {
     pub(crate) room: RoomName,
-    /// The number of what it last said of it.
+    /// The number of its last message about the room.
     pub(crate) last: u64,
-    /// The ids of its sessions, folded by exclusive or.
+    /// The exclusive or of the ids of its sessions.
     pub(crate) hash: u64,
 }
 
-/// A message, whoever it is for.
+/// A message to any number of nodes.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Message {
@@ -339,7 +340,7 @@ pub(crate) enum Message {
     Node(Direct),
 }
 
-/// The line of a message.
+/// The line of a message. `T` is the message, or a reference to it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line<T> {
     #[serde(rename = "v")]
@@ -347,34 +348,35 @@ struct Line<T> {
     node: NodeId,
     #[serde(rename = "n")]
     number: u64,
-    /// How many messages of clients and backends there have been for the node that it is said to, with
-    /// this one.
+    /// How many messages of clients and backends the sender has sent to the receiver alone, with this one.
     #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
     count: Option<u64>,
-    say: T,
+    #[serde(rename = "say")]
+    message: T,
 }
 
-/// A message as it was heard.
+/// A message as it was received.
 #[derive(Debug)]
 pub(crate) struct Envelope<'a> {
     pub(crate) node: NodeId,
-    /// Its number: greater than that of everything its node has heard or said before.
+    /// Its number, which is higher than that of everything its node has sent or received before.
     pub(crate) number: u64,
-    /// How many messages of clients and backends it has sent to this node alone, if this is one.
+    /// How many messages of clients and backends its node has sent to this one alone, with this one; `None`
+    /// for other messages.
     pub(crate) count: Option<u64>,
-    pub(crate) say: Message,
-    /// What stands behind the line.
+    pub(crate) message: Message,
+    /// The text after the line.
     pub(crate) text: &'a str,
-    /// How long all of it is.
+    /// The length of line and text.
     pub(crate) bytes: usize,
 }
 
-/// Writes a message.
+/// Encodes a message.
 pub(crate) fn encode(
     node: NodeId,
     number: u64,
     count: Option<u64>,
-    say: &Message,
+    message: &Message,
     text: &[u8],
 ) -> Vec<u8> {
     let line = Line {
@@ -382,7 +384,7 @@ pub(crate) fn encode(
         node,
         number,
         count,
-        say,
+        message,
     };
     let mut bytes = Vec::with_capacity(256 + text.len());
     serde_json::to_writer(&mut bytes, &line)
@@ -392,27 +394,28 @@ pub(crate) fn encode(
     bytes
 }
 
-/// Reads a message.
+/// Decodes a message.
 ///
 /// # Errors
 ///
-/// What is wrong with it: it is none, it is over a bound, or it is of a kind that is not known here.
+/// Bytes that are no message, a message that exceeds a bound, or one of an unknown kind. The reason never
+/// quotes the message.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
     let text = str::from_utf8(bytes).map_err(|_| "not UTF-8")?;
-    // What a token says of somebody may have lines of its own.
+    // The line ends where its JSON ends: the public data of a session may contain line breaks.
     let mut lines = serde_json::Deserializer::from_str(text).into_iter::<Line<Message>>();
     let line = lines
         .next()
-        .ok_or("nothing")?
-        // What serde says of it may quote it.
+        .ok_or("no JSON")?
+        // The message of the error may quote the input, which logs must not show.
         .map_err(|error| format!("{:?} error in column {}", error.classify(), error.column()))?;
     let text = text[lines.byte_offset()..]
         .strip_prefix('\n')
-        .ok_or("no end of the line")?;
+        .ok_or("no line break after the JSON")?;
     if line.version == 0 || line.number > MAX_NUMBER {
         return Err(format!("version {}, number {}", line.version, line.number));
     }
-    let length = match &line.say {
+    let length = match &line.message {
         Message::All(Broadcast::Alive { heard, keys }) => heard.len().max(keys.len()),
         Message::Node(Direct::Ask(rooms) | Direct::Absent(rooms)) => rooms.len(),
         Message::Node(Direct::Digest { rooms, .. }) => rooms.len(),
@@ -420,22 +423,24 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
         Message::Node(Direct::Handed(handed)) => handed.seen.len(),
         _ => 0,
     };
-    let ids = match &line.say {
+    let ids = match &line.message {
         Message::Node(Direct::Handed(handed)) => handed.known.len(),
         _ => 0,
     };
     if length > MAX_ROOMS || ids > MAX_IDS {
-        return Err(format!("a list of {length}"));
+        return Err(format!("a list of {} items", length.max(ids)));
     }
     let carries_text = matches!(
-        line.say,
+        line.message,
         Message::Room(RoomEvent {
             what: Event::Broadcast(_),
             ..
         }) | Message::Node(Direct::Unicast { .. } | Direct::Forward { .. } | Direct::Handed(_))
     );
     if carries_text == text.is_empty() {
-        return Err("a text where none belongs, or none where one does".into());
+        return Err(
+            "a text after a line that has none, or no text after a line that has one".into(),
+        );
     }
     if carries_text && serde_json::from_str::<&RawValue>(text).is_err() {
         return Err("a text that is not JSON".into());
@@ -444,7 +449,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
         node: line.node,
         number: line.number,
         count: line.count,
-        say: line.say,
+        message: line.message,
         text,
         bytes: bytes.len(),
     })
@@ -475,35 +480,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_heard() {
+    fn a_message_is_decoded_as_it_was_encoded() {
         let exact = "{\"user\":\"a\",\n\"info\":\n1.0}";
-        let said = member(Some(exact));
+        let session = member(Some(exact));
         let join = Message::Room(RoomEvent {
             room: room("a%22b.%3E%F0%9F%8D%B5"),
             after: 41,
-            what: Event::Join(said.clone()),
+            what: Event::Join(session.clone()),
         });
         let bytes = encode(node(), 42, None, &join, b"");
-        let heard = decode(&bytes).unwrap();
-        assert_eq!((heard.node, heard.number, heard.text), (node(), 42, ""));
+        let envelope = decode(&bytes).unwrap();
+        let Envelope { number, text, .. } = envelope;
+        assert_eq!((envelope.node, number, text), (node(), 42, ""));
         let Message::Room(RoomEvent {
             room: name,
             after,
             what: Event::Join(heard),
-        }) = heard.say
+        }) = envelope.message
         else {
-            panic!("something else")
+            panic!("another message")
         };
         assert_eq!((name.as_str(), after), ("a\"b.>🍵", 41));
-        assert_eq!((heard.id, heard.joined), (said.id, said.joined));
+        assert_eq!((heard.id, heard.joined), (session.id, session.joined));
         assert_eq!(heard.data.unwrap().get(), exact);
 
-        // A client's message may have lines of its own.
+        // A client's message may contain line breaks.
         let text = "{\"type\":\"x\",\n\"data\":\n1}";
         let unicast = Message::Node(Direct::Unicast {
             room: room("tea"),
             sender: None,
-            receiver: said.id,
+            receiver: session.id,
             reference: None,
         });
         let bytes = encode(node(), 43, Some(1), &unicast, text.as_bytes());
@@ -515,13 +521,13 @@ mod tests {
         let line = json!({"v": 9, "node": "00000000000000ff", "n": 1, "new": [], "say":
             {"all": {"alive": {"heard": [], "keys": [], "load": 0.5}}}});
         assert!(decode(format!("{line}\n").as_bytes()).is_ok());
-        // What it adds besides is left alone.
+        // An unknown message is ignored by the caller.
         let line = json!({"v": 9, "node": "00000000000000ff", "n": 1, "say": {"all": {"sing": 1}}});
         assert!(decode(format!("{line}\n").as_bytes()).is_err());
     }
 
     #[test]
-    fn what_breaks_a_rule_is_refused() {
+    fn an_invalid_message_is_not_decoded() {
         let line = |number: u64, say: serde_json::Value| {
             json!({"v": 2, "node": "00000000000000ff", "n": number, "say": say}).to_string()
         };

@@ -67,13 +67,13 @@ impl TestNode {
             let Envelope {
                 node,
                 number,
-                say,
+                message,
                 text,
                 ..
             } = envelope;
             let rooms = &other.rooms;
             let (replies, flush_set) = (&mut replies, &mut flush_set);
-            match say {
+            match message {
                 _ if is_lost() => {}
                 Message::All(Broadcast::Enter { room }) => {
                     rooms.apply_enter(node, number, room, replies, flush_set);
