@@ -40,8 +40,10 @@ use tokio::{
 };
 
 use super::{
+    flow_control::Load,
     membership::{Change, Membership},
-    outbound::{Load, Outbound, Outgoing, To},
+    outbound::Outbound,
+    queue::{Outgoing, Subject},
     wire::{
         self, Broadcast, Direct, Envelope, IDS_BYTES, LINE_BYTES, Message, NodeId, PART_BYTES, Want,
     },
@@ -145,13 +147,15 @@ impl Cluster {
         self.refusal.lock().clone()
     }
 
-    fn subject(&self, to: &To) -> String {
+    fn subject(&self, to: &Subject) -> String {
         let prefix = &self.prefix;
         match to {
-            To::All => format!("{prefix}.all"),
+            Subject::All => format!("{prefix}.all"),
             // A name may have dots and wildcards.
-            To::Room(room) => format!("{prefix}.room.{}", URL_SAFE_NO_PAD.encode(room.as_str())),
-            To::Node(node) => format!("{prefix}.node.{node}"),
+            Subject::Room(room) => {
+                format!("{prefix}.room.{}", URL_SAFE_NO_PAD.encode(room.as_str()))
+            }
+            Subject::Node(node) => format!("{prefix}.node.{node}"),
         }
     }
 
@@ -232,7 +236,7 @@ impl Cluster {
     }
 
     /// Waits until the other nodes hear what is said, or it is too late for what was said in this time.
-    async fn settled(&self, client: &Client, time: u64) {
+    async fn settled(&self, client: &Client, epoch: u64) {
         loop {
             let settled_at = {
                 let mut settled_at = self.settled_at.lock();
@@ -244,7 +248,7 @@ impl Cluster {
             };
             match settled_at {
                 Some(settled_at) if settled_at <= Instant::now() => return,
-                _ if !self.outbound.is_current(time) => return,
+                _ if !self.outbound.is_current(epoch) => return,
                 _ => sleep(SETTLE / 20).await,
             }
         }
@@ -252,12 +256,12 @@ impl Cluster {
 
     /// Says what is to be said, in its order.
     async fn write(&self, shared: &Shared, client: &Client, subscribed: mpsc::Sender<Subscribed>) {
-        while let Some((time, waiting)) = self.outbound.next().await {
+        while let Some((epoch, waiting)) = self.outbound.next().await {
             for item in waiting {
                 let cost = item.cost();
-                self.settled(client, time).await;
+                self.settled(client, epoch).await;
                 // What is of a time that is over is not said any longer.
-                let is_due = self.outbound.is_current(time);
+                let is_due = self.outbound.is_current(epoch);
                 let load = match item {
                     Outgoing::Message(to, message, load) => {
                         if is_due {
@@ -269,7 +273,7 @@ impl Cluster {
                         load
                     }
                     Outgoing::Subscribe(room) => {
-                        let subject = self.subject(&To::Room(room.clone()));
+                        let subject = self.subject(&Subject::Room(room.clone()));
                         if is_due && let Ok(subscriber) = client.subscribe(subject).await {
                             let _ = subscribed.send(Subscribed::To(room, subscriber)).await;
                         }
@@ -282,7 +286,7 @@ impl Cluster {
                         Load::Control
                     }
                 };
-                self.outbound.done(time, cost, &load);
+                self.outbound.written(epoch, cost, &load);
             }
         }
         let _ = client.flush().await;
@@ -302,7 +306,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
         () = shared.stopping.cancelled() => return,
     };
     info!("node {} is connected to NATS", cluster.outbound.node());
-    let subjects = [To::All, To::Node(cluster.outbound.node())].map(|to| cluster.subject(&to));
+    let subjects =
+        [Subject::All, Subject::Node(cluster.outbound.node())].map(|to| cluster.subject(&to));
     let mut incoming = Incoming::default();
     for subject in subjects {
         match client.subscribe(subject).await {
@@ -549,7 +554,9 @@ impl Reader<'_> {
             Message::Node(said @ Direct::Unicast { .. }) if !is_up => replies.reject(node, said),
             _ if !is_up && !matches!(message, Message::Node(Direct::Ask(_))) => {}
             Message::All(Broadcast::Want(want)) => self.hand_over(node, want),
-            Message::Node(Direct::Taken { number }) => self.cluster.outbound.taken(node, number),
+            Message::Node(Direct::Taken { number }) => {
+                self.cluster.outbound.acknowledged(node, number)
+            }
             Message::Room(said) => rooms.apply_event(node, number, said, text, replies, flush_set),
             Message::Node(said) => rooms.apply_direct(node, number, said, text, replies, flush_set),
         }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use super::{
-    outbound::{Load, Outbound, Outgoing},
+    flow_control::Load,
+    outbound::Outbound,
+    queue::Outgoing,
     wire::{Envelope, NodeId, decode},
 };
 
@@ -37,21 +39,21 @@ impl TestLink {
 
     /// Carries all that waits to another node, which takes it in by `deliver`.
     pub(crate) fn carry_to(&self, other: &TestLink, mut deliver: impl FnMut(Envelope<'_>)) {
-        let Some(Some((time, waiting))) = self.outbound.next().now_or_never() else {
+        let Some(Some((epoch, waiting))) = self.outbound.next().now_or_never() else {
             return;
         };
         for item in waiting {
             let cost = item.cost();
             let Outgoing::Message(_, message, load) = item else {
-                self.outbound.done(time, cost, &Load::Control);
+                self.outbound.written(epoch, cost, &Load::Control);
                 continue;
             };
-            self.outbound.done(time, cost, &load);
+            self.outbound.written(epoch, cost, &load);
             let envelope = decode(&message).unwrap();
             let number = envelope.number;
             other.outbound.observe(number);
             deliver(envelope);
-            self.outbound.taken(other.node, number);
+            self.outbound.acknowledged(other.node, number);
         }
     }
 }
