@@ -7,10 +7,10 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use warp::{filters::BoxedFilter, reply::Response};
 
-use super::{handle::Handle, routes, status, tls::check_authorities};
+use super::{apply, handle::Handle, routes, status, tls::check_authorities};
 use crate::{
     access::{Admission, unix_seconds},
-    cluster::{self, Cluster},
+    cluster::Cluster,
     config::{Config, SecretFile, read_secret},
     metrics::Metrics,
     protocol::{CloseCode, ErrorCode, Escaped},
@@ -95,7 +95,7 @@ impl Anteroom {
         if let Some(cluster) = &shared.cluster {
             shared
                 .tasks
-                .spawn(cluster::run(cluster.clone(), shared.clone()));
+                .spawn(apply::run(cluster.clone(), shared.clone()));
         }
         Ok(Anteroom(Handle::new(shared)))
     }

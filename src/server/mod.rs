@@ -3,7 +3,9 @@
 mod accept;
 mod admin;
 mod anteroom;
+mod apply;
 mod assets;
+mod hand_over;
 mod handle;
 mod request_limits;
 mod routes;

@@ -521,7 +521,7 @@ async fn a_node_that_nats_denies_a_permission_is_not_ready_and_names_it() {
             "{reason}"
         );
         let mut lines = String::new();
-        while !lines.contains("NATS refuses something, and this node is not ready") {
+        while !lines.contains("NATS reports an error, and this node is not ready") {
             lines += &node.log.next_line().await;
         }
     }

@@ -1,0 +1,122 @@
+//! The task that applies messages of other nodes to the rooms and sessions of this one.
+//!
+//! How the messages travel and which nodes are up is the business of `cluster`, which calls the [`Applier`].
+
+use std::{future::pending, mem, sync::Arc};
+
+use super::hand_over::hand_over;
+use crate::{
+    cluster::{self, Broadcast, Cluster, Delegate, Direct, Message, NodeId, Outbound},
+    outbox::FlushSet,
+    protocol::{ErrorCode, TokenKey},
+    rooms::Replies,
+    state::Shared,
+};
+
+/// Takes part in the cluster until the server stops and all its sessions have ended.
+pub(super) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
+    let (metrics, stopping) = (shared.metrics.clone(), shared.stopping.clone());
+    let applier = Applier {
+        outbound: cluster.outbound.clone(),
+        shared,
+        replies: Replies::default(),
+        flush_set: FlushSet::default(),
+    };
+    cluster::run(cluster, metrics, stopping, applier).await;
+}
+
+/// Applies messages of other nodes.
+struct Applier {
+    shared: Arc<Shared>,
+    outbound: Arc<Outbound>,
+    /// Replies to the messages of this batch.
+    replies: Replies,
+    /// Receivers whose outbox has messages of this batch and still needs a flush.
+    flush_set: FlushSet,
+}
+
+impl Delegate for Applier {
+    fn apply(&mut self, node: NodeId, number: u64, message: Message, text: &str) {
+        let (rooms, replies, flush_set) =
+            (&self.shared.rooms, &mut self.replies, &mut self.flush_set);
+        match message {
+            // The node enters a room: it has no sessions there yet, and needs the list of ours.
+            Message::All(Broadcast::Enter { room }) => {
+                rooms.apply_enter(node, number, room, replies, flush_set);
+            }
+            // A client of the node wants to resume a session that may be here.
+            Message::All(Broadcast::Want(want)) => hand_over(&self.shared, node, want),
+            // A session of the node joins, leaves or sends to its room.
+            Message::Room(event) => {
+                rooms.apply_event(node, number, event, text, replies, flush_set)
+            }
+            // A message to a session here, a list of sessions, a part of a migration and the like.
+            Message::Node(direct) => {
+                rooms.apply_direct(node, number, direct, text, replies, flush_set)
+            }
+            // The cluster handles heartbeats itself.
+            Message::All(Broadcast::Alive { .. } | Broadcast::Bye) => {}
+        }
+    }
+
+    fn reject(&mut self, node: NodeId, message: Direct) {
+        self.replies.reject(node, message);
+    }
+
+    fn end_batch(&mut self) -> u64 {
+        let replies = mem::take(&mut self.replies);
+        let undelivered = self
+            .shared
+            .metrics
+            .errors(ErrorCode::UnknownReceiver.as_str());
+        undelivered.inc_by(replies.told_undelivered);
+        let lost = replies.send(&self.outbound);
+        mem::take(&mut self.flush_set).flush(&self.shared.tasks);
+        lost
+    }
+
+    fn node_up(&mut self, node: NodeId) {
+        self.shared.rooms.node_up(node);
+    }
+
+    fn node_down(&mut self, node: NodeId) {
+        self.shared.rooms.node_down(node);
+    }
+
+    fn token_keys(&self) -> Vec<TokenKey> {
+        self.shared.resumes.keys()
+    }
+
+    fn learn_token_keys(&mut self, keys: &[TokenKey]) {
+        self.shared.resumes.learn(keys);
+    }
+
+    fn subscribe(&mut self) {
+        self.shared.rooms.resubscribe();
+    }
+
+    fn retry(&mut self) {
+        self.shared.rooms.ask_again();
+    }
+
+    fn send_digests(&mut self) {
+        self.shared.rooms.send_digests();
+    }
+
+    async fn lists_ready(&self) {
+        match self.shared.rooms.has_chunks() {
+            true => self.shared.rooms.wait_for_chunk_space().await,
+            false => pending().await,
+        }
+    }
+
+    fn send_lists(&mut self) {
+        self.shared.rooms.send_chunks();
+    }
+
+    fn is_done(&self) -> bool {
+        let shared = &self.shared;
+        let is_empty = shared.stopping.is_cancelled() && shared.rooms.len() == 0;
+        is_empty || shared.stopped.is_cancelled()
+    }
+}
