@@ -129,11 +129,12 @@ impl Connection<'_> {
         if let Some(file) = &options.ca {
             connect = connect.add_root_certificates(file.clone());
         }
-        let servers: Vec<ServerAddr> = options
+        let servers: Result<Vec<ServerAddr>, _> = options
             .servers
             .iter()
-            .map(|url| url.server.clone())
+            .map(|url| url.address().parse())
             .collect();
+        let servers = servers.map_err(|error: io::Error| error.to_string())?;
         let client = timeout(2 * NATS_LIMIT, connect.connect(servers))
             .await
             .map_err(|_| "no answer".to_owned())?

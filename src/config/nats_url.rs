@@ -2,19 +2,23 @@
 
 use std::{
     fmt::{self, Display},
+    net::Ipv6Addr,
     str::FromStr,
 };
 
-use async_nats::ServerAddr;
+use http::uri::Authority;
 use percent_encoding::percent_decode_str;
 
 use super::secret::Secret;
 
-/// The address of a NATS server, and who connects to it. The address that the client library gets has
-/// no user and password in it: the library logs addresses.
+/// The port of a URL that names none, which is the port of NATS.
+const PORT: u16 = 4222;
+
+/// The URL of a NATS server, with the user to connect as.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsUrl {
-    pub(crate) server: ServerAddr,
+    /// Scheme, host and port. User and password are kept apart, because the client library logs addresses.
+    address: String,
     /// User and password. A user without a password may be a token of NATS, a secret as well.
     credentials: Option<(Secret<String>, Secret<String>)>,
 }
@@ -33,17 +37,34 @@ impl FromStr for NatsUrl {
             Some((user_info, host)) => (Some(user_info), host),
             None => (None, authority),
         };
-        let server: ServerAddr = format!("{scheme}://{host}").parse().map_err(|_| ERROR)?;
-        if server.host().is_empty() {
-            return Err(ERROR);
-        }
+        let (host, port) = host_and_port(host).ok_or(ERROR)?;
         let credentials = user_info.map(credentials).transpose();
         let credentials = credentials.map_err(|()| ERROR)?;
         Ok(NatsUrl {
-            server,
+            address: format!("{scheme}://{host}:{port}"),
             credentials,
         })
     }
+}
+
+/// The host and the port of a URL (RFC 3986, sections 3.2.2 and 3.2.3).
+fn host_and_port(text: &str) -> Option<(&str, u16)> {
+    let authority: Authority = text.parse().ok()?;
+    let host = text.get(..authority.host().len())?;
+    let is_valid = match host.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty(),
+    };
+    let port = match text.strip_prefix(host)? {
+        "" | ":" => PORT,
+        port => {
+            let digits = port.strip_prefix(':')?;
+            // `parse` alone accepts a sign.
+            let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then(|| digits.parse().ok())??
+        }
+    };
+    is_valid.then_some((host, port))
 }
 
 /// The user and the password that a URL names (RFC 3986, section 3.2.1).
@@ -60,6 +81,11 @@ fn credentials(user_info: &str) -> Result<(Secret<String>, Secret<String>), ()> 
 }
 
 impl NatsUrl {
+    /// The URL without user and password.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The user and the password in it, if there are any.
     pub(crate) fn credentials(&self) -> Option<&(Secret<String>, Secret<String>)> {
         self.credentials.as_ref()
@@ -69,12 +95,49 @@ impl NatsUrl {
 /// Without user and password.
 impl Display for NatsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.server.host(), self.server.port())
+        let (_, host_and_port) = self.address.split_once("://").unwrap_or_default();
+        f.write_str(host_and_port)
     }
 }
 
 impl fmt::Debug for NatsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_a_scheme_a_host_and_perhaps_a_user_and_a_port() {
+        for (text, address) in [
+            ("nats://localhost", "nats://localhost:4222"),
+            ("tls://nats.example.org:4443", "tls://nats.example.org:4443"),
+            ("nats://user:p%40ss@10.0.0.1", "nats://10.0.0.1:4222"),
+            ("nats://[::1]:1234", "nats://[::1]:1234"),
+        ] {
+            let url: NatsUrl = text.parse().unwrap();
+            assert_eq!(url.address(), address);
+            assert!(address.ends_with(&url.to_string()));
+            assert_eq!(url.credentials().is_some(), text.contains('@'));
+        }
+        for text in [
+            "localhost",
+            "http://localhost",
+            "nats://",
+            "nats://:4222",
+            "nats://localhost:port",
+            "nats://localhost:65536",
+            "nats://localhost:+80",
+            "nats://[::1",
+            "nats://[localhost]",
+            "nats://a b",
+            "nats://@localhost",
+            "nats://localhost/path",
+        ] {
+            assert!(text.parse::<NatsUrl>().is_err(), "{text}");
+        }
     }
 }
