@@ -1,33 +1,34 @@
-//! What a session that may be resumed has been sent, as long as it may have to be sent again. No I/O.
+//! The messages of a resumable session that may have to be sent again. No I/O.
 //!
-//! Messages are numbered as the client counts them. Pings carry the number of messages before them,
-//! so that each pong says how far a client's network stack has come, whatever the client is. Its
-//! application may be behind that: what a pong acknowledges is kept until the next one.
+//! Messages are numbered as the client counts them. A ping carries the number of messages before it, so each
+//! pong tells how many messages the client's network stack has received; every WebSocket client sends
+//! pongs by itself. The client's application may be behind its network stack, so the messages that a pong
+//! acknowledges are kept until the next pong.
 
 use std::collections::VecDeque;
 
 use crate::websocket::Frame;
 
-/// An early ping goes out each time such a part of the limit has been sent.
+/// An early ping is sent each time this fraction of the limit has been sent since the last ping.
 const EARLY_PINGS: usize = 8;
 
-/// The last messages that a session was sent, or is to be sent.
+/// The last messages that were sent to a session, or are queued for it.
 pub(crate) struct ReplayBuffer {
-    /// How much may be kept, in bytes; where more comes, the oldest goes.
+    /// How much is kept, in bytes. Beyond it, the oldest messages are dropped.
     limit: usize,
     frames: VecDeque<Frame>,
-    /// What it costs to keep them.
+    /// The cost of the frames.
     cost: usize,
-    /// How many messages there were before these.
+    /// The number of messages before these.
     before: u64,
-    /// How many messages have been acknowledged.
+    /// The number of messages that were acknowledged.
     acknowledged: u64,
-    /// The cost of what has come since the last ping.
+    /// The cost of the messages since the last ping.
     unpinged: usize,
 }
 
 impl ReplayBuffer {
-    /// Keeps up to `limit` bytes of what comes after the first `before` messages.
+    /// A buffer of up to `limit` bytes, for the messages after the first `before`.
     pub(crate) fn new(limit: usize, before: u64) -> ReplayBuffer {
         ReplayBuffer {
             limit,
@@ -39,13 +40,13 @@ impl ReplayBuffer {
         }
     }
 
-    /// How many messages there have been so far.
+    /// The number of messages so far.
     fn count(&self) -> u64 {
         self.before + self.frames.len() as u64
     }
 
-    /// Keeps a message, and drops the oldest where that is too much; returns a ping if it is time for
-    /// an early one.
+    /// Keeps a message, and drops the oldest messages if the buffer is full. Returns a ping if an early one is
+    /// due.
     pub(crate) fn push(&mut self, frame: Frame) -> Option<Frame> {
         self.cost += frame.cost();
         self.unpinged += frame.cost();
@@ -56,14 +57,14 @@ impl ReplayBuffer {
         (self.unpinged > self.limit / EARLY_PINGS).then(|| self.ping())
     }
 
-    /// A ping that is to be sent now.
+    /// A ping to be sent now.
     pub(crate) fn ping(&mut self) -> Frame {
         self.unpinged = 0;
         Frame::ping(self.count().to_string().as_bytes())
     }
 
-    /// Takes in the payload of a pong; returns whether it says something new. One that answers none of
-    /// these pings says nothing.
+    /// Takes in the payload of a pong. Returns whether the pong acknowledges further messages; a pong that
+    /// answers none of these pings does not.
     pub(crate) fn pong(&mut self, payload: &[u8]) -> bool {
         let number = str::from_utf8(payload)
             .ok()
@@ -78,18 +79,18 @@ impl ReplayBuffer {
         is_new
     }
 
-    /// What it costs to keep what is kept.
+    /// The cost of what is kept.
     pub(crate) fn cost(&self) -> usize {
         self.cost
     }
 
-    /// Whether all is here that must be sent to a client that has got so many messages.
+    /// Whether the buffer has all messages that are missed by a client that has received so many.
     pub(crate) fn covers(&self, received: u64) -> bool {
         (self.before..=self.count()).contains(&received)
     }
 
-    /// The messages to be sent to a client that has got so many; `None` if they are not all here.
-    /// Those before are dropped.
+    /// The messages that are missed by a client that has received so many. `None` if the buffer does not have
+    /// all of them. The messages before are dropped.
     pub(crate) fn after(&mut self, received: u64) -> Option<impl Iterator<Item = &Frame>> {
         if !self.covers(received) {
             return None;
@@ -99,7 +100,7 @@ impl ReplayBuffer {
         Some(self.frames.iter())
     }
 
-    /// Drops the messages of the first `count` that are still here.
+    /// Drops those of the first `count` messages that are still here.
     fn drop_until(&mut self, count: u64) {
         let here = count.saturating_sub(self.before);
         for frame in self.frames.drain(..here as usize) {
@@ -120,7 +121,7 @@ mod tests {
         Frame::text(|buffer| buffer.extend_from_slice(format!("message {number}").as_bytes()))
     }
 
-    /// How many messages are missed by a client that has got so many; all must be there in order.
+    /// The number of messages that are missed by a client that has received so many. They must be in order.
     fn missed(kept: &mut ReplayBuffer, received: u64) -> Option<u64> {
         let frames = kept.after(received)?;
         let mut number = received;
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_has_not_got_is_there_in_order() {
+    fn missed_messages_are_kept_in_order() {
         for received in 3..=10 {
             assert_eq!(
                 missed(&mut kept(10_000, 3, 10), received),
@@ -150,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn a_count_that_cannot_be_is_refused() {
+    fn an_impossible_count_is_rejected() {
         for received in [0, 2, 11, u64::MAX] {
             assert_eq!(missed(&mut kept(10_000, 3, 10), received), None);
         }
     }
 
     #[test]
-    fn a_client_does_not_go_back() {
+    fn a_count_lower_than_the_last_is_rejected() {
         let mut kept = kept(10_000, 0, 10);
         assert_eq!(missed(&mut kept, 5), Some(5));
         assert_eq!(missed(&mut kept, 4), None);
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pong_acknowledges_is_kept_until_the_next() {
+    fn acknowledged_messages_are_kept_until_the_next_pong() {
         let mut kept = ReplayBuffer::new(10_000, 0);
         let mut pings = Vec::new();
         for number in 0..10 {
@@ -177,7 +178,7 @@ mod tests {
         kept.pong(&pings[5]);
         assert_eq!(missed(&mut kept, 3), None);
         assert_eq!(missed(&mut kept, 4), Some(6));
-        // Neither what was acknowledged before nor what was never sent says anything.
+        // A count that was acknowledged before, and one that was never sent, acknowledge nothing.
         for payload in [&pings[0][..], b"", b"11", b"-1", b"1e3", b"\xff"] {
             kept.pong(payload);
             assert_eq!(missed(&mut kept, 4), Some(6), "{payload:?}");
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_makes_room() {
+    fn a_full_buffer_drops_the_oldest() {
         let cost = message(100).cost();
         let mut kept = kept(10 * cost, 100, 150);
         assert_eq!(kept.cost, 10 * cost);
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_goes_out_early_where_much_is_sent() {
+    fn an_early_ping_follows_much_data() {
         let cost = message(100).cost();
         let mut kept = ReplayBuffer::new(16 * cost, 100);
         let early = (100..107).filter_map(|number| kept.push(message(number)));

@@ -30,7 +30,7 @@ use crate::{
     websocket::{Frame, Writer},
 };
 
-/// An outbox whose socket takes `space` bytes until they are read from the stream.
+/// An outbox whose connection accepts `space` bytes until they are read from the stream.
 pub(crate) fn outbox_to(limit: usize, space: usize) -> (Sender, Outbox, DuplexStream) {
     let (near, far) = duplex(space);
     let (sender, outbox) = outbox(
@@ -40,7 +40,7 @@ pub(crate) fn outbox_to(limit: usize, space: usize) -> (Sender, Outbox, DuplexSt
     (sender, outbox, far)
 }
 
-/// The same to a real socket, which takes little at a time.
+/// Like [`outbox_to`], with a real socket that accepts little at a time.
 async fn outbox_to_socket(limit: usize) -> (Sender, Outbox, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let socket = TcpSocket::new_v4().unwrap();
@@ -52,7 +52,7 @@ async fn outbox_to_socket(limit: usize) -> (Sender, Outbox, TcpStream) {
     (sender, outbox, far.unwrap())
 }
 
-/// How often it has been woken.
+/// Counts how often a task is woken.
 #[derive(Default)]
 struct Woken(AtomicUsize);
 
@@ -70,7 +70,7 @@ pub(crate) fn flush(outbox: &Outbox) -> Poll<Result<(), CloseCode>> {
     })
 }
 
-/// Reads what has been written; returns how many bytes.
+/// Reads what was written, and returns the number of bytes.
 pub(crate) fn read(stream: &mut DuplexStream) -> usize {
     let mut bytes = [0; 100_000];
     let mut buffer = ReadBuf::new(&mut bytes);
@@ -92,7 +92,7 @@ fn push(sender: &Sender, cost: usize) -> Result<(), PushError> {
 }
 
 #[test]
-fn what_is_taken_and_not_written_still_counts() {
+fn frames_that_the_writer_has_taken_still_count() {
     let (sender, outbox, mut stream) = outbox_to(200, 10);
     assert_eq!(push(&sender, 120), Ok(()));
     assert_eq!(flush(&outbox), Poll::Pending);
@@ -114,7 +114,7 @@ fn what_is_taken_and_not_written_still_counts() {
 }
 
 #[test]
-fn many_small_frames_are_much_to_keep() {
+fn small_frames_cost_more_than_their_bytes() {
     let (sender, _outbox, _stream) = outbox_to(1000, 10);
     let small = Frame::pong(b"");
     let mut flush_set = FlushSet::default();
@@ -129,7 +129,7 @@ fn many_small_frames_are_much_to_keep() {
 }
 
 #[test]
-fn nothing_is_kept_of_a_burst() {
+fn no_memory_is_kept_after_a_burst() {
     let (sender, outbox, _stream) = outbox_to(100_000, 100_000);
     for _ in 0..500 {
         assert_eq!(push(&sender, 100), Ok(()));
@@ -141,14 +141,14 @@ fn nothing_is_kept_of_a_burst() {
 }
 
 #[test]
-fn an_empty_queue_takes_a_frame_of_any_size() {
+fn an_empty_outbox_takes_a_frame_of_any_size() {
     let (sender, _outbox, _stream) = outbox_to(100, 10);
     assert_eq!(push(&sender, 110), Ok(()));
     assert_eq!(push(&sender, 70), Err(PushError::Full));
 }
 
 #[test]
-fn the_first_close_stands_and_what_waited_goes_before_it() {
+fn the_first_close_counts_and_follows_what_waited() {
     let (sender, outbox, _stream) = outbox_to(100, 10);
     assert_eq!(push(&sender, 70), Ok(()));
     sender.close(Close::new(CloseCode::GoingAway, "first"));
@@ -158,14 +158,14 @@ fn the_first_close_stands_and_what_waited_goes_before_it() {
 }
 
 #[test]
-fn nothing_is_taken_after_the_session() {
+fn nothing_is_queued_after_the_session() {
     let (sender, outbox, _stream) = outbox_to(100, 10);
     drop(outbox);
     assert_eq!(push(&sender, 70), Err(PushError::Closed));
 }
 
 #[test]
-fn only_who_fills_an_idle_queue_owes_it_to_flush_it() {
+fn only_the_sender_that_fills_an_idle_outbox_flushes_it() {
     let (sender, outbox, mut stream) = outbox_to(1000, 500);
     let [mut first, mut second] = [FlushSet::default(), FlushSet::default()];
     let small = Frame::pong(b"");
@@ -183,7 +183,7 @@ fn only_who_fills_an_idle_queue_owes_it_to_flush_it() {
 }
 
 #[test]
-fn what_a_socket_does_not_take_is_left_to_the_session() {
+fn the_session_writes_what_its_socket_does_not_accept_now() {
     let (sender, outbox, mut stream) = outbox_to(1000, 10);
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(woken.clone());
@@ -197,7 +197,7 @@ fn what_a_socket_does_not_take_is_left_to_the_session() {
     assert_eq!(read(&mut stream), 10);
     assert_eq!(woken.0.load(Relaxed), 1, "there is room again");
 
-    // A debt that nobody pays is the session's, too.
+    // The session is also woken if the sender drops its set without a flush.
     while outbox.poll_flush(&mut cx).is_pending() {
         read(&mut stream);
     }
@@ -207,10 +207,10 @@ fn what_a_socket_does_not_take_is_left_to_the_session() {
 }
 
 #[tokio::test]
-async fn who_has_not_looked_yet_is_woken_all_the_same() {
+async fn a_session_that_was_not_polled_yet_is_woken() {
     let (sender, outbox, _stream) = outbox_to_socket(1000).await;
     let mut flush_set = FlushSet::default();
-    // Another writes what waits before the session is polled for the first time.
+    // A sender writes what waits before the session is polled for the first time.
     assert_eq!(sender.push(frame(100), &mut flush_set), Ok(()));
     flush_set.flush(&TaskTracker::new());
     let woken = Arc::new(Woken::default());
@@ -222,7 +222,7 @@ async fn who_has_not_looked_yet_is_woken_all_the_same() {
 }
 
 #[test]
-fn a_stream_that_keeps_back_what_is_written_is_flushed() {
+fn a_buffering_stream_is_flushed() {
     let (near, mut far) = duplex(100);
     let (sender, outbox) = outbox(
         1000,
@@ -237,7 +237,7 @@ fn a_stream_that_keeps_back_what_is_written_is_flushed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nothing_is_left_behind_however_pushes_and_flushes_fall_together() {
+async fn no_frame_is_left_behind_by_concurrent_pushes_and_flushes() {
     const SENDERS: usize = 4;
     const FRAMES: usize = 5000;
     let small = Frame::pong(b"");
@@ -253,7 +253,7 @@ async fn nothing_is_left_behind_however_pushes_and_flushes_fall_together() {
             for turn in 0..FRAMES {
                 let mut flush_set = FlushSet::default();
                 sender.push(small.clone(), &mut flush_set).unwrap();
-                // Every fourth debt is left to the session.
+                // Every fourth flush is left to the session.
                 if turn % 4 > 0 {
                     flush_set.flush(&TaskTracker::new());
                 }

@@ -1,5 +1,4 @@
-//! The sessions that end at a certain time, because their tokens do. No I/O and no clock: time is
-//! counted in seconds since 1970.
+//! Sessions that end when their tokens expire. No I/O and no clock: time is counted in seconds since 1970.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,18 +9,18 @@ use crate::{
     protocol::{Close, CloseCode, SessionId},
 };
 
-/// All sessions that end, in the order in which they do.
+/// The sessions that expire, in the order in which they do.
 #[derive(Default)]
 pub(crate) struct Expiries(Mutex<BTreeMap<(u64, SessionId), Sender>>);
 
-/// The time at which a session ends. Dropping it calls that off.
+/// The time at which a session expires. Dropping it cancels the expiry.
 pub(crate) struct ExpiryGuard {
     expiries: Arc<Expiries>,
     key: (u64, SessionId),
 }
 
 impl Expiries {
-    /// Ends the session behind `sender` at `time`.
+    /// Closes the session of `sender` at `time`.
     pub(crate) fn register(
         self: &Arc<Expiries>,
         time: u64,
@@ -35,7 +34,7 @@ impl Expiries {
         }
     }
 
-    /// Ends the sessions whose time has come.
+    /// Closes the sessions that have expired.
     pub(crate) fn tick(&self, now: u64) {
         let mut expiries = self.0.lock();
         while let Some(first) = expiries.first_entry()
@@ -48,12 +47,12 @@ impl Expiries {
 }
 
 impl ExpiryGuard {
-    /// The time.
+    /// When the session expires.
     pub(crate) fn time(&self) -> u64 {
         self.key.0
     }
 
-    /// Moves it to another time.
+    /// Changes the time. Without effect once the session has expired.
     pub(crate) fn renew(&mut self, time: u64) {
         let mut expiries = self.expiries.0.lock();
         if let Some(sender) = expiries.remove(&self.key) {
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_can_be_moved_or_called_off() {
+    fn an_expiry_can_be_moved_or_cancelled() {
         let expiries = Arc::new(Expiries::default());
         let (sender, outbox, _stream) = outbox_to(1000, 1000);
         let mut expiry = expiries.register(10, SessionId::random(), sender.clone());
@@ -117,7 +116,7 @@ mod tests {
             flush(&outbox),
             Poll::Ready(Err(CloseCode::PolicyViolation))
         ));
-        // It is too late then.
+        // The session has expired already.
         expiry.renew(30);
         drop(expiry);
         assert!(expiries.0.lock().is_empty());

@@ -1,8 +1,9 @@
-//! Who is pinged when, and who is given up when. No I/O, and no clock decides anything: time is
-//! counted in ticks of a second.
+//! Pings, and the sessions that are given up for want of a pong. No I/O and no clock: time is counted in
+//! ticks of one second.
 //!
-//! Sessions are spread over as many slots as a ping period has seconds; each tick pings one slot
-//! and looks after another. So all are pinged once a period, a few at a time, by one ticker.
+//! Sessions are spread over as many slots as the ping period has seconds. Each tick pings the sessions of one
+//! slot, and checks the pongs of another. Thus one ticker pings every session once a period, a few at a
+//! time.
 
 use std::{
     sync::Arc,
@@ -18,18 +19,18 @@ use crate::{
     websocket::Frame,
 };
 
-/// All sessions, by the second of the ping period that is theirs.
+/// All sessions, by the second of the ping period in which they are pinged.
 pub(crate) struct Heartbeat {
-    /// The number of seconds a session has to answer.
+    /// How long a session may take to answer a ping, in seconds.
     pong_seconds: u64,
     slots: Box<[Mutex<Slot>]>,
 }
 
-/// Sessions that are pinged together.
+/// Sessions that are pinged in the same second.
 #[derive(Default)]
 struct Slot {
     pulses: IntMap<SessionId, Pulse>,
-    /// When they were pinged last.
+    /// When they were last pinged.
     pinged: Option<Instant>,
 }
 
@@ -38,25 +39,25 @@ struct Pulse {
     state: PulseState,
 }
 
-/// What a session owes.
+/// What a session owes the server.
 enum PulseState {
-    /// Nothing: it has answered.
+    /// Nothing: it has answered the last ping.
     Answered,
-    /// The answer to a ping; this is the tick of the first that is not answered.
+    /// A pong. The tick is that of the first ping without an answer.
     Pinged(u64),
-    /// Nothing: it is not read from, so that no answer could be seen.
+    /// Nothing: the server does not read from the session, so it would not see a pong.
     Paused,
 }
 
-/// A session's place among those that are pinged; dropping it gives it back.
+/// Keeps a session among those that are pinged. Dropping it ends that.
 pub(crate) struct HeartbeatGuard {
     heartbeat: Arc<Heartbeat>,
     id: SessionId,
 }
 
 impl Heartbeat {
-    /// Pings every `ping_seconds` (at least 1), and gives up a session that has not answered after
-    /// `pong_seconds`.
+    /// Pings each session every `ping_seconds`, at least 1, and gives up a session that has not answered
+    /// within `pong_seconds`.
     pub(crate) fn new(ping_seconds: u64, pong_seconds: u64) -> Heartbeat {
         let slots = (0..ping_seconds).map(|_| Mutex::default()).collect();
         Heartbeat {
@@ -65,7 +66,7 @@ impl Heartbeat {
         }
     }
 
-    /// Pings the session behind `sender` from now on.
+    /// Pings the session of `sender` from now on.
     pub(crate) fn register(self: &Arc<Heartbeat>, id: SessionId, sender: Sender) -> HeartbeatGuard {
         self.slot(id).lock().pulses.insert(
             id,
@@ -80,7 +81,8 @@ impl Heartbeat {
         }
     }
 
-    /// Does what is due at second `now`, to be called once for each second that the server runs.
+    /// Pings and gives up the sessions that are due in second `now`. Must be called once for each second that
+    /// the server runs.
     pub(crate) fn tick(&self, now: u64) {
         if let Some(due) = now.checked_sub(self.pong_seconds) {
             for pulse in self.slot_at(due).lock().pulses.values() {
@@ -113,8 +115,8 @@ impl Heartbeat {
 }
 
 impl HeartbeatGuard {
-    /// The session has answered, or has another connection now. Returns how long ago it was pinged,
-    /// if that was not answered yet.
+    /// Notes that the session has answered, or has another connection. Returns the time since the ping, if a
+    /// pong was due.
     pub(crate) fn pong(&self) -> Option<Duration> {
         let mut slot = self.heartbeat.slot(self.id).lock();
         let pulse = slot.pulses.get_mut(&self.id)?;
@@ -125,8 +127,8 @@ impl HeartbeatGuard {
         slot.pinged.map(|time| time.elapsed())
     }
 
-    /// The session is not read from, or it is again. Its answers may stand behind what is not read yet,
-    /// so it owes none until it is pinged again.
+    /// Notes that the server pauses or resumes reading from the session. The session's pongs may be behind data
+    /// that was not read yet, so the session owes none until the next ping.
     pub(crate) fn pause(&self, paused: bool) {
         let mut slot = self.heartbeat.slot(self.id).lock();
         if let Some(pulse) = slot.pulses.get_mut(&self.id) {
@@ -156,7 +158,7 @@ mod tests {
         tests::{flush, outbox_to, read},
     };
 
-    /// Another session, as its client and its server see it.
+    /// A session, and the client's end of its connection.
     struct Session {
         beat: HeartbeatGuard,
         outbox: Outbox,
@@ -173,7 +175,7 @@ mod tests {
             }
         }
 
-        /// How many pings have come since it was asked last, or why the session is closed.
+        /// The number of pings since the last call, or the code with which the session is closed.
         fn pings(&mut self) -> Result<usize, CloseCode> {
             match flush(&self.outbox) {
                 Poll::Ready(Err(code)) => Err(code),
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_is_pinged_once_a_period() {
+    fn every_session_is_pinged_once_a_period() {
         let heartbeat = Arc::new(Heartbeat::new(20, 10));
         let mut sessions: Vec<_> = (0..100).map(|_| Session::register(&heartbeat)).collect();
         for now in 7..27 {
@@ -194,8 +196,8 @@ mod tests {
     }
 
     #[test]
-    fn only_who_does_not_answer_is_given_up_and_not_before_the_time() {
-        // Pongs may take less than a period, as long, or longer.
+    fn only_a_session_without_pongs_is_given_up_and_not_before_its_time() {
+        // The pong time may be shorter than the period, as long, or longer.
         for (ping, pong) in [(20, 10), (10, 10), (5, 10), (1, 1), (1, 60), (7, 10)] {
             let heartbeat = Arc::new(Heartbeat::new(ping, pong));
             let mut silent = Session::register(&heartbeat);
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_read_from_is_not_given_up_before_it_is_again() {
+    fn a_paused_session_is_not_given_up_before_it_is_read_from_again() {
         let heartbeat = Arc::new(Heartbeat::new(5, 2));
         let mut session = Session::register(&heartbeat);
         session.beat.pause(true);

@@ -1,6 +1,6 @@
-//! The ICE servers that sessions are told of (RFC 8445), some with credentials made for the session
-//! that end by themselves: the TURN REST scheme (draft-uberti-behave-turn-rest-00), which coturn
-//! calls `use-auth-secret`.
+//! The ICE servers in `hello` (RFC 8445). TURN servers that share a secret with this server get credentials
+//! for each session that expire by themselves: the TURN REST scheme (draft-uberti-behave-turn-rest-00), which
+//! coturn calls `use-auth-secret`.
 
 use std::{io, path::Path};
 
@@ -13,8 +13,9 @@ use crate::{
     protocol::{IceServer, SessionId},
 };
 
-/// The characters of a user's name that do not stand for themselves in the user name of TURN: all but the
-/// unreserved ones of RFC 3986, section 2.3. A colon would end the time before it; logs have lines.
+/// The characters of a user's name that are percent-encoded in the user name of TURN: all but the unreserved
+/// ones of RFC 3986, section 2.3. A colon would be taken for the end of the time before it, and a line break
+/// would break the line in a log.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -24,17 +25,17 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// The longest user name of TURN, in bytes (RFC 8489, section 14.3).
 const MAX_USERNAME: usize = 508;
 
-/// The ICE servers there are.
+/// The configured ICE servers.
 pub(crate) struct IceServers {
     servers: Vec<IceServer>,
     turn: Option<Turn>,
 }
 
-/// TURN servers that share a secret with us.
+/// TURN servers that share a secret with this server.
 struct Turn {
     urls: Vec<String>,
     secret: SecretFile,
-    /// How long credentials are good.
+    /// How long credentials are valid.
     seconds: u64,
 }
 
@@ -75,8 +76,9 @@ impl IceServers {
         self.turn.as_ref().map(|turn| turn.secret.reload())
     }
 
-    /// What a session is told at `now`, with credentials for `user` if its token names one. They are good no
-    /// longer than the token, which ends at `expires`. Both times are in seconds since 1970.
+    /// The ICE servers for a session at time `now`, with credentials for `user` if the session's token names
+    /// one. The credentials are valid no longer than the token, which expires at `expires`. Both times are in
+    /// seconds since 1970.
     pub(crate) fn for_session(
         &self,
         id: SessionId,
@@ -116,7 +118,7 @@ fn read_turn_secret(path: &Path) -> io::Result<Secret<Vec<u8>>> {
     }
 }
 
-/// The user name of credentials that are good `until` then: the time, and the user, or else the session.
+/// The user name of credentials that are valid `until` then: the time, and the user or else the session.
 fn username(id: SessionId, user: Option<&str>, until: u64) -> String {
     let user = user.filter(|user| !user.is_empty());
     user.map(|user| format!("{until}:{}", utf8_percent_encode(user, ENCODED)))
@@ -129,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_name_is_no_longer_than_turn_allows_and_never_empty() {
+    fn a_turn_user_name_is_never_empty_or_longer_than_turn_allows() {
         let id = SessionId::random();
         let of = |user: &str| username(id, Some(user), 1_790_000_000);
         let longest = "x".repeat(MAX_USERNAME - "1790000000:".len());
