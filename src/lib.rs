@@ -39,8 +39,25 @@
 //! | `web` | plain HTTP: error answers, the `Host` header |
 //! | `metrics` | every metric |
 //! | `config` | every option, and the files and values that options name |
+//!
+//! # Features
+//!
+//! All are on by default. What belongs to a feature that is off has no options in [`Config`].
+//!
+//! | feature | adds |
+//! | --- | --- |
+//! | `cli` | the program, and the `clap` derives of the options |
+//! | `cluster` | nodes that share their rooms over NATS |
+//! | `jemalloc` | the allocator of the program |
+//! | `tls` | HTTPS and WSS |
+//! | `tokens` | JSON Web Tokens that admit to rooms |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// The code that serves a feature outside of its own files has no caller in a build without it.
+#![cfg_attr(
+    not(all(feature = "cluster", feature = "tls", feature = "tokens")),
+    allow(dead_code, unused_imports)
+)]
 
 mod access;
 mod cluster;
@@ -57,9 +74,12 @@ mod state;
 mod web;
 mod websocket;
 
+#[cfg(feature = "cluster")]
+pub use crate::config::NatsUrl;
+#[cfg(feature = "tokens")]
+pub use crate::{access::TokenRequest, config::TokenAlgorithm};
 pub use crate::{
-    access::TokenRequest,
-    config::{Config, IceUrl, NatsUrl, Origin, TokenAlgorithm},
+    config::{Config, IceUrl, Origin},
     server::{Anteroom, Server},
 };
 

@@ -19,16 +19,15 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::cli::{Command, Failure, Options};
+#[cfg(feature = "tokens")]
+use crate::cli::Command;
+use crate::cli::{Failure, Options};
 
 /// Connections come in crowds, and each needs memory for its handshake that must be reusable
 /// afterwards. With glibc's allocator an idle session takes a fifth more memory.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
-
-/// Exit code after a second signal, which does not wait for the sessions.
-const IMPATIENT: i32 = 1;
 
 fn main() -> ExitCode {
     match start() {
@@ -47,11 +46,12 @@ fn start() -> Result<(), Failure> {
             return Ok(());
         }
     };
-    match options.command {
-        Some(Command::Token(request)) => print(&cli::token::sign(&request)?),
-        None => serve(options.config)?,
+    #[cfg(feature = "tokens")]
+    if let Some(Command::Token(request)) = options.command {
+        print(&cli::token::sign(&request)?);
+        return Ok(());
     }
-    Ok(())
+    serve(options.config)
 }
 
 /// Serves until a signal.
@@ -111,7 +111,8 @@ async fn run(config: Config) -> io::Result<()> {
     };
     tokio::select! {
         () = server.serve(async { _ = stopping.await }) => Ok(()),
-        () = signals => exit(IMPATIENT),
+        // A second signal does not wait for the sessions.
+        () = signals => exit(1),
     }
 }
 

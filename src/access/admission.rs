@@ -16,10 +16,12 @@ use tokio::{
 };
 
 use super::{
-    client_ip, credentials, origin,
+    client_ip, credentials,
+    grant::Grant,
+    origin,
     rate_limit::{JoinRate, LookupRate},
     slots::{AddressSlot, AddressSlots},
-    token::{Grant, Tokens},
+    token::Tokens,
 };
 use crate::{
     config::{Config, Limit},
@@ -92,7 +94,7 @@ impl Admission {
         rooms: Arc<Rooms>,
         metrics: Arc<Metrics>,
     ) -> io::Result<Admission> {
-        let tokens = Tokens::new(&config.tokens)?;
+        let tokens = Tokens::new(config)?;
         if let Some(tokens) = &tokens {
             info!(
                 "sessions require a token signed with {:?}",

@@ -5,7 +5,10 @@ use http::{
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
 
-use super::token::{Denied, Grant, Tokens};
+use super::{
+    grant::{Denied, Grant},
+    token::Tokens,
+};
 use crate::{protocol::RoomName, web::HttpError};
 
 /// Checks the token of a request, which is in the query or in the `Authorization` header (RFC 6750,

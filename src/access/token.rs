@@ -4,6 +4,7 @@
 use std::{io, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
+#[cfg(feature = "cli")]
 use clap::Args;
 use jsonwebtoken::{
     Algorithm, Header, Validation, decode, decode_header, encode,
@@ -13,11 +14,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
+    grant::{Denied, Grant},
     keys::{Key, read_keys, signing_key},
     unix_time::unix_seconds,
 };
 use crate::{
-    config::{TokenAlgorithm, TokenOptions, invalid, not_empty},
+    config::{Config, TokenAlgorithm, invalid, not_empty},
     protocol::RoomName,
 };
 
@@ -42,28 +44,6 @@ pub(crate) struct Tokens {
     keys: ArcSwap<Vec<Key>>,
     issuer: Option<String>,
     audience: Option<String>,
-}
-
-/// What a token grants.
-#[derive(Debug)]
-pub(crate) struct Grant {
-    /// The user, from the claim `sub`.
-    pub(crate) user: Option<String>,
-    /// What others see of the session: a JSON object with `user` and `info`.
-    pub(crate) public: Option<Box<RawValue>>,
-    /// Whether the session may send messages to others.
-    pub(crate) may_send: bool,
-    /// When the token expires, in seconds since 1970.
-    pub(crate) expires: u64,
-}
-
-/// Why a token does not admit.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Denied {
-    /// The token is not valid, or has expired.
-    Invalid(&'static str),
-    /// The token is valid, but does not allow this.
-    Forbidden(&'static str),
 }
 
 /// The claims of a token. The registered claims must have the types of RFC 7519, section 4.1, even those
@@ -112,7 +92,8 @@ impl Tokens {
     /// # Errors
     ///
     /// A file that cannot be read, or holds no key that can verify; the message names it.
-    pub(crate) fn new(options: &TokenOptions) -> io::Result<Option<Tokens>> {
+    pub(crate) fn new(config: &Config) -> io::Result<Option<Tokens>> {
+        let options = &config.tokens;
         let Some(key_file) = options.key_file.clone() else {
             return Ok(None);
         };
@@ -261,43 +242,59 @@ fn public(user: Option<&str>, info: Option<&RawValue>) -> Option<Box<RawValue>> 
 }
 
 /// A token to create: its claims, and the key that signs it.
-#[derive(Args, Clone, Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "cli", derive(Args))]
 pub struct TokenRequest {
     /// File with the server's secret, or with the private key of its public key, as PEM
-    #[arg(long, env = "ANTEROOM_TOKEN_KEY_FILE", value_name = "FILE")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_TOKEN_KEY_FILE", value_name = "FILE")
+    )]
     pub token_key_file: PathBuf,
 
     /// What --token-key-file holds: HS256 for a shared secret, which needs this option
-    #[arg(long, env = "ANTEROOM_TOKEN_ALGORITHM", value_name = "ALGORITHM")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_TOKEN_ALGORITHM", value_name = "ALGORITHM")
+    )]
     pub token_algorithm: Option<TokenAlgorithm>,
 
     /// Issuer of the token (claim iss)
-    #[arg(long, env = "ANTEROOM_TOKEN_ISSUER", value_name = "NAME")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_TOKEN_ISSUER", value_name = "NAME")
+    )]
     pub token_issuer: Option<String>,
 
     /// Audience of the token (claim aud)
-    #[arg(long, env = "ANTEROOM_TOKEN_AUDIENCE", value_name = "NAME")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_TOKEN_AUDIENCE", value_name = "NAME")
+    )]
     pub token_audience: Option<String>,
 
     /// User name, which others see
-    #[arg(long, value_name = "NAME")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub user: Option<String>,
 
     /// Room that the token admits to; a `*` at the end matches any ending; may be given several times
     /// [default: all rooms]
-    #[arg(long, value_name = "NAME")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub room: Vec<String>,
 
     /// Validity in hours
-    #[arg(long, value_name = "HOURS", default_value_t = 1.0)]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, value_name = "HOURS", default_value_t = 1.0)
+    )]
     pub hours: f64,
 
     /// More that others see, as JSON
-    #[arg(long, value_name = "JSON", value_parser = json)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "JSON", value_parser = json))]
     pub info: Option<Box<RawValue>>,
 
     /// Forbid sending messages to others
-    #[arg(long)]
+    #[cfg_attr(feature = "cli", arg(long))]
     pub listen_only: bool,
 }
 

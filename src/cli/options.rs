@@ -1,7 +1,11 @@
 //! The command line: the server's options, and the commands.
 
-use anteroom::{Config, TokenRequest};
-use clap::{Parser, Subcommand};
+use anteroom::Config;
+#[cfg(feature = "tokens")]
+use anteroom::TokenRequest;
+use clap::Parser;
+#[cfg(feature = "tokens")]
+use clap::Subcommand;
 
 /// Where peers meet: a WebSocket server of rooms, for WebRTC signaling, small chats and shared
 /// cursors.
@@ -10,15 +14,17 @@ use clap::{Parser, Subcommand};
 /// anteroom=warn, anteroom=info (the default) or anteroom=debug.
 #[derive(Parser)]
 #[command(name = "anteroom", version)]
-#[command(args_conflicts_with_subcommands = true)]
+#[cfg_attr(feature = "tokens", command(args_conflicts_with_subcommands = true))]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) config: Config,
 
+    #[cfg(feature = "tokens")]
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
 
+#[cfg(feature = "tokens")]
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Print a token, for development

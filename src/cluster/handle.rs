@@ -8,7 +8,7 @@ use super::{
     status::Status,
     wire::{IDS_BYTES, LINE_BYTES, NodeId, PART_BYTES},
 };
-use crate::config::{ClusterOptions, Limits};
+use crate::config::Config;
 
 /// This node's part in the cluster: its sending half, and whether it is ready.
 pub(crate) struct Cluster {
@@ -22,7 +22,8 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// `None` if the configuration names no NATS server.
-    pub(crate) fn new(options: &ClusterOptions, limits: &Limits) -> Option<Cluster> {
+    pub(crate) fn new(config: &Config) -> Option<Cluster> {
+        let (options, limits) = (&config.cluster, &config.limits);
         let payload_bytes = limits.max_message_bytes.max(PART_BYTES)
             + IDS_BYTES
             + limits.max_header_bytes

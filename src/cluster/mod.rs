@@ -24,25 +24,34 @@
 mod batch;
 mod delegate;
 mod flow_control;
+#[cfg(feature = "cluster")]
 mod handle;
+#[cfg(feature = "cluster")]
 mod inbox;
+#[cfg(feature = "cluster")]
 mod membership;
+#[cfg(feature = "cluster")]
 mod nats;
+#[cfg(not(feature = "cluster"))]
+mod no_cluster;
+#[cfg(feature = "cluster")]
 mod node;
 mod outbound;
 mod queue;
+#[cfg(feature = "cluster")]
 mod status;
 #[cfg(test)]
 mod test_link;
 mod wire;
+#[cfg(feature = "cluster")]
 mod writer;
 
+#[cfg(not(feature = "cluster"))]
+pub(crate) use self::no_cluster::{Cluster, run};
 pub(crate) use self::{
     batch::Sequence,
     delegate::Delegate,
     flow_control::{Load, Quota},
-    handle::Cluster,
-    node::run,
     outbound::Outbound,
     queue::Disconnected,
     wire::{
@@ -50,5 +59,7 @@ pub(crate) use self::{
         PART_BYTES, Permissions, RoomEvent, SessionRecord, SessionTransfer, SnapshotChunk, Want,
     },
 };
+#[cfg(feature = "cluster")]
+pub(crate) use self::{handle::Cluster, node::run};
 #[cfg(test)]
 pub(crate) use self::{test_link::TestLink, wire::Envelope};

@@ -2,25 +2,37 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
+#[cfg(feature = "cli")]
 use super::parse::socket_address;
 
 /// The listener of the admin API.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
-#[command(next_help_heading = "Administration")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "cli",
+    derive(Args),
+    command(next_help_heading = "Administration")
+)]
 pub struct Admin {
     /// Where operators are answered: metrics, rooms and sessions, and a page that shows them; port 0
     /// picks a free one [default: nowhere]
-    #[arg(long = "admin", id = "admin", env = "ANTEROOM_ADMIN", value_name = "ADDRESS:PORT", value_parser = socket_address)]
+    #[cfg_attr(feature = "cli", arg(
+        long = "admin", id = "admin", env = "ANTEROOM_ADMIN", value_name = "ADDRESS:PORT",
+        value_parser = socket_address
+    ))]
     pub listen: Option<SocketAddr>,
 
     /// The secret that operators must give; needed where --admin is not on loopback; read again on
     /// SIGHUP
-    #[arg(
-        long = "admin-token-file",
-        env = "ANTEROOM_ADMIN_TOKEN_FILE",
-        value_name = "FILE"
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "admin-token-file",
+            env = "ANTEROOM_ADMIN_TOKEN_FILE",
+            value_name = "FILE"
+        )
     )]
     pub token_file: Option<PathBuf>,
 }

@@ -15,6 +15,7 @@ pub(super) fn within(option: &str, value: u64, range: RangeInclusive<u64>) -> Re
 }
 
 /// Checks the value of an option that may be left out, but not be empty.
+#[cfg(feature = "tokens")]
 pub(crate) fn not_empty(option: &str, value: Option<&str>) -> Result<(), String> {
     match value {
         Some("") => Err(format!("{option} must not be empty: leave it out")),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
 use super::{check::within, nats_url::NatsUrl};
@@ -10,43 +11,58 @@ use super::{check::within, nats_url::NatsUrl};
 const MAX_PREFIX: usize = 128;
 
 /// How this node forms a cluster with others.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(next_help_heading = "Cluster")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Cluster"))]
 pub struct ClusterOptions {
     /// The NATS server by which nodes make their rooms one, such as `nats://nats.example.org` or
     /// `tls://user:password@nats.example.org:4222`; may be given several times, for the servers of one
     /// NATS cluster [default: this node is alone]
-    #[arg(
-        long = "cluster",
-        env = "ANTEROOM_CLUSTER",
-        hide_env_values = true,
-        value_name = "URL",
-        value_delimiter = ','
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "cluster",
+            env = "ANTEROOM_CLUSTER",
+            hide_env_values = true,
+            value_name = "URL",
+            value_delimiter = ','
+        )
     )]
     pub servers: Vec<NatsUrl>,
 
     /// The credentials for it: a `.creds` file
-    #[arg(
-        long = "cluster-credentials-file",
-        env = "ANTEROOM_CLUSTER_CREDENTIALS_FILE",
-        value_name = "FILE"
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "cluster-credentials-file",
+            env = "ANTEROOM_CLUSTER_CREDENTIALS_FILE",
+            value_name = "FILE"
+        )
     )]
     pub credentials_file: Option<PathBuf>,
 
     /// Which authorities may have signed its certificate, PEM, in place of those that this machine trusts
-    #[arg(
-        long = "cluster-ca-file",
-        env = "ANTEROOM_CLUSTER_CA_FILE",
-        value_name = "FILE"
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "cluster-ca-file",
+            env = "ANTEROOM_CLUSTER_CA_FILE",
+            value_name = "FILE"
+        )
     )]
     pub ca_file: Option<PathBuf>,
 
     /// How the subjects begin that the nodes use: nodes with another prefix are another cluster
-    #[arg(long = "cluster-prefix", env = "ANTEROOM_CLUSTER_PREFIX", value_name = "SUBJECT", default_value_t = ClusterOptions::default().prefix)]
+    #[cfg_attr(feature = "cli", arg(
+        long = "cluster-prefix", env = "ANTEROOM_CLUSTER_PREFIX", value_name = "SUBJECT",
+        default_value_t = ClusterOptions::default().prefix
+    ))]
     pub prefix: String,
 
     /// How long a node may be silent, in seconds; then its sessions are told to have gone
-    #[arg(long = "cluster-down-seconds", env = "ANTEROOM_CLUSTER_DOWN_SECONDS", value_name = "SECONDS", default_value_t = ClusterOptions::default().down_seconds)]
+    #[cfg_attr(feature = "cli", arg(
+        long = "cluster-down-seconds", env = "ANTEROOM_CLUSTER_DOWN_SECONDS",
+        value_name = "SECONDS", default_value_t = ClusterOptions::default().down_seconds
+    ))]
     pub down_seconds: u64,
 }
 

@@ -2,9 +2,12 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
-use super::{check::within, parse::positive};
+use super::check::within;
+#[cfg(feature = "cli")]
+use super::parse::positive;
 
 /// Bytes in a kibibyte.
 const KIB: u64 = 1 << 10;
@@ -21,58 +24,87 @@ const SPARE_FILES: u64 = 256;
 const ENVELOPE_BYTES: usize = 1024;
 
 /// The most that clients may ask of the server.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(next_help_heading = "Limits")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Limits"))]
 pub struct Limits {
     /// The longest message a client may send, in bytes; a longer one closes its connection (1009)
-    #[arg(long, env = "ANTEROOM_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_message_bytes)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_MAX_MESSAGE_BYTES", value_name = "BYTES",
+        default_value_t = Limits::default().max_message_bytes
+    ))]
     pub max_message_bytes: usize,
 
     /// How much may wait to be sent to one session, or be kept to be sent again, in bytes, with 64
     /// for each message; past it the session is closed (1013)
-    #[arg(long, env = "ANTEROOM_OUTBOX_BYTES", value_name = "BYTES", default_value_t = Limits::default().outbox_bytes)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_OUTBOX_BYTES", value_name = "BYTES",
+        default_value_t = Limits::default().outbox_bytes
+    ))]
     pub outbox_bytes: usize,
 
     /// How many sessions there may be at once; the next one gets 503 [default: what the open-file
     /// limit allows]
-    #[arg(long, env = "ANTEROOM_MAX_SESSIONS", value_name = "COUNT")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_MAX_SESSIONS", value_name = "COUNT")
+    )]
     pub max_sessions: Option<usize>,
 
     /// How many sessions there may be in one room; the next one gets 503 [default: no limit]
-    #[arg(long, env = "ANTEROOM_MAX_ROOM_SESSIONS", value_name = "COUNT", value_parser = positive)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_MAX_ROOM_SESSIONS", value_name = "COUNT", value_parser = positive
+    ))]
     pub max_room_sessions: Option<NonZeroU32>,
 
     /// How many rooms there may be; who would open another gets 503 [default: no limit]
-    #[arg(long, env = "ANTEROOM_MAX_ROOMS", value_name = "COUNT", value_parser = positive)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_MAX_ROOMS", value_name = "COUNT", value_parser = positive
+    ))]
     pub max_rooms: Option<NonZeroU32>,
 
     /// How many sessions an address may have, or an IPv6 network of 64 bits; the next one gets 429
     /// [default: no limit]
-    #[arg(long, env = "ANTEROOM_MAX_ADDRESS_SESSIONS", value_name = "COUNT", value_parser = positive)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_MAX_ADDRESS_SESSIONS", value_name = "COUNT",
+        value_parser = positive
+    ))]
     pub max_address_sessions: Option<NonZeroU32>,
 
     /// How often an address, or an IPv6 network of 64 bits, may ask for a session, with a burst of two
     /// seconds; more get 429 [default: no limit]
-    #[arg(long, env = "ANTEROOM_JOINS_PER_SECOND", value_name = "COUNT", value_parser = positive)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_JOINS_PER_SECOND", value_name = "COUNT", value_parser = positive
+    ))]
     pub joins_per_second: Option<NonZeroU32>,
 
     /// How many messages a session may send on average, pings and parts of messages among them, with a
     /// burst of two seconds; a session over that is not read from until it is within again [default: no
     /// limit]
-    #[arg(long, env = "ANTEROOM_MESSAGES_PER_SECOND", value_name = "COUNT", value_parser = positive)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_MESSAGES_PER_SECOND", value_name = "COUNT",
+        value_parser = positive
+    ))]
     pub messages_per_second: Option<NonZeroU32>,
 
     /// How many bytes a session may send in them, and cause to be sent to itself and others, likewise
     /// [default: no limit]
-    #[arg(long, env = "ANTEROOM_BYTES_PER_SECOND", value_name = "BYTES", value_parser = positive)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_BYTES_PER_SECOND", value_name = "BYTES", value_parser = positive
+    ))]
     pub bytes_per_second: Option<NonZeroU32>,
 
     /// How long a request may take from its connection to the end of its headers, in seconds
-    #[arg(long, env = "ANTEROOM_HANDSHAKE_SECONDS", value_name = "SECONDS", default_value_t = Limits::default().handshake_seconds)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_HANDSHAKE_SECONDS", value_name = "SECONDS",
+        default_value_t = Limits::default().handshake_seconds
+    ))]
     pub handshake_seconds: u64,
 
     /// How long a request may be without its body, in bytes; a longer one gets 431
-    #[arg(long, env = "ANTEROOM_MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_header_bytes)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_MAX_HEADER_BYTES", value_name = "BYTES",
+        default_value_t = Limits::default().max_header_bytes
+    ))]
     pub max_header_bytes: usize,
 }
 

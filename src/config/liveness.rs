@@ -2,25 +2,35 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
 use super::check::within;
 
 /// How the server notices lost connections, and how long it keeps their sessions.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(next_help_heading = "Liveness")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Liveness"))]
 pub struct Liveness {
     /// How often every session is pinged, in seconds
-    #[arg(long, env = "ANTEROOM_PING_SECONDS", value_name = "SECONDS", default_value_t = Liveness::default().ping_seconds)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_PING_SECONDS", value_name = "SECONDS",
+        default_value_t = Liveness::default().ping_seconds
+    ))]
     pub ping_seconds: u64,
 
     /// How long a session may take to answer a ping, in seconds; then it is closed (1001)
-    #[arg(long, env = "ANTEROOM_PONG_SECONDS", value_name = "SECONDS", default_value_t = Liveness::default().pong_seconds)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_PONG_SECONDS", value_name = "SECONDS",
+        default_value_t = Liveness::default().pong_seconds
+    ))]
     pub pong_seconds: u64,
 
     /// How long a session that has asked for it waits for its client to come back, in seconds; 0 lets
     /// nobody ask
-    #[arg(long, env = "ANTEROOM_RESUME_SECONDS", value_name = "SECONDS", default_value_t = Liveness::default().resume_seconds)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_RESUME_SECONDS", value_name = "SECONDS",
+        default_value_t = Liveness::default().resume_seconds
+    ))]
     pub resume_seconds: u64,
 }
 

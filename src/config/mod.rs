@@ -3,32 +3,41 @@
 mod access;
 mod admin;
 mod check;
+#[cfg(feature = "cluster")]
 mod cluster;
 mod files;
 mod ice_url;
 mod limits;
 mod liveness;
+#[cfg(feature = "cluster")]
 mod nats_url;
 mod options;
 mod origin;
+#[cfg(feature = "cli")]
 mod parse;
+#[cfg(any(feature = "cluster", feature = "tls", feature = "tokens"))]
 pub(crate) mod pem;
 mod secret;
 mod serving;
 mod stopping;
+#[cfg(feature = "tokens")]
 mod token_algorithm;
+#[cfg(feature = "tokens")]
 mod token_options;
 mod webrtc;
 
 pub use self::{
-    access::Access, admin::Admin, cluster::ClusterOptions, ice_url::IceUrl, limits::Limits,
-    liveness::Liveness, nats_url::NatsUrl, options::Config, origin::Origin, serving::Serving,
-    stopping::Stopping, token_algorithm::TokenAlgorithm, token_options::TokenOptions,
-    webrtc::Webrtc,
+    access::Access, admin::Admin, ice_url::IceUrl, limits::Limits, liveness::Liveness,
+    options::Config, origin::Origin, serving::Serving, stopping::Stopping, webrtc::Webrtc,
 };
+#[cfg(feature = "tokens")]
+pub(crate) use self::{check::not_empty, files::check_secret};
+#[cfg(feature = "cluster")]
+pub use self::{cluster::ClusterOptions, nats_url::NatsUrl};
 pub(crate) use self::{
-    check::not_empty,
-    files::{SecretFile, check_secret, invalid, read_file, read_secret},
+    files::{SecretFile, invalid, read_file, read_secret},
     limits::{Limit, sessions_by_files},
     secret::{Secret, expose_to_client},
 };
+#[cfg(feature = "tokens")]
+pub use self::{token_algorithm::TokenAlgorithm, token_options::TokenOptions};

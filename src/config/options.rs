@@ -1,10 +1,15 @@
 //! The options of a server, by group.
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
+#[cfg(feature = "cluster")]
+use super::cluster::ClusterOptions;
+#[cfg(feature = "tokens")]
+use super::token_options::TokenOptions;
 use super::{
-    access::Access, admin::Admin, cluster::ClusterOptions, limits::Limits, liveness::Liveness,
-    serving::Serving, stopping::Stopping, token_options::TokenOptions, webrtc::Webrtc,
+    access::Access, admin::Admin, limits::Limits, liveness::Liveness, serving::Serving,
+    stopping::Stopping, webrtc::Webrtc,
 };
 
 /// The options of a server. The binary reads them from its command line and environment;
@@ -20,42 +25,45 @@ use super::{
 /// let config = Config { limits, ..Config::default() };
 /// # assert_eq!(config.check(), Ok(()));
 /// ```
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(Args))]
 pub struct Config {
     /// The listener, TLS, and trusted proxies.
-    #[command(flatten)]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub serving: Serving,
 
     /// Allowed origins.
-    #[command(flatten)]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub access: Access,
 
     /// Room tokens.
-    #[command(flatten)]
+    #[cfg(feature = "tokens")]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub tokens: TokenOptions,
 
     /// Limits on requests, sessions and rooms.
-    #[command(flatten)]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub limits: Limits,
 
     /// Pings and resuming.
-    #[command(flatten)]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub liveness: Liveness,
 
     /// ICE servers.
-    #[command(flatten)]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub webrtc: Webrtc,
 
     /// The admin API.
-    #[command(flatten)]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub admin: Admin,
 
     /// The cluster of nodes.
-    #[command(flatten)]
+    #[cfg(feature = "cluster")]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub cluster: ClusterOptions,
 
     /// Graceful shutdown.
-    #[command(flatten)]
+    #[cfg_attr(feature = "cli", command(flatten))]
     pub stopping: Stopping,
 }
 
@@ -67,11 +75,13 @@ impl Config {
     /// A line that names the option, what it may be, and what it is.
     pub fn check(&self) -> Result<(), String> {
         self.serving.check()?;
+        #[cfg(feature = "tokens")]
         self.tokens.check()?;
         self.limits.check()?;
         self.liveness.check()?;
         self.webrtc.check()?;
         self.admin.check()?;
+        #[cfg(feature = "cluster")]
         self.cluster.check()?;
         self.stopping.check()
     }

@@ -5,38 +5,56 @@ use std::{
     path::PathBuf,
 };
 
+#[cfg(feature = "cli")]
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{
-    check::all_or_none,
-    parse::{network, socket_address},
-};
+#[cfg(feature = "tls")]
+use super::check::all_or_none;
+#[cfg(feature = "cli")]
+use super::parse::{network, socket_address};
 
 /// Where the server listens, and what it serves besides rooms.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(next_help_heading = "Serving")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Serving"))]
 pub struct Serving {
     /// Where to listen; port 0 picks a free one
-    #[arg(long, env = "ANTEROOM_LISTEN", value_name = "ADDRESS:PORT", default_value_t = Serving::default().listen, value_parser = socket_address)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_LISTEN", value_name = "ADDRESS:PORT",
+        default_value_t = Serving::default().listen, value_parser = socket_address
+    ))]
     pub listen: SocketAddr,
 
     /// Serve the files of this folder in place of the built-in page
-    #[arg(long, env = "ANTEROOM_STATIC_DIR", value_name = "FOLDER")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_STATIC_DIR", value_name = "FOLDER")
+    )]
     pub static_dir: Option<PathBuf>,
 
     /// The certificate to serve with TLS (1.2 and 1.3), PEM, with the chain that leads to it; read again
     /// on SIGHUP
-    #[arg(long, env = "ANTEROOM_TLS_CERT", value_name = "FILE")]
+    #[cfg(feature = "tls")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_TLS_CERT", value_name = "FILE")
+    )]
     pub tls_cert: Option<PathBuf>,
 
     /// The private key of the certificate, PEM
-    #[arg(long, env = "ANTEROOM_TLS_KEY", value_name = "FILE")]
+    #[cfg(feature = "tls")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_TLS_KEY", value_name = "FILE")
+    )]
     pub tls_key: Option<PathBuf>,
 
     /// Which proxies are believed about where a request comes from (`X-Forwarded-For`), by their
     /// address or network, such as `10.0.0.0/8`; may be given several times
-    #[arg(long, env = "ANTEROOM_TRUST_PROXY", value_name = "ADDRESS", value_delimiter = ',', value_parser = network)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_TRUST_PROXY", value_name = "ADDRESS", value_delimiter = ',',
+        value_parser = network
+    ))]
     pub trust_proxy: Vec<IpNet>,
 }
 
@@ -45,7 +63,9 @@ impl Default for Serving {
         Serving {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             static_dir: None,
+            #[cfg(feature = "tls")]
             tls_cert: None,
+            #[cfg(feature = "tls")]
             tls_key: None,
             trust_proxy: Vec::new(),
         }
@@ -54,9 +74,11 @@ impl Default for Serving {
 
 impl Serving {
     pub(super) fn check(&self) -> Result<(), String> {
+        #[cfg(feature = "tls")]
         all_or_none([
             (self.tls_cert.is_some(), "--tls-cert"),
             (self.tls_key.is_some(), "--tls-key"),
-        ])
+        ])?;
+        Ok(())
     }
 }

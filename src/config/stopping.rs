@@ -2,17 +2,21 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
 use super::check::within;
 
 /// How the server stops.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(next_help_heading = "Stopping")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Stopping"))]
 pub struct Stopping {
     /// How long a stopping server waits for its sessions, in seconds; they are told to come back
     /// spread over that time
-    #[arg(long, env = "ANTEROOM_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = Stopping::default().drain_seconds)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_DRAIN_SECONDS", value_name = "SECONDS",
+        default_value_t = Stopping::default().drain_seconds
+    ))]
     pub drain_seconds: u64,
 }
 

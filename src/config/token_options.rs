@@ -2,46 +2,63 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
 use super::{check::not_empty, token_algorithm::TokenAlgorithm};
 
 /// Which tokens a client must present to open a session.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
-#[command(next_help_heading = "Admission")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "cli",
+    derive(Args),
+    command(next_help_heading = "Admission")
+)]
 pub struct TokenOptions {
     /// Whose signature a token must have that admits to a room, a JSON Web Token: a secret (HS256), a
     /// public key as PEM, or a JSON Web Key Set (RS256, ES256, EdDSA); read again on SIGHUP [default:
     /// no token is needed]
-    #[arg(
-        long = "token-key-file",
-        env = "ANTEROOM_TOKEN_KEY_FILE",
-        value_name = "FILE"
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "token-key-file",
+            env = "ANTEROOM_TOKEN_KEY_FILE",
+            value_name = "FILE"
+        )
     )]
     pub key_file: Option<PathBuf>,
 
     /// What --token-key-file holds: HS256 for a shared secret, which needs this option; RS256, ES256 or
     /// EdDSA for public keys [default: by the public key]
-    #[arg(
-        long = "token-algorithm",
-        env = "ANTEROOM_TOKEN_ALGORITHM",
-        value_name = "ALGORITHM"
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "token-algorithm",
+            env = "ANTEROOM_TOKEN_ALGORITHM",
+            value_name = "ALGORITHM"
+        )
     )]
     pub algorithm: Option<TokenAlgorithm>,
 
     /// The issuer a token must have (`iss`)
-    #[arg(
-        long = "token-issuer",
-        env = "ANTEROOM_TOKEN_ISSUER",
-        value_name = "NAME"
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "token-issuer",
+            env = "ANTEROOM_TOKEN_ISSUER",
+            value_name = "NAME"
+        )
     )]
     pub issuer: Option<String>,
 
     /// The audience a token must have (`aud`)
-    #[arg(
-        long = "token-audience",
-        env = "ANTEROOM_TOKEN_AUDIENCE",
-        value_name = "NAME"
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "token-audience",
+            env = "ANTEROOM_TOKEN_AUDIENCE",
+            value_name = "NAME"
+        )
     )]
     pub audience: Option<String>,
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
 use super::{
@@ -10,38 +11,50 @@ use super::{
 };
 
 /// The ICE servers that sessions get.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(next_help_heading = "WebRTC")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "WebRTC"))]
 pub struct Webrtc {
     /// An ICE server that sessions are told of, such as `stun:stun.example.org` or
     /// `turn:name:password@turn.example.org`; may be given several times
-    #[arg(
-        long,
-        env = "ANTEROOM_ICE_SERVER",
-        hide_env_values = true,
-        value_name = "URL",
-        value_delimiter = ','
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long,
+            env = "ANTEROOM_ICE_SERVER",
+            hide_env_values = true,
+            value_name = "URL",
+            value_delimiter = ','
+        )
     )]
     pub ice_server: Vec<IceUrl>,
 
     /// A TURN server that sessions are told of with credentials of their own; may be given several
     /// times
-    #[arg(
-        long,
-        env = "ANTEROOM_TURN_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        value_delimiter = ','
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long,
+            env = "ANTEROOM_TURN_URL",
+            hide_env_values = true,
+            value_name = "URL",
+            value_delimiter = ','
+        )
     )]
     pub turn_url: Vec<IceUrl>,
 
     /// The secret shared with it (coturn: `static-auth-secret`); read again on SIGHUP
-    #[arg(long, env = "ANTEROOM_TURN_SECRET_FILE", value_name = "FILE")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_TURN_SECRET_FILE", value_name = "FILE")
+    )]
     pub turn_secret_file: Option<PathBuf>,
 
     /// How long these credentials are good, in seconds, though no longer than the token of the session;
     /// calls do not outlast them
-    #[arg(long, env = "ANTEROOM_TURN_SECONDS", value_name = "SECONDS", default_value_t = Webrtc::default().turn_seconds)]
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_TURN_SECONDS", value_name = "SECONDS",
+        default_value_t = Webrtc::default().turn_seconds
+    ))]
     pub turn_seconds: u64,
 }
 

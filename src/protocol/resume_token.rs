@@ -2,13 +2,10 @@
 
 use std::fmt;
 
-use aws_lc_rs::{
-    constant_time::verify_slices_are_equal,
-    digest::{SHA256, digest},
-    hmac,
-};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use sha2::{Digest, Sha256};
 
 use super::text::Text;
 
@@ -40,9 +37,19 @@ impl TokenKey {
 
     /// The tag for the bits of a token.
     fn tag(&self, bits: &[u8]) -> [u8; TAG_BYTES] {
-        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), bits);
-        let tag = tag.as_ref().first_chunk();
-        *tag.expect("an HMAC with SHA-256 has 32 bytes")
+        let tag = self.hmac(bits).finalize().into_bytes();
+        *tag.first_chunk()
+            .expect("an HMAC with SHA-256 has 32 bytes")
+    }
+
+    /// Whether these are the tag of the bits, in a time that does not depend on where they differ.
+    fn verifies(&self, tag: &[u8; TAG_BYTES], bits: &[u8]) -> bool {
+        self.hmac(bits).verify_truncated_left(tag).is_ok()
+    }
+
+    fn hmac(&self, bits: &[u8]) -> Hmac<Sha256> {
+        let hmac = Hmac::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        hmac.chain_update(bits)
     }
 }
 
@@ -85,14 +92,13 @@ impl ResumeToken {
 
     /// Whether the token has the tag of this key.
     pub(crate) fn is_of(&self, key: &TokenKey) -> bool {
-        self.tag
-            .is_some_and(|tag| verify_slices_are_equal(&tag, &key.tag(&self.bits)).is_ok())
+        self.tag.is_some_and(|tag| key.verifies(&tag, &self.bits))
     }
 
     /// The hash that nodes send to each other instead of the token.
     pub(crate) fn hash(&self) -> TokenHash {
-        let hash = digest(&SHA256, &self.bits);
-        let bits = hash.as_ref().first_chunk().expect("SHA-256 has 32 bytes");
+        let hash = Sha256::digest(self.bits);
+        let bits = hash.first_chunk().expect("SHA-256 has 32 bytes");
         TokenHash(*bits)
     }
 }

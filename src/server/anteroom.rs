@@ -7,7 +7,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use warp::{filters::BoxedFilter, reply::Response};
 
-use super::{apply, handle::Handle, routes, status, tls::check_authorities};
+#[cfg(feature = "cluster")]
+use super::certificates::check_authorities;
+use super::{apply, handle::Handle, routes, status};
 use crate::{
     access::{Admission, unix_seconds},
     cluster::Cluster,
@@ -62,10 +64,11 @@ impl Anteroom {
                 )
             })?;
         }
+        #[cfg(feature = "cluster")]
         if let Some(file) = &config.cluster.ca_file {
             check_authorities(file)?;
         }
-        let cluster = Cluster::new(&config.cluster, &config.limits).map(Arc::new);
+        let cluster = Cluster::new(&config).map(Arc::new);
         let outbound = cluster.as_ref().map(|cluster| cluster.outbound.clone());
         let rooms = Arc::new(Rooms::new(&config.limits, outbound));
         let metrics = Arc::new(Metrics::new(

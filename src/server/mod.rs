@@ -5,12 +5,16 @@ mod admin;
 mod anteroom;
 mod apply;
 mod assets;
+#[cfg(any(feature = "cluster", feature = "tls"))]
+mod certificates;
 mod hand_over;
 mod handle;
 mod request_limits;
 mod routes;
 mod standalone;
 mod status;
+// In a build without the feature, the type of TLS has no values.
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
 
 pub use self::{anteroom::Anteroom, standalone::Server};

@@ -43,15 +43,10 @@ impl Server {
         };
         let listener = bind(config.serving.listen)?;
         let admin = config.admin.listen.map(bind).transpose()?;
-        let tls = config
-            .serving
-            .tls_cert
-            .clone()
-            .zip(config.serving.tls_key.clone());
-        let tls = tls.map(|(cert, key)| Tls::new(cert, key).map(Arc::new));
+        let tls = Tls::new(&config.serving)?.map(Arc::new);
         Ok(Server {
             listener,
-            tls: tls.transpose()?,
+            tls,
             admin,
             anteroom: Anteroom::new(config)?,
         })
@@ -62,13 +57,9 @@ impl Server {
     pub fn reloader(&self) -> Option<impl Fn() + Send + 'static> {
         let (tls, anteroom) = (self.tls.clone(), self.anteroom.clone());
         let config = &anteroom.handle().config;
-        let has_files = [
-            &config.tokens.key_file,
-            &config.webrtc.turn_secret_file,
-            &config.admin.token_file,
-        ]
-        .iter()
-        .any(|file| file.is_some());
+        let has_files = anteroom.handle().admission.tokens().is_some()
+            || config.webrtc.turn_secret_file.is_some()
+            || config.admin.token_file.is_some();
         (tls.is_some() || has_files).then_some(move || {
             if let Some(tls) = &tls {
                 report_reload("the TLS certificate", tls.reload());

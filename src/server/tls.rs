@@ -11,33 +11,20 @@ use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        CertificateError, Error, RootCertStore, ServerConfig,
+        Error, ServerConfig,
         crypto::aws_lc_rs::default_provider,
-        pki_types::{CertificateDer, PrivateKeyDer},
+        pki_types::PrivateKeyDer,
         server::{ClientHello, ResolvesServerCert},
         sign::CertifiedKey,
     },
     server::TlsStream,
 };
 
-use crate::config::{
-    invalid,
-    pem::{self, Block},
-    read_file,
-};
+use super::certificates::{CERTIFICATE, PARAMETERS, PKCS1, PKCS8, SEC1, certificates};
+use crate::config::{Serving, invalid, pem, read_file};
 
 /// The application protocol that the server negotiates (RFC 7301). WebSocket handshakes need HTTP/1.1.
 const PROTOCOL: &[u8] = b"http/1.1";
-
-/// The PEM labels that are used (RFC 7468, sections 5 and 10; RFC 8017; RFC 5915, section 4).
-const CERTIFICATE: &str = "CERTIFICATE";
-const PKCS8: &str = "PRIVATE KEY";
-const PKCS1: &str = "RSA PRIVATE KEY";
-const SEC1: &str = "EC PRIVATE KEY";
-const KEYS: [&str; 3] = [PKCS8, PKCS1, SEC1];
-
-/// The PEM labels that are skipped: openssl writes them beside keys, and TLS does not need them.
-const PARAMETERS: [&str; 2] = ["EC PARAMETERS", "DH PARAMETERS"];
 
 /// The server's side of TLS.
 pub(crate) struct Tls {
@@ -53,12 +40,16 @@ struct Certificate {
 }
 
 impl Tls {
-    /// Reads the certificate chain and the key from PEM files.
+    /// Reads the certificate chain and the key from the PEM files of the options. `None` if the options
+    /// name none.
     ///
     /// # Errors
     ///
     /// A file that cannot be read or used, or a key of another certificate; the message names the file.
-    pub(crate) fn new(cert: PathBuf, key: PathBuf) -> io::Result<Tls> {
+    pub(crate) fn new(options: &Serving) -> io::Result<Option<Tls>> {
+        let Some((cert, key)) = options.tls_cert.clone().zip(options.tls_key.clone()) else {
+            return Ok(None);
+        };
         let current = ArcSwap::from_pointee(read(&cert, &key)?);
         let certificate = Arc::new(Certificate { cert, key, current });
         let mut config = ServerConfig::builder_with_provider(default_provider().into())
@@ -67,10 +58,10 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(certificate.clone());
         config.alpn_protocols = vec![PROTOCOL.into()];
-        Ok(Tls {
+        Ok(Some(Tls {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             certificate,
-        })
+        }))
     }
 
     /// Reads the files again. Connections that start from now on get the new certificate.
@@ -114,61 +105,6 @@ fn read(cert: &Path, key: &Path) -> io::Result<CertifiedKey> {
             error => format!("cannot use {cert_file} with {key_file}: {error}"),
         })
     })
-}
-
-/// Checks that a file of certificate authorities can be used.
-///
-/// # Errors
-///
-/// A file that cannot be read, holds no certificate, or holds one that is invalid or cannot be
-/// trusted; the message names it.
-pub(crate) fn check_authorities(path: &Path) -> io::Result<()> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|error| {
-            let file = path.display();
-            invalid(format!(
-                "cannot use a certificate in {file} as an authority: {error}"
-            ))
-        })?;
-    }
-    Ok(())
-}
-
-/// The certificates in a file. Their key may be in the same file.
-fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let file = path.display();
-    let bytes = read_file(path)?;
-    let blocks = pem::parse(&bytes).map_err(|error| invalid(format!("{file} {error}")))?;
-    let mut certificates = Vec::new();
-    for block in blocks {
-        match block.label {
-            CERTIFICATE => certificate(&block).map(|certificate| certificates.push(certificate)),
-            label if KEYS.contains(&label) || PARAMETERS.contains(&label) => Ok(()),
-            "TRUSTED CERTIFICATE" | "X509 CERTIFICATE" => {
-                Err(block.not_read("convert it with openssl x509"))
-            }
-            "PKCS7" | "CMS" => Err(block.not_read("convert it with openssl pkcs7 -print_certs")),
-            _ => Err(block.not_read("remove it")),
-        }
-        .map_err(|error| invalid(format!("{file} {error}")))?;
-    }
-    match certificates.is_empty() {
-        true => Err(invalid(format!("{file} has no PEM certificate"))),
-        false => Ok(certificates),
-    }
-}
-
-/// The X.509 certificate in a PEM block (RFC 5280), without regard to whether it can be trusted.
-fn certificate(block: &Block<'_>) -> Result<CertificateDer<'static>, String> {
-    let certificate = CertificateDer::from(block.der.expose().clone());
-    match RootCertStore::empty().add(certificate.clone()) {
-        Err(Error::InvalidCertificate(CertificateError::BadEncoding)) => {
-            let line = block.line;
-            Err(format!("has an invalid certificate in line {line}"))
-        }
-        _ => Ok(certificate),
-    }
 }
 
 /// The only private key in a file. Its certificates may be in the same file.

@@ -4,9 +4,10 @@
 
 use std::{io, path::Path};
 
-use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use hmac::{Hmac, KeyInit, Mac};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use sha1::Sha1;
 
 use crate::{
     config::{Secret, SecretFile, Webrtc, invalid, read_file},
@@ -96,11 +97,9 @@ impl IceServers {
 
 impl Turn {
     fn server(&self, username: String) -> IceServer {
-        let key = hmac::Key::new(
-            hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
-            self.secret.get().expose(),
-        );
-        let credential = hmac::sign(&key, username.as_bytes());
+        let hmac = Hmac::<Sha1>::new_from_slice(self.secret.get().expose());
+        let hmac = hmac.expect("HMAC takes keys of any length");
+        let credential = hmac.chain_update(&username).finalize().into_bytes();
         IceServer {
             urls: self.urls.clone(),
             credential: Some(Secret::new(STANDARD.encode(credential))),

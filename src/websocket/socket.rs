@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+#[cfg(feature = "tls")]
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
@@ -25,6 +26,9 @@ pub(crate) fn split(
             (Either::Left(reader), Either::Left(writer), early)
         }
         Err(upgraded) => {
+            #[cfg(not(feature = "tls"))]
+            let (halves, early) = (Half::split_upgraded(upgraded), Vec::new());
+            #[cfg(feature = "tls")]
             let (halves, early) = match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
                 Ok(parts) => (
                     Half::split_tls(parts.io.into_inner()),

@@ -15,6 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
+#[cfg(feature = "tls")]
 use tokio_rustls::server::TlsStream;
 
 /// A stream that is not a plain TCP socket.
@@ -29,6 +30,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     }
 }
 
+#[cfg(feature = "tls")]
 impl Stream for TlsStream<TcpStream> {
     fn abort(&self) {
         // It fails only if the connection has ended already.
@@ -48,6 +50,7 @@ pub(super) struct Half(Arc<Mutex<dyn Stream>>);
 
 impl Half {
     /// The two halves of a TLS stream.
+    #[cfg(feature = "tls")]
     pub(super) fn split_tls(stream: TlsStream<TcpStream>) -> (Half, Half) {
         Half::split(stream)
     }

@@ -4,9 +4,10 @@ use anteroom::{Config, Server};
 use serde_json::json;
 use tokio::net::TcpStream;
 
+#[cfg(feature = "cli")]
+use crate::support::Program;
 use crate::support::{
-    Answer, Client, File, Program, Raw, TestServer, eventually, operator_with as ask,
-    within_deadline,
+    Answer, Client, File, Raw, TestServer, eventually, operator_with as ask, within_deadline,
 };
 
 /// The bearer token of the admin API.
@@ -530,6 +531,7 @@ async fn the_metrics_count_exactly_what_happens() {
     assert!(value("anteroom_sent_bytes_total") > 14 * sent);
 }
 
+#[cfg(feature = "cli")]
 #[tokio::test]
 async fn the_program_prints_the_admin_address() {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));

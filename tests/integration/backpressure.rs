@@ -11,13 +11,13 @@ use tokio::{
     net::TcpStream,
     task::JoinSet,
 };
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tls"))]
 use tokio_rustls::rustls::version::TLS13;
 use tokio_tungstenite::client_async;
 
-use crate::{
-    support::{Client, Raw, TestServer, eventually, handshake, text, within_deadline},
-    tls::{Authority, Files, shake_hands},
-};
+use crate::support::{Client, Raw, TestServer, eventually, handshake, text, within_deadline};
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tls"))]
+use crate::tls::{Authority, Files, shake_hands};
 
 /// A message of some 50 KB to all.
 fn large_message() -> serde_json::Value {
@@ -102,6 +102,7 @@ async fn a_stalled_connection_is_reset_even_if_no_close_can_be_sent() {
     expect_reset(&stalled.stream).await;
 }
 
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tls"))]
 #[tokio::test]
 async fn a_stalled_tls_connection_is_reset() {
     let authority = Authority::new();

@@ -4,10 +4,9 @@ use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::json;
 
-use crate::{
-    support::{Client, File, TestServer, in_seconds},
-    tokens::with_secret,
-};
+use crate::support::{Client, File, TestServer, in_seconds};
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
+use crate::tokens::with_secret;
 
 /// The secret that the server shares with the TURN server.
 const SECRET: &str = "a secret shared with coturn";
@@ -75,6 +74,7 @@ async fn each_session_gets_its_own_turn_credentials_which_expire() {
 }
 
 /// A token for `user` that expires after `hours`.
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 fn token(key: &File, user: Option<&str>, hours: f64) -> String {
     let request = anteroom::TokenRequest {
         token_key_file: key.path(),
@@ -90,6 +90,7 @@ fn token(key: &File, user: Option<&str>, hours: f64) -> String {
     request.sign().unwrap()
 }
 
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 #[tokio::test]
 async fn turn_credentials_have_the_users_name_and_expire_with_the_token() {
     let secret = File::new("turn-token", format!("{SECRET}\n"));

@@ -3,12 +3,13 @@
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::json;
 
-use crate::{
-    support::{
-        Client, File, Program, Raw, TestServer, eventually, frame, handshake, in_seconds, text,
-    },
-    tokens::with_secret,
+#[cfg(feature = "cli")]
+use crate::support::Program;
+use crate::support::{
+    Client, File, Raw, TestServer, eventually, frame, handshake, in_seconds, text,
 };
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
+use crate::tokens::with_secret;
 
 #[tokio::test]
 async fn the_others_in_a_room_learn_of_each_join_and_leave() {
@@ -229,6 +230,7 @@ async fn a_room_ends_with_its_last_session() {
     eventually("the last leave", || server.anteroom.rooms() == 0).await;
 }
 
+#[cfg(feature = "cli")]
 #[tokio::test]
 async fn a_room_name_cannot_forge_lines_of_the_log() {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_anteroom"));
@@ -255,6 +257,7 @@ fn percent_encode(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 #[tokio::test]
 async fn any_part_of_a_query_may_be_percent_encoded() {
     let secret = "a-secret-of-this-test-that-has-more-than-32-bytes";

@@ -14,8 +14,10 @@ use tokio::{
     time::interval,
 };
 
+#[cfg(feature = "cli")]
+use crate::support::Program;
 use crate::support::{
-    Client, Program, Raw, RawFrame, TestServer, eventually, frame, handshake, handshake_with, text,
+    Client, Raw, RawFrame, TestServer, eventually, frame, handshake, handshake_with, text,
     within_deadline,
 };
 
@@ -563,6 +565,7 @@ async fn pongs_to_early_pings_do_not_count_toward_the_message_rate() {
     assert_eq!(limit_hits(&server, "messages-per-second"), 0);
 }
 
+#[cfg(feature = "cli")]
 #[tokio::test]
 async fn the_default_log_has_only_what_an_operator_must_know() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
@@ -601,6 +604,7 @@ async fn the_default_log_has_only_what_an_operator_must_know() {
     assert_eq!(messages[3..], ["stopped"]);
 }
 
+#[cfg(feature = "cli")]
 #[tokio::test]
 async fn the_debug_log_has_each_join_and_each_leave_with_its_reason() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
@@ -692,6 +696,7 @@ async fn too_many_or_too_long_headers_get_431() {
     }
 }
 
+#[cfg(feature = "cli")]
 #[tokio::test]
 async fn a_server_without_free_file_descriptors_keeps_running_and_does_not_spin() {
     // A child process that may open only 40 files.

@@ -31,14 +31,28 @@
 //! | `../browser` | the demo page and the client module in a real Chromium (run by `tests/run`) |
 //! | `guide` | the commands and links of the README and the guide (in part run by `tests/run`) |
 
+// Without a feature the tests that need it are left out, and what only they use.
+#![cfg_attr(
+    not(all(
+        feature = "cli",
+        feature = "cluster",
+        feature = "tls",
+        feature = "tokens"
+    )),
+    allow(dead_code, unused_imports)
+)]
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod admin;
 mod backpressure;
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 #[path = "../browser/mod.rs"]
 mod browser;
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster;
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster_load;
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster_wire;
 mod crowds;
 mod embedding;
@@ -50,7 +64,19 @@ mod ice;
 mod joining;
 mod limits;
 mod messages;
+#[cfg(all(
+    feature = "cli",
+    feature = "cluster",
+    feature = "tls",
+    feature = "tokens"
+))]
 mod operating;
+#[cfg(all(
+    feature = "cli",
+    feature = "cluster",
+    feature = "tls",
+    feature = "tokens"
+))]
 mod program;
 mod proxy;
 mod requests;
@@ -58,5 +84,7 @@ mod resuming;
 mod routing;
 mod shutdown;
 mod support;
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tls"))]
 mod tls;
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 mod tokens;

@@ -6,7 +6,9 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::{net::TcpStream, sync::Semaphore};
 
-use crate::support::{Client, Program, Raw, TestServer, handshake, within_deadline};
+#[cfg(feature = "cli")]
+use crate::support::Program;
+use crate::support::{Client, Raw, TestServer, handshake, within_deadline};
 
 /// The N of `retry in N ms`.
 fn delay(reason: &str) -> u64 {
@@ -88,6 +90,7 @@ async fn a_drain_time_of_zero_still_sends_the_close() {
     assert_eq!((code, delay(&reason)), (1012, 0));
 }
 
+#[cfg(feature = "cli")]
 #[tokio::test]
 async fn sigterm_and_ctrl_c_drain_and_exit_with_0() {
     for signal in ["TERM", "INT"] {
@@ -102,6 +105,7 @@ async fn sigterm_and_ctrl_c_drain_and_exit_with_0() {
     }
 }
 
+#[cfg(feature = "cli")]
 #[tokio::test]
 async fn sigterm_under_load_closes_every_session_and_exits_with_0() {
     const CLIENTS: u32 = 100;
@@ -146,6 +150,7 @@ async fn sigterm_under_load_closes_every_session_and_exits_with_0() {
     drop(all);
 }
 
+#[cfg(feature = "cli")]
 #[tokio::test]
 async fn a_second_signal_exits_at_once() {
     let mut program = Program::start(["--drain-seconds", "3600"]).await;

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header::ORIGIN};
+use subtle::ConstantTimeEq;
 use warp::{
     Filter, Rejection,
     reject::{self, Reject},
@@ -100,8 +100,10 @@ fn check(shared: &Shared, headers: &HeaderMap) -> Result<(), Unauthorized> {
     match &shared.admin_token {
         Some(token) => {
             let given = bearer(headers).unwrap_or_default();
-            verify_slices_are_equal(given.as_bytes(), token.get().expose())
-                .map_err(|_| Unauthorized::Secret)
+            let is_same = given.as_bytes().ct_eq(token.get().expose());
+            bool::from(is_same)
+                .then_some(())
+                .ok_or(Unauthorized::Secret)
         }
         None if headers.keys().any(|name| is_proxy_header(name.as_str())) => {
             Err(Unauthorized::Proxy)

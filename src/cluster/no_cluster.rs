@@ -1,0 +1,41 @@
+//! The cluster in a build without the feature `cluster`: its type has no values.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{delegate::Delegate, outbound::Outbound};
+use crate::{config::Config, metrics::Metrics};
+
+pub(crate) struct Cluster {
+    pub(crate) outbound: Arc<Outbound>,
+    pub(crate) down: Duration,
+    never: Infallible,
+}
+
+impl Cluster {
+    pub(crate) fn new(_: &Config) -> Option<Cluster> {
+        None
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        match self.never {}
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        match self.never {}
+    }
+
+    pub(crate) fn refusal(&self) -> Option<String> {
+        match self.never {}
+    }
+}
+
+pub(crate) async fn run(
+    cluster: Arc<Cluster>,
+    _: Arc<Metrics>,
+    _: CancellationToken,
+    _: impl Delegate,
+) {
+    match cluster.never {}
+}
