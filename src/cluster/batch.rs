@@ -83,6 +83,10 @@ impl<'a> Batch<'a> {
     }
 
     /// Sends a message to a node and returns its number. `text` is the JSON of a client or a backend.
+    ///
+    /// # Errors
+    ///
+    /// [`Disconnected`], and the message is dropped.
     pub(crate) fn tell_node(
         &mut self,
         node: NodeId,
@@ -157,8 +161,7 @@ impl<'a> Batch<'a> {
     /// Subscribes to a room and announces this node there.
     pub(crate) fn enter(&mut self, room: &RoomName, sequence: &Sequence) {
         self.subscribe(room);
-        // While this node is disconnected, no announcement is needed: after the reconnection, the other
-        // nodes ask for everything.
+        // A disconnected node needs no announcement: it lists all its sessions to each node that comes up.
         let _ = self.tell_all(Broadcast::Enter { room: room.clone() });
         sequence.0.store(self.queue.number, Relaxed);
     }

@@ -1,12 +1,12 @@
-//! What the cluster leaves to the rest of the server.
+//! The interface to the rest of the server, which applies the messages of other nodes.
 
 use super::wire::{Direct, Message, NodeId};
 use crate::protocol::TokenKey;
 
-/// Applies what the node receives, and answers what it must know.
+/// Applies the messages that a node receives and the changes of the membership.
 ///
-/// All methods are called by one task, in the order in which messages were sent and things happened. None
-/// may block.
+/// One task calls all methods: for messages in the order in which they were sent, for changes as they
+/// happen. No method may block.
 pub(crate) trait Delegate {
     /// The keys of resume tokens that this node knows. Heartbeats carry them to the other nodes.
     fn token_keys(&self) -> Vec<TokenKey>;

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use super::wire::NodeId;
 
 /// Bytes of client messages that may wait. Each kind has a limit of its own, so that no kind keeps another
-/// out. Together the limits are small: a message behind them, such as the heartbeat of this node, must not
-/// come too late on a slow network.
+/// out. Together the limits are small, so that a message behind them, such as the heartbeat of this node,
+/// arrives in time on a slow network.
 pub(super) const MESSAGE_BYTES: usize = 4 << 20;
 
 /// Bytes of joins and migrations that may wait.
@@ -117,8 +117,8 @@ impl Usage {
 
 /// The use of the queue by one session, or by another task that waits for room.
 ///
-/// Its lock is taken after the lock of the queue, or alone, and is almost never contended: only the owner
-/// and the task that writes to NATS use it.
+/// Its lock is taken after the lock of the queue, or alone. It is almost never contended: only the owner and
+/// the task of the node use it.
 #[derive(Default)]
 pub(crate) struct Quota {
     kind: Kind,

@@ -1,4 +1,5 @@
-//! How nodes exchange messages over NATS, and which nodes are up. This folder knows no rooms and sessions.
+//! Transport and membership: how nodes exchange messages over NATS, and which nodes are up. Rooms and
+//! sessions are the business of the folders above.
 //!
 //! ```text
 //! rooms, sessions ─ Outbound ─ Writer ─ Connection ─ NATS ─ Connection ─ Inbox ─ Node ─ Delegate

@@ -23,7 +23,8 @@ use tokio::time::timeout;
 use super::queue::Subject;
 use crate::{config::NatsUrl, protocol::Escaped};
 
-/// Time limit of an attempt to connect, per step: TCP and TLS, then the NATS handshake.
+/// Time limit of a connection to one server, and of the last messages when this node stops. An attempt to
+/// connect to any of the servers may take twice as long.
 pub(super) const NATS_LIMIT: Duration = Duration::from_secs(2);
 
 /// Time between pings to the NATS server.
@@ -66,13 +67,13 @@ impl NatsOptions {
     }
 }
 
-/// What happens on a connection.
+/// A change or an error of a connection.
 pub(super) enum ConnectionEvent {
     Connected,
     Disconnected,
     /// The server reports an error, such as a subject that this node may not subscribe to.
     Error(String),
-    /// Messages of a subscription were lost, because too many waited to be received.
+    /// Messages of a subscription were lost: more waited to be received than the library keeps.
     Overflow,
 }
 

@@ -169,10 +169,10 @@ impl<D: Delegate> Node<'_, D> {
                 () = self.delegate.lists_ready() => {}
             }
             self.delegate.send_lists();
-            // The writer runs in the same task, and must have its turn however much arrives.
+            // The writer runs in the same task, and must have its turn even if messages arrive all the time.
             yield_now().await;
         }
-        // Without this the other nodes would count as lost what was received.
+        // The other nodes count messages as lost that are not acknowledged.
         self.acknowledge(1);
     }
 
@@ -218,7 +218,8 @@ impl<D: Delegate> Node<'_, D> {
         self.send_heartbeat();
     }
 
-    /// Follows the state of the connection. Gives all nodes up when it was lost for too long.
+    /// Checks whether the connection is lost or back. Removes all nodes once it is lost for longer than the
+    /// down time.
     fn check_connection(&mut self, now: Instant) {
         let is_connected = self.connection.is_connected();
         match (is_connected, self.connected_at) {
@@ -226,7 +227,7 @@ impl<D: Delegate> Node<'_, D> {
                 info!("connected to NATS again");
                 self.cluster.status.set_connected(true);
                 self.connected_at = Some(now);
-                // This node could not receive heartbeats meanwhile, and sends its own once settled.
+                // Meanwhile this node could not receive heartbeats. The other nodes need one of this node.
                 self.membership.restart_timeouts(now + SETTLE);
                 self.send_heartbeat();
             }
@@ -322,7 +323,8 @@ impl<D: Delegate> Node<'_, D> {
             Message::Node(unicast @ Direct::Unicast { .. }) if !is_up => {
                 self.delegate.reject(node, unicast);
             }
-            // Messages of a node that does not receive this one would have no answer.
+            // A node that does not receive this one, or is not received, may only ask: it gets no answer to
+            // anything else.
             _ if !is_up => {}
             Message::Node(Direct::Taken { number }) => {
                 self.cluster.outbound.acknowledged(node, number);
@@ -360,7 +362,7 @@ impl<D: Delegate> Node<'_, D> {
         info!("node {node} is down");
         let lost = self.cluster.outbound.down(node);
         self.count_lost(lost);
-        // The heartbeat no longer lists the node, so that it gives this one up, too, and both begin anew.
+        // The heartbeat no longer lists the node. The node then removes this one, and both begin anew.
         self.send_heartbeat();
         self.delegate.node_down(node);
     }

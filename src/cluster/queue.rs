@@ -24,7 +24,7 @@ const LIMIT: usize = 64 << 20;
 /// million messages a second take 142 years to get there.
 pub(super) const MAX_OBSERVED: u64 = MAX_NUMBER / 2;
 
-/// What the task that writes to NATS does next.
+/// An item of the queue: a step of the task that writes to NATS.
 pub(super) enum Outgoing {
     Message(Subject, Vec<u8>, Load),
     Subscribe(RoomName),

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Time after a reconnection in which this node sends nothing. By then the other nodes have reconnected,
-/// too, and receive it.
+/// Time after a reconnection in which this node sends nothing, so that the other nodes have reconnected when
+/// it does.
 pub(super) const SETTLE: Duration = Duration::from_millis(500);
 
 /// The state of the connection, shared by the tasks of the node and the HTTP handlers.

@@ -207,7 +207,8 @@ pub(crate) enum Direct {
     },
     /// No more messages are forwarded to the receiver.
     Done { room: RoomName, seek: u64 },
-    /// What the receiver should know of the sender's sessions, for the rooms that both are in.
+    /// Digests of the sender's sessions in the rooms that both nodes are in, with which the receiver compares
+    /// what it knows.
     Digest {
         rooms: Vec<Digest>,
         /// Whether more digests follow.
@@ -312,7 +313,7 @@ pub(crate) struct SessionTransfer {
     pub(crate) more: bool,
 }
 
-/// What the token of a session permits.
+/// The permissions that the token of a session grants.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Permissions {
     pub(crate) user: Option<String>,
@@ -321,7 +322,7 @@ pub(crate) struct Permissions {
     pub(crate) expires: u64,
 }
 
-/// What a node knows of its sessions in a room, in short.
+/// A digest of the sessions of a node in a room.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Digest {
     pub(crate) room: RoomName,

@@ -1,4 +1,4 @@
-//! The lookup of another node: a session of this node migrates to the node where its client reconnects.
+//! Lookups of other nodes: a session of this node migrates to the node where its client reconnects.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::{
     state::{Shared, Takeover},
 };
 
-/// Lets a session of this node migrate to `node`, which looks for it. If the session is not here, `node`
-/// gets the reason.
+/// Lets a session of this node migrate to `node`, which looks for it. A node that does not get the session is
+/// told why, at once or, if the session is just leaving to another node, when it has left.
 pub(super) fn hand_over(shared: &Arc<Shared>, node: NodeId, want: Want) {
     let Want {
         room,
