@@ -1,4 +1,4 @@
-//! What several nodes cost: beside one that is alone, in processor time and in messages over NATS.
+//! The cost of several nodes, in CPU time and in messages over NATS, compared to a single node.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -13,23 +13,25 @@ use nix::{time::ClockId, unistd::Pid};
 
 use crate::{
     Plan,
-    dialect::Dialect,
+    dialect::{Dialect, Text},
+    report,
     servers::{Kind, Server},
     swarm::{Swarm, text_frame},
     take_a_core,
     works::{self, Span, join_all},
 };
 
-/// How long the nodes may take to know each other.
+/// The time limit for the nodes to know each other.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How many rooms, sessions or messages are counted.
+/// The number of rooms, sessions or messages over which an average is taken.
 const COUNTED: usize = 2000;
 
-/// How often a node is measured alone and with another: the difference is small.
+/// The number of pairs of runs of a single node and of a node with another: many, as the difference is
+/// small.
 const PAIRS: usize = 9;
 
-/// A NATS server, alone with the nodes on their core.
+/// A NATS server, on the core of the nodes; dropping it kills the process.
 struct Nats {
     process: Child,
     clock: ClockId,
@@ -55,6 +57,7 @@ impl Nats {
         })
     }
 
+    /// The CPU time used so far.
     fn cpu(&self) -> io::Result<Duration> {
         Ok(self.clock.now()?.into())
     }
@@ -96,7 +99,7 @@ impl Nodes {
         let begin = Instant::now();
         for admin in &nodes.admins {
             while ask(*admin, "/ready")?.0 != 200
-                || value(&ask(*admin, "/metrics")?.1, "anteroom_cluster_nodes") as usize + 1
+                || metric_value(&ask(*admin, "/metrics")?.1, "anteroom_cluster_nodes") as usize + 1
                     != count
             {
                 if begin.elapsed() > PATIENCE {
@@ -115,17 +118,18 @@ impl Nodes {
             .collect()
     }
 
+    /// The CPU time that all nodes have used so far.
     fn cpu(&self) -> io::Result<Duration> {
         self.nodes.iter().map(Server::cpu).sum()
     }
 
-    /// How many messages the nodes have given to NATS, and have got from it.
+    /// The number of messages that the nodes have published to NATS and received from it.
     fn messages(&self) -> io::Result<[f64; 2]> {
         let mut sums = [0.0; 2];
         for admin in &self.admins {
             let metrics = ask(*admin, "/metrics")?.1;
-            sums[0] += value(&metrics, "anteroom_cluster_messages_sent_total");
-            sums[1] += value(&metrics, "anteroom_cluster_messages_received_total");
+            sums[0] += metric_value(&metrics, "anteroom_cluster_messages_sent_total");
+            sums[1] += metric_value(&metrics, "anteroom_cluster_messages_received_total");
         }
         Ok(sums)
     }
@@ -135,7 +139,8 @@ fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// The status and the body of an operator's answer.
+/// Sends a GET request to the admin API; returns the status, and the rest of the answer after its first
+/// line.
 fn ask(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = BufReader::new(TcpStream::connect(admin)?);
     write!(
@@ -153,22 +158,23 @@ fn ask(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     Ok((status.unwrap_or(0), rest))
 }
 
-fn value(metrics: &str, series: &str) -> f64 {
+/// The value of one series of the metrics; 0 if the series does not exist.
+fn metric_value(metrics: &str, series: &str) -> f64 {
     let mut lines = metrics.lines().filter_map(|line| line.split_once(' '));
     let found = lines.find(|(name, _)| *name == series);
     found.map_or(0.0, |(_, value)| value.trim().parse().unwrap_or(0.0))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// The median of the results of several runs.
+fn median(values: Vec<f64>) -> f64 {
+    report::median(values.into_iter()).expect("there are runs")
 }
 
-/// Measures all of it, and prints tables.
+/// Runs all measurements and prints their tables.
 pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     take_a_core()?;
     let span = plan.span;
-    // Alone and with another node, by turns: each pair of runs is a ratio.
+    // A single node and a node with another take turns: each pair of runs gives a ratio.
     let mut ratios = Vec::new();
     for _ in 0..PAIRS {
         let alone = Server::start(Kind::Anteroom, peers)?;
@@ -204,7 +210,7 @@ pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     }
 
     println!(
-        "\n| messages over NATS, said and heard | 2 nodes | 3 nodes | 5 nodes |\n| --- | --- | --- | --- |"
+        "\n| messages over NATS, published and received | 2 nodes | 3 nodes | 5 nodes |\n| --- | --- | --- | --- |"
     );
     let mut columns = Vec::new();
     for count in [2, 3, 5] {
@@ -220,7 +226,8 @@ pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What is done while `work` runs, in microseconds of processor time of the nodes and of NATS for each.
+/// The CPU time of the nodes and of NATS for each unit of `work`, in microseconds. `work` does a little and
+/// returns the number of units.
 fn measure(
     nodes: &Nodes,
     span: Span,
@@ -240,14 +247,14 @@ fn measure(
     Ok([0, 1].map(|index| (after[index] - before[index]).as_secs_f64() * 1e6 / count as f64))
 }
 
-/// Pairs of sessions, one on each node, that answer each other.
+/// The cost of a message between two sessions on different nodes that answer each other.
 fn remote_unicast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
     let mut pairs = works::Pairs::join(&nodes.addresses(), Dialect::Rooms, 200, 100)?;
     pairs.start(100)?;
     measure(nodes, span, || pairs.answer())
 }
 
-/// One session sends to all others in a room that is spread over the nodes.
+/// The cost of a delivery when one session sends to all others in a room that is spread over the nodes.
 fn remote_broadcast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
     let size = 1001;
     let mut swarm = Swarm::new(&nodes.addresses(), Dialect::Rooms)?;
@@ -260,7 +267,7 @@ fn remote_broadcast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
         let mut count = 0;
         for number in swarm.wait()? {
             swarm.read(number, |text| {
-                count += u64::from(Dialect::Rooms.text(text) == crate::dialect::Text::Message);
+                count += u64::from(Dialect::Rooms.text(text) == Text::Message);
             })?;
         }
         delivered += count as usize;
@@ -272,12 +279,12 @@ fn remote_broadcast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
     })
 }
 
-/// How many messages nodes say and hear for each of some things.
+/// The number of messages that nodes publish and receive for each of several events.
 fn messages(nodes: &Nodes) -> io::Result<Vec<(&'static str, [f64; 2])>> {
     let mut figures = Vec::new();
     let mut since = nodes.messages()?;
     let mut count = |label, nodes: &Nodes| -> io::Result<()> {
-        // What is under way arrives.
+        // Time for the messages in flight to arrive.
         sleep(Duration::from_millis(300));
         let now = nodes.messages()?;
         let each = [0, 1].map(|index| (now[index] - since[index]) / COUNTED as f64);
@@ -303,7 +310,7 @@ fn messages(nodes: &Nodes) -> io::Result<Vec<(&'static str, [f64; 2])>> {
     count("", nodes)?;
     let mut one_more = Swarm::new(&addresses[..1], Dialect::Rooms)?;
     join_all(&mut one_more, (0..COUNTED).map(room), 0, |_, _| {})?;
-    count("one more, where every node has somebody", nodes)?;
+    count("one more, with a session on every node", nodes)?;
     let frame = text_frame(Dialect::Rooms, &Dialect::Rooms.message("all", 100));
     for number in 0..COUNTED {
         first.send(number, &frame)?;

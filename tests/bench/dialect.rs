@@ -1,37 +1,37 @@
-//! What the servers' clients say on the wire: the same messages, in several ways of writing them.
+//! The wire formats of the servers' clients: the same messages, written in several ways.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// A way of writing messages.
+/// A wire format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// anteroom's own.
+    /// anteroom's own format.
     Rooms,
-    /// The same, by clients that ask to be resumed.
+    /// anteroom's format, by clients that ask for a resume token.
     Resuming,
-    /// The same objects in Socket.IO's packets.
+    /// anteroom's objects in Socket.IO's packets.
     SocketIo,
-    /// PeerServer's, which has no rooms.
+    /// PeerServer's format, which has no rooms.
     PeerJs,
-    /// As the receiver shall get them: they are passed on as they are.
+    /// anteroom's format as the receiver gets it, for the relay, which forwards bytes unchanged.
     Relayed,
 }
 
-/// What a text message from the server is.
+/// The kind of a text message from the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Text {
-    /// One of those that the benchmark sends.
+    /// A message that the benchmark has sent.
     Message,
-    /// Another session has come.
+    /// The event that another session has joined.
     New,
-    /// Something of the dialect itself.
+    /// Any other message of the format.
     Other,
 }
 
 impl Dialect {
-    /// The request target with which the session of this number joins a room.
+    /// The request target with which session `number` joins a room.
     pub fn target(self, room: &str, number: usize) -> String {
         match self {
             Dialect::Rooms | Dialect::Resuming | Dialect::Relayed => format!("/room/{room}"),
@@ -40,7 +40,7 @@ impl Dialect {
         }
     }
 
-    /// What a client says first.
+    /// The first message of a client, if there is one.
     pub fn greeting(self) -> Option<&'static str> {
         match self {
             Dialect::Resuming => {
@@ -51,27 +51,28 @@ impl Dialect {
         }
     }
 
-    /// The id of the session of this number, where the client chooses it.
+    /// The id of session `number`, if the client chooses it.
     pub fn chosen_id(self, number: usize) -> Option<String> {
         match self {
             Dialect::PeerJs => Some(format!("p{number}")),
-            // As long as anteroom's, and the same for both of a pair: so each says whose a message is.
+            // As long as anteroom's ids. Both sessions of a pair have the same id, which names the pair of
+            // a message.
             Dialect::Relayed => Some(format!("{:031}-pair", number / 2)),
             Dialect::Rooms | Dialect::Resuming | Dialect::SocketIo => None,
         }
     }
 
-    /// Whether sessions are told of each other.
+    /// Whether sessions learn of each other.
     pub fn tells_news(self) -> bool {
         !matches!(self, Dialect::PeerJs | Dialect::Relayed)
     }
 
-    /// What the payload of a client's frame is masked with (RFC 6455, section 5.3), if it is.
+    /// The key that masks the payload of a client's frames (RFC 6455, section 5.3), if it is masked.
     pub fn mask(self) -> Option<[u8; 4]> {
         (self != Dialect::Relayed).then_some([0x37, 0xfa, 0x21, 0x3d])
     }
 
-    /// A message whose `data` has so many bytes.
+    /// A message whose `data` has `data_bytes` bytes.
     pub fn message(self, receiver: &str, data_bytes: usize) -> String {
         let data = "d".repeat(data_bytes - 2);
         match self {
@@ -90,7 +91,7 @@ impl Dialect {
         }
     }
 
-    /// What this text is.
+    /// The kind of a text message.
     pub fn text(self, text: &[u8]) -> Text {
         let (prefix, message): (&[u8], &[u8]) = match self {
             Dialect::Rooms | Dialect::Resuming | Dialect::Relayed => (b"", br#"{"type":"bench""#),
@@ -104,7 +105,7 @@ impl Dialect {
         }
     }
 
-    /// The id of who sent this.
+    /// The id of the sender of a message.
     pub fn sender(self, text: &[u8]) -> String {
         let text = String::from_utf8_lossy(text);
         let json: Cow<'_, str> = match self {

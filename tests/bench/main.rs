@@ -1,18 +1,18 @@
-//! The same work on anteroom and on what a user would pick instead, measured in one run: started by
-//! `tests/bench/run`.
+//! A benchmark that gives the same work to anteroom and to the servers that a user might choose instead, in
+//! one run. `tests/bench/run` starts it.
 //!
-//! Each server has one core for itself, the load generator the other. What is compared is the
-//! processor time that the operating system has counted for the server, so that a noisy machine
-//! disturbs little; the servers take turns, and each figure is the median of several runs.
+//! Each server has one core for itself, and the load generator has another. The benchmark compares the CPU
+//! time that the operating system has counted for the server, so that a noisy machine disturbs little. The
+//! servers take turns, and each figure is the median of several runs.
 //!
 //! | file | what is in it |
 //! | --- | --- |
-//! | `servers` | the servers: how each is started, what it costs |
-//! | `peers/` | those that are made for this benchmark: the same rooms on other foundations, and a bare relay |
-//! | `dialect` | what clients say to each of them |
+//! | `servers` | the servers: how each is started, and the CPU time and memory it uses |
+//! | `peers/` | the servers made for this benchmark: the same rooms on other foundations, and a bare relay |
+//! | `dialect` | the messages of the clients of each server |
 //! | `swarm` | thousands of clients in one thread |
-//! | `works` | the work |
-//! | `cluster` | what several nodes cost (`tests/bench/run --cluster`) |
+//! | `works` | the workloads |
+//! | `cluster` | the cost of several nodes (`tests/bench/run --cluster`) |
 //! | `report` | the table and the chart |
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
@@ -47,24 +47,28 @@ use crate::{
     works::Span,
 };
 
-/// The core of the load generator. Core 0 is the servers'.
+/// The core of the load generator. The servers run on core 0.
 const LOAD_CORE: usize = 1;
 
-/// Where the chart goes; the README shows it.
+/// The path of the chart, which the README shows.
 const CHART: &str = "tests/bench/chart.svg";
 
-/// How much is done.
+/// The size of a run.
 struct Plan {
+    /// The number of runs of each workload.
     repetitions: usize,
     span: Span,
+    /// The number of sessions in the join storm.
     storm: usize,
+    /// The number of idle sessions.
     idle: usize,
-    /// How long idle sessions are watched while they are pinged.
+    /// How long the pings to idle sessions are measured.
     pinging: Duration,
-    /// Among how many sessions messages are sent, and how many of them are busy with that.
+    /// The numbers of sessions, and of those that exchange messages, for the workload that grows.
     growth: &'static [(usize, usize)],
-    /// Who takes longer than this for some work does it only once.
+    /// A server that takes longer than this for a workload runs it only once.
     long: Duration,
+    /// Whether to write the chart.
     chart: bool,
 }
 
@@ -103,7 +107,7 @@ const QUICK: Plan = Plan {
 };
 
 fn main() -> ExitCode {
-    // cargo bench says --bench; it is what this does anyway.
+    // `cargo bench` passes --bench, which has no meaning here.
     let arguments: Vec<String> = env::args()
         .skip(1)
         .filter(|word| word != "--bench")
@@ -128,7 +132,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The work in the chart.
+// The workloads in the chart.
 const UNICAST: &str = "one to one, 100 bytes";
 const BROADCAST: &str = "one to 1,000, each delivery";
 const BROADCASTS: &str = "one to 1,000, 16 at a time";
@@ -152,12 +156,13 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
         Kind::SocketIo,
     ];
     let fastest = [Kind::Anteroom, Kind::Bun];
-    // What may be resumed is compared where that could matter, the relay where it can do the work.
+    // Resumable sessions are compared where resuming may cost something, the relay where it can do the
+    // work.
     let with_sessions = &Kind::ALL[..7];
     let growing = [Kind::Anteroom, Kind::Bun, Kind::Relay];
     let span = plan.span;
 
-    // Half of what the slower of the fastest achieves is the load at which latency is measured.
+    // Latency is measured at half the rate that the slower of the two fastest servers achieves.
     let achieved = Cell::new(f64::INFINITY);
     bench.each(&Kind::ALL, |server| {
         let cost = works::unicast(server, span, 200, 200, 100)?;
@@ -250,7 +255,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the load generator on a core of its own.
+/// Pins the load generator to its core.
 fn take_a_core() -> io::Result<()> {
     rlimit::increase_nofile_limit(rlimit::INFINITY)?;
     let mut core = CpuSet::new();
@@ -259,22 +264,22 @@ fn take_a_core() -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("this needs two processor cores: {error}")))
 }
 
-/// The runs, and what they have shown so far.
+/// The runs, and their results so far.
 struct Bench<'a> {
     plan: &'a Plan,
-    /// The folder of the peers that are scripts, and of what they need.
+    /// The folder with the servers that are scripts, and with their dependencies.
     peers: PathBuf,
     report: Report,
 }
 
 impl Bench<'_> {
-    /// Gives the same work to one server after the other, each newly started, as often as the plan
-    /// says; but only once to who takes long for it. Who cannot do it is left out, and told of.
+    /// Gives a workload to one server after the other, each newly started, as often as the plan says, but
+    /// only once to a server that takes long for it. A server that fails is reported and left out.
     fn each(&mut self, kinds: &[Kind], work: impl Fn(&Server) -> io::Result<Vec<Figure>>) {
         self.each_of(&[()], kinds, |server, ()| work(server));
     }
 
-    /// The same for several sizes of the work, which take turns, too.
+    /// Gives several sizes of a workload to the servers; the sizes take turns like the servers.
     fn each_of<T: Copy>(
         &mut self,
         sizes: &[T],

@@ -1,23 +1,23 @@
-//! What was measured, as a Markdown table and as a chart (SVG).
+//! The results, as a Markdown table and as a chart (SVG).
 
 use std::fmt::{self, Display, Write};
 
 use crate::servers::Kind;
 
-/// What a figure counts. Less is better in every one.
+/// The unit of a figure. Less is better in every unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Microseconds of processor time for each.
+    /// Microseconds of CPU time for each message, delivery or session.
     Micros,
-    /// Seconds of processor time.
+    /// Seconds of CPU time.
     Seconds,
-    /// Milliseconds of processor time in each minute.
+    /// Milliseconds of CPU time per minute.
     MillisPerMinute,
-    /// Kilobytes (1,000 bytes) of memory for each.
+    /// Kilobytes (1,000 bytes) of memory for each session.
     Kilobytes,
-    /// Microseconds that pass.
+    /// Microseconds of elapsed time.
     Latency,
-    /// A part of the processor time.
+    /// A part of the CPU time.
     Percent,
 }
 
@@ -33,7 +33,7 @@ impl Unit {
     }
 }
 
-/// What one server took for some work in one run.
+/// The result of one server for one workload in one run.
 #[derive(Debug)]
 pub struct Figure {
     label: String,
@@ -63,22 +63,22 @@ impl Display for Figure {
     }
 }
 
-/// All that was measured.
+/// All results.
 #[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
 }
 
-/// One kind of work.
+/// The results of one workload.
 struct Row {
     label: String,
     unit: Unit,
-    /// What each run has shown, in their order.
+    /// The result of each run, in the order of the runs.
     cells: Vec<(Kind, f64)>,
 }
 
 impl Report {
-    /// Adds a figure of this server to the row of its label.
+    /// Adds a figure of a server to the row with the figure's label.
     pub fn add(&mut self, kind: Kind, figure: Figure) {
         let Figure { label, unit, value } = figure;
         if !self.rows.iter().any(|row| row.label == label) {
@@ -89,9 +89,9 @@ impl Report {
         row.expect("it is there now").cells.push((kind, value));
     }
 
-    /// The table: the median of each figure, in parentheses the median of its ratios to anteroom's in
-    /// the same round, and half the distance between the least and the greatest where there is more
-    /// than one.
+    /// The table. A cell has the median of the figures; in parentheses the median of their ratios to
+    /// anteroom's figures in the same round; and, if there are several figures, half the distance between
+    /// the least and the greatest.
     pub fn table(&self) -> String {
         let mut table = "| less is better |".to_owned();
         for kind in Kind::ALL {
@@ -121,7 +121,7 @@ impl Report {
         table
     }
 
-    /// The chart: a panel for each of these rows, a bar for each server.
+    /// The chart: a panel for each of these rows, with a bar for each server.
     pub fn chart(&self, labels: &[&str]) -> String {
         const PANEL: (usize, usize) = (420, 180);
         const MARGIN: usize = 20;
@@ -178,7 +178,7 @@ impl Report {
 }
 
 impl Row {
-    /// What the runs of this server have shown.
+    /// The figures of a server.
     fn figures(&self, kind: Kind) -> impl Iterator<Item = f64> {
         let own = self.cells.iter().filter(move |cell| cell.0 == kind);
         own.map(|cell| cell.1)
@@ -188,15 +188,15 @@ impl Row {
         median(self.figures(kind))
     }
 
-    /// How it compares to anteroom: as both have run in the same round, one after the other, what
-    /// slows the machine down has mostly slowed down both.
+    /// The median of the ratios to anteroom's figures. Both servers ran in the same round, one after the
+    /// other, so whatever slowed the machine mostly slowed both.
     fn ratio(&self, kind: Kind) -> Option<f64> {
         let rounds = self.figures(kind).zip(self.figures(Kind::Anteroom));
         median(rounds.map(|(figure, ours)| figure / ours))
     }
 
-    /// Half the distance between the least and the greatest, as a part of the median; `None` where
-    /// there is only one.
+    /// Half the distance between the least and the greatest figure, as a part of the median; `None` if
+    /// there is only one figure.
     fn spread(&self, kind: Kind) -> Option<f64> {
         let (least, greatest) = (
             self.figures(kind).reduce(f64::min)?,
@@ -207,14 +207,14 @@ impl Row {
     }
 }
 
-/// The one in the middle; `None` if there is none.
-fn median(figures: impl Iterator<Item = f64>) -> Option<f64> {
+/// The median; `None` if there are no figures.
+pub fn median(figures: impl Iterator<Item = f64>) -> Option<f64> {
     let mut figures: Vec<f64> = figures.collect();
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied()
 }
 
-/// A figure with three digits that count.
+/// A figure with three significant digits.
 fn digits(figure: f64) -> String {
     match figure {
         ..10.0 => format!("{figure:.2}"),

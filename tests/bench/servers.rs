@@ -1,4 +1,4 @@
-//! The servers that are compared: how each is started, and what it costs.
+//! The servers that are compared: how each is started, and the CPU time and memory it uses.
 
 use std::{
     env, fs,
@@ -13,13 +13,13 @@ use nix::{time::ClockId, unistd::Pid};
 
 use crate::dialect::Dialect;
 
-/// The core that every server has for itself.
+/// The core of the server. No other process of the benchmark uses it.
 const SERVER_CORE: &str = "0";
 
-/// What tells this program to be the server on warp's own WebSockets.
+/// The argument that makes this program the server on warp's own WebSockets.
 pub const SERVE_WARP: &str = "--serve-warp";
 
-/// What tells this program to be the bare relay.
+/// The argument that makes this program the bare relay.
 pub const SERVE_RELAY: &str = "--serve-relay";
 
 /// A server to compare, in the order of the table's columns.
@@ -31,9 +31,9 @@ pub enum Kind {
     Ws,
     PeerServer,
     SocketIo,
-    /// anteroom again, with sessions that may be resumed.
+    /// anteroom again, with sessions that can be resumed.
     Resuming,
-    /// What the kernel takes in any case.
+    /// A relay without a protocol: the part of the kernel in the cost of any server.
     Relay,
 }
 
@@ -49,7 +49,7 @@ impl Kind {
         Kind::Relay,
     ];
 
-    /// Each server as it comes.
+    /// The servers with their default behaviour.
     pub const SERVERS: &[Kind] = Kind::ALL.split_at(6).0;
 
     pub fn name(self) -> &'static str {
@@ -75,7 +75,7 @@ impl Kind {
         }
     }
 
-    /// The program, and what to tell it. `peers` is the folder of those that are scripts.
+    /// The program and its argument. `peers` is the folder with the servers that are scripts.
     fn command(self, peers: &Path) -> io::Result<[PathBuf; 2]> {
         Ok(match self {
             Kind::Anteroom | Kind::Resuming => [
@@ -92,10 +92,10 @@ impl Kind {
     }
 }
 
-/// A running server, alone on its core; dropping it ends it.
+/// A running server, alone on its core; dropping it kills the process.
 pub struct Server {
     pub kind: Kind,
-    /// Where it listens, or each of its nodes does.
+    /// The addresses on which it listens.
     pub addresses: Vec<SocketAddr>,
     process: Child,
     clock: ClockId,
@@ -107,7 +107,7 @@ impl Server {
         Server::start_with(kind, peers, &[])
     }
 
-    /// The same with more options.
+    /// Starts a server with more options and waits until it listens.
     pub fn start_with(kind: Kind, peers: &Path, options: &[String]) -> io::Result<Server> {
         let mut process = Command::new("taskset")
             .args(["--cpu-list", SERVER_CORE])
@@ -141,16 +141,15 @@ impl Server {
         })
     }
 
-    /// The processor time it has used so far, in all its threads, by itself and by the kernel for
-    /// it.
+    /// The CPU time used so far, of all threads, in user mode and in the kernel.
     pub fn cpu(&self) -> io::Result<Duration> {
         Ok(self.clock.now()?.into())
     }
 
-    /// The same, told apart: by itself, by the kernel for it, in ticks of the kernel's clock.
+    /// The CPU time used so far in user mode and in the kernel, in clock ticks (proc(5)).
     pub fn ticks(&self) -> io::Result<(u64, u64)> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        // The name, in parentheses, may have blanks. utime and stime are fields 14 and 15.
+        // The name, in parentheses, may have blanks. utime and stime are fields 14 and 15 (proc(5)).
         let fields = stat.rsplit(')').next().unwrap_or_default();
         let mut fields = fields
             .split_whitespace()
@@ -159,7 +158,7 @@ impl Server {
         Ok((fields.next().unwrap_or(0), fields.next().unwrap_or(0)))
     }
 
-    /// How many bytes of memory it holds.
+    /// The resident memory, in bytes.
     pub fn resident(&self) -> io::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

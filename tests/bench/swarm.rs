@@ -1,5 +1,5 @@
-//! Thousands of WebSocket clients in one thread, as cheap as they can be: the load must never be
-//! what is measured.
+//! Thousands of WebSocket clients in one thread. They are as cheap as possible: the load generator must
+//! never be the bottleneck.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -11,31 +11,31 @@ use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
 use crate::dialect::Dialect;
 
-/// How long a server may be silent before the benchmark gives up.
+/// How long a server may send nothing before the benchmark fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How many bytes one read takes at most.
+/// The most bytes that one read takes.
 const READ_BYTES: usize = 256 * 1024;
 
 /// The clients of one server.
 pub struct Swarm {
-    /// Where they connect to, by turns.
+    /// The addresses to which the clients connect in turn.
     addresses: Vec<SocketAddr>,
     dialect: Dialect,
     poll: Poll,
     events: Events,
     buffer: Box<[u8]>,
     connections: Vec<Connection>,
-    /// How many of them have joined.
+    /// The number of clients that have joined.
     joined: usize,
 }
 
 struct Connection {
     stream: TcpStream,
     joined: bool,
-    /// The beginning of a frame or of the handshake's answer.
+    /// The incomplete beginning of a frame or of the handshake's answer.
     unread: Vec<u8>,
-    /// What the socket did not take yet.
+    /// The bytes that the socket has not accepted yet.
     unsent: Vec<u8>,
 }
 
@@ -56,22 +56,22 @@ impl Swarm {
         self.dialect
     }
 
-    /// How many have joined.
+    /// The number of clients that have joined.
     pub fn joined(&self) -> usize {
         self.joined
     }
 
-    /// How many there are, with those still joining.
+    /// The number of clients, including those that are still joining.
     pub fn len(&self) -> usize {
         self.connections.len()
     }
 
-    /// Sets out to let one more join a room; returns its number.
+    /// Starts to connect one more client to a room; returns its number.
     pub fn join(&mut self, room: &str) -> io::Result<usize> {
         let number = self.connections.len();
         let address = self.addresses[number % self.addresses.len()];
         let mut stream = TcpStream::connect(address)?;
-        // As browsers do.
+        // Browsers do the same.
         stream.set_nodelay(true)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll
@@ -92,8 +92,8 @@ impl Swarm {
         Ok(number)
     }
 
-    /// Waits until something comes, for so long at most; returns for whom. Each of them must then
-    /// be [`read`](Swarm::read).
+    /// Waits at most `timeout` for data; returns the numbers of the clients that have some. The caller must
+    /// then [`read`](Swarm::read) from each of them.
     pub fn ready(&mut self, timeout: Duration) -> io::Result<Vec<usize>> {
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(Vec::new()),
@@ -112,7 +112,7 @@ impl Swarm {
         Ok(readable)
     }
 
-    /// The same, where something must come.
+    /// Waits for data, which must come; returns the numbers of the clients that have some.
     pub fn wait(&mut self) -> io::Result<Vec<usize>> {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
@@ -121,10 +121,12 @@ impl Swarm {
                 return Ok(readable);
             }
         }
-        Err(io::Error::other(format!("nothing came for {PATIENCE:?}")))
+        Err(io::Error::other(format!(
+            "the server sent nothing for {PATIENCE:?}"
+        )))
     }
 
-    /// Reads what has come for one of them, and gives each text message to `on_text`.
+    /// Reads the data of one client, and passes each text message to `on_text`.
     pub fn read(&mut self, number: usize, mut on_text: impl FnMut(&[u8])) -> io::Result<()> {
         let connection = &mut self.connections[number];
         loop {
@@ -162,14 +164,14 @@ impl Swarm {
         }
     }
 
-    /// Lets the last so many go.
+    /// Disconnects the last `count` clients.
     pub fn drop_last(&mut self, count: usize) {
         let left = self.connections.len() - count;
         self.joined -= count;
         self.connections.truncate(left);
     }
 
-    /// Sends a frame as one of them.
+    /// Sends a frame as one of the clients.
     pub fn send(&mut self, number: usize, frame: &[u8]) -> io::Result<()> {
         self.connections[number].send(frame)
     }
@@ -194,7 +196,7 @@ impl Connection {
     }
 }
 
-/// Writes what the socket takes; returns how much that was.
+/// Writes what the socket accepts; returns the number of bytes.
 fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
     match stream.write(bytes) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
@@ -202,7 +204,7 @@ fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Whether the answer to the handshake is here; takes it from the front.
+/// Whether the answer to the handshake is complete; if so, removes it from the front of `bytes`.
 fn answered(bytes: &mut &[u8]) -> io::Result<bool> {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(false);
@@ -241,8 +243,8 @@ fn frame(mask: Option<[u8; 4]>, opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The first frame of what a server has sent, opcode and payload, if it is here as a whole; takes it
-/// from the front.
+/// The opcode and the payload of the first frame of a server, if the frame is complete; if so, removes it
+/// from the front of `bytes`.
 fn next_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
     let (header, length) = match **bytes {
         [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),

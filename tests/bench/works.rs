@@ -1,4 +1,4 @@
-//! The work that the servers are given.
+//! The workloads.
 
 use std::{
     collections::VecDeque,
@@ -16,43 +16,44 @@ use crate::{
     swarm::{Swarm, text_frame},
 };
 
-/// How many connections are being opened at any time. Servers queue 511 of them by default.
+/// The number of connections that are being opened at any time. Servers queue 511 by default.
 const CONNECTING: usize = 500;
 
-/// How many idle sessions there are before the memory of more is measured.
+/// The number of idle sessions before the memory of further ones is measured.
 const FIRST: usize = 200;
 
-/// How long the work goes on before it is measured, and how long it is measured.
+/// How long a workload runs before it is measured, and how long it is measured.
 #[derive(Clone, Copy)]
 pub struct Span {
     pub warm_up: Duration,
     pub measured: Duration,
 }
 
-/// What a server has used while work was done.
+/// The CPU time of a server for a workload.
 pub struct Cost {
-    /// How many messages or deliveries it was.
+    /// The number of messages, deliveries or sessions.
     pub count: u64,
+    /// The elapsed time.
     pub wall: Duration,
-    /// The server's processor time.
+    /// The server's CPU time.
     pub cpu: Duration,
-    /// The part of it in which its own code ran, not the kernel's.
+    /// The part of the CPU time in user mode.
     pub user_share: f64,
 }
 
 impl Cost {
-    /// Microseconds of processor time each.
+    /// Microseconds of CPU time for each.
     pub fn micros_each(&self) -> f64 {
         self.cpu.as_secs_f64() * 1e6 / self.count as f64
     }
 
-    /// How many in a second.
+    /// The number per second.
     pub fn rate(&self) -> f64 {
         self.count as f64 / self.wall.as_secs_f64()
     }
 }
 
-/// Has `work` done for a while and then measures it; `work` does a little and returns how much.
+/// Runs `work` for the warm-up and then measures it. `work` does a little and returns the number of units.
 fn measure(
     server: &Server,
     span: Span,
@@ -77,9 +78,9 @@ fn measure(
     })
 }
 
-/// Lets sessions join, one for each of `rooms`, and waits until that is done and each has been told
-/// of those after it in its room: `news` messages in all. Calls `on_new` for these, with who was
-/// told of whom.
+/// Lets one session join each of `rooms`, and waits until all have joined and each has received the `new`
+/// of every later session in its room: `news` messages in all. Calls `on_new` for each, with the number of
+/// the receiver and the text.
 pub fn join_all(
     swarm: &mut Swarm,
     rooms: impl IntoIterator<Item = String>,
@@ -109,18 +110,18 @@ pub fn join_all(
     Ok(())
 }
 
-/// Sessions that write to each other, two by two.
+/// Pairs of sessions that send to each other.
 pub struct Pairs {
     swarm: Swarm,
     dialect: Dialect,
-    /// For each session, the frame it sends to the other.
+    /// The frame that each session sends to its partner.
     frames: Vec<Vec<u8>>,
-    /// For each pair, who has a message on its way to it, the other having sent it.
+    /// The session of each pair that sends first.
     starters: Vec<usize>,
 }
 
 impl Pairs {
-    /// Sessions in rooms of two, each knowing the other.
+    /// Lets sessions join rooms of two, and waits until each knows its partner.
     pub fn join(
         addresses: &[SocketAddr],
         dialect: Dialect,
@@ -136,7 +137,7 @@ impl Pairs {
             starters[number / 2] = number;
             frames[number] = frame(&dialect.sender(text));
         })?;
-        // Who came second learns of the other by its first message.
+        // The second session of a pair learns of its partner by the partner's first message.
         for &starter in &starters {
             if let Some(id) = dialect.chosen_id(starter ^ 1) {
                 frames[starter] = frame(&id);
@@ -162,7 +163,7 @@ impl Pairs {
         })
     }
 
-    /// Reads what has come for one; returns how many messages.
+    /// Reads the data of one session; returns the number of messages.
     fn read(&mut self, number: usize) -> io::Result<usize> {
         let mut messages = 0;
         self.swarm.read(number, |text| {
@@ -175,7 +176,7 @@ impl Pairs {
         self.swarm.send(number, &self.frames[number])
     }
 
-    /// Puts a message on its way in each of so many pairs.
+    /// Sends a message in each of the first `pairs` pairs.
     pub fn start(&mut self, pairs: usize) -> io::Result<()> {
         for pair in 0..pairs {
             self.send(self.starters[pair])?;
@@ -183,7 +184,7 @@ impl Pairs {
         Ok(())
     }
 
-    /// Answers what has come; returns how much that was.
+    /// Answers all messages that have arrived; returns their number.
     pub fn answer(&mut self) -> io::Result<u64> {
         let mut count = 0;
         for number in self.swarm.wait()? {
@@ -196,8 +197,8 @@ impl Pairs {
     }
 }
 
-/// Of `sessions` so many are `busy`: each answers what comes, so that each pair of them has one message on
-/// its way.
+/// Unicast: `busy` of the `sessions` answer each message, so that each pair of them has one message in
+/// flight.
 pub fn unicast(
     server: &Server,
     span: Span,
@@ -211,8 +212,8 @@ pub fn unicast(
     measure(server, span, || pairs.answer())
 }
 
-/// In each of `rooms`, which have `size` sessions, the first sends to all, with `in_flight` messages
-/// that not everyone has got.
+/// Broadcast: in each of `rooms` with `size` sessions, the first session sends to all, with `in_flight`
+/// messages that not all sessions have received.
 pub fn broadcast(
     server: &Server,
     span: Span,
@@ -222,7 +223,7 @@ pub fn broadcast(
 ) -> io::Result<Cost> {
     let dialect = server.kind.dialect();
     let mut swarm = Swarm::new(&server.addresses, dialect)?;
-    // The senders come first, so that each sees its whole room arrive.
+    // The senders join first, so that each receives the `new` of its whole room.
     let room = |number| format!("room-{}", number % rooms);
     let news = rooms * size * (size - 1) / 2;
     join_all(&mut swarm, (0..rooms * size).map(room), news, |_, _| {})?;
@@ -251,7 +252,7 @@ pub fn broadcast(
     })
 }
 
-/// Sessions join one room, as fast as the server lets them; the cost is for each that joins.
+/// Join storm: sessions join one room as fast as the server accepts them. The cost is per session.
 pub fn storm(server: &Server, sessions: usize) -> io::Result<Cost> {
     let mut swarm = Swarm::new(&server.addresses, server.kind.dialect())?;
     let (begin, cpu, (user, system)) = (Instant::now(), server.cpu()?, server.ticks()?);
@@ -266,15 +267,15 @@ pub fn storm(server: &Server, sessions: usize) -> io::Result<Cost> {
     })
 }
 
-/// What idle sessions cost.
+/// The cost of idle sessions.
 pub struct Idle {
-    /// Bytes of memory for each.
+    /// Bytes of memory per session.
     pub bytes_each: f64,
-    /// Processor time in a minute of pinging all of them, where that was measured.
+    /// CPU time per minute for the pings to all sessions, if it was measured.
     pub cpu_per_minute: Option<Duration>,
 }
 
-/// Sessions join rooms of two and then only answer pings, for as long as `pinging` says.
+/// Idle sessions: they join rooms of two and then only answer pings, for the time `pinging`.
 pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<Idle> {
     let mut swarm = Swarm::new(&server.addresses, server.kind.dialect())?;
     let mut join = |sessions: Range<usize>| {
@@ -282,12 +283,12 @@ pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<I
         let rooms = sessions.map(|number| format!("idle-{}", number / 2));
         join_all(&mut swarm, rooms, news, |_, _| {})
     };
-    // What a server takes once is not what a session costs.
+    // Memory that a server allocates once is not part of the cost of a session.
     join(0..FIRST)?;
     let before = server.resident()?;
     join(FIRST..FIRST + sessions)?;
     let bytes_each = (server.resident()? as f64 - before as f64) / sessions as f64;
-    // The others ping at other intervals, or not at all.
+    // The other servers ping at other intervals, or not at all.
     if pinging.is_zero() || !matches!(server.kind, Kind::Anteroom | Kind::Resuming) {
         return Ok(Idle {
             bytes_each,
@@ -307,9 +308,9 @@ pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<I
     })
 }
 
-/// Messages are sent between pairs when their time has come, whether the ones before have arrived or
-/// not: `rate` of them a second at random times. Returns how long each took from that time on,
-/// sorted. What waits in the load generator because it is late counts, too.
+/// Latency: pairs send `rate` messages per second at random times, whether the earlier ones have arrived or
+/// not. Returns the time of each message from its scheduled time to its arrival, sorted. The time in which
+/// a late load generator delays a message counts.
 pub fn latency(
     server: &Server,
     span: Span,
@@ -324,27 +325,27 @@ pub fn latency(
     let begin = Instant::now();
     let mut next = Duration::ZERO;
     let end = span.warm_up + span.measured;
-    let mut on_the_way = 0;
-    while next < end || on_the_way > 0 {
+    let mut in_flight = 0;
+    while next < end || in_flight > 0 {
         let now = begin.elapsed();
         while next <= now && next < end {
             let starter = pairs.starters[random.random_range(0..sessions / 2)];
             pairs.send(starter)?;
             due[starter ^ 1].push_back(next);
-            on_the_way += 1;
+            in_flight += 1;
             let wait = -(1.0 - random.random::<f64>()).ln() / rate;
             next += Duration::from_secs_f64(wait);
         }
         for number in pairs.swarm.ready(Duration::ZERO)? {
             let messages = pairs.read(number)?;
-            on_the_way -= messages;
+            in_flight -= messages;
             let now = begin.elapsed();
             let due = due[number].drain(..messages);
             latencies.extend(due.filter(|due| *due >= span.warm_up).map(|due| now - due));
         }
         if begin.elapsed() > end + Duration::from_secs(10) {
             return Err(io::Error::other(format!(
-                "{on_the_way} messages did not come"
+                "{in_flight} messages did not arrive"
             )));
         }
     }

@@ -1,4 +1,4 @@
-// The same rooms with Bun, whose WebSockets are uWebSockets.
+// The same rooms on Bun, whose WebSocket implementation is uWebSockets.
 const rooms = new Map();
 
 const message = (type, sender, receiver, data) => JSON.stringify({ type, sender, receiver, data });

@@ -1,4 +1,4 @@
-// PeerServer as it comes: it has no rooms, only messages from one to one.
+// PeerServer with its default behaviour. It has no rooms, only messages between two clients.
 import { PeerServer } from "peer";
 
 PeerServer({ host: "127.0.0.1", port: 0, concurrent_limit: 20_000 }, (server) =>

@@ -1,6 +1,6 @@
-//! What the kernel takes for reading and writing, and nothing else: of two connections to the same
-//! target each gets the bytes that the other sends. No server that talks to them one by one can be
-//! much cheaper.
+//! A bare relay: of two connections to the same target, each receives the bytes that the other sends. It
+//! costs what the kernel takes for reading and writing. No server that handles connections one by one can
+//! be much cheaper.
 
 use std::{
     collections::HashMap,
@@ -15,12 +15,12 @@ use mio::{
 
 const LISTENER: Token = Token(usize::MAX);
 
-/// How many bytes one read takes at most.
+/// The most bytes that one read takes.
 const READ_BYTES: usize = 64 * 1024;
 
 struct Connection {
     stream: TcpStream,
-    /// Whose bytes it gets. `None` while it is alone.
+    /// The number of the other connection; `None` until it exists.
     partner: Option<usize>,
 }
 
@@ -33,8 +33,8 @@ pub fn serve() -> io::Result<()> {
     println!("relay listening on http://{}", listener.local_addr()?);
 
     let mut connections: Vec<Connection> = Vec::new();
-    // By the line of its request, who has come alone.
-    let mut alone = HashMap::new();
+    // The connections without a partner, by the line of their request.
+    let mut unpaired = HashMap::new();
     let mut buffer = vec![0; READ_BYTES];
     let mut events = Events::with_capacity(1024);
     loop {
@@ -58,13 +58,13 @@ pub fn serve() -> io::Result<()> {
             }
             let Token(number) = event.token();
             let connection = &mut connections[number];
-            // When a client has gone, so do all.
+            // A client that disconnects ends the run, so its error can be ignored.
             let Ok(count) = connection.stream.read(&mut buffer) else {
                 continue;
             };
             let bytes = &buffer[..count];
             if let Some(partner) = connection.partner {
-                // With one message on its way there is always room for it.
+                // A pair has one message in flight, for which the socket always has space.
                 let _ = connections[partner].stream.write_all(bytes);
             } else if bytes.starts_with(b"GET ") {
                 connection
@@ -72,11 +72,11 @@ pub fn serve() -> io::Result<()> {
                     .write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")?;
                 let line = bytes.split(|byte| *byte == b'\r').next();
                 let line = line.unwrap_or_default().to_owned();
-                if let Some(partner) = alone.remove(&line) {
+                if let Some(partner) = unpaired.remove(&line) {
                     connections[number].partner = Some(partner);
                     connections[partner].partner = Some(number);
                 } else {
-                    alone.insert(line, number);
+                    unpaired.insert(line, number);
                 }
             }
         }

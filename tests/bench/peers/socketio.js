@@ -1,4 +1,4 @@
-// The same rooms with Node and Socket.IO, in its own terms: an id is the socket's, a room is a room.
+// The same rooms on Node and Socket.IO. A session id is the socket's id, and a room is a Socket.IO room.
 import { createServer } from "node:http";
 import { Server } from "socket.io";
 

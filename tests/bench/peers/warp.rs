@@ -1,5 +1,5 @@
-//! The same rooms with warp's own `warp::ws()`, as its chat example suggests: each session reads in
-//! one task, and another sends what comes through an unbounded channel.
+//! The same rooms on warp's own `warp::ws()`, like warp's chat example: one task of a session reads, and
+//! another sends the messages of an unbounded channel.
 
 use std::{
     collections::HashMap,
@@ -60,7 +60,7 @@ pub fn serve() -> ! {
         );
         tokio::spawn(ping_all());
         warp::serve(route).incoming(listener).run().await;
-        unreachable!("it serves for ever")
+        unreachable!("the server never stops")
     };
     Runtime::new().unwrap().block_on(serving)
 }

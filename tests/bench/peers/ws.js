@@ -1,4 +1,4 @@
-// The same rooms with Node and ws.
+// The same rooms on Node and ws.
 import { createServer } from "node:http";
 import { randomUUID } from "node:crypto";
 import { WebSocketServer } from "ws";
