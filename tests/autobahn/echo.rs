@@ -1,9 +1,9 @@
-//! `websocket-echo`: a server that sends every message back, with anteroom's own WebSocket code, for
+//! `websocket-echo`: a server that sends every message back with anteroom's own WebSocket code, for
 //! conformance suites such as Autobahn's.
 
 #![allow(clippy::unwrap_used)]
 
-// The server's own source files, because the library does not export them.
+// The server's own files, which are not part of its public API.
 #[allow(dead_code)]
 #[path = "../../src/web/mod.rs"]
 mod web;
@@ -15,7 +15,7 @@ mod websocket;
 #[path = "../../src/metrics/traffic.rs"]
 mod traffic;
 
-/// The path under which the server's code imports it.
+/// The path by which the server's files import it.
 mod metrics {
     pub(crate) use crate::traffic::Traffic;
 }
@@ -58,6 +58,7 @@ async fn main() {
     warp::serve(echo).incoming(listener).run().await;
 }
 
+/// Answers an upgrade request, and serves the upgraded connection in a new task.
 fn accept(
     method: Method,
     headers: HeaderMap,
@@ -76,9 +77,10 @@ fn accept(
     }
 }
 
+/// Serves a connection until its end, with a closing handshake.
 async fn serve(upgraded: Upgraded) {
     let (mut reader, mut writer) = websocket::split(upgraded, LIMIT, &Arc::default());
-    let goodbye = match echo(&mut reader, &mut writer).await {
+    let close = match echo(&mut reader, &mut writer).await {
         Stop::Eof | Stop::Lost => None,
         Stop::Break(code) => Some(Frame::close(code.map(|code| (code, "")))),
         Stop::Violation(violation) => Some(Frame::close(Some(match violation {
@@ -87,12 +89,12 @@ async fn serve(upgraded: Upgraded) {
             Violation::TooLong => (1009, "a message that is too long"),
         }))),
     };
-    let _ = writer.close(goodbye.into_iter()).await;
+    let _ = writer.close(close.into_iter()).await;
     let _ = reader.discard().await;
 }
 
-/// Sends back what comes until the client closes the connection (`Break`, with its code), or
-/// something else ends it.
+/// Sends every message back until the client closes the connection (`Break`, with the close code) or the
+/// connection ends otherwise.
 async fn echo(reader: &mut Reader, writer: &mut Writer) -> Stop<Option<u16>> {
     loop {
         let mut frames = VecDeque::new();

@@ -1,5 +1,6 @@
-//! Whatever bytes a client sends, and however the network cuts them: the decoder does not panic, says
-//! the same, and holds no more than a message.
+//! A fuzz target for the decoder of WebSocket frames: whatever bytes a client sends, and however the
+//! network cuts them, the decoder does not panic, yields the same events, and holds no more than one
+//! message.
 
 #![no_main]
 
@@ -13,10 +14,10 @@ mod frame;
 use decode::{Decoder, Event};
 use libfuzzer_sys::fuzz_target;
 
-/// The longest message, in bytes: short, so that it is often passed.
+/// The longest message, in bytes. It is short, so that inputs often exceed it.
 const LIMIT: usize = 300;
 
-// The first byte says in how many pieces the others come.
+// The first byte sets the number of pieces into which the others are cut.
 fuzz_target!(|input: &[u8]| {
     if let [pieces, bytes @ ..] = input {
         let whole = events(bytes, bytes.len());
@@ -26,7 +27,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// What becomes of `bytes` that come in pieces of this size.
+/// The events that the decoder yields for `bytes` in pieces of `size` bytes.
 fn events(bytes: &[u8], size: usize) -> Vec<String> {
     let mut decoder = Decoder::new(LIMIT);
     let mut events = Vec::new();

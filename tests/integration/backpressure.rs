@@ -1,4 +1,4 @@
-//! Clients that read too slowly: they are closed, and delay nobody.
+//! Clients that read too slowly: they are closed, and do not delay others.
 
 use std::{
     collections::HashMap,

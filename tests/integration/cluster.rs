@@ -632,8 +632,8 @@ async fn malformed_and_unknown_messages_between_nodes_are_ignored() {
     bob.expect_quiet().await;
 }
 
-/// The last message of a node, which the test plays, is lost: the other node notices by the digest, and asks
-/// for the members.
+/// The last message of a node, which the test plays, is lost: the other node notices by the digest, and
+/// asks for the members.
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
 async fn a_lost_last_message_is_noticed_by_the_digest_and_repaired() {
@@ -1041,8 +1041,9 @@ impl Scenario {
             .send_modify(|addresses| addresses[2] = address);
     }
 
-    /// Waits until the nodes know each other again, and stops the churn. Then each session must know exactly
-    /// the others, and receive the last number of each. Returns the number of checked sessions left.
+    /// Waits until the nodes know each other again, and stops the churn. Then each session must know
+    /// exactly the others, and receive the last number of each. Returns the number of checked sessions
+    /// left.
     async fn end(mut self) -> usize {
         self.expect_peers(2).await;
         self.join().await;

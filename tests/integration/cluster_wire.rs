@@ -137,7 +137,8 @@ impl FakeNode {
         self.report_absent(room).await;
     }
 
-    /// The next message of this kind that the real node sends to the fake node alone, and the text after it.
+    /// The next message of this kind that the real node sends to the fake node alone, and the text after
+    /// it.
     async fn next_direct(&mut self, kind: &str) -> (Value, String) {
         within_deadline(kind, async {
             loop {

@@ -299,8 +299,8 @@ pub fn seeded() -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Lets fifty clients join and leave the rooms of servers that form one cluster. The clients check what they
-/// receive; at the end, the peers of each room must be exactly the connected clients.
+/// Lets fifty clients join and leave the rooms of servers that form one cluster. The clients check what
+/// they receive; at the end, the peers of each room must be exactly the connected clients.
 pub async fn join_and_leave_at_random(servers: &[impl RunningServer]) {
     let mut seeds = seeded();
     let runs = (0..CLIENTS).map(|_| run_at_random(servers, StdRng::from_rng(&mut seeds)));

@@ -455,8 +455,8 @@ async fn hidden_files_are_not_served_except_in_well_known() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Variants of a request that has no `Host`: that request, and others with an invalid `Host` or two (RFC 9112,
-/// section 3.2).
+/// Variants of a request that has no `Host`: that request, and others with an invalid `Host` or two (RFC
+/// 9112, section 3.2).
 fn with_invalid_hosts(request: &str) -> Vec<String> {
     let hosts = [
         "",

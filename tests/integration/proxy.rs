@@ -131,8 +131,8 @@ impl Proxy {
         self.refusing.store(refuse, Relaxed);
     }
 
-    /// Sets whether bytes to the server (`up`) and from it (`down`) are held back, as by a network that loses
-    /// every packet. All of them arrive when they are no longer held back.
+    /// Sets whether bytes to the server (`up`) and from it (`down`) are held back, as by a network that
+    /// loses every packet. All of them arrive when they are no longer held back.
     pub fn hold(&self, up: bool, down: bool) {
         self.held.send_replace([up, down]);
     }

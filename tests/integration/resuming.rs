@@ -799,9 +799,10 @@ pub struct FaultyExchange {
     pub bytes: usize,
 }
 
-/// Two clients exchange numbered messages, alternately by unicast and broadcast, each through its own proxy,
-/// whose connections lead to any of the servers and fail. Each message must arrive once and in order, and a
-/// third session must receive nothing but the broadcasts. Returns how often a session was resumed.
+/// Two clients exchange numbered messages, alternately by unicast and broadcast, each through its own
+/// proxy, whose connections lead to any of the servers and fail. Each message must arrive once and in
+/// order, and a third session must receive nothing but the broadcasts. Returns how often a session was
+/// resumed.
 pub async fn exchange_over_faults(
     exchange: &FaultyExchange,
     servers: &[impl RunningServer],
@@ -889,7 +890,8 @@ async fn send_and_receive(
     let mut answered = false;
     let mut sent = 0;
     while got.len() < exchange.messages || !answered {
-        // A client that is 20 ahead waits for the other, so that connections fail during all of the exchange.
+        // A client that is 20 ahead waits for the other, so that connections fail during all of the
+        // exchange.
         if sent < exchange.messages && sent <= got.len() + 20 {
             let receiver = [other, "all"][sent % 2];
             own.send(json!({"type": "number", "receiver": receiver, "data": sent}))

@@ -35,7 +35,8 @@ async fn each_session_gets_its_own_reconnect_delay_within_the_drain_time() {
     delays.sort_unstable();
     let expected: Vec<u64> = (0..40).map(|index| index * 200).collect();
     assert_eq!(delays, expected);
-    // The clients close their side (reading on flushes the answer to the Close frame), and the server stops.
+    // The clients close their side (reading on flushes the answer to the Close frame), and the server
+    // stops.
     drop(clients);
     let (address, anteroom) = (server.address, server.anteroom.clone());
     server.stopped().await;
@@ -66,7 +67,8 @@ async fn messages_sent_before_the_stop_arrive_before_the_close() {
 async fn a_stopping_server_waits_no_longer_than_the_drain_time() {
     let mut server = TestServer::with(|config| {
         config.stopping.drain_seconds = 1;
-        // Longer than this test: the handshake timeout must not be what ends the wait for a partial request.
+        // Longer than this test: the handshake timeout must not be what ends the wait for a partial
+        // request.
         config.limits.handshake_seconds = 600;
     })
     .await;
@@ -121,7 +123,8 @@ async fn sigterm_under_load_closes_every_session_and_exits_with_0() {
                 client
                     .send(json!({"type": "hello", "receiver": "server"}))
                     .await;
-                // From then on the client always has one message to itself in flight, until the server stops.
+                // From then on the client always has one message to itself in flight, until the server
+                // stops.
                 let mut round = 0;
                 loop {
                     match client.next_or_close().await {

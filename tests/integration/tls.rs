@@ -248,8 +248,8 @@ async fn a_certificate_reload_under_load_drops_no_connection() {
     let second = connect(&new_connector(), program.address).await.unwrap();
     assert!(is_for(&certificate(&second), "after.test"));
 
-    // Unusable files change nothing: no PEM, no key, the key of another certificate, or an issuer that is not
-    // read because an end of line is missing.
+    // Unusable files change nothing: no PEM, no key, the key of another certificate, or an issuer that is
+    // not read because an end of line is missing.
     let (cert, _) = authority.issue("wrong.test");
     let (_, key) = authority.issue("wrong.test");
     let (own_cert, own_key) = authority.issue("wrong.test");

@@ -61,7 +61,8 @@ async fn server(name: &str) -> (TestServer, File) {
     let file = File::new(name, format!("{SECRET}\n"));
     let server = TestServer::with(|config| {
         with_secret(config, &file);
-        // A long time limit: a client that waits for the expiry of another's token answers no ping meanwhile.
+        // A long time limit: a client that waits for the expiry of another's token answers no ping
+        // meanwhile.
         config.liveness.pong_seconds = 60;
     })
     .await;
