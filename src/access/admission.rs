@@ -70,7 +70,7 @@ impl ConnectRequest {
     }
 }
 
-/// What a new session holds: a reservation in its room, and a slot of the server.
+/// The resources of a new session: a reservation in its room, and a slot of the server.
 pub(crate) struct Admitted {
     pub(crate) reservation: Reservation,
     pub(crate) slot: SessionSlot,

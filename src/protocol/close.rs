@@ -53,7 +53,7 @@ impl CloseCode {
         CloseCode::TryAgainLater,
     ];
 
-    /// The code as it stands in the Close frame.
+    /// The code in the Close frame.
     pub(crate) fn number(self) -> u16 {
         self as u16
     }

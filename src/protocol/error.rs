@@ -10,7 +10,7 @@ use super::text::quote;
 #[derive(Debug)]
 pub(crate) struct Problem {
     pub(crate) code: ErrorCode,
-    /// What is wrong and what to do, for people. Programs use the code.
+    /// The error and its remedy, for people. Programs use the code.
     pub(crate) message: String,
 }
 
@@ -41,7 +41,7 @@ impl ErrorCode {
         ErrorCode::ResumeFailed,
     ];
 
-    /// The code as it stands in the message.
+    /// The code in the message.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             ErrorCode::BadMessage => "bad_message",

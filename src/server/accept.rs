@@ -72,7 +72,7 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// What a listener needs to serve its connections.
+/// The context of a listener, which its connections share.
 #[derive(Clone)]
 pub(super) struct Service {
     pub(super) shared: Arc<Shared>,

@@ -1,4 +1,4 @@
-//! What the server reports about itself: its metrics, and whether it is ready.
+//! The state that the server reports: its metrics, and whether it is ready.
 
 use std::borrow::Cow;
 

@@ -1137,7 +1137,7 @@ fn invalid_values_for_a_token_are_one_line_and_exit_code_2() {
         ("--user", "", "--user must not be empty"),
         ("--token-issuer", "", "--token-issuer must not be empty"),
         ("--token-audience", "", "--token-audience must not be empty"),
-        ("--room", "", "--room must name a room"),
+        ("--room", "", "--room must not be empty"),
         ("--hours", "0", "--hours must be"),
         (
             "--token-algorithm",

@@ -16,7 +16,7 @@ pub(super) struct ApiError {
     pub(super) status: StatusCode,
     /// The error's name, for programs: it never changes.
     pub(super) code: &'static str,
-    /// What is wrong and what to do, for people.
+    /// The error and its remedy, for people.
     pub(super) message: Cow<'static, str>,
 }
 

@@ -142,7 +142,7 @@ struct Session {
     node: Option<NodeId>,
 }
 
-/// What a node knows only about its own sessions.
+/// The facts that only the node of a session knows.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct LocalSession {
