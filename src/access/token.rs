@@ -241,59 +241,60 @@ fn public(user: Option<&str>, info: Option<&RawValue>) -> Option<Box<RawValue>> 
     })
 }
 
-/// A token to create: its claims, and the key that signs it.
+/// A request for a token: its claims, and the key that signs it.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "cli", derive(Args))]
 pub struct TokenRequest {
-    /// File with the server's secret, or with the private key of its public key, as PEM
+    /// Key that signs the token: a private key as PEM, or a shared secret, which needs
+    /// --token-algorithm HS256
     #[cfg_attr(
         feature = "cli",
         arg(long, env = "ANTEROOM_TOKEN_KEY_FILE", value_name = "FILE")
     )]
     pub token_key_file: PathBuf,
 
-    /// What --token-key-file holds: HS256 for a shared secret, which needs this option
+    /// Algorithm of the key: HS256 (shared secret), RS256, ES256 or EdDSA [default: by the private key]
     #[cfg_attr(
         feature = "cli",
         arg(long, env = "ANTEROOM_TOKEN_ALGORITHM", value_name = "ALGORITHM")
     )]
     pub token_algorithm: Option<TokenAlgorithm>,
 
-    /// Issuer of the token (claim iss)
+    /// Issuer of the token (`iss`)
     #[cfg_attr(
         feature = "cli",
         arg(long, env = "ANTEROOM_TOKEN_ISSUER", value_name = "NAME")
     )]
     pub token_issuer: Option<String>,
 
-    /// Audience of the token (claim aud)
+    /// Audience of the token (`aud`)
     #[cfg_attr(
         feature = "cli",
         arg(long, env = "ANTEROOM_TOKEN_AUDIENCE", value_name = "NAME")
     )]
     pub token_audience: Option<String>,
 
-    /// User name, which others see
+    /// User of the token (`sub`); the other sessions of a room see the name
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub user: Option<String>,
 
-    /// Room that the token admits to; a `*` at the end matches any ending; may be given several times
+    /// Room that the token admits to; a `*` at the end stands for any text; may be given several times
     /// [default: all rooms]
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub room: Vec<String>,
 
-    /// Validity in hours
+    /// Lifetime of the token, in hours
     #[cfg_attr(
         feature = "cli",
         arg(long, value_name = "HOURS", default_value_t = 1.0)
     )]
     pub hours: f64,
 
-    /// More that others see, as JSON
+    /// Anything else that the other sessions of a room see, as JSON
     #[cfg_attr(feature = "cli", arg(long, value_name = "JSON", value_parser = json))]
     pub info: Option<Box<RawValue>>,
 
-    /// Forbid sending messages to others
+    /// The session may not send to others
     #[cfg_attr(feature = "cli", arg(long))]
     pub listen_only: bool,
 }

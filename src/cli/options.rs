@@ -7,10 +7,9 @@ use clap::Parser;
 #[cfg(feature = "tokens")]
 use clap::Subcommand;
 
-/// Where peers meet: a WebSocket server of rooms, for WebRTC signaling, small chats and shared
-/// cursors.
+/// WebSocket server with rooms, for WebRTC signaling, chats and shared cursors.
 ///
-/// The page is at /, the rooms are at /room and /room/{name}. RUST_LOG sets what is logged:
+/// The page is at /, the rooms are at /room and /room/{name}. RUST_LOG sets the log level:
 /// anteroom=warn, anteroom=info (the default) or anteroom=debug.
 #[derive(Parser)]
 #[command(name = "anteroom", version)]

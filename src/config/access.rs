@@ -13,8 +13,9 @@ use super::origin::Origin;
     command(next_help_heading = "Admission")
 )]
 pub struct Access {
-    /// Which web pages may open a session, by their origin, such as `https://example.org`; may be
-    /// given several times, or with commas between [default: all, and who is no web page]
+    /// Origin of a web page that may open sessions, such as `https://example.org`; may be given
+    /// several times, or with commas between [default: any origin, and clients that are not
+    /// browsers]
     #[cfg_attr(
         feature = "cli",
         arg(

@@ -16,16 +16,16 @@ use super::parse::socket_address;
     command(next_help_heading = "Administration")
 )]
 pub struct Admin {
-    /// Where operators are answered: metrics, rooms and sessions, and a page that shows them; port 0
-    /// picks a free one [default: nowhere]
+    /// IP address and port of the admin API and its page: metrics, rooms and sessions; port 0 picks
+    /// a free port [default: nowhere]
     #[cfg_attr(feature = "cli", arg(
         long = "admin", id = "admin", env = "ANTEROOM_ADMIN", value_name = "ADDRESS:PORT",
         value_parser = socket_address
     ))]
     pub listen: Option<SocketAddr>,
 
-    /// The secret that operators must give; needed where --admin is not on loopback; read again on
-    /// SIGHUP
+    /// File with the secret that admin requests must send; required if --admin is not on loopback;
+    /// read again on SIGHUP
     #[cfg_attr(
         feature = "cli",
         arg(

@@ -14,7 +14,7 @@ pub(super) fn within(option: &str, value: u64, range: RangeInclusive<u64>) -> Re
     ))
 }
 
-/// Checks the value of an option that may be left out, but not be empty.
+/// Checks that the value of an option is not empty.
 #[cfg(feature = "tokens")]
 pub(crate) fn not_empty(option: &str, value: Option<&str>) -> Result<(), String> {
     match value {
@@ -23,11 +23,11 @@ pub(crate) fn not_empty(option: &str, value: Option<&str>) -> Result<(), String>
     }
 }
 
-/// Checks that of two options both are given, or neither.
+/// Checks that both of two options are given, or neither.
 pub(super) fn all_or_none(given: [(bool, &str); 2]) -> Result<(), String> {
     match given {
         [(true, given), (false, missing)] | [(false, missing), (true, given)] => {
-            Err(format!("{given} needs {missing}, too"))
+            Err(format!("{given} needs {missing}"))
         }
         _ => Ok(()),
     }

@@ -14,9 +14,9 @@ const MAX_PREFIX: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Cluster"))]
 pub struct ClusterOptions {
-    /// The NATS server by which nodes make their rooms one, such as `nats://nats.example.org` or
-    /// `tls://user:password@nats.example.org:4222`; may be given several times, for the servers of one
-    /// NATS cluster [default: this node is alone]
+    /// NATS server that connects the nodes of a cluster, such as `nats://nats.example.org` or
+    /// `tls://user:password@nats.example.org:4222`; may be given several times, for the servers of
+    /// one NATS cluster [default: this node is alone]
     #[cfg_attr(
         feature = "cli",
         arg(
@@ -29,7 +29,7 @@ pub struct ClusterOptions {
     )]
     pub servers: Vec<NatsUrl>,
 
-    /// The credentials for it: a `.creds` file
+    /// Credentials for NATS: a `.creds` file
     #[cfg_attr(
         feature = "cli",
         arg(
@@ -40,7 +40,8 @@ pub struct ClusterOptions {
     )]
     pub credentials_file: Option<PathBuf>,
 
-    /// Which authorities may have signed its certificate, PEM, in place of those that this machine trusts
+    /// Certificate authorities that may sign the certificate of NATS, as PEM, instead of those that
+    /// this machine trusts
     #[cfg_attr(
         feature = "cli",
         arg(
@@ -51,14 +52,15 @@ pub struct ClusterOptions {
     )]
     pub ca_file: Option<PathBuf>,
 
-    /// How the subjects begin that the nodes use: nodes with another prefix are another cluster
+    /// Prefix of the NATS subjects of this cluster; nodes with another prefix form another cluster
     #[cfg_attr(feature = "cli", arg(
         long = "cluster-prefix", env = "ANTEROOM_CLUSTER_PREFIX", value_name = "SUBJECT",
         default_value_t = ClusterOptions::default().prefix
     ))]
     pub prefix: String,
 
-    /// How long a node may be silent, in seconds; then its sessions are told to have gone
+    /// Time after which a silent node counts as down, in seconds; its sessions are then reported as
+    /// closed
     #[cfg_attr(feature = "cli", arg(
         long = "cluster-down-seconds", env = "ANTEROOM_CLUSTER_DOWN_SECONDS",
         value_name = "SECONDS", default_value_t = ClusterOptions::default().down_seconds

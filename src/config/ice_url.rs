@@ -17,12 +17,12 @@ pub struct IceUrl {
 }
 
 impl IceUrl {
-    /// Whether it is one of a TURN server.
+    /// Whether this is the URL of a TURN server.
     pub(crate) fn is_turn(&self) -> bool {
         self.url.starts_with("turn")
     }
 
-    /// Whether it has a name and a password.
+    /// Whether the URL has a name and a password.
     pub(crate) fn has_credentials(&self) -> bool {
         self.credentials.is_some()
     }

@@ -15,54 +15,54 @@ const KIB: u64 = 1 << 10;
 /// Bytes in a gibibyte.
 const GIB: u64 = 1 << 30;
 
-/// How many of the open files are kept back from the sessions by default: for the listener, for
-/// requests that are no sessions, and to say 503 to who comes when all places are taken. Where few
-/// files may be open, a quarter of them.
+/// Open files that the default of `--max-sessions` leaves unused: for the listener, for requests that
+/// open no session, and for the 503 to connections beyond the limit. If the open-file limit is low, a
+/// quarter of it is left unused.
 const SPARE_FILES: u64 = 256;
 
-/// What the envelope adds to a message's own bytes when it is relayed, at the most.
+/// Most bytes that relaying adds to a message: its sender and the other fields.
 const ENVELOPE_BYTES: usize = 1024;
 
 /// The most that clients may ask of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Limits"))]
 pub struct Limits {
-    /// The longest message a client may send, in bytes; a longer one closes its connection (1009)
+    /// Longest message that a client may send, in bytes; a longer one closes the connection (1009)
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_MAX_MESSAGE_BYTES", value_name = "BYTES",
         default_value_t = Limits::default().max_message_bytes
     ))]
     pub max_message_bytes: usize,
 
-    /// How much may wait to be sent to one session, or be kept to be sent again, in bytes, with 64
-    /// for each message; past it the session is closed (1013)
+    /// Most bytes that wait for one session, in its outbox or its replay buffer; each message
+    /// counts 64 bytes more than its length; a session beyond the limit is closed (1013)
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_OUTBOX_BYTES", value_name = "BYTES",
         default_value_t = Limits::default().outbox_bytes
     ))]
     pub outbox_bytes: usize,
 
-    /// How many sessions there may be at once; the next one gets 503 [default: what the open-file
-    /// limit allows]
+    /// Most sessions on this server; further connections get 503 [default: what the open-file limit
+    /// allows]
     #[cfg_attr(
         feature = "cli",
         arg(long, env = "ANTEROOM_MAX_SESSIONS", value_name = "COUNT")
     )]
     pub max_sessions: Option<usize>,
 
-    /// How many sessions there may be in one room; the next one gets 503 [default: no limit]
+    /// Most sessions in one room; further connections get 503 [default: no limit]
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_MAX_ROOM_SESSIONS", value_name = "COUNT", value_parser = positive
     ))]
     pub max_room_sessions: Option<NonZeroU32>,
 
-    /// How many rooms there may be; who would open another gets 503 [default: no limit]
+    /// Most rooms on this server; connections that would open another get 503 [default: no limit]
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_MAX_ROOMS", value_name = "COUNT", value_parser = positive
     ))]
     pub max_rooms: Option<NonZeroU32>,
 
-    /// How many sessions an address may have, or an IPv6 network of 64 bits; the next one gets 429
+    /// Most sessions from one IPv4 address or one IPv6 /64 network; further connections get 429
     /// [default: no limit]
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_MAX_ADDRESS_SESSIONS", value_name = "COUNT",
@@ -70,37 +70,38 @@ pub struct Limits {
     ))]
     pub max_address_sessions: Option<NonZeroU32>,
 
-    /// How often an address, or an IPv6 network of 64 bits, may ask for a session, with a burst of two
-    /// seconds; more get 429 [default: no limit]
+    /// Most connection attempts per second from one IPv4 address or one IPv6 /64 network, with a
+    /// burst of two seconds; further attempts get 429 [default: no limit]
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_JOINS_PER_SECOND", value_name = "COUNT", value_parser = positive
     ))]
     pub joins_per_second: Option<NonZeroU32>,
 
-    /// How many messages a session may send on average, pings and parts of messages among them, with a
-    /// burst of two seconds; a session over that is not read from until it is within again [default: no
-    /// limit]
+    /// Average rate of messages that a session may send, with a burst of two seconds; pings and
+    /// fragments count; the server stops reading from a session over the rate until the session is
+    /// within it again [default: no limit]
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_MESSAGES_PER_SECOND", value_name = "COUNT",
         value_parser = positive
     ))]
     pub messages_per_second: Option<NonZeroU32>,
 
-    /// How many bytes a session may send in them, and cause to be sent to itself and others, likewise
-    /// [default: no limit]
+    /// Average rate of bytes that a session may send and cause to be sent to any session, with a
+    /// burst of two seconds; enforced like --messages-per-second [default: no limit]
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_BYTES_PER_SECOND", value_name = "BYTES", value_parser = positive
     ))]
     pub bytes_per_second: Option<NonZeroU32>,
 
-    /// How long a request may take from its connection to the end of its headers, in seconds
+    /// Time limit from the connection to the end of the request headers, in seconds; the TLS
+    /// handshake has the same limit for itself
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_HANDSHAKE_SECONDS", value_name = "SECONDS",
         default_value_t = Limits::default().handshake_seconds
     ))]
     pub handshake_seconds: u64,
 
-    /// How long a request may be without its body, in bytes; a longer one gets 431
+    /// Longest request without its body, in bytes; a longer one gets 431
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_MAX_HEADER_BYTES", value_name = "BYTES",
         default_value_t = Limits::default().max_header_bytes
@@ -154,7 +155,7 @@ impl Limits {
         Ok(())
     }
 
-    /// How many sessions there may be at once.
+    /// The limit of sessions on this server.
     pub(crate) fn sessions(&self) -> usize {
         self.max_sessions.unwrap_or_else(sessions_by_files)
     }
@@ -164,9 +165,9 @@ impl Limits {
     }
 }
 
-/// For how many sessions the open files are enough.
+/// The number of sessions that the open-file limit allows.
 pub(crate) fn sessions_by_files() -> usize {
-    // Where the limit cannot be read there is none to keep.
+    // A limit that cannot be read counts as none.
     let files = rlimit::Resource::NOFILE
         .get_soft()
         .unwrap_or(rlimit::INFINITY);
@@ -174,7 +175,7 @@ pub(crate) fn sessions_by_files() -> usize {
     usize::try_from(sessions).unwrap_or(usize::MAX)
 }
 
-/// What there may be only so much of.
+/// A limit that a client can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
     Sessions,
@@ -197,7 +198,7 @@ impl Limit {
         Limit::ByteRate,
     ];
 
-    /// The option that sets it.
+    /// The option that sets the limit, without dashes.
     pub(crate) fn option(self) -> &'static str {
         match self {
             Limit::Sessions => "max-sessions",

@@ -11,22 +11,23 @@ use super::check::within;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Liveness"))]
 pub struct Liveness {
-    /// How often every session is pinged, in seconds
+    /// Interval between pings to each session, in seconds
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_PING_SECONDS", value_name = "SECONDS",
         default_value_t = Liveness::default().ping_seconds
     ))]
     pub ping_seconds: u64,
 
-    /// How long a session may take to answer a ping, in seconds; then it is closed (1001)
+    /// Time limit for the answer to a ping, in seconds; a session that does not answer is closed
+    /// (1001)
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_PONG_SECONDS", value_name = "SECONDS",
         default_value_t = Liveness::default().pong_seconds
     ))]
     pub pong_seconds: u64,
 
-    /// How long a session that has asked for it waits for its client to come back, in seconds; 0 lets
-    /// nobody ask
+    /// Time for which the server keeps a resumable session without a connection, in seconds; 0
+    /// turns resuming off
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_RESUME_SECONDS", value_name = "SECONDS",
         default_value_t = Liveness::default().resume_seconds

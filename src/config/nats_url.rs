@@ -14,12 +14,12 @@ use super::secret::Secret;
 /// The port of a URL that names none, which is the port of NATS.
 const PORT: u16 = 4222;
 
-/// The URL of a NATS server, with the user to connect as.
+/// The URL of a NATS server, with a user and a password if it has them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsUrl {
-    /// Scheme, host and port. User and password are kept apart, because the client library logs addresses.
+    /// Scheme, host and port. User and password are kept apart, because the NATS client logs addresses.
     address: String,
-    /// User and password. A user without a password may be a token of NATS, a secret as well.
+    /// User and password. A user without a password may be a NATS token, which is a secret.
     credentials: Option<(Secret<String>, Secret<String>)>,
 }
 
@@ -67,7 +67,7 @@ fn host_and_port(text: &str) -> Option<(&str, u16)> {
     is_valid.then_some((host, port))
 }
 
-/// The user and the password that a URL names (RFC 3986, section 3.2.1).
+/// Decodes the user and the password of a URL (RFC 3986, section 3.2.1).
 fn credentials(user_info: &str) -> Result<(Secret<String>, Secret<String>), ()> {
     let decode = |text: &str| {
         let decoded = percent_decode_str(text).decode_utf8();
@@ -86,7 +86,7 @@ impl NatsUrl {
         &self.address
     }
 
-    /// The user and the password in it, if there are any.
+    /// The user and the password of the URL, if it has them.
     pub(crate) fn credentials(&self) -> Option<&(Secret<String>, Secret<String>)> {
         self.credentials.as_ref()
     }

@@ -15,8 +15,8 @@ use super::{
 /// The options of a server. The binary reads them from its command line and environment;
 /// [`Config::default`] has the same defaults.
 ///
-/// An option whose value may have a password in it is marked with `hide_env_values`: the program shows
-/// its value neither in `--help` nor in a usage error.
+/// `hide_env_values` marks an option whose value may have a password in it: the program shows the value
+/// neither in `--help` nor in a usage error.
 ///
 /// ```
 /// use anteroom::config::{Config, Limits};
@@ -68,11 +68,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks that every value makes sense.
+    /// Checks the values, alone and against each other.
     ///
     /// # Errors
     ///
-    /// A line that names the option, what it may be, and what it is.
+    /// A line that names the option, the values that it takes, and the value that it has.
     pub fn check(&self) -> Result<(), String> {
         self.serving.check()?;
         #[cfg(feature = "tokens")]
@@ -92,12 +92,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_make_sense() {
+    fn the_defaults_are_valid() {
         assert_eq!(Config::default().check(), Ok(()));
     }
 
     #[test]
-    fn what_makes_no_sense_is_named_with_what_would() {
+    fn an_invalid_value_is_named_with_the_valid_range() {
         let of = |change: fn(&mut Config)| {
             let mut config = Config::default();
             change(&mut config);

@@ -8,8 +8,8 @@ use http::{HeaderValue, uri::Authority};
 const SCHEMES_WITH_HOST: [&str; 5] = ["ftp", "http", "https", "ws", "wss"];
 
 /// The origin of a web page, as browsers write it: scheme, host, and the port if it is not the
-/// scheme's own (RFC 6454, section 6.2); or `null`, for pages that have none. The pages of some schemes
-/// have no host: those of Electron send `file://`.
+/// default of the scheme (RFC 6454, section 6.2); or `null`, for pages without an origin. Pages of some
+/// schemes have no host: Electron sends `file://`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(String);
 
@@ -48,7 +48,7 @@ impl FromStr for Origin {
         {
             return Err(ERROR);
         }
-        // Browsers leave the scheme's own port out.
+        // Browsers leave out the default port of a scheme.
         Ok(match (scheme, authority.port_u16()) {
             ("http", Some(80)) | ("https", Some(443)) => {
                 Origin(format!("{scheme}://{}", authority.host()))

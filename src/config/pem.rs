@@ -1,5 +1,5 @@
-//! PEM (RFC 7468), read strictly: a file is understood as a whole or refused. A boundary that shares its
-//! line with something else would otherwise lose a certificate without a word.
+//! PEM (RFC 7468), parsed strictly: a file that is not understood as a whole is an error. A lenient parser
+//! silently skips a certificate whose boundary shares its line with something else.
 
 use std::str;
 
@@ -12,16 +12,16 @@ const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
 const DASHES: &str = "-----";
 
-/// How many characters of base64 stand in a line (RFC 7468, section 2).
+/// Characters of base64 in a line (RFC 7468, section 2).
 const LINE: usize = 64;
 
-/// What stands between two boundaries.
+/// The contents between two boundaries.
 #[derive(Debug)]
 pub(crate) struct Block<'a> {
     pub(crate) label: &'a str,
     /// The number of its first line, from 1.
     pub(crate) line: usize,
-    /// Perhaps it is a key.
+    /// A secret, since it may be a private key.
     pub(crate) der: Secret<Vec<u8>>,
 }
 
@@ -39,18 +39,18 @@ impl Block<'_> {
         Secret::new(pem.into())
     }
 
-    /// Says that a block is not read, and what to do.
+    /// An error that says that a block is not supported, and what to do.
     pub(crate) fn not_read(&self, advice: &str) -> String {
         let Block { label, line, .. } = self;
         format!("has a {label:?} in line {line}, which is not read: {advice}")
     }
 }
 
-/// All blocks of a file. There may be text before, between and behind them.
+/// Parses all blocks of a file. Text before, between and after them is ignored.
 ///
 /// # Errors
 ///
-/// What is wrong with the file, to follow its name. It says nothing of what stands between boundaries.
+/// What is wrong with the file, to follow its name. The text has nothing from between boundaries.
 pub(crate) fn parse(pem: &[u8]) -> Result<Vec<Block<'_>>, String> {
     let mut blocks = Vec::new();
     // The label, the first line and the base64 of the block that is open.
@@ -119,7 +119,7 @@ fn label<'a>(line: &'a [u8], begin: &str) -> Option<&'a str> {
     (label.bytes().all(is_label) && !label.contains("--")).then_some(label)
 }
 
-/// Whether somebody may have meant a boundary.
+/// Whether a line looks like a damaged boundary.
 fn is_like_a_boundary(line: &[u8]) -> bool {
     let has = |word: &[u8]| line.windows(word.len()).any(|window| window == word);
     has(b"--") && (has(b"BEGIN ") || has(b"END "))

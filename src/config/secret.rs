@@ -5,9 +5,9 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 /// A value that must not appear in a log, an error or a `Debug` output. It has no `Display` and no
-/// `Serialize`: whoever needs the value calls [`expose`](Secret::expose), so that every use is easy to
-/// find. Comparing two takes a time that depends on them: what comes from a client is compared
-/// otherwise.
+/// `Serialize`: code that needs the value calls [`expose`](Secret::expose), so that every use is easy to
+/// find. The time of `==` depends on the values, so it must not compare what a client sends; use
+/// `subtle::ConstantTimeEq` for that.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret<T>(T);
 

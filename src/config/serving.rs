@@ -18,22 +18,21 @@ use super::parse::{network, socket_address};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Serving"))]
 pub struct Serving {
-    /// Where to listen; port 0 picks a free one
+    /// IP address and port to listen on; port 0 picks a free port
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_LISTEN", value_name = "ADDRESS:PORT",
         default_value_t = Serving::default().listen, value_parser = socket_address
     ))]
     pub listen: SocketAddr,
 
-    /// Serve the files of this folder in place of the built-in page
+    /// Folder whose files the server serves instead of the built-in page
     #[cfg_attr(
         feature = "cli",
         arg(long, env = "ANTEROOM_STATIC_DIR", value_name = "FOLDER")
     )]
     pub static_dir: Option<PathBuf>,
 
-    /// The certificate to serve with TLS (1.2 and 1.3), PEM, with the chain that leads to it; read again
-    /// on SIGHUP
+    /// Certificate for TLS 1.2 and 1.3, followed by its chain, as PEM; read again on SIGHUP
     #[cfg(feature = "tls")]
     #[cfg_attr(
         feature = "cli",
@@ -41,7 +40,7 @@ pub struct Serving {
     )]
     pub tls_cert: Option<PathBuf>,
 
-    /// The private key of the certificate, PEM
+    /// Private key of the certificate, as PEM; read again on SIGHUP
     #[cfg(feature = "tls")]
     #[cfg_attr(
         feature = "cli",
@@ -49,8 +48,8 @@ pub struct Serving {
     )]
     pub tls_key: Option<PathBuf>,
 
-    /// Which proxies are believed about where a request comes from (`X-Forwarded-For`), by their
-    /// address or network, such as `10.0.0.0/8`; may be given several times
+    /// Address or network of a proxy whose `X-Forwarded-For` header is trusted, such as
+    /// `10.0.0.0/8`; may be given several times
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_TRUST_PROXY", value_name = "ADDRESS", value_delimiter = ',',
         value_parser = network

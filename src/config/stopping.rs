@@ -11,8 +11,8 @@ use super::check::within;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Stopping"))]
 pub struct Stopping {
-    /// How long a stopping server waits for its sessions, in seconds; they are told to come back
-    /// spread over that time
+    /// Time that a stopping server gives its sessions to leave, in seconds; it asks them to
+    /// reconnect at times spread over it
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_DRAIN_SECONDS", value_name = "SECONDS",
         default_value_t = Stopping::default().drain_seconds

@@ -15,9 +15,9 @@ use super::{check::not_empty, token_algorithm::TokenAlgorithm};
     command(next_help_heading = "Admission")
 )]
 pub struct TokenOptions {
-    /// Whose signature a token must have that admits to a room, a JSON Web Token: a secret (HS256), a
-    /// public key as PEM, or a JSON Web Key Set (RS256, ES256, EdDSA); read again on SIGHUP [default:
-    /// no token is needed]
+    /// Key that verifies room tokens (JSON Web Tokens): a public key as PEM, a JSON Web Key Set, or
+    /// a shared secret, which needs --token-algorithm HS256; read again on SIGHUP [default: no
+    /// token is needed]
     #[cfg_attr(
         feature = "cli",
         arg(
@@ -28,8 +28,8 @@ pub struct TokenOptions {
     )]
     pub key_file: Option<PathBuf>,
 
-    /// What --token-key-file holds: HS256 for a shared secret, which needs this option; RS256, ES256 or
-    /// EdDSA for public keys [default: by the public key]
+    /// Algorithm of the key in --token-key-file: HS256 (shared secret), RS256, ES256 or EdDSA
+    /// (public keys) [default: by the public key]
     #[cfg_attr(
         feature = "cli",
         arg(
@@ -40,7 +40,7 @@ pub struct TokenOptions {
     )]
     pub algorithm: Option<TokenAlgorithm>,
 
-    /// The issuer a token must have (`iss`)
+    /// Issuer that a token must name (`iss`)
     #[cfg_attr(
         feature = "cli",
         arg(
@@ -51,7 +51,7 @@ pub struct TokenOptions {
     )]
     pub issuer: Option<String>,
 
-    /// The audience a token must have (`aud`)
+    /// Audience that a token must name (`aud`)
     #[cfg_attr(
         feature = "cli",
         arg(

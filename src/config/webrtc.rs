@@ -14,7 +14,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "WebRTC"))]
 pub struct Webrtc {
-    /// An ICE server that sessions are told of, such as `stun:stun.example.org` or
+    /// ICE server that `hello` lists for clients, such as `stun:stun.example.org` or
     /// `turn:name:password@turn.example.org`; may be given several times
     #[cfg_attr(
         feature = "cli",
@@ -28,8 +28,8 @@ pub struct Webrtc {
     )]
     pub ice_server: Vec<IceUrl>,
 
-    /// A TURN server that sessions are told of with credentials of their own; may be given several
-    /// times
+    /// TURN server that `hello` lists with temporary credentials for each session; may be given
+    /// several times
     #[cfg_attr(
         feature = "cli",
         arg(
@@ -42,15 +42,16 @@ pub struct Webrtc {
     )]
     pub turn_url: Vec<IceUrl>,
 
-    /// The secret shared with it (coturn: `static-auth-secret`); read again on SIGHUP
+    /// File with the secret shared with the TURN servers (coturn: `static-auth-secret`); read again
+    /// on SIGHUP
     #[cfg_attr(
         feature = "cli",
         arg(long, env = "ANTEROOM_TURN_SECRET_FILE", value_name = "FILE")
     )]
     pub turn_secret_file: Option<PathBuf>,
 
-    /// How long these credentials are good, in seconds, though no longer than the token of the session;
-    /// calls do not outlast them
+    /// Lifetime of TURN credentials, in seconds; they expire with the session's token if that is
+    /// earlier; a call ends when its credentials expire
     #[cfg_attr(feature = "cli", arg(
         long, env = "ANTEROOM_TURN_SECONDS", value_name = "SECONDS",
         default_value_t = Webrtc::default().turn_seconds

@@ -155,7 +155,7 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
         (
             "--allow-origin <ORIGIN>",
             "ALLOW_ORIGIN",
-            "all, and who is no web page",
+            "any origin, and clients that are not browsers",
         ),
         ("--max-message-bytes <BYTES>", "MAX_MESSAGE_BYTES", "65536"),
         ("--outbox-bytes <BYTES>", "OUTBOX_BYTES", "1048576"),
