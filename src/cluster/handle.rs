@@ -54,7 +54,7 @@ impl Cluster {
 
     /// The last error that NATS reported on this connection, such as a subject that this node may not
     /// subscribe to. It is cleared every 10 s, when the node tries again.
-    pub(crate) fn refusal(&self) -> Option<String> {
+    pub(crate) fn nats_error(&self) -> Option<String> {
         self.status.error()
     }
 }

@@ -26,7 +26,7 @@ impl Cluster {
         match self.never {}
     }
 
-    pub(crate) fn refusal(&self) -> Option<String> {
+    pub(crate) fn nats_error(&self) -> Option<String> {
         match self.never {}
     }
 }

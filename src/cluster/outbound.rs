@@ -42,7 +42,7 @@ pub(crate) struct Outbound {
     /// Whether client messages have reached their limit. The queue sets it. Every session reads it after
     /// each message, so it must not take the lock, under which messages are encoded.
     is_full: Arc<AtomicBool>,
-    /// How many marks [`mark`](Outbound::mark) has given out.
+    /// How many marks [`next_mark`](Outbound::next_mark) has given out.
     marks: AtomicU64,
     /// The line of joins and migrations: the task that holds the lock is first.
     line: AsyncMutex<Arc<Quota>>,
@@ -70,7 +70,7 @@ impl Outbound {
     }
 
     /// A number that is unique for the life of this node. Other nodes send it back to name a request.
-    pub(crate) fn mark(&self) -> u64 {
+    pub(crate) fn next_mark(&self) -> u64 {
         self.marks.fetch_add(1, Relaxed) + 1
     }
 
@@ -132,7 +132,7 @@ impl Outbound {
 
     /// Whether a session must wait before its next message: for its own quota, or for the limit of all
     /// sessions if its messages reach other nodes.
-    pub(crate) fn holds_up(&self, quota: &Quota, reaches: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn must_wait(&self, quota: &Quota, reaches: impl FnOnce() -> bool) -> bool {
         quota.is_exceeded() || (self.is_full.load(Acquire) && reaches())
     }
 
@@ -150,17 +150,17 @@ impl Outbound {
 
     /// Waits in line until there is room for a join or a migration. The next in line continues when the
     /// guard is dropped.
-    pub(crate) async fn in_line(&self) -> AsyncMutexGuard<'_, Arc<Quota>> {
+    pub(crate) async fn wait_in_line(&self) -> AsyncMutexGuard<'_, Arc<Quota>> {
         let line = self.line.lock().await;
         self.has_room(&line).await;
         line
     }
 
     /// Waits until a session may migrate to another node. The migration lasts as long as the guard.
-    pub(crate) async fn may_hand_over(&self) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn migration_permit(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed.
         let permit = self.migrations.acquire().await.ok();
-        drop(self.in_line().await);
+        drop(self.wait_in_line().await);
         permit
     }
 
@@ -335,11 +335,11 @@ mod tests {
     async fn a_session_that_exceeds_its_quota_waits_and_others_do_not() {
         let (outbound, node) = (outbound(), NodeId::random());
         let [first, second] = [(); 2].map(|()| Arc::<Quota>::default());
-        while !outbound.holds_up(&first, || true) {
+        while !outbound.must_wait(&first, || true) {
             send(&outbound, node, &first, 1000).unwrap();
         }
         assert!(!has_room(&outbound, &first));
-        assert!(!outbound.holds_up(&second, || true) && has_room(&outbound, &second));
+        assert!(!outbound.must_wait(&second, || true) && has_room(&outbound, &second));
         let mut waits = pin!(outbound.has_room(&first));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waits.as_mut().poll(&mut cx).is_pending());
@@ -349,7 +349,7 @@ mod tests {
             "{written}"
         );
         assert!(waits.as_mut().poll(&mut cx).is_ready());
-        assert!(!outbound.holds_up(&first, || true));
+        assert!(!outbound.must_wait(&first, || true));
     }
 
     #[tokio::test]
@@ -357,14 +357,14 @@ mod tests {
         let (outbound, node) = (outbound(), NodeId::random());
         let crowd: Vec<Arc<Quota>> = (0..100).map(|_| Arc::default()).collect();
         for quota in crowd.iter().cycle().take(100_000) {
-            if !outbound.holds_up(quota, || true) {
+            if !outbound.must_wait(quota, || true) {
                 send(&outbound, node, quota, 1000).unwrap();
             }
         }
         let late = Arc::default();
-        assert!(outbound.holds_up(&late, || true) && !has_room(&outbound, &late));
+        assert!(outbound.must_wait(&late, || true) && !has_room(&outbound, &late));
         assert!(
-            !outbound.holds_up(&late, || false),
+            !outbound.must_wait(&late, || false),
             "its messages reach no other node"
         );
         assert!(outbound.batch().tell_all(Broadcast::Bye).is_ok());
@@ -373,7 +373,7 @@ mod tests {
             (MESSAGE_BYTES..MESSAGE_BYTES + 4000).contains(&written),
             "{written}"
         );
-        assert!(has_room(&outbound, &late) && !outbound.holds_up(&late, || true));
+        assert!(has_room(&outbound, &late) && !outbound.must_wait(&late, || true));
     }
 
     #[tokio::test]
@@ -416,7 +416,7 @@ mod tests {
         outbound.up(slow);
         outbound.up(fast);
         let mut numbers = Vec::new();
-        while !outbound.holds_up(&to_slow, || true) {
+        while !outbound.must_wait(&to_slow, || true) {
             numbers.push(send(&outbound, slow, &to_slow, 10_000).unwrap());
             send(&outbound, fast, &to_fast, 10_000).unwrap();
             outbound.acknowledged(fast, *numbers.last().unwrap());
@@ -444,7 +444,7 @@ mod tests {
     async fn a_waiting_session_continues_when_the_queue_closes() {
         let (outbound, node) = (outbound(), NodeId::random());
         let quota = Arc::default();
-        while !outbound.holds_up(&quota, || true) {
+        while !outbound.must_wait(&quota, || true) {
             send(&outbound, node, &quota, 1000).unwrap();
         }
         let mut waits = pin!(outbound.has_room(&quota));
@@ -453,7 +453,7 @@ mod tests {
         outbound.close();
         assert!(waits.as_mut().poll(&mut cx).is_ready());
         assert_eq!(send(&outbound, node, &quota, 1), Err(Disconnected));
-        assert!(!outbound.holds_up(&quota, || true));
+        assert!(!outbound.must_wait(&quota, || true));
     }
 
     #[tokio::test]

@@ -130,7 +130,7 @@ impl Room {
     ) -> Option<(LookupGuard, oneshot::Receiver<LookupResult>)> {
         let mut members = self.members.write();
         let remote = members.remote.as_mut()?;
-        let number = remote.outbound.mark();
+        let number = remote.outbound.next_mark();
         let (result, waiting) = oneshot::channel();
         let nodes = remote.nodes();
         let has_nodes = !nodes.is_empty();

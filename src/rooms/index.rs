@@ -188,7 +188,7 @@ impl Rooms {
     /// The next in line goes on when the guard is dropped.
     pub(crate) async fn wait_in_line(&self) -> Option<impl Drop> {
         match &self.outbound {
-            Some(outbound) => Some(outbound.in_line().await),
+            Some(outbound) => Some(outbound.wait_in_line().await),
             None => None,
         }
     }
@@ -197,7 +197,7 @@ impl Rooms {
     /// of permits is bounded, because each migration sends all that its client has missed at once.
     pub(crate) async fn migration_permit(&self) -> Option<impl Drop> {
         match &self.outbound {
-            Some(outbound) => outbound.may_hand_over().await,
+            Some(outbound) => outbound.migration_permit().await,
             None => None,
         }
     }

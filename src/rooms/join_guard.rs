@@ -113,7 +113,7 @@ impl JoinGuard {
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let Reservation { rooms, room, .. } = &self.reservation;
         let outbound = rooms.outbound.as_ref()?;
-        let must_wait = outbound.holds_up(quota, || room.has_remote_sessions());
+        let must_wait = outbound.must_wait(quota, || room.has_remote_sessions());
         must_wait.then(|| {
             let (outbound, quota) = (outbound.clone(), quota.clone());
             async move { outbound.has_room(&quota).await }

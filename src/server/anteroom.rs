@@ -155,7 +155,7 @@ impl Anteroom {
     }
 
     /// Refuses new sessions, tells every session to reconnect later (close code 1012), and waits until
-    /// all have left, at most for [`Config::drain_seconds`]. Returns when every task has ended.
+    /// all have left, at most for the drain time. Returns when every task has ended.
     pub async fn shut_down(&self) {
         let shared = &self.0;
         shared.stop();

@@ -4,7 +4,7 @@
 
 use std::{future::pending, mem, sync::Arc};
 
-use super::hand_over::hand_over;
+use super::lookup::answer_lookup;
 use crate::{
     cluster::{self, Broadcast, Cluster, Delegate, Direct, Message, NodeId, Outbound},
     outbox::FlushSet,
@@ -45,7 +45,7 @@ impl Delegate for Applier {
                 rooms.apply_enter(node, number, room, replies, flush_set);
             }
             // A client of the node wants to resume a session that may be here.
-            Message::All(Broadcast::Want(want)) => hand_over(&self.shared, node, want),
+            Message::All(Broadcast::Want(want)) => answer_lookup(&self.shared, node, want),
             // A session of the node joins, leaves or sends to its room.
             Message::Room(event) => {
                 rooms.apply_event(node, number, event, text, replies, flush_set)

@@ -1,4 +1,5 @@
-//! Certificates in files: the chain that TLS shows, and the authorities that may sign those of NATS.
+//! Certificates in files: the chain that TLS clients get, and the authorities that may sign the certificate of
+//! NATS.
 
 use std::{io, path::Path};
 
@@ -10,35 +11,37 @@ use crate::config::{
     read_file,
 };
 
-/// The labels of PEM that are read (RFC 7468, sections 5 and 10; RFC 8017; RFC 5915, section 4).
+/// The PEM labels that are used (RFC 7468, sections 5 and 10; RFC 8017; RFC 5915, section 4).
 pub(super) const CERTIFICATE: &str = "CERTIFICATE";
 pub(super) const PKCS8: &str = "PRIVATE KEY";
 pub(super) const PKCS1: &str = "RSA PRIVATE KEY";
 pub(super) const SEC1: &str = "EC PRIVATE KEY";
 const KEYS: [&str; 3] = [PKCS8, PKCS1, SEC1];
 
-/// What openssl writes beside keys, and TLS does not need.
+/// The PEM labels that are skipped: openssl writes them beside keys, and TLS does not need them.
 pub(super) const PARAMETERS: [&str; 2] = ["EC PARAMETERS", "DH PARAMETERS"];
 
-/// Checks a file of certificate authorities.
+/// Checks that a file of certificate authorities can be used.
 ///
 /// # Errors
 ///
-/// A file that cannot be read, holds no certificate, or holds what is none or cannot be trusted; the
-/// message names it.
+/// A file that cannot be read, holds no certificate, or holds one that is invalid or cannot be
+/// trusted; the message names it.
 #[cfg(feature = "cluster")]
 pub(super) fn check_authorities(path: &Path) -> io::Result<()> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(|error| {
             let file = path.display();
-            invalid(format!("cannot trust a certificate in {file}: {error}"))
+            invalid(format!(
+                "cannot use a certificate in {file} as an authority: {error}"
+            ))
         })?;
     }
     Ok(())
 }
 
-/// The certificates in a file. Their key may stand beside them.
+/// The certificates in a file. Their key may be in the same file.
 pub(super) fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let file = path.display();
     let bytes = read_file(path)?;
@@ -52,25 +55,23 @@ pub(super) fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static
                 Err(block.not_read("convert it with openssl x509"))
             }
             "PKCS7" | "CMS" => Err(block.not_read("convert it with openssl pkcs7 -print_certs")),
-            _ => Err(block.not_read("take it out")),
+            _ => Err(block.not_read("remove it")),
         }
         .map_err(|error| invalid(format!("{file} {error}")))?;
     }
     match certificates.is_empty() {
-        true => Err(invalid(format!("{file} has no certificate as PEM"))),
+        true => Err(invalid(format!("{file} has no PEM certificate"))),
         false => Ok(certificates),
     }
 }
 
-/// A certificate that is one of X.509 (RFC 5280). Whether it is to be trusted is for others to say.
+/// The X.509 certificate in a PEM block (RFC 5280), without regard to whether it can be trusted.
 fn certificate(block: &Block<'_>) -> Result<CertificateDer<'static>, String> {
     let certificate = CertificateDer::from(block.der.expose().clone());
     match RootCertStore::empty().add(certificate.clone()) {
         Err(Error::InvalidCertificate(CertificateError::BadEncoding)) => {
             let line = block.line;
-            Err(format!(
-                "has something else than a certificate in line {line}"
-            ))
+            Err(format!("has an invalid certificate in line {line}"))
         }
         _ => Ok(certificate),
     }

@@ -7,8 +7,8 @@ mod apply;
 mod assets;
 #[cfg(any(feature = "cluster", feature = "tls"))]
 mod certificates;
-mod hand_over;
 mod handle;
+mod lookup;
 mod request_limits;
 mod routes;
 mod standalone;

@@ -26,7 +26,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds [`Config::listen`] and [`Config::admin`].
+    /// Binds the addresses of the server and of the admin API.
     ///
     /// # Errors
     ///

@@ -27,8 +27,8 @@ pub(super) fn why_not_ready(shared: &Shared) -> Option<Cow<'static, str>> {
         Some("draining".into())
     } else if cluster.is_some_and(|cluster| !cluster.is_connected()) {
         Some("not connected to NATS".into())
-    } else if let Some(refusal) = cluster.and_then(|cluster| cluster.refusal()) {
-        Some(format!("NATS refuses something: {}", Escaped(refusal)).into())
+    } else if let Some(error) = cluster.and_then(|cluster| cluster.nats_error()) {
+        Some(format!("NATS reports an error: {}", Escaped(error)).into())
     } else if cluster.is_some_and(|cluster| !cluster.has_begun()) {
         Some("waiting for other nodes".into())
     } else {

@@ -73,7 +73,7 @@ fn accept(
             });
             upgrade.response.map(|empty: Bytes| empty.into())
         }
-        Err(refusal) => refusal.into_response(),
+        Err(error) => error.into_response(),
     }
 }
 

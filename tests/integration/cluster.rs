@@ -515,7 +515,7 @@ async fn a_node_that_nats_denies_a_permission_is_not_ready_and_names_it() {
         })
         .await;
         let reason = node.get("/ready").await.body;
-        assert!(reason.starts_with("NATS refuses something: "), "{reason}");
+        assert!(reason.starts_with("NATS reports an error: "), "{reason}");
         assert!(
             reason.to_lowercase().contains(&verb.to_lowercase()),
             "{reason}"

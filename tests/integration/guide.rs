@@ -1,7 +1,7 @@
 //! The README and the guide: every command is run as it stands there, and its output compared with what is
 //! printed there; every link leads somewhere.
 //!
-//! Other tests run the rest: `program` starts the servers, `operating` nginx and Prometheus, `browser::module`
+//! Other tests run the rest: `program` starts the servers, `operating` nginx and Prometheus, `browser`
 //! opens the pages.
 //!
 //! In the README's section *Two terminals* a block is the contents of one terminal, and the line before it says
@@ -410,4 +410,19 @@ fn the_tests_that_the_guide_starts_are_there() {
         count += 1;
     }
     assert_eq!(count, 3);
+}
+
+#[test]
+fn the_code_of_the_worked_examples_is_in_the_source() {
+    let text = include_str!("../../src/guide/contributing.md");
+    let mut count = 0;
+    for part in text.split("\nIn `").skip(1) {
+        let (path, rest) = part.split_once("`:\n").expect("the file of an example");
+        let (_, code) = rest.split_once("```rust,ignore\n").expect("its code");
+        let (code, _) = code.split_once("```").expect("the end of its code");
+        let file = std::fs::read_to_string(path).unwrap();
+        assert!(file.contains(code), "{path} has no\n{code}");
+        count += 1;
+    }
+    assert_eq!(count, 11);
 }

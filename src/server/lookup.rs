@@ -11,7 +11,7 @@ use crate::{
 
 /// Lets a session of this node migrate to `node`, which looks for it. A node that does not get the session is
 /// told why, at once or, if the session is just leaving to another node, when it has left.
-pub(super) fn hand_over(shared: &Arc<Shared>, node: NodeId, want: Want) {
+pub(super) fn answer_lookup(shared: &Arc<Shared>, node: NodeId, want: Want) {
     let Want {
         room,
         seek,
