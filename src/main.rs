@@ -30,10 +30,7 @@ use crate::cli::{Failure, Options};
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
-    match start() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
-    }
+    start().map_or_else(Failure::report, |()| ExitCode::SUCCESS)
 }
 
 fn start() -> Result<(), Failure> {
