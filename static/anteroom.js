@@ -75,7 +75,7 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
 
 /** The first line comes from the server, the second from this module. After `connection_lost` it is unknown
  * whether the message has arrived.
- * @typedef {"bad_message" | "unknown_receiver" | "empty_room" | "unknown_request" | "rate_limited" | "not_allowed"
+ * @typedef {"bad_message" | "unknown_receiver" | "empty_room" | "unknown_request" | "not_allowed"
  *   | "closed" | "connection_lost" | "message_too_large" | "not_open" | "queue_full"} ErrorCode */
 
 /** Why a message or request failed. */

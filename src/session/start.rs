@@ -213,7 +213,7 @@ async fn join_in_cluster(
     let entered = newcomer.reservation.wait_for_snapshots(limit);
     shared.in_time(limit, entered).await;
     let rooms = shared.rooms.clone();
-    let Some(_line) = shared.in_time(limit, rooms.wait_in_line()).await else {
+    let Some(line) = shared.in_time(limit, rooms.wait_in_line()).await else {
         let message = "the cluster is slow: try again later";
         let disconnect = Disconnect::Closed(Close::new(CloseCode::TryAgainLater, message));
         let address = newcomer.client.address;
@@ -223,7 +223,7 @@ async fn join_in_cluster(
         return None;
     };
     let (session, reader) = join(shared, newcomer, problem);
-    drop(_line);
+    drop(line);
     let settled = session.join_guard.wait_until_seen(limit);
     session.shared.in_time(limit, settled).await;
     session.join_guard.finish_join();
