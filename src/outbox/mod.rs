@@ -12,7 +12,7 @@ mod flush;
 mod queue;
 mod replay_buffer;
 mod sender;
-mod session_end;
+mod session_half;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -20,5 +20,5 @@ pub(crate) use self::{
     flush::FlushSet,
     queue::{Command, FlushError},
     sender::Sender,
-    session_end::{Outbox, detached_outbox, outbox},
+    session_half::{Outbox, detached_outbox, outbox},
 };

@@ -161,16 +161,15 @@ impl Channel {
         self.call(queue);
     }
 
-    /// Makes the session give its connection up, or end if it is not resumable. A session without a
-    /// connection is woken.
+    /// Makes the session give its connection up, or end if it is not resumable.
     pub(super) fn give_up(&self, queue: &mut Queue, close: Close) {
         if queue.replay.is_none() {
             return self.close(queue, close);
         }
         if let State::Open = queue.state {
             queue.state = State::Detaching(Box::new(close));
+            self.call(queue);
         }
-        self.call(queue);
     }
 
     /// Makes the session look at its state.
@@ -241,6 +240,13 @@ impl Queue {
     fn append(&mut self, frame: Frame) {
         self.cost += frame.cost();
         self.frames.push_back(frame);
+    }
+
+    /// Whether the session can continue with a client that has received so many of its messages.
+    pub(super) fn is_resumable(&self, received: u64) -> bool {
+        let is_ending = matches!(self.state, State::Closing(_) | State::Closed);
+        let replay = self.replay.as_ref().filter(|_| !is_ending);
+        replay.is_some_and(|replay| replay.covers(received))
     }
 
     /// What the session must do instead of serving its connection.

@@ -1,4 +1,4 @@
-//! The end of an outbox that everyone may fill.
+//! The senders' half of an outbox.
 
 use std::sync::Arc;
 
@@ -67,8 +67,7 @@ impl Sender {
         self.0.close(&mut self.0.queue.lock(), close);
     }
 
-    /// Makes the session give its connection up with this Close frame, or end if it is not resumable. A
-    /// suspended session is woken.
+    /// Makes the session give its connection up with this Close frame, or end if it is not resumable.
     pub(crate) fn give_up(&self, close: Close) {
         self.0.give_up(&mut self.0.queue.lock(), close);
     }
@@ -87,9 +86,31 @@ impl Sender {
 
     /// Whether the session can continue with a client that has received so many of its messages.
     pub(crate) fn is_resumable(&self, received: u64) -> bool {
-        let queue = self.0.queue.lock();
-        let is_ending = matches!(queue.state, State::Closing(_) | State::Closed);
-        let replay = queue.replay.as_ref().filter(|_| !is_ending);
-        replay.is_some_and(|replay| replay.covers(received))
+        self.0.queue.lock().is_resumable(received)
+    }
+
+    /// Delivers to a session what takes it over, for a client that has received so many of its messages:
+    /// `deliver` puts `takeover` where the session finds it, then the session gives its connection up with
+    /// this Close frame, or is woken if it has none. All of it happens under the outbox's lock, so that the
+    /// session cannot take the takeover and attach its connection in between, and lose that again.
+    ///
+    /// # Errors
+    ///
+    /// The takeover, if the session cannot continue with it or `deliver` fails.
+    pub(crate) fn take_over<T, R>(
+        &self,
+        received: u64,
+        close: Close,
+        takeover: T,
+        deliver: impl FnOnce(T) -> Result<R, T>,
+    ) -> Result<R, T> {
+        let mut queue = self.0.queue.lock();
+        if !queue.is_resumable(received) {
+            return Err(takeover);
+        }
+        let delivered = deliver(takeover)?;
+        self.0.give_up(&mut queue, close);
+        self.0.wake();
+        Ok(delivered)
     }
 }

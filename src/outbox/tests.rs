@@ -23,7 +23,7 @@ use super::{
     flush::FlushSet,
     queue::{Command, FlushError, PushError},
     sender::Sender,
-    session_end::{Outbox, outbox},
+    session_half::{Outbox, detached_outbox, outbox},
 };
 use crate::{
     protocol::{Close, CloseCode},
@@ -155,6 +155,23 @@ fn the_first_close_counts_and_follows_what_waited() {
     sender.close(Close::new(CloseCode::ServiceRestart, "second"));
     assert_eq!(flush(&outbox), Poll::Ready(Err(CloseCode::GoingAway)));
     assert_eq!(outbox.into_remainder().frames.len(), 1);
+}
+
+#[test]
+fn a_takeover_is_delivered_under_the_lock_of_the_outbox() {
+    let (sender, outbox) = detached_outbox(1000, 0, Vec::new());
+    let close = Close::taken_over();
+    let delivered = sender.take_over(0, close.clone(), "takeover", |takeover| {
+        // Otherwise the session could attach the connection of the takeover before it is told to give its
+        // connection up, and then give up this one.
+        assert!(sender.0.queue.is_locked());
+        Ok::<_, &str>(takeover)
+    });
+    assert_eq!(delivered, Ok("takeover"));
+    // A client cannot have received more messages than there are.
+    let rejected = sender.take_over(1, close, "takeover", Ok);
+    assert_eq!(rejected, Err::<&str, _>("takeover"));
+    assert_eq!(outbox.command(), None);
 }
 
 #[test]

@@ -96,8 +96,8 @@ impl JoinGuard {
     /// Transfers the session to a node that looks it up, with its outbox, the permissions of its token, and
     /// what it owes to its rate limits. The receiver ends when the session needs this node no longer.
     ///
-    /// Returns `None` if the client cannot go on from where it is, or `may_close` is false when the outbox is
-    /// about to close; then the session stays on this node.
+    /// Returns `None` if the client's missed messages are no longer kept, the session is ending, or `may_close`
+    /// returns false. Then the session stays on this node.
     pub(crate) fn migrate(
         &self,
         outbox: &Outbox,
@@ -109,7 +109,10 @@ impl JoinGuard {
         let room = &self.reservation.room;
         let mut members = room.members.write();
         let member = members.sessions.get(&self.id)?;
-        if member.moves != self.moves || !matches!(member.location, Location::Local(_)) {
+        if member.moves != self.moves
+            || !matches!(member.location, Location::Local(_))
+            || members.remote.is_none()
+        {
             return None;
         }
         let record = member.to_record(self.id);

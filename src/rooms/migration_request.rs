@@ -10,18 +10,11 @@ pub(crate) struct MigrationRequest {
     /// The node that wants the session.
     pub(crate) node: NodeId,
     pub(crate) room: RoomName,
-    /// That node's mark for its lookup.
+    /// The number that the node has given to its lookup.
     pub(crate) seek: u64,
     pub(crate) token: TokenHash,
     /// How many of the session's messages its client has received.
     pub(crate) received: u64,
     /// The number of the last message that the node has heard from each node.
     pub(crate) seen: Vec<(NodeId, u64)>,
-}
-
-impl MigrationRequest {
-    /// Whether it belongs to the lookup of `node` with this mark.
-    pub(crate) fn is_of(&self, node: NodeId, seek: u64) -> bool {
-        (self.node, self.seek) == (node, seek)
-    }
 }

@@ -16,7 +16,8 @@
 //! Joins, leaves and messages happen under the lock of the room's members: joins and leaves write,
 //! messages read. So `new` is the first and `close` the last that a session receives about another.
 //!
-//! Locks are taken in this order: the index, a room's members, its lookups, the queue to other nodes. The
+//! Locks are taken in this order: the index, a room's members, its lookups, the queue to other nodes. Under a
+//! room's members come also a session's outbox and, under that, the mailbox of the session's takeovers. The
 //! locks of snapshot tasks and of operators' queries are held with no other lock but that queue's. A room's
 //! lock is never held across an `.await`, and for little more than pushes. Only the peers of a `hello` and a
 //! chunk of a snapshot are built under it.

@@ -9,8 +9,8 @@ use crate::{
     state::{Shared, Takeover},
 };
 
-/// Lets a session of this node migrate to `node`, which looks for it. A node that does not get the session is
-/// told why, at once or, if the session is just leaving to another node, when it has left.
+/// Lets a session of this node migrate to `node`, which looks it up. If `node` does not get the session, this
+/// node answers why; if the session is migrating to a third node, it answers once the session has arrived there.
 pub(super) fn answer_lookup(shared: &Arc<Shared>, node: NodeId, want: Want) {
     let Want {
         room,
@@ -31,14 +31,15 @@ pub(super) fn answer_lookup(shared: &Arc<Shared>, node: NodeId, want: Want) {
     });
     let resumes = &shared.resumes;
     let delivered = resumes.take_over(&token, &name, user.as_deref(), takeover);
-    match delivered.unwrap_or_else(Some) {
-        Some(Takeover::Remote(request)) if request.is_of(node, seek) => {
+    match delivered {
+        Ok(None) => {}
+        // This request replaces an earlier takeover of the same session.
+        Ok(Some(earlier)) => session::reject(shared, earlier),
+        Err(Takeover::Remote(request)) => {
             if let Some(answer) = shared.rooms.answer_lookup(&request) {
                 session::refuse(shared, request, answer);
             }
         }
-        // An earlier request for the same session, which this one replaces.
-        Some(earlier) => session::reject(shared, earlier),
-        None => {}
+        Err(Takeover::Local(_)) => unreachable!("the takeover is a remote one"),
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Pace {
     /// What the session has in the queue to other nodes. Present in a cluster, once the session has
     /// sent a message.
     quota: Option<Arc<Quota>>,
-    /// Present while the session is not read from. Ready when that must be looked at again.
+    /// Present while reading is paused. Completes when the limits must be checked again.
     pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 

@@ -92,14 +92,6 @@ fn take_over(
     let delivered = shared
         .resumes
         .take_over(&token.hash(), &room, user.as_deref(), takeover);
-    settle(shared, delivered)
-}
-
-/// Deals with the outcome of a local takeover: rejects the earlier takeover that has lost the session.
-fn settle(
-    shared: &Arc<Shared>,
-    delivered: Result<Option<Takeover>, Takeover>,
-) -> Result<(), Box<Reconnection>> {
     match delivered {
         Ok(earlier) => {
             if let Some(earlier) = earlier {
@@ -112,7 +104,7 @@ fn settle(
     }
 }
 
-/// Tells a takeover that a later one has the session.
+/// Rejects a takeover, because a later one got the session.
 pub(crate) fn reject(shared: &Arc<Shared>, takeover: Takeover) {
     match takeover {
         Takeover::Local(connection) => {
@@ -339,8 +331,7 @@ async fn import(
     let registration = shared
         .resumes
         .register_token(token, room, user, sender.clone());
-    let delivered = registration.take_over(Takeover::Local(connection));
-    if let Err(connection) = settle(&shared, delivered) {
+    if let Err(connection) = take_over(&shared, &token, connection) {
         // The client has missed more than this node keeps.
         begin_anew(shared.clone(), connection);
     }
@@ -386,7 +377,7 @@ fn run(session: Session, reader: Option<Reader>) -> impl Future<Output = ()> + S
 async fn wait(session: &mut Session) -> Result<Reader, Disconnect> {
     let suspension = session.suspension();
     loop {
-        match session.wait(&suspension).await {
+        match session.wait_for_takeover(&suspension).await {
             Awakening::Resumed(reader) => return Ok(reader),
             Awakening::Ended(disconnect) => return Err(disconnect),
             Awakening::Rejected(connection) => begin_anew(session.shared.clone(), connection),

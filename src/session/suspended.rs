@@ -19,13 +19,13 @@ use crate::{
     outbox::Outbox,
     protocol::{self, Close},
     rooms::MigrationRequest,
-    state::{self, Reconnection, ResumeRegistration, Takeover},
+    state::{Reconnection, ResumeRegistration, SuspendedGuard, Takeover},
     websocket::Reader,
 };
 
 /// The time that a session may be without a connection.
 pub(super) struct Suspension {
-    _count: state::Suspension,
+    _count: SuspendedGuard,
     deadline: Instant,
 }
 
@@ -71,7 +71,7 @@ impl Session {
     }
 
     /// Waits for the client, until the suspension ends.
-    pub(super) async fn wait(&mut self, suspension: &Suspension) -> Awakening {
+    pub(super) async fn wait_for_takeover(&mut self, suspension: &Suspension) -> Awakening {
         loop {
             let (outbox, registration) = (&self.outbox, &self.registration);
             let takeover = poll_fn(|cx| poll_takeover(cx, outbox, registration.as_deref()));
@@ -117,8 +117,8 @@ impl Session {
         Awakening::Resumed(reconnection.reader)
     }
 
-    /// Moves to the node that asks for the session, if that node still wants it and this node has kept all
-    /// that the client has missed. `None` if the other node no longer wants it: the session still waits.
+    /// Transfers the session to the node that requests it. `None` if that node no longer wants the session; then
+    /// the session stays suspended here.
     async fn migrate(&mut self, request: MigrationRequest) -> Option<Awakening> {
         let limit = self
             .shared
@@ -138,10 +138,10 @@ impl Session {
         let owed = self.pace.as_deref().map(Pace::owed).unwrap_or_default();
         let registration = self.registration.as_ref();
         let may_close = || registration.is_some_and(|it| it.retire_if_empty());
-        let handed_over =
+        let forwarding =
             self.join_guard
                 .migrate(&self.outbox, &request, permissions, owed, may_close);
-        let Some(forwarded) = handed_over else {
+        let Some(forwarded) = forwarding else {
             let answer = match self.has_takeover() {
                 true => Answer::Superseded,
                 false => Answer::NotHere,

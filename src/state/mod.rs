@@ -12,7 +12,7 @@ pub(crate) use self::{
     expiry::ExpiryGuard,
     heartbeat::{Heartbeat, HeartbeatGuard},
     ice::IceServers,
-    resume::{ResumeRegistration, ResumeRequest, Resumes, Suspension},
+    resume::{ResumeRegistration, ResumeRequest, Resumes, SuspendedGuard},
     shared::Shared,
     takeover::{Reconnection, Takeover},
 };

@@ -50,12 +50,11 @@ struct Resumable {
 pub(crate) struct ResumeRegistration {
     resumes: Arc<Resumes>,
     token: ResumeToken,
-    sender: Sender,
     mailbox: Arc<Mailbox>,
 }
 
 /// Counts a session as suspended while it lives.
-pub(crate) struct Suspension(Arc<Resumes>);
+pub(crate) struct SuspendedGuard(Arc<Resumes>);
 
 impl ResumeRequest {
     /// Parses the two values of the query.
@@ -122,14 +121,13 @@ impl Resumes {
         let resumable = Resumable {
             room,
             user,
-            sender: sender.clone(),
+            sender,
             mailbox: mailbox.clone(),
         };
         self.sessions.lock().insert(token.hash(), resumable);
         ResumeRegistration {
             resumes: self.clone(),
             token,
-            sender,
             mailbox,
         }
     }
@@ -160,10 +158,11 @@ impl Resumes {
         user: Option<&str>,
         takeover: Takeover,
     ) -> Result<Option<Takeover>, Takeover> {
-        match self.find(token, room, user) {
-            Some((sender, mailbox)) => deliver(&sender, &mailbox, takeover),
-            None => Err(takeover),
-        }
+        let Some((sender, mailbox)) = self.find(token, room, user) else {
+            return Err(takeover);
+        };
+        let (received, close) = (takeover.received(), Close::taken_over());
+        sender.take_over(received, close, takeover, |takeover| mailbox.put(takeover))
     }
 
     fn find(
@@ -179,9 +178,9 @@ impl Resumes {
     }
 
     /// Counts a session as suspended.
-    pub(crate) fn suspend(self: &Arc<Resumes>) -> Suspension {
+    pub(crate) fn suspend(self: &Arc<Resumes>) -> SuspendedGuard {
         self.suspended.fetch_add(1, Relaxed);
-        Suspension(self.clone())
+        SuspendedGuard(self.clone())
     }
 
     /// How many sessions have no connection.
@@ -190,36 +189,13 @@ impl Resumes {
     }
 }
 
-/// Puts a takeover into the mailbox, and makes the session give its connection up for it.
-fn deliver(
-    sender: &Sender,
-    mailbox: &Mailbox,
-    takeover: Takeover,
-) -> Result<Option<Takeover>, Takeover> {
-    if !sender.is_resumable(takeover.received()) {
-        return Err(takeover);
-    }
-    let replaced = mailbox.put(takeover)?;
-    sender.give_up(Close::taken_over());
-    Ok(replaced)
-}
-
 impl ResumeRegistration {
     /// The session's token.
     pub(crate) fn token(&self) -> ResumeToken {
         self.token
     }
 
-    /// Like [`Resumes::take_over`], for this session.
-    ///
-    /// # Errors
-    ///
-    /// The takeover, if the session cannot continue with it.
-    pub(crate) fn take_over(&self, takeover: Takeover) -> Result<Option<Takeover>, Takeover> {
-        deliver(&self.sender, &self.mailbox, takeover)
-    }
-
-    /// The takeover that has come for the session. When one comes, [`Sender::give_up`] wakes the
+    /// The takeover that has come for the session. When one comes, [`Sender::take_over`] wakes the
     /// session.
     pub(crate) fn take(&self) -> Option<Takeover> {
         self.mailbox.take()
@@ -248,13 +224,16 @@ impl Drop for ResumeRegistration {
             // A session that has moved away and come back has registered its token again.
             && Arc::ptr_eq(&entry.get().mailbox, &self.mailbox)
         {
-            entry.remove();
+            let removed = entry.remove();
             release_spare_capacity(&mut sessions);
+            drop(sessions);
+            // The outbox may end with this sender: not under the lock of all sessions.
+            drop(removed);
         }
     }
 }
 
-impl Drop for Suspension {
+impl Drop for SuspendedGuard {
     fn drop(&mut self) {
         self.0.suspended.fetch_sub(1, Relaxed);
     }
@@ -262,7 +241,148 @@ impl Drop for Suspension {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering::SeqCst},
+        thread,
+    };
+
+    use tokio::io::duplex;
+    use tokio_util::either::Either;
+
     use super::*;
+    use crate::{
+        cluster::NodeId,
+        outbox::{Command, Outbox, detached_outbox},
+        rooms::MigrationRequest,
+        websocket::{Frame, Writer},
+    };
+
+    /// A suspended session in the lobby, without a user.
+    fn suspended(resumes: &Arc<Resumes>) -> (Outbox, ResumeRegistration) {
+        let (sender, outbox) = detached_outbox(10_000, 0, Vec::new());
+        let registration = resumes.register(RoomName::default_room(), None, sender);
+        (outbox, registration)
+    }
+
+    /// Lets another node take a session over. The number tells the takeovers apart.
+    fn take_over(
+        resumes: &Resumes,
+        token: &TokenHash,
+        seek: u64,
+    ) -> Result<Option<Takeover>, Takeover> {
+        let room = RoomName::default_room();
+        let takeover = Takeover::Remote(MigrationRequest {
+            node: NodeId::random(),
+            room: room.clone(),
+            seek,
+            token: *token,
+            received: 0,
+            seen: Vec::new(),
+        });
+        resumes.take_over(token, &room, None, takeover)
+    }
+
+    fn number(takeover: Takeover) -> u64 {
+        match takeover {
+            Takeover::Remote(request) => request.seek,
+            Takeover::Local(_) => panic!("not from another node"),
+        }
+    }
+
+    #[test]
+    fn the_last_takeover_gets_the_session_and_the_earlier_is_returned() {
+        let resumes = Arc::new(Resumes::default());
+        let (_outbox, registration) = suspended(&resumes);
+        let token = registration.token().hash();
+        assert!(take_over(&resumes, &token, 1).is_ok_and(|earlier| earlier.is_none()));
+        let earlier = take_over(&resumes, &token, 2).ok().flatten();
+        assert_eq!(earlier.map(number), Some(1));
+        assert!(registration.has_takeover() && !registration.retire_if_empty());
+        assert_eq!(registration.take().map(number), Some(2));
+        assert!(!registration.has_takeover() && registration.take().is_none());
+    }
+
+    #[test]
+    fn a_session_that_ends_or_has_moved_accepts_no_takeover() {
+        let resumes = Arc::new(Resumes::default());
+        let (outbox, registration) = suspended(&resumes);
+        let token = registration.token().hash();
+        assert!(take_over(&resumes, &token, 1).is_ok());
+        assert_eq!(registration.retire().map(number), Some(1));
+        assert_eq!(take_over(&resumes, &token, 2).err().map(number), Some(2));
+
+        let (_moved, registration) = suspended(&resumes);
+        let token = registration.token().hash();
+        assert!(registration.retire_if_empty());
+        assert_eq!(take_over(&resumes, &token, 3).err().map(number), Some(3));
+
+        drop(outbox);
+        let (outbox, registration) = suspended(&resumes);
+        drop(outbox);
+        let token = registration.token().hash();
+        assert_eq!(take_over(&resumes, &token, 4).err().map(number), Some(4));
+    }
+
+    #[test]
+    fn a_session_that_comes_back_keeps_its_entry_when_its_earlier_stay_ends() {
+        let resumes = Arc::new(Resumes::default());
+        let (_first, earlier_stay) = suspended(&resumes);
+        let token = earlier_stay.token();
+        let (sender, _second) = detached_outbox(10_000, 0, Vec::new());
+        let room = RoomName::default_room();
+        let later_stay = resumes.register_token(token, room, None, sender);
+        drop(earlier_stay);
+        assert!(take_over(&resumes, &token.hash(), 1).is_ok());
+        assert_eq!(later_stay.take().map(number), Some(1));
+        drop(later_stay);
+        assert!(resumes.sessions.lock().is_empty());
+    }
+
+    #[test]
+    fn of_takeovers_that_come_at_once_one_gets_the_session_and_keeps_it() {
+        for _ in 0..2000 {
+            let resumes = Arc::new(Resumes::default());
+            let (outbox, registration) = suspended(&resumes);
+            let token = registration.token().hash();
+            let is_delivered = AtomicBool::new(false);
+            let mut owner = None;
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    thread::scope(|scope| {
+                        for seek in [1, 2] {
+                            let resumes = &resumes;
+                            scope.spawn(move || assert!(take_over(resumes, &token, seek).is_ok()));
+                        }
+                    });
+                    is_delivered.store(true, SeqCst);
+                });
+                // The session's part, as in `session::suspended`.
+                loop {
+                    let is_last_look = is_delivered.load(SeqCst);
+                    if owner.is_some() && outbox.command().is_some() {
+                        outbox.detach();
+                        owner = None;
+                    }
+                    if owner.is_none()
+                        && let Some(takeover) = registration.take()
+                    {
+                        let (near, _far) = duplex(1000);
+                        let writer = Writer::new(Either::Right(Box::new(near)), Arc::default());
+                        let first = Frame::text(|_| {});
+                        assert!(outbox.attach(first, 0, writer).is_ok());
+                        owner = Some(number(takeover));
+                        if registration.has_takeover() {
+                            outbox.give_up(Close::taken_over());
+                        }
+                    } else if is_last_look {
+                        break;
+                    }
+                }
+            });
+            assert!(owner.is_some(), "nobody has the session");
+            assert!(!matches!(outbox.command(), Some(Command::Detach(_))));
+        }
+    }
 
     #[test]
     fn a_request_has_a_token_and_a_count_only_if_they_are_valid() {

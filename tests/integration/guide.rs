@@ -238,7 +238,10 @@ async fn a_token_of_the_guide_admits_to_its_room() {
     let shell = Shell::new("guide-token");
     let (key, _) = command(OPERATING, "openssl rand -hex 32 > token.key");
     assert_eq!(shell.run(&key).await, "");
-    let (server, _) = command(OPERATING, "anteroom --token-key-file token.key &");
+    let (server, _) = command(
+        OPERATING,
+        "anteroom --token-key-file token.key --token-algorithm HS256 &",
+    );
     let mut server = shell.command(server.strip_suffix(" &").unwrap());
     server.env("ANTEROOM_LISTEN", "127.0.0.1:0");
     let server = Program::run(server).await;

@@ -1,5 +1,5 @@
-//! The end of an outbox that its session holds: it empties the queue into a connection, or keeps the
-//! messages while there is none.
+//! The session's half of an outbox: it writes the queue to a connection, or keeps the messages while there is
+//! none.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ use crate::{
     websocket::{Frame, Writer},
 };
 
-/// The session's end. Dropping it closes the outbox.
+/// The session's half. Dropping it closes the outbox.
 pub(crate) struct Outbox(pub(super) Arc<Channel>);
 
 /// What is left of an outbox at the end of its session.
@@ -29,12 +29,12 @@ pub(crate) struct Remainder {
     pub(crate) frames: VecDeque<Frame>,
 }
 
-/// The two ends of an empty outbox of up to `limit` bytes that is written to `writer`.
+/// The two halves of an empty outbox of up to `limit` bytes that is written to `writer`.
 pub(crate) fn outbox(limit: usize, writer: Writer) -> (Sender, Outbox) {
-    ends(Channel::new(limit, State::Open, 0, Some(writer), None))
+    halves(Channel::new(limit, State::Open, 0, Some(writer), None))
 }
 
-/// The two ends of the outbox of a session that comes from another node, without a connection. Its client
+/// The two halves of the outbox of a session that comes from another node, without a connection. Its client
 /// has received so many messages, and not those in `missed`.
 pub(crate) fn detached_outbox(limit: usize, received: u64, missed: Vec<Frame>) -> (Sender, Outbox) {
     let mut replay = ReplayBuffer::new(limit, received);
@@ -44,15 +44,15 @@ pub(crate) fn detached_outbox(limit: usize, received: u64, missed: Vec<Frame>) -
         let _ = replay.push(frame);
     }
     let replay = Some(Box::new(replay));
-    ends(Channel::new(limit, State::Detached, messages, None, replay))
+    halves(Channel::new(limit, State::Detached, messages, None, replay))
 }
 
-fn ends(channel: Arc<Channel>) -> (Sender, Outbox) {
+fn halves(channel: Arc<Channel>) -> (Sender, Outbox) {
     (Sender(channel.clone()), Outbox(channel))
 }
 
 impl Outbox {
-    /// The other end.
+    /// The senders' half.
     pub(crate) fn sender(&self) -> Sender {
         Sender(self.0.clone())
     }
@@ -105,8 +105,8 @@ impl Outbox {
         self.0.give_up(&mut self.0.queue.lock(), close);
     }
 
-    /// Goes on without a connection: messages are only kept. Returns the writer of the connection, whose
-    /// messages are in the replay buffer as well.
+    /// Detaches the connection; from now on messages are only kept. Returns the writer of the connection. The
+    /// replay buffer has the messages that the writer has not written.
     pub(crate) fn detach(&self) -> Writer {
         let mut writer = self.0.writer.lock();
         let mut queue = self.0.queue.lock();
@@ -120,7 +120,7 @@ impl Outbox {
     }
 
     /// Waits for the [`Close`] with which a suspended session ends. The task is also woken by
-    /// [`Sender::give_up`].
+    /// [`Sender::take_over`].
     pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<Close> {
         self.0.register(cx);
         match &self.0.queue.lock().state {
