@@ -97,7 +97,7 @@ async fn run(config: Config) -> io::Result<()> {
     let address = server.local_addr()?;
     print(&format!("anteroom listening on {scheme}://{address}"));
     if let Some(address) = server.admin_addr()? {
-        print(&format!("operators are answered on http://{address}"));
+        print(&format!("the admin API is on http://{address}"));
     }
 
     let (stop, stopping) = oneshot::channel();

@@ -550,7 +550,7 @@ function roomUrl(name, server) {
     throw new TypeError(`browsers cannot request a room named "${name}": choose another name`);
   }
   if (!URL.canParse(server) || !/^(http|ws)s?:$/.test(new URL(server).protocol)) {
-    throw new TypeError(`${server} is no server address: give one, as in { url: "https://example.org/" }`);
+    throw new TypeError(`${server} is not a server address: give one, as in { url: "https://example.org/" }`);
   }
   const url = new URL(server);
   url.protocol = url.protocol.replace("http", "ws");

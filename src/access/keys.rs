@@ -101,7 +101,7 @@ fn is_json_object(bytes: &[u8]) -> bool {
 fn shared_secret(bytes: &[u8], path: &Path) -> io::Result<Secret<Vec<u8>>> {
     if is_pem(bytes) || is_json_object(bytes) {
         return Err(invalid(format!(
-            "{} has a key as PEM or JSON, which is no secret for HS256: leave --token-algorithm out",
+            "{} has a key as PEM or JSON, which is not a secret for HS256: leave --token-algorithm out",
             path.display()
         )));
     }
@@ -146,8 +146,8 @@ fn of_pem(pem: &[u8], path: &Path) -> io::Result<(Algorithm, DecodingKey)> {
     };
     key.ok_or_else(|| {
         invalid(format!(
-            "{file} is no public key for RS256, ES256 (P-256) or EdDSA (Ed25519), of at least 2048 \
-             bits for RS256; the private key stays with who issues the tokens"
+            "{file} is not a public key for RS256, ES256 (P-256) or EdDSA (Ed25519), of at least 2048 \
+             bits for RS256; keep the private key with the issuer of the tokens"
         ))
     })
 }
@@ -186,10 +186,10 @@ fn of_set(json: &[u8], option: Option<TokenAlgorithm>, path: &Path) -> io::Resul
         let (line, column) = (error.line(), error.column());
         invalid(match error.classify() {
             Category::Data => {
-                format!("{file} is no JSON Web Key Set: it needs an array \"keys\", once")
+                format!("{file} is not a JSON Web Key Set: it needs an array \"keys\", once")
             }
             _ => format!(
-                "{file} is no JSON Web Key Set: it is no JSON at line {line}, column {column}"
+                "{file} is not a JSON Web Key Set: it is not JSON at line {line}, column {column}"
             ),
         })
     })?;
@@ -326,7 +326,7 @@ pub(crate) fn signing_key(
         .or_else(|| Some((Algorithm::EdDSA, EncodingKey::from_ed_pem(pem).ok()?)))
         .ok_or_else(|| {
             invalid(format!(
-                "{file} is no private key for RS256, ES256 or EdDSA in PKCS #8 (openssl pkcs8 -topk8 \
+                "{file} is not a private key for RS256, ES256 or EdDSA in PKCS #8 (openssl pkcs8 -topk8 \
                  -nodes makes one of others)"
             ))
         })?;

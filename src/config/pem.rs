@@ -67,7 +67,7 @@ pub(crate) fn parse(pem: &[u8]) -> Result<Vec<Block<'_>>, String> {
             (Some((label, start, base64)), _, Some(end)) if label == end => {
                 let der = STANDARD.decode(base64).ok().filter(|der| !der.is_empty());
                 let der = der.ok_or_else(|| {
-                    format!("has something else than base64 in the {label:?} of line {start}")
+                    format!("has data that is not base64 in the {label:?} of line {start}")
                 })?;
                 blocks.push(Block {
                     label,
@@ -187,10 +187,10 @@ mod tests {
                 A.replace("QUJD", "Proc-Type: 4,ENCRYPTED"),
                 "has a header in line 2",
             ),
-            (A.replace("QUJD", "QUJ"), "something else than base64"),
-            (A.replace("QUJD", "QUJ*"), "something else than base64"),
-            (A.replace("QUJD", "QQ==QQ=="), "something else than base64"),
-            (A.replace("QUJD\n", ""), "something else than base64"),
+            (A.replace("QUJD", "QUJ"), "data that is not base64"),
+            (A.replace("QUJD", "QUJ*"), "data that is not base64"),
+            (A.replace("QUJD", "QQ==QQ=="), "data that is not base64"),
+            (A.replace("QUJD\n", ""), "data that is not base64"),
         ] {
             let said = read(&pem).unwrap_err();
             assert!(said.contains(error), "{pem}: {said}");

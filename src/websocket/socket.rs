@@ -27,14 +27,11 @@ pub(crate) fn split(
         }
         Err(upgraded) => {
             #[cfg(not(feature = "tls"))]
-            let (halves, early) = (Half::split_upgraded(upgraded), Vec::new());
+            let (halves, early) = (Half::split(TokioIo::new(upgraded)), Vec::new());
             #[cfg(feature = "tls")]
             let (halves, early) = match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
-                Ok(parts) => (
-                    Half::split_tls(parts.io.into_inner()),
-                    parts.read_buf.into(),
-                ),
-                Err(upgraded) => (Half::split_upgraded(upgraded), Vec::new()),
+                Ok(parts) => (Half::split(parts.io.into_inner()), parts.read_buf.into()),
+                Err(upgraded) => (Half::split(TokioIo::new(upgraded)), Vec::new()),
             };
             let writer = Either::Right(Box::new(halves.1) as _);
             (Either::Right(halves.0), writer, early)

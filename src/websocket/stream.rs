@@ -19,7 +19,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 /// A stream that is not a plain TCP socket.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     /// Has the kernel discard unsent data when the stream is dropped. Does nothing if the socket is not
     /// accessible.
     fn abort(&self) {}
@@ -49,18 +49,8 @@ impl Stream for TokioIo<Upgraded> {}
 pub(super) struct Half(Arc<Mutex<dyn Stream>>);
 
 impl Half {
-    /// The two halves of a TLS stream.
-    #[cfg(feature = "tls")]
-    pub(super) fn split_tls(stream: TlsStream<TcpStream>) -> (Half, Half) {
-        Half::split(stream)
-    }
-
-    /// The two halves of a stream of another HTTP server.
-    pub(super) fn split_upgraded(upgraded: Upgraded) -> (Half, Half) {
-        Half::split(TokioIo::new(upgraded))
-    }
-
-    fn split(stream: impl Stream + 'static) -> (Half, Half) {
+    /// The two halves of a stream.
+    pub(super) fn split(stream: impl Stream + 'static) -> (Half, Half) {
         let stream: Arc<Mutex<dyn Stream>> = Arc::new(Mutex::new(stream));
         (Half(stream.clone()), Half(stream))
     }

@@ -547,9 +547,7 @@ async fn the_program_prints_the_admin_address() {
         .stderr(std::process::Stdio::null());
     let mut program = Program::run(command).await;
     let line = program.next_line().await;
-    let address = line
-        .strip_prefix("operators are answered on http://")
-        .unwrap();
+    let address = line.strip_prefix("the admin API is on http://").unwrap();
     let mut raw = Raw::connect_to(address.parse().unwrap()).await;
     raw.write("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await;

@@ -659,17 +659,17 @@ async fn files_without_a_usable_key_are_an_error_at_the_start() {
         (
             "p384",
             p384.public_key_pem(),
-            "is no public key for RS256, ES256 (P-256) or EdDSA",
+            "is not a public key for RS256, ES256 (P-256) or EdDSA",
         ),
         (
             "private",
             ed.serialize_pem(),
-            "the private key stays with who issues the tokens",
+            "keep the private key with the issuer of the tokens",
         ),
         (
             "text",
             format!("Public-Key:\n{}", p384.public_key_pem()),
-            "is no public key for RS256, ES256 (P-256) or EdDSA",
+            "is not a public key for RS256, ES256 (P-256) or EdDSA",
         ),
         (
             "joined",
@@ -747,11 +747,11 @@ async fn files_without_a_usable_key_are_an_error_at_the_start() {
             r#"{"keys": []}"#.into(),
             "has no key for RS256, ES256 or EdDSA signatures",
         ),
-        ("json", "{nonsense".into(), "is no JSON Web Key Set: "),
+        ("json", "{nonsense".into(), "is not a JSON Web Key Set: "),
         (
             "member",
             format!(r#"{{"keys": "{SECRET}"}}"#),
-            "is no JSON Web Key Set: ",
+            "is not a JSON Web Key Set: ",
         ),
         (
             "many",
