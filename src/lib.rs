@@ -27,7 +27,7 @@
 //!
 //! | folder | contents |
 //! | --- | --- |
-//! | `server` | the accept loop, TLS, every URL, the admin API, static files |
+//! | `server` | the accept loop, TLS, every URL, the admin API, static files; the task that applies messages of other nodes |
 //! | `session` | the life of one session: start or resume, serve, suspend, close; requests to the server |
 //! | `state` | what all sessions share: the rooms, the resume registry, the heartbeat, token expiry, ICE servers |
 //! | `access` | admission: origins, tokens, client addresses, rates, slots |
@@ -39,6 +39,8 @@
 //! | `web` | plain HTTP: error answers, the `Host` header |
 //! | `metrics` | every metric |
 //! | `config` | every option, and the files and values that options name |
+//! | `spare_capacity` | spare capacity of maps |
+//! | `guide` | this guide |
 //!
 //! # Features
 //!
