@@ -375,7 +375,7 @@ async fn each_kind_of_key_verifies_only_its_own_algorithm() {
             TokenRequest::parse_options(&["--token-key-file", file.path().to_str().unwrap()]);
         let error = request.sign().unwrap_err().to_string();
         assert!(
-            error.contains("is no private key") || error.contains("cannot sign"),
+            error.contains("is not a private key") || error.contains("cannot sign"),
             "{error}"
         );
         let name = format!("{algorithm:?}").to_lowercase();
