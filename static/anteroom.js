@@ -8,18 +8,29 @@
 // ---- 1. Room ----
 
 /** Delays before reconnecting, in ms: the first, which doubles with each attempt, the longest, and the longest
- * that a restarting server may ask for. */
+ * that the server may ask for. */
 const [FIRST_RETRY_MS, MAX_RETRY_MS, MAX_ASKED_MS] = [500, 30_000, 3_600_000];
+/** While the session can be resumed, a delay or an attempt takes at most this share of the time that is left:
+ * attempts come closer together towards the end of the window. */
+const WINDOW_SHARE = 1 / 3;
+/** An attempt has at least this long, in ms, because a distant server needs some round trips. */
+const MIN_ATTEMPT_MS = 2000;
 /** A connection open for this long, in ms, resets the delay. */
 const STABLE_AFTER_MS = 10_000;
 /** How long an overdue pong is accepted, in ms: a frozen page runs its timers before it reads messages. */
 const LATE_PONG_MS = 50;
 /** The limit of queued and unacknowledged messages, and of messages before the roster, in bytes. */
 const MAX_QUEUE_BYTES = 1 << 20;
+/** How much may be sent at once under the server's rates, and how long to send nothing after a message was over
+ * the rate of a server that drops such messages, in ms. */
+const [BURST_MS, RATE_LIMITED_MS] = [1000, 2000];
 
-/** Close codes (RFC 6455, section 7.4). The last one keeps the session resumable: a browser cannot drop a
+/** Close codes (RFC 6455, section 7.4): left, not allowed, restarting, and refused because of the token, the
+ * permission, a rate, or a full room. `CLOSE_LOST` keeps the session resumable: a browser cannot drop a
  * connection without a Close frame. */
-const [CLOSE_NORMAL, CLOSE_REFUSED, CLOSE_RESTART, CLOSE_LOST] = [1000, 1008, 1012, 4000];
+const [CLOSE_NORMAL, CLOSE_FAILED, CLOSE_NOT_ALLOWED, CLOSE_RESTART] = [1000, 1006, 1008, 1012];
+const CLOSE_LOST = 4000;
+const [REFUSED_TOKEN, REFUSED_PERMISSION, REFUSED_RATE, REFUSED_FULL] = [4401, 4403, 4429, 4503];
 /** The server's close reasons that the client acts on. */
 const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /retry in (\d+) ms/];
 
@@ -34,13 +45,18 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @typedef {"connecting" | "open" | "reconnecting" | "closed"} RoomState */
 
 /** The new state. `resumed` is whether the old session continues; if not, the id is new. `code` and `reason`
- * are the Close frame's (RFC 6455, section 7.1.5), `delay` the time until the next attempt, in ms.
+ * are the Close frame's (RFC 6455, section 7.1.5), or 1006 and what has failed. `delay` is the time until the
+ * next attempt, in ms: `Infinity` while the browser keeps the page frozen.
  * @typedef {{ state: "connecting" } | { state: "open", resumed: boolean }
  *   | { state: "reconnecting", code: number, reason: string, delay: number }
  *   | { state: "closed", code: number, reason: string }} StateChange */
 
 /** A message as sent or received, for debugging.
  * @typedef {{ direction: "in" | "out", text: string }} WireMessage */
+
+/** A message of this session.
+ * @typedef {{ ref?: number, text: string, bytes: number, toAll?: boolean }} Outgoing */
+/** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
 
 /** The server's receipt: how many sessions a message was delivered to.
  * @typedef {{ receivers: number }} Receipt */
@@ -57,10 +73,20 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
 /** @typedef {object} JoinOptions
  * @property {string | URL} [url] the server's address, with `http` or `ws`; required unless that server has
  *   served this module
- * @property {string | (() => string)} [token] the JSON Web Token that grants access, or a function that
- *   returns the current one before each attempt, also after the server rejected the last
+ * @property {string | (() => string | Promise<string>)} [token] the JSON Web Token that grants access, or a
+ *   function that returns the current one before each attempt, once more after the server rejected the last
  * @property {number} [idleTimeout] how long the server may be silent, in ms, before it is pinged
- * @property {number} [timeout] how long it may take to answer, in ms, before the room reconnects */
+ * @property {number} [timeout] how long it may take to answer, in ms, before the room reconnects
+ * @property {WebSocketConstructor} [WebSocket] for runtimes that have none, such as `ws` in Node.js 20 */
+
+/** What the room needs of a WebSocket.
+ * @typedef {{ send(text: string): void, close(code?: number, reason?: string): void,
+ *   addEventListener(type: any, listener: (event: any) => void): void }} Socket */
+/** @typedef {new (url: string, protocol: string) => Socket} WebSocketConstructor */
+
+/** The mesh of a room.
+ * @type {WeakMap<Room, Mesh>} */
+const MESHES = new WeakMap();
 
 /** An EventTarget with typed events.
  * @template Events
@@ -81,19 +107,20 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
 /** Why a message or request failed. */
 export class RoomError extends Error {
   /** @param {ErrorCode} code @param {string} message */
-  constructor(code, message) {
-    super(message);
+  constructor(code, message, /** @type {ErrorOptions} */ options = {}) {
+    super(message, options);
     this.name = "RoomError";
     /** @readonly */
     this.code = code;
   }
 }
 
-/** Joins a room. The room connects, and reconnects when the connection is lost, until `leave()`.
+/** Joins a room. The room connects, and reconnects when the connection is lost, until `leave()` or until the
+ * server refuses it for good.
  * @param {string} room its name, 1 to 128 bytes of UTF-8 without control characters
  * @param {JoinOptions} [options]
  * @returns {Room}
- * @throws {TypeError} if the name or the address is not valid */
+ * @throws {TypeError} if the name or the address is not valid, or there is no WebSocket */
 export function join(room, options) {
   return new Room(room, options);
 }
@@ -104,6 +131,7 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
   #accessToken;
   #idleTimeout;
   #timeout;
+  #WebSocket;
 
   /** @type {RoomState} */
   #state = "connecting";
@@ -111,20 +139,31 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
   #id = null;
   /** @type {Map<string, Peer>} */
   #peers = new Map();
+  /** @type {ReadonlyMap<string, Peer> | null} What `peers` has returned since the last change. */
+  #snapshot = null;
   /** @type {RTCIceServer[]} */
   #iceServers = [];
   #maxBytes = Infinity;
+  /** @type {{ resolve(room: any): void, reject(reason: unknown): void }} Settles `opened`. */
+  #opening = { resolve() {}, reject() {} };
 
-  /** @type {WebSocket | null} Events of earlier connections are ignored. */
-  #socket = null;
+  /** @type {{ socket: Socket | null } | null} The connection or the attempt. Earlier ones are ignored. */
+  #connection = null;
+  /** Failed attempts, and refusals by the token, since the room was last open. */
   #attempts = 0;
+  #refusals = 0;
   #openedAt = Infinity;
-  /** @type {ReturnType<typeof setTimeout> | undefined} The only timer. */
+  /** The browser has frozen the page, or put it into the back/forward cache. */
+  #frozen = false;
+  /** @type {Timer} For the connection. */
   #timer;
   #lifetime = new AbortController();
 
   /** @type {string | null} `null` if there is no session to resume. */
   #resumeToken = null;
+  /** How long the server keeps a lost session, in ms, and until when it keeps this one. */
+  #window = 0;
+  #keptUntil = 0;
   /** How many messages have come in this session. */
   #received = 0;
   /** @type {{ messages: Message[], newcomers: Set<string>, bytes: number } | null} What
@@ -134,29 +173,38 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
   #lastRef = 0;
   /** @type {Map<number, { resolve(receipt: Receipt): void, reject(reason: unknown): void }>} */
   #receipts = new Map();
-  /** @type {{ ref: number, text: string, bytes: number, signal?: AbortSignal }[]} */
-  #queue = [];
-  #queuedBytes = 0;
+  /** @type {Outgoing[]} First what is sent and not acknowledged, then what waits. */
+  #outgoing = [];
+  #outgoingBytes = 0;
+  /** How many of those are sent. */
+  #sent = 0;
+  /** How many messages before those the server has received in this session. */
+  #acked = 0;
   /** False until the listeners of `statechange` to `open` have run. */
   #canSend = false;
-  /** How many messages the server has received in this session. */
-  #acked = 0;
-  /** @type {{ ref?: number, text: string, bytes: number }[]} Sent since those. */
-  #unacked = [];
-  #unackedBytes = 0;
+  /** @type {{ messages: number, bytes: number }} The server's rates, per second. */
+  #rates = { messages: Infinity, bytes: Infinity };
+  /** When the rates have recovered from all that is sent. */
+  #paidAt = 0;
+  /** @type {Timer} For the rates. */
+  #paceTimer;
 
   /** @param {string} name @param {JoinOptions} [options] */
-  constructor(name, { url, token, idleTimeout = 25_000, timeout = 10_000 } = {}) {
+  constructor(name, options = {}) {
     super();
-    this.#url = roomUrl(name, url ?? new URL(".", import.meta.url));
+    const { url, token, idleTimeout = 25_000, timeout = 10_000, WebSocket = globalThis.WebSocket } = options;
+    this.#url = roomUrl(name, url ?? moduleServer());
+    if (!WebSocket) throw new TypeError("this runtime has no WebSocket: give one, as in { WebSocket }");
+    this.#WebSocket = WebSocket;
     this.#accessToken = token;
     this.#idleTimeout = idleTimeout;
     this.#timeout = timeout;
+    /** Resolves with the room when it is open for the first time. Rejects with a `RoomError` if it closes before;
+     * its `cause` has the `code` and `reason` of the Close frame. @type {Promise<this>} @readonly */
+    this.opened = new Promise((resolve, reject) => (this.#opening = { resolve, reject }));
+    this.opened.catch(() => {});
     this.#connect();
-    const { signal } = this.#lifetime;
-    for (const type of ["online", "offline"]) {
-      globalThis.addEventListener?.(type, () => this.#networkChanged(type === "online"), { signal });
-    }
+    this.#watchPage();
   }
 
   /** The session's id, `null` until the room is open. A resumed session keeps it. Otherwise, for the peers,
@@ -165,10 +213,10 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
     return this.#id;
   }
 
-  /** The others by id, longest-joined first. Live: it changes before each event.
+  /** The others by id, longest-joined first. A new map after each change, which precedes its event.
    * @returns {ReadonlyMap<string, Peer>} */
   get peers() {
-    return this.#peers;
+    return (this.#snapshot ??= new Map(this.#peers));
   }
 
   /** The server's ICE servers, for `RTCPeerConnection`. */
@@ -180,30 +228,35 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
     return this.#state;
   }
 
-  /** Sends a message. Without a connection, it waits for one. The promise may be ignored: its rejection is
-   * never unhandled. The server's own answers are not messages: the promise of `send("server", "ping")`
-   * resolves when the answer is there.
+  /** Sends a message. Without a connection, it waits for one; over the server's rates, it waits for its turn.
+   * The promise may be ignored: its rejection is never unhandled. The server's own answers are not messages: the
+   * promise of `send("server", "ping")` resolves when the answer is there.
    * @param {string} receiver a session id, `"all"` or `"server"`
    * @param {string} type 1 to 64 bytes, chosen by the application
    * @param {unknown} [data] any JSON
-   * @param {{ signal?: AbortSignal }} [options] aborting withdraws a message that is still queued
+   * @param {{ signal?: AbortSignal }} [options] aborting withdraws a message that waits
    * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if `data` is not JSON, or
-   *   with the signal's reason when a withdrawn message has its turn */
+   *   with the signal's reason */
   send(receiver, type, data, { signal } = {}) {
+    const ref = ++this.#lastRef;
+    const withdraw = () => {
+      const index = this.#outgoing.findIndex((message) => message.ref === ref);
+      if (index >= this.#sent) this.#reject(index, signal?.reason);
+    };
     const receipt = new Promise((resolve, reject) => {
-      const ref = ++this.#lastRef;
+      signal?.throwIfAborted();
       const text = JSON.stringify({ type, receiver, data, ref });
-      const bytes = byteLength(text);
       if (this.#state === "closed") {
         throw new RoomError("closed", "the room is closed: join it again");
       }
-      this.#checkQueue(bytes);
+      const message = { ref, text, bytes: byteLength(text), toAll: receiver === "all" };
+      this.#checkQueue(message.bytes);
       this.#receipts.set(ref, { resolve, reject });
-      this.#queue.push({ ref, text, bytes, signal });
-      this.#queuedBytes += bytes;
+      signal?.addEventListener("abort", withdraw);
+      this.#enqueue(this.#outgoing.length, message);
       this.#flush();
     });
-    receipt.catch(() => {});
+    receipt.catch(() => {}).then(() => signal?.removeEventListener("abort", withdraw));
     return receipt;
   }
 
@@ -223,35 +276,55 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
     }
     const bytes = byteLength(text);
     this.#checkQueue(bytes);
-    this.#write(text);
+    this.#enqueue(this.#outgoing.length, { text, bytes });
+    this.#flush();
   }
 
-  /** Leaves the room for good. */
+  /** Leaves the room for good. A session that waits to be resumed is resumed once more, to end it: otherwise
+   * the others would see it until the server gives it up. */
   leave() {
     if (this.#state === "closed") return;
-    this.#socket?.close(CLOSE_NORMAL);
+    const isKept = this.#state === "reconnecting" && this.#keptFor() > 0;
+    this.#connection?.socket?.close(CLOSE_NORMAL);
     this.#close(CLOSE_NORMAL, "left");
+    if (isKept) this.#connect();
   }
 
   // Connecting
 
-  #connect() {
-    const url = new URL(this.#url);
-    if (this.#resumeToken) url.search = `resume=${this.#resumeToken}&received=${this.#received}`;
-    const token = typeof this.#accessToken === "function" ? this.#accessToken() : this.#accessToken;
-    if (token) url.searchParams.append("token", token);
-    const socket = new WebSocket(url, "anteroom.v1");
-    this.#socket = socket;
-    socket.addEventListener("open", () => {
-      if (socket === this.#socket && !this.#resumeToken) this.#startSession();
-    });
-    socket.addEventListener("message", ({ data }) => {
-      if (socket === this.#socket) this.#receive(data);
-    });
-    socket.addEventListener("close", ({ code, reason }) => {
-      if (socket === this.#socket) this.#connectionLost(code, reason);
-    });
-    this.#startTimer(this.#timeout, () => this.#drop("no answer in time"));
+  async #connect() {
+    const connection = { socket: /** @type {Socket | null} */ (null) };
+    const isCurrent = () => connection === this.#connection;
+    this.#connection = connection;
+    const limit = Math.max(MIN_ATTEMPT_MS, this.#windowShare());
+    this.#startTimer(Math.min(limit, this.#timeout), () => this.#drop("no answer in time"));
+    try {
+      // The caller has time to listen, or to leave: React's strict mode joins, leaves and joins again.
+      await null;
+      if (!isCurrent()) return;
+      const url = new URL(this.#url);
+      const token = await (typeof this.#accessToken === "function" ? this.#accessToken() : this.#accessToken);
+      if (!isCurrent()) return;
+      if (this.#resumeToken) url.search = `resume=${this.#resumeToken}&received=${this.#received}`;
+      if (token) url.searchParams.append("token", token);
+      const socket = new this.#WebSocket(url.href, "anteroom.v1");
+      connection.socket = socket;
+      socket.addEventListener("open", () => {
+        if (!isCurrent()) return;
+        if (this.#state === "closed") return this.#endConnection(CLOSE_NORMAL, "left");
+        if (!this.#resumeToken) this.#startSession();
+      });
+      socket.addEventListener("message", ({ data }) => {
+        if (isCurrent()) this.#receive(data);
+      });
+      // `ws` fires it before `close`, and throws without a listener.
+      socket.addEventListener("error", () => {});
+      socket.addEventListener("close", ({ code, reason }) => {
+        if (isCurrent()) this.#connectionLost(code, String(reason));
+      });
+    } catch (error) {
+      if (isCurrent()) this.#connectionLost(CLOSE_FAILED, `cannot connect: ${error}`);
+    }
   }
 
   /** @param {number} delay @param {() => void} callback */
@@ -262,60 +335,138 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
 
   #ping() {
     // `send` counts from 1: the receipt for 0 settles no promise.
-    this.#write('{"type":"ping","receiver":"server","ref":0}', 0);
+    this.#sendNow('{"type":"ping","receiver":"server","ref":0}', 0);
     this.#startTimer(this.#timeout, () => {
       this.#startTimer(LATE_PONG_MS, () => this.#drop("no pong in time"));
     });
   }
 
-  /** @param {boolean} online */
-  #networkChanged(online) {
+  /** Follows the life cycle of the page (WHATWG HTML, section 7.4.6; Page Lifecycle) and the network. */
+  #watchPage() {
+    /** @type {Record<string, (event: any) => void>} */
+    const listeners = {
+      online: () => this.#wake(),
+      offline: () => this.#state === "open" && this.#ping(),
+      visibilitychange: () => document.visibilityState === "visible" && this.#wake(),
+      // The browser keeps the connections of a page in the back/forward cache or a frozen tab, which hears
+      // nothing: the server must know that the page is away.
+      pagehide: ({ persisted }) => (persisted ? this.#freeze() : this.leave()),
+      freeze: () => this.#freeze(),
+      pageshow: () => this.#thaw(),
+      resume: () => this.#thaw(),
+    };
+    for (const [type, listener] of Object.entries(listeners)) {
+      // Some of these events are the document's: the window captures them.
+      globalThis.addEventListener?.(type, listener, { capture: true, signal: this.#lifetime.signal });
+    }
+  }
+
+  /** Checks the connection, or connects without further delay. */
+  #wake() {
     if (this.#state === "open") this.#ping();
-    else if (online && !this.#socket) this.#connect();
+    else if (!this.#connection && !this.#frozen) this.#connect();
+  }
+
+  #freeze() {
+    if (this.#frozen) return;
+    this.#frozen = true;
+    // Browsers do not keep a page with direct connections, although `persisted` says so: nobody would resume.
+    if (MESHES.get(this)?.peers.size) {
+      this.#endConnection(CLOSE_NORMAL, "the page is gone");
+      this.#resumeToken = null;
+    }
+    this.#drop("the page is frozen");
+  }
+
+  #thaw() {
+    if (!this.#frozen) return;
+    this.#frozen = false;
+    this.#wake();
   }
 
   /** Drops the connection without waiting for the server.
    * @param {string} reason */
   #drop(reason) {
-    this.#socket?.close(CLOSE_LOST, reason);
+    this.#endConnection(CLOSE_LOST, reason);
     this.#connectionLost(CLOSE_LOST, reason);
   }
 
   /** @param {number} code @param {string} reason */
+  #endConnection(code, reason) {
+    this.#connection?.socket?.close(code, reason);
+    this.#connection = null;
+    clearTimeout(this.#timer);
+  }
+
+  /** @param {number} code @param {string} reason */
   #connectionLost(code, reason) {
-    if (code === CLOSE_REFUSED && !this.#mayReconnect(reason)) return this.#close(code, reason);
-    this.#socket = null;
+    this.#connection = null;
     this.#canSend = false;
+    clearTimeout(this.#timer);
+    clearTimeout(this.#paceTimer);
+    // A room that was left wants to end its session, while there is one.
+    if (this.#state === "closed") {
+      if (this.#keptFor() > 0) this.#startTimer(this.#retryDelay(code, reason), () => this.#connect());
+      return;
+    }
+    if (this.#isFinal(code, reason)) return this.#close(code, reason);
+    const now = performance.now();
     if (!this.#resumeToken) this.#endSession(0);
-    if (performance.now() - this.#openedAt > STABLE_AFTER_MS) this.#attempts = 0;
+    else if (this.#state === "open") this.#keptUntil = now + this.#window;
+    if (now - this.#openedAt > STABLE_AFTER_MS) this.#attempts = 0;
     this.#openedAt = Infinity;
-    const requested = code === CLOSE_RESTART && RETRY_DELAY.exec(reason);
-    const delay = requested
-      ? Math.min(Number(requested[1]), MAX_ASKED_MS)
-      : Math.min(FIRST_RETRY_MS * 2 ** this.#attempts, MAX_RETRY_MS) * (0.5 + Math.random() / 2);
+    const delay = this.#frozen ? Infinity : this.#retryDelay(code, reason);
     this.#attempts += 1;
-    this.#startTimer(delay, () => this.#connect());
+    if (!this.#frozen) this.#startTimer(delay, () => this.#connect());
     this.#setState({ state: "reconnecting", code, reason, delay });
   }
 
-  /** Whether to reconnect after a refusal. An abandoned attempt may arrive late and take the session over:
-   * the next attempt takes it back. A function may return a fresh token.
-   * @param {string} reason */
-  #mayReconnect(reason) {
-    return TAKEN_OVER.test(reason) || (typeof this.#accessToken === "function" && TOKEN_REJECTED.test(reason));
+  /** Whether the server wants no other attempt. An abandoned attempt may arrive late and take the session over:
+   * the next attempt takes it back. A function may return a better token.
+   * @param {number} code @param {string} reason */
+  #isFinal(code, reason) {
+    const mayAskToken = typeof this.#accessToken === "function";
+    if (code === CLOSE_NOT_ALLOWED) {
+      return !TAKEN_OVER.test(reason) && !(mayAskToken && TOKEN_REJECTED.test(reason));
+    }
+    if (code !== REFUSED_TOKEN && code !== REFUSED_PERMISSION) return false;
+    this.#refusals += 1;
+    return !mayAskToken || this.#refusals > 1;
+  }
+
+  /** How long to wait before the next attempt, in ms: as the server asks, or longer each time.
+   * @param {number} code @param {string} reason */
+  #retryDelay(code, reason) {
+    const mayAsk = [CLOSE_RESTART, REFUSED_RATE, REFUSED_FULL].includes(code);
+    const asked = mayAsk && RETRY_DELAY.exec(reason);
+    if (asked) return Math.min(Number(asked[1]), MAX_ASKED_MS);
+    const delay = Math.min(FIRST_RETRY_MS * 2 ** this.#attempts, MAX_RETRY_MS, this.#windowShare());
+    return Math.max(delay, FIRST_RETRY_MS) * (0.5 + Math.random() / 2);
+  }
+
+  /** How much longer the session can be resumed, in ms. */
+  #keptFor() {
+    return this.#resumeToken ? this.#keptUntil - performance.now() : 0;
+  }
+
+  /** The longest delay or attempt that leaves time for others before the session is lost, in ms. */
+  #windowShare() {
+    const left = this.#keptFor();
+    return left > 0 ? left * WINDOW_SHARE : Infinity;
   }
 
   /** @param {number} code @param {string} reason */
   #close(code, reason) {
-    this.#socket = null;
+    this.#connection = null;
     this.#canSend = false;
-    this.#queue = [];
     clearTimeout(this.#timer);
+    clearTimeout(this.#paceTimer);
     this.#lifetime.abort();
     this.#state = "closed";
-    for (const ref of this.#receipts.keys()) {
-      this.#takeReceipt(ref)?.reject(new RoomError("closed", `the room is closed: ${reason}`));
-    }
+    const error = new RoomError("closed", `the room is closed: ${reason}`, { cause: { code, reason } });
+    this.#opening.reject(error);
+    this.#outgoing = [];
+    for (const ref of this.#receipts.keys()) this.#takeReceipt(ref)?.reject(error);
     for (const id of this.#peers.keys()) this.#removePeer(id);
     this.#setState({ state: "closed", code, reason });
   }
@@ -330,20 +481,23 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
 
   #startSession() {
     this.#beforeRoster = { messages: [], newcomers: new Set(), bytes: 0 };
-    this.#write('{"type":"hello","receiver":"server","data":{"resume":true}}');
+    this.#sendNow('{"type":"hello","receiver":"server","data":{"resume":true}}');
   }
 
   /** Handles the answer to `hello`, also to an application's own, which starts no session.
    * @param {string} id
    * @param {{ peers: { id: string, data: unknown }[], iceServers: RTCIceServer[],
-   *   resume: { token: string } | null, limits: { messageBytes: number } }} data */
+   *   resume: { token: string, seconds: number } | null, limits: { messageBytes: number,
+   *   messagesPerSecond?: number | null, bytesPerSecond?: number | null } }} data */
   #receiveRoster(id, { peers, iceServers, resume, limits }) {
     const before = this.#beforeRoster;
     this.#beforeRoster = null;
     if (before) this.#resumeToken = resume?.token ?? null;
+    if (resume) this.#window = resume.seconds * 1000;
     this.#id = id;
     this.#iceServers = iceServers;
     this.#maxBytes = limits.messageBytes;
+    this.#rates = { messages: limits.messagesPerSecond ?? Infinity, bytes: limits.bytesPerSecond ?? Infinity };
     const present = new Set(peers.map((peer) => peer.id));
     for (const known of this.#peers.keys()) if (!present.has(known)) this.#removePeer(known);
     for (const { id: peer, data } of peers) {
@@ -365,30 +519,30 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
   #resumeSession(received) {
     // The server does not count `resumed`.
     this.#received -= 1;
-    this.#acknowledge(received - this.#acked);
-    for (const { text } of this.#unacked) this.#transmit(text);
+    this.#acknowledge(Math.min(received - this.#acked, this.#sent));
+    this.#sent = 0;
     this.#setOpen(true);
   }
 
-  /** Forgets the session and what was sent in it. What is queued waits for the next one.
+  /** Forgets the session and what was sent in it. What waits is sent in the next one.
    * @param {number} received how many messages of the next session have arrived */
   #endSession(received) {
     this.#resumeToken = null;
     this.#received = received;
-    this.#acked = this.#unackedBytes = 0;
-    this.#unacked = [];
-    const queued = new Set(this.#queue.map(({ ref }) => ref));
-    for (const ref of this.#receipts.keys()) {
-      if (queued.has(ref)) continue;
-      const message = "the connection was lost before the receipt arrived";
-      this.#takeReceipt(ref)?.reject(new RoomError("connection_lost", message));
+    const message = "the connection was lost before the receipt arrived";
+    while (this.#sent > 0) {
+      this.#sent -= 1;
+      this.#reject(0, new RoomError("connection_lost", message));
     }
+    this.#acked = 0;
   }
 
   /** @param {boolean} resumed */
   #setOpen(resumed) {
     this.#openedAt = performance.now();
+    this.#refusals = 0;
     this.#setState({ state: "open", resumed });
+    this.#opening.resolve(this);
     // A listener may have left the room.
     this.#canSend = this.#state === "open";
     this.#flush();
@@ -396,39 +550,64 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
 
   // Sending
 
+  /** Sends what waits, as fast as the rates allow. */
   #flush() {
-    while (this.#canSend) {
-      const next = this.#queue.shift();
-      if (!next) return;
-      this.#queuedBytes -= next.bytes;
+    clearTimeout(this.#paceTimer);
+    while (this.#canSend && this.#sent < this.#outgoing.length) {
+      const { text, bytes, toAll } = this.#outgoing[this.#sent];
       try {
-        next.signal?.throwIfAborted();
-        this.#checkSize(next.bytes);
-        this.#write(next.text, next.ref);
+        this.#checkSize(bytes);
       } catch (error) {
-        this.#takeReceipt(next.ref)?.reject(error);
+        this.#reject(this.#sent, error);
+        continue;
       }
+      const now = performance.now();
+      const wait = this.#paidAt - now - BURST_MS;
+      if (wait > 0) {
+        this.#paceTimer = setTimeout(() => this.#flush(), wait);
+        return;
+      }
+      // The server counts what a message makes it send, too.
+      const copies = 1 + (toAll ? this.#peers.size : 1);
+      const cost = Math.max(1000 / this.#rates.messages, (1000 * bytes * copies) / this.#rates.bytes);
+      this.#paidAt = Math.max(this.#paidAt, now) + cost;
+      this.#sent += 1;
+      this.#transmit(text);
     }
   }
 
-  /** Sends a message, and keeps it until it is acknowledged.
+  /** Sends a message of the room's own, before all that waits.
    * @param {string} text @param {number} [ref] */
-  #write(text, ref) {
-    const bytes = byteLength(text);
-    this.#unacked.push({ ref, text, bytes });
-    this.#unackedBytes += bytes;
+  #sendNow(text, ref) {
+    this.#enqueue(this.#sent, { ref, text, bytes: byteLength(text) });
+    this.#sent += 1;
     this.#transmit(text);
+  }
+
+  /** @param {number} index @param {Outgoing} message */
+  #enqueue(index, message) {
+    this.#outgoing.splice(index, 0, message);
+    this.#outgoingBytes += message.bytes;
   }
 
   /** @param {string} text */
   #transmit(text) {
-    this.#socket?.send(text);
+    this.#connection?.socket?.send(text);
     this.#emit("wire", { direction: "out", text });
+  }
+
+  /** Removes a message that the server has not received.
+   * @param {number} index @param {unknown} reason */
+  #reject(index, reason) {
+    const [{ ref, bytes }] = this.#outgoing.splice(index, 1);
+    this.#outgoingBytes -= bytes;
+    if (ref !== undefined) this.#takeReceipt(ref)?.reject(reason);
   }
 
   /** @param {number} count how many more messages the server has received */
   #acknowledge(count) {
-    for (const { bytes } of this.#unacked.splice(0, count)) this.#unackedBytes -= bytes;
+    for (const { bytes } of this.#outgoing.splice(0, count)) this.#outgoingBytes -= bytes;
+    this.#sent -= count;
     this.#acked += count;
   }
 
@@ -449,9 +628,8 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
   /** @param {number} bytes */
   #checkQueue(bytes) {
     this.#checkSize(bytes);
-    const waiting = this.#queuedBytes + this.#unackedBytes;
-    if (waiting + bytes <= MAX_QUEUE_BYTES) return;
-    const message = `${waiting} bytes are queued or not acknowledged: wait for receipts`;
+    if (this.#outgoingBytes + bytes <= MAX_QUEUE_BYTES) return;
+    const message = `${this.#outgoingBytes} bytes are queued or not acknowledged: wait for receipts`;
     throw new RoomError("queue_full", message);
   }
 
@@ -501,17 +679,31 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
 
   /** @param {"ack" | "error"} type @param {any} data */
   #receiveAnswer(type, data) {
+    const index = this.#outgoing.findIndex(({ ref }) => ref !== undefined && ref === data.ref);
+    const message = this.#outgoing[index];
     // The server has received this message and all before it.
-    this.#acknowledge(this.#unacked.findIndex(({ ref }) => ref !== undefined && ref === data.ref) + 1);
-    const receipt = this.#takeReceipt(data.ref);
-    if (type === "ack") return receipt?.resolve(data);
+    if (index < this.#sent) this.#acknowledge(index + 1);
+    if (type === "ack") return this.#takeReceipt(data.ref)?.resolve(data);
     if (data.code === "resume_failed") {
       // This is the first message of a new session.
       this.#endSession(1);
       return this.#startSession();
     }
+    if (data.code === "rate_limited" && message?.ref) return this.#sendLater(message);
     const error = new RoomError(data.code, data.message);
+    const receipt = this.#takeReceipt(data.ref);
     return receipt ? receipt.reject(error) : this.#emit("error", error);
+  }
+
+  /** Sends a message again that an older server has dropped because of its rates.
+   * @param {Outgoing} message */
+  #sendLater(message) {
+    const { ref = 0 } = message;
+    let index = this.#sent;
+    while ((this.#outgoing[index]?.ref ?? Infinity) < ref) index += 1;
+    this.#enqueue(index, message);
+    this.#paidAt = performance.now() + BURST_MS + RATE_LIMITED_MS;
+    this.#flush();
   }
 
   /** @param {Peer} peer */
@@ -520,6 +712,7 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
     if (this.#state === "closed") return;
     const known = this.#peers.has(peer.id);
     this.#peers.set(peer.id, peer);
+    this.#snapshot = null;
     if (!known) this.#emit("peerjoin", peer);
   }
 
@@ -528,6 +721,7 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
     const peer = this.#peers.get(id);
     if (!peer) return;
     this.#peers.delete(id);
+    this.#snapshot = null;
     this.#emit("peerleave", peer);
   }
 
@@ -535,6 +729,21 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
   #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
+}
+
+/** The URL of a module that a server has served, and the server's part of it. A package is not one. */
+const SERVED = /^(https?:(?!.*(?:node_modules|anteroom-client))[^?#]*\/)anteroom\.js(?:[?#]|$)/;
+
+/** The server that this module comes from.
+ * @throws {TypeError} if that is unknown, as in a bundle */
+function moduleServer() {
+  // Bundlers warn of `import.meta` where their output has none, unless it stands in a `try`. They look for a
+  // file at `new URL(".", import.meta.url)`.
+  try {
+    const server = SERVED.exec(import.meta.url)?.[1];
+    if (server) return server;
+  } catch {}
+  throw new TypeError('the server is unknown: give its address, as in { url: "https://example.org/" }');
 }
 
 /** @param {string} name @param {string | URL} server */
@@ -549,14 +758,23 @@ function roomUrl(name, server) {
   if (name === "." || name === "..") {
     throw new TypeError(`browsers cannot request a room named "${name}": choose another name`);
   }
-  if (!URL.canParse(server) || !/^(http|ws)s?:$/.test(new URL(server).protocol)) {
+  const url = parseUrl(server);
+  if (!url || !/^(http|ws)s?:$/.test(url.protocol)) {
     throw new TypeError(`${server} is not a server address: give one, as in { url: "https://example.org/" }`);
   }
-  const url = new URL(server);
   url.protocol = url.protocol.replace("http", "ws");
   url.search = url.hash = "";
   url.pathname = `${url.pathname.replace(/\/$/, "")}/room/${encodeURIComponent(name)}`;
   return url;
+}
+
+/** @param {string | URL} text */
+function parseUrl(text) {
+  try {
+    return new URL(text);
+  } catch {
+    return null;
+  }
 }
 
 /** @param {string} text */
@@ -610,6 +828,7 @@ export class Mesh extends /** @type {new () => TypedTarget<MeshEvents>} */ (Even
       throw new Error("the room has opened already: make the Mesh right after join()");
     }
     this.#room = room;
+    MESHES.set(room, this);
     this.#configuration = configuration;
     this.#maxPeers = maxPeers;
     const { signal } = this.#lifetime;
