@@ -450,3 +450,262 @@ async fn a_network_change_causes_an_attempt_or_a_ping_at_once() {
         .await;
     browser.close_regardless().await;
 }
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_refusal_that_says_why_ends_the_room_or_is_waited_for() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+    tab.run(
+        "globalThis.opened = room.opened.catch(({ code, cause }) => [code, cause]);
+        globalThis.queued = outcome(room.broadcast('x'))",
+    )
+    .await;
+    // The server tells how long to wait when the room is full or a rate is exceeded.
+    for (code, reason) in [
+        (4503, "the room is full: retry in 40 ms"),
+        (4429, "too many: retry in 50 ms"),
+    ] {
+        close(server.accept_without_hello().await, code, reason).await;
+        tab.until(&format!("events.at(-1)[1].code === {code}"))
+            .await;
+    }
+    assert_eq!(
+        tab.run("return events.map(([, { delay }]) => delay)").await,
+        json!([40, 50])
+    );
+    close(
+        server.accept_without_hello().await,
+        4401,
+        "the token is missing",
+    )
+    .await;
+    tab.until("room.state === 'closed'").await;
+    assert_eq!(
+        tab.run("return Promise.all([opened, queued])").await,
+        json!([["closed", {"code": 4401, "reason": "the token is missing"}], "closed"])
+    );
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_token_function_may_be_asynchronous_and_may_fail_and_is_asked_once_more_after_a_refusal()
+{
+    let browser = Browser::start().await;
+    let options = "{ token: () => answers.shift()() }";
+    let server = ScriptedServer::start().await;
+    let pages = static_server().await;
+    let script = format!(
+        "globalThis.answers = [
+            () => {{ throw new Error('no user'); }},
+            async () => {{ throw new Error('offline'); }},
+            async () => 'first',
+            async () => 'second',
+        ];
+        {}",
+        server.join_script(options)
+    );
+    let tab = open_module_page(&browser, &pages, &script).await;
+    let (socket, query) = server.accept_with_query().await;
+    assert_eq!(query, "token=first");
+    assert_eq!(
+        tab.run("return events.map(([, { code, reason }]) => [code, reason])")
+            .await,
+        json!([
+            [1006, "cannot connect: Error: no user"],
+            [1006, "cannot connect: Error: offline"],
+        ])
+    );
+    close(socket, 4403, "the token is for another room").await;
+    let (socket, query) = server.accept_with_query().await;
+    assert_eq!(query, "token=second");
+    close(socket, 4403, "the token is for another room").await;
+    tab.until("room.state === 'closed'").await;
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn attempts_use_the_whole_resume_window() {
+    let browser = Browser::start().await;
+    let pages = static_server().await;
+    // A WebSocket of the page's own, which opens once and then fails; time passes only by delays.
+    let script = "
+        let now = 1000;
+        performance.now = () => now;
+        Math.random = () => 0.5;
+        const wait = setTimeout;
+        globalThis.setTimeout = (then, delay) => delay === TIMEOUT ? 0 : wait(() => {
+            if (!room || room.state === 'open') return;
+            now += delay;
+            then();
+        }, 0);
+        const TIMEOUT = 1900;
+        class WebSocket extends EventTarget {
+            constructor() {
+                super();
+                wait(() => this.dispatchEvent(new Event(sockets.push(this) === 1 ? 'open' : 'close')), 0);
+            }
+            send() {
+                const data = { peers: [], iceServers: [], resume: { token: 't', seconds: SECONDS },
+                    limits: { messageBytes: 100 } };
+                const message = { type: 'hello', sender: 'server', receiver: 'me', data };
+                this.dispatchEvent(new MessageEvent('message', { data: JSON.stringify(message) }));
+            }
+            close() {}
+        }
+        const sockets = [];
+        globalThis.room = join('x', { url: 'http://x/', WebSocket, timeout: TIMEOUT });
+        globalThis.attempts = [];
+        room.addEventListener('statechange', ({ detail }) => {
+            if (detail.state !== 'reconnecting') return;
+            attempts.push(now + detail.delay - 1000);
+            if (now > 1000 + 1000 * SECONDS) room.leave();
+        });
+        await room.opened;
+        sockets[0].dispatchEvent(new Event('close'));";
+    for (window, count) in [(30, 8..=14), (4, 4..=8)] {
+        let script = script.replace("SECONDS", &window.to_string());
+        let tab = open_module_page(&browser, &pages, &script).await;
+        tab.until("room.state === 'closed'").await;
+        let attempts: Vec<f64> = serde_json::from_value(tab.run("return attempts").await).unwrap();
+        let window = f64::from(window) * 1000.0;
+        let inside: Vec<_> = attempts.iter().filter(|at| **at < window).collect();
+        assert!(count.contains(&inside.len()), "{attempts:?}");
+        // The last attempt is in the last twentieth of the window, or half a second before its end.
+        let last = **inside.last().unwrap();
+        assert!(window - last <= (window / 20.0).max(500.0), "{attempts:?}");
+        tab.close().await;
+    }
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn messages_keep_to_the_rates_of_the_server() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+    tab.run(
+        "globalThis.receipts = Promise.all(Array.from({ length: 40 }, (_, i) => outcome(room.broadcast(`m${i}`))));
+        globalThis.times = [];
+        room.addEventListener('wire', ({ detail: { direction } }) => {
+            if (direction === 'out') times.push(performance.now());
+        });",
+    )
+    .await;
+    let mut socket = server.accept().await;
+    let mut hello = roster(&["a"]);
+    hello["data"]["limits"]["messagesPerSecond"] = json!(20);
+    send(&mut socket, hello).await;
+    for number in 0..40 {
+        let message = receive(&mut socket).await;
+        assert_eq!(message["type"], format!("m{number}"));
+        send(&mut socket, ack(&message)).await;
+    }
+    assert_eq!(tab.run("return receipts").await, json!(vec![1; 40]));
+    // At most a second's worth comes at once, and the rest at the rate: 21 at once, then 19 in 950 ms.
+    assert_eq!(
+        tab.run("times = times.slice(1); return times.every((time, i) => time - times[0] >= (i - 20) * 50 - 1)").await,
+        true
+    );
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_message_over_the_rate_of_an_older_server_is_sent_again_in_order() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+    let mut socket = server.accept().await;
+    send(&mut socket, roster(&["a"])).await;
+    tab.until("room.state === 'open'").await;
+    tab.run("globalThis.receipts = ['a', 'b', 'c'].map((type) => outcome(room.broadcast(type)))")
+        .await;
+    for expected in ["a", "b", "c"] {
+        let message = receive(&mut socket).await;
+        assert_eq!(message["type"], expected);
+        let data = json!({"code": "rate_limited", "message": "slow", "ref": message["ref"]});
+        let error = json!({"type": "error", "sender": "server", "receiver": "me", "data": data});
+        let answer = if expected == "a" {
+            ack(&message)
+        } else {
+            error
+        };
+        send(&mut socket, answer).await;
+    }
+    for expected in ["b", "c"] {
+        let message = receive(&mut socket).await;
+        assert_eq!(message["type"], expected);
+        send(&mut socket, ack(&message)).await;
+    }
+    assert_eq!(
+        tab.run("return Promise.all(receipts)").await,
+        json!([1, 1, 1])
+    );
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_withdrawn_message_rejects_at_once() {
+    let server = static_server().await;
+    let browser = Browser::start().await;
+    let script = "globalThis.room = join('x', { url: 'http://127.0.0.1:1/' })";
+    let tab = open_module_page(&browser, &server, script).await;
+    let withdrawn = "
+        const { signal } = globalThis.controller = new AbortController();
+        const sent = room.send('all', 'x', 1, { signal }).catch((error) => error.name);
+        const before = room.send('all', 'x', 1, { signal: AbortSignal.abort() }).catch((error) => error.name);
+        controller.abort();
+        return Promise.all([sent, before])";
+    assert_eq!(
+        tab.run(withdrawn).await,
+        json!(["AbortError", "AbortError"])
+    );
+    tab.run("room.leave()").await;
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn joining_and_leaving_at_once_makes_no_connection() {
+    let server = static_server().await;
+    let browser = Browser::start().await;
+    let mut other = Client::join(&server, "strict").await;
+    let script = "
+        join('strict').leave();
+        globalThis.room = await join('strict').opened;
+        globalThis.before = room.peers;";
+    let tab = open_module_page(&browser, &server, script).await;
+    let id = tab.run("return room.id").await;
+    assert_eq!(other.next().await["sender"], id);
+    // Each change makes a new map; no change, no new map.
+    assert_eq!(tab.run("return before === room.peers").await, true);
+    let third = Client::join(&server, "strict").await;
+    tab.until("room.peers.size === 2").await;
+    assert_eq!(tab.run("return before.size").await, 1);
+    assert_eq!(other.next().await["sender"], third.id);
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn leaving_while_reconnecting_ends_the_session() {
+    let browser = Browser::start().await;
+    let (server, tab) = disconnected_with_three_unacknowledged(&browser).await;
+    tab.run("room.leave()").await;
+    let mut codes = Vec::new();
+    // An attempt under way when the room is left is abandoned.
+    while codes.last() != Some(&Some(1000)) {
+        let (mut socket, query) = server.accept_with_query().await;
+        assert_eq!(query, "resume=secret&received=2");
+        let end = within_deadline("the end", socket.next()).await;
+        codes.push(match end {
+            Some(Ok(Message::Close(frame))) => frame.map(|frame| frame.code.into()),
+            _ => None,
+        });
+    }
+    assert_eq!(tab.run("return room.state").await, "closed");
+    browser.close_regardless().await;
+}

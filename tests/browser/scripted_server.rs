@@ -60,7 +60,8 @@ impl ScriptedServer {
         (server, tab)
     }
 
-    fn join_script(&self, options: &str) -> String {
+    /// A script that joins a room there.
+    pub fn join_script(&self, options: &str) -> String {
         let url = format!("http://{}/deep/down", self.listener.local_addr().unwrap());
         format!(
             "globalThis.room = join('a b', {{ url: '{url}?x#y', ...{options} }});
