@@ -18,7 +18,7 @@ use crate::support::{DEADLINE, within_deadline};
 
 /// The command line of Chromium: no requests of its own, simulated devices that need no permission,
 /// and no throttling of background tabs.
-const FLAGS: [&str; 18] = [
+pub(super) const FLAGS: [&str; 18] = [
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
@@ -61,10 +61,10 @@ pub struct Browser {
 
 /// The browser's process and its folders. Dropping it ends the process and removes the folders,
 /// also after a failed test.
-struct Process {
+pub(super) struct Process {
     /// The process id; empty once the browser is closed.
-    id: String,
-    folders: [Option<PathBuf>; 2],
+    pub(super) id: String,
+    pub(super) folders: [Option<PathBuf>; 2],
 }
 
 impl Drop for Process {

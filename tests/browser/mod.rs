@@ -12,11 +12,13 @@
 //! | `admin_page` | the operators' page |
 //! | `deployment` | TLS, tokens and TURN |
 //! | `client_room` | the client module's `Room`, against a scripted server |
+//! | `life_cycle` | pages that are left, restored, frozen and hidden |
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
 //!
 //! | file | what the tests use |
 //! | --- | --- |
 //! | `driver` | a browser and its tabs |
+//! | `devtools` | a browser without the defaults of automation, which have no back/forward cache |
 //! | `page` | waiting for what the demo page shows |
 //! | `scripted_server` | a WebSocket server whose every frame the test writes |
 
@@ -27,8 +29,10 @@ mod chat;
 mod client_mesh;
 mod client_room;
 mod deployment;
+mod devtools;
 mod driver;
 mod file_transfer;
+mod life_cycle;
 mod page;
 mod reconnecting;
 mod scripted_server;
