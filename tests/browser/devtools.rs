@@ -123,10 +123,8 @@ impl Chromium {
             target,
             session: attached["sessionId"].as_str().unwrap().into(),
         };
-        page.until(&format!(
-            "location.href !== 'about:blank' && document.readyState === 'complete'"
-        ))
-        .await;
+        page.until("location.href !== 'about:blank' && document.readyState === 'complete'")
+            .await;
         page
     }
 
