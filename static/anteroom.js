@@ -784,11 +784,16 @@ function byteLength(text) {
 
 // ---- 2. Mesh ----
 
+/** TURN credentials older than this, in ms, are renewed before they are used. */
+const FRESH_CREDENTIALS_MS = 30_000;
+/** How long a kept connection stays after its successor is connected, in ms: until that shows a picture. */
+const SUCCESSION_MS = 1000;
+
 /** The events of a `Mesh`, with their `detail`.
  * @typedef {object} MeshEvents
  * @property {{ peer: MeshPeer }} connect not open yet
  * @property {{ peer: MeshPeer }} disconnect a connection and its channels are closed: the peer left, the
- *   mesh was closed, or this session has a new id and connects again
+ *   mesh was closed, or the connection did not recover: then a `connect` to the same session follows
  * @property {{ peer: MeshPeer }} statechange
  * @property {{ peer: MeshPeer, track: MediaStreamTrack, streams: readonly MediaStream[] }} track
  * @property {{ peer: MeshPeer, channel: RTCDataChannel }} datachannel the channel `mesh`, or one that the
@@ -799,45 +804,80 @@ function byteLength(text) {
  * server relays.
  * @typedef {{ bitsIn: number, bitsOut: number, roundTrip: number | null, relayed: boolean }} Quality */
 
+/** What a `Mesh` shares with its negotiations. `id` is random: it tells peers that a session belongs to the
+ * same mesh as an earlier one.
+ * @typedef {{ id: string, room: Room, peers: Map<string, MeshPeer>, tracks: Map<MediaStreamTrack, MediaStream[]>,
+ *   configuration(): RTCConfiguration, renewIceServers(): Promise<void>, stateChanged(negotiation: Negotiation): void,
+ *   emit<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]): void }} MeshContext */
+
 /** A WebRTC connection to every peer of a room. A peer needs no `Mesh`, only the messages `offer` and
  * `answer` with an RTCSessionDescription and `candidate` with an RTCIceCandidate. The session that joined
- * first makes the first offer. Then negotiation is "perfect" (WebRTC, section 10.7): when two offers
- * collide, the smaller id is polite and withdraws its own.
+ * first makes the first offer; a mesh that is made later offers to everyone. When two offers collide, the
+ * smaller id withdraws its own, as in "perfect" negotiation (WebRTC, section 10.7).
  *
  * The first offer has audio, video and data, so that one exchange is enough for a peer that cannot
- * renegotiate. Both sides get an event for its data channel, `mesh`. */
+ * renegotiate. Both sides get an event for its data channel, `mesh`.
+ *
+ * A connection that fails restarts ICE. If that does not help, a new connection replaces it. When the server
+ * loses its sessions, a working connection to a session of before stays until it fails, or until its owner
+ * is connected under another id. */
 export class Mesh extends /** @type {new () => TypedTarget<MeshEvents>} */ (EventTarget) {
   #room;
-  #configuration;
   #maxPeers;
   /** @type {Map<MediaStreamTrack, MediaStream[]>} */
   #tracks = new Map();
   /** @type {Map<string, MeshPeer>} */
   #peers = new Map();
-  /** @type {Map<string, Negotiation>} */
+  /** @type {Map<string, Negotiation>} One for each session of the room, up to `maxPeers`. */
   #negotiations = new Map();
+  /** @type {Set<Negotiation>} Working connections to sessions that the server has lost. */
+  #kept = new Set();
+  /** @type {Set<string>} Sessions beyond `maxPeers`. */
+  #waiting = new Set();
+  #credentialsAt = -Infinity;
+  /** @type {Promise<void> | undefined} */
+  #renewal;
   #lifetime = new AbortController();
+  /** @type {MeshContext} */
+  #context;
 
-  /** @param {Room} room just joined, because the mesh would miss earlier offers
+  /** @param {Room} room without another mesh
    * @param {object} [options]
    * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
-   * @param {number} [options.maxPeers] further peers get no connection, and each fires an `error` */
+   * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another
+   *   disconnects */
   constructor(room, { configuration = {}, maxPeers = 16 } = {}) {
     super();
-    if (room.id !== null) {
-      throw new Error("the room has opened already: make the Mesh right after join()");
-    }
     this.#room = room;
     MESHES.set(room, this);
-    this.#configuration = configuration;
     this.#maxPeers = maxPeers;
+    this.#context = {
+      id: randomId(),
+      room,
+      peers: this.#peers,
+      tracks: this.#tracks,
+      configuration: () => {
+        const iceServers = [...(configuration.iceServers ?? []), ...room.iceServers];
+        return { bundlePolicy: "max-bundle", ...configuration, iceServers };
+      },
+      renewIceServers: () => this.#renewIceServers(),
+      stateChanged: (negotiation) => this.#stateChanged(negotiation),
+      emit: (type, detail) => this.#emit(type, detail),
+    };
     const { signal } = this.#lifetime;
     room.addEventListener("peerjoin", ({ detail }) => {
       this.#connect(detail.id, detail.newcomer);
     }, { signal });
-    room.addEventListener("peerleave", ({ detail }) => this.#disconnect(detail.id), { signal });
+    room.addEventListener("peerleave", ({ detail }) => this.#peerLeft(detail.id), { signal });
     room.addEventListener("message", ({ detail }) => this.#receive(detail), { signal });
-    room.addEventListener("statechange", () => this.#renew(), { signal });
+    room.addEventListener("statechange", ({ detail }) => {
+      if (detail.state === "closed") for (const negotiation of this.#kept) this.#disconnect(negotiation);
+      if (detail.state === "open" && !detail.resumed) this.#sessionStarted();
+    }, { signal });
+    // The caller adds its listeners first.
+    queueMicrotask(() => {
+      for (const id of room.peers.keys()) this.#connect(id, true);
+    });
   }
 
   /** The connections by session id. Live.
@@ -852,7 +892,7 @@ export class Mesh extends /** @type {new () => TypedTarget<MeshEvents>} */ (Even
   addTrack(track, ...streams) {
     if (this.#tracks.has(track)) throw new Error("the track is being sent already");
     this.#tracks.set(track, streams);
-    for (const negotiation of this.#negotiations.values()) negotiation.addTrack(track, streams);
+    for (const negotiation of this.#all()) negotiation.addTrack(track, streams);
   }
 
   /** Sends another track instead, without negotiation.
@@ -867,70 +907,100 @@ export class Mesh extends /** @type {new () => TypedTarget<MeshEvents>} */ (Even
     }
     this.#tracks.delete(old);
     this.#tracks.set(track, streams);
-    for (const negotiation of this.#negotiations.values()) negotiation.replaceTrack(old, track);
+    for (const negotiation of this.#all()) negotiation.replaceTrack(old, track);
   }
 
   /** @param {MediaStreamTrack} track is no longer sent */
   removeTrack(track) {
     if (!this.#tracks.delete(track)) throw new Error("the track is not being sent");
-    for (const negotiation of this.#negotiations.values()) negotiation.removeTrack(track);
+    for (const negotiation of this.#all()) negotiation.removeTrack(track);
   }
 
-  /** Closes all connections for good. The room stays open. */
+  /** Closes all connections for good. The room stays open, and may get another mesh. */
   close() {
     this.#lifetime.abort();
-    for (const id of this.#peers.keys()) this.#disconnect(id);
+    this.#waiting.clear();
+    for (const negotiation of this.#all()) this.#disconnect(negotiation);
+  }
+
+  #all() {
+    return [...this.#negotiations.values(), ...this.#kept];
   }
 
   /** @param {string} id @param {boolean} offersFirst */
   #connect(id, offersFirst) {
-    if (this.#peers.size >= this.#maxPeers) {
-      const error = new Error(`no connection: maxPeers is ${this.#maxPeers}`);
+    if (this.#lifetime.signal.aborted || this.#negotiations.has(id)) return;
+    if (this.#negotiations.size >= this.#maxPeers) {
+      this.#waiting.add(id);
+      const error = new Error(`maxPeers is ${this.#maxPeers}: this session waits until another disconnects`);
       return this.#emit("error", { id, error });
     }
-    const iceServers = [...(this.#configuration.iceServers ?? []), ...this.#room.iceServers];
-    const configuration = { ...this.#configuration, iceServers };
-    try {
-      const peer = new MeshPeer(id, new RTCPeerConnection(configuration));
-      const negotiation = new Negotiation(this.#room, peer, offersFirst, (type, detail) => {
-        this.#emit(type, detail);
-      });
-      this.#peers.set(id, peer);
-      this.#negotiations.set(id, negotiation);
-      for (const [track, streams] of this.#tracks) negotiation.addTrack(track, streams);
-      this.#emit("connect", { peer });
-      const { channel } = negotiation;
-      if (channel) this.#emit("datachannel", { peer, channel });
-    } catch (error) {
-      this.#emit("error", { id, error });
-    }
+    // In a cluster, a session that was lost may return.
+    for (const old of this.#kept) if (old.id === id) this.#disconnect(old);
+    const negotiation = new Negotiation(this.#context, id);
+    this.#negotiations.set(id, negotiation);
+    negotiation.open(offersFirst);
+  }
+
+  /** @param {Negotiation | undefined} negotiation */
+  #disconnect(negotiation) {
+    if (!negotiation) return;
+    if (!this.#kept.delete(negotiation)) this.#negotiations.delete(negotiation.id);
+    negotiation.close();
+    const [next] = this.#waiting;
+    if (next === undefined || this.#negotiations.size >= this.#maxPeers) return;
+    this.#waiting.delete(next);
+    this.#connect(next, true);
   }
 
   /** @param {string} id */
-  #disconnect(id) {
+  #peerLeft(id) {
+    this.#waiting.delete(id);
     const negotiation = this.#negotiations.get(id);
-    if (!negotiation) return;
-    this.#peers.delete(id);
-    this.#negotiations.delete(id);
-    negotiation.close();
-    this.#emit("disconnect", { peer: negotiation.peer });
+    // While the room reconnects, the server tells of a session that it has lost, not of one that has left.
+    if (this.#room.state === "reconnecting" && negotiation?.peer?.state === "connected") {
+      this.#negotiations.delete(id);
+      this.#kept.add(negotiation);
+      negotiation.keep();
+    } else {
+      this.#disconnect(negotiation);
+    }
+  }
+
+  /** @param {Negotiation} negotiation */
+  #stateChanged(negotiation) {
+    const state = negotiation.peer?.state;
+    if (this.#kept.has(negotiation)) {
+      if (state === "failed" || state === "closed") this.#disconnect(negotiation);
+    } else if (state === "connected" && negotiation.mesh) {
+      for (const old of this.#kept) {
+        if (old.mesh === negotiation.mesh) old.startTimer(SUCCESSION_MS, () => this.#disconnect(old));
+      }
+    }
   }
 
   /** @param {Message} message */
   #receive({ type, sender, data }) {
     const negotiation = this.#negotiations.get(sender);
-    if (type === "offer" || type === "answer") negotiation?.applyDescription(type, data);
+    if (type === "offer") negotiation?.applyOffer(data);
+    else if (type === "answer") negotiation?.applyAnswer(data);
     else if (type === "candidate") negotiation?.addCandidate(data);
   }
 
-  /** Connects again to peers that know this session by an old id, after a reconnection. */
-  #renew() {
-    if (this.#room.state !== "open") return;
-    for (const { ownId, peer } of [...this.#negotiations.values()]) {
-      if (ownId === this.#room.id) continue;
-      this.#disconnect(peer.id);
-      this.#connect(peer.id, false);
-    }
+  #sessionStarted() {
+    this.#credentialsAt = performance.now();
+    for (const negotiation of this.#negotiations.values()) negotiation.sessionStarted();
+  }
+
+  /** Asks for new ICE servers if they have credentials that may have expired. */
+  async #renewIceServers() {
+    const age = performance.now() - this.#credentialsAt;
+    if (age < FRESH_CREDENTIALS_MS || !this.#room.iceServers.some(({ credential }) => credential)) return;
+    const { signal } = this.#lifetime;
+    this.#renewal ??= this.#room.send("server", "hello", undefined, { signal })
+      .then(() => void (this.#credentialsAt = performance.now()), () => {})
+      .finally(() => void (this.#renewal = undefined));
+    await this.#renewal;
   }
 
   /** @template {keyof MeshEvents} Type @param {Type} type @param {MeshEvents[Type]} detail */
@@ -988,67 +1058,133 @@ export class MeshPeer {
 
 /** How long a newcomer waits for a peer's first offer before it makes one, in ms. */
 const FIRST_OFFER_MS = 5000;
+/** How long an answer and ICE may take before the next attempt, in ms. Doubles with each attempt, up to the
+ * second. */
+const [ATTEMPT_MS, MAX_ATTEMPT_MS] = [15_000, 120_000];
+/** How much longer the polite side waits: usually one side is enough to begin afresh. */
+const POLITE_FACTOR = 1.2;
 /** The limit of queued signals of one peer. */
 const MAX_SIGNALS = 256;
+/** A signal that fails for these reasons needs no event: the peer has gone, or the next attempt repeats it. */
+const EXPECTED = ["unknown_receiver", "closed", "connection_lost", "queue_full", "rate_limited"];
 
+/** @typedef {{ type: "offer" | "answer", sdp: string, id?: string, mesh: string }} Description */
+
+/** The connections to one session, one after the other. An offer is applied only when its answer arrives: it
+ * can be sent again or forgotten at any time. (A browser that rolls an offer back loses more than that: in
+ * Chromium, channels never open, and tracks stay muted.) */
 class Negotiation {
-  #room;
-  #emit;
-  #polite;
-  /** @type {RTCSessionDescriptionInit | null} The polite side's offer until it is answered. */
-  #pendingOffer = null;
-  /** Whether the peer's last offer lost a collision: its candidates may fail. */
-  #ignoredOffer = false;
+  #context;
+  /** @type {MeshPeer | null} `null` if the browser refuses a connection, and when closed. */
+  peer = null;
+  /** @type {unknown} The id of the peer's mesh. */
+  mesh;
+  /** This session, as the peer knows it. */
+  #ownId;
+  /** @type {Description | null} The own offer until it is answered. */
+  #offer = null;
+  /** @type {string | undefined} The `id` of the peer's offer that was answered last. */
+  #answered;
+  /** @type {string | null} Identifies the peer's RTCPeerConnection, once it has sent a description. */
+  #remote = null;
+  /** Whether this side may make offers. A newcomer waits for the first. */
+  #offers = false;
+  #restarted = false;
+  #refused = false;
+  #attempts = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} Runs unless the connection is settled. */
+  #timer;
   /** The end and the length of the queue. */
   #queueEnd = Promise.resolve();
   #queued = 0;
+  /** How many signals have no receipt. */
+  #sending = 0;
   /** @type {Map<MediaStreamTrack, RTCRtpTransceiver>} */
   #transceivers = new Map();
-  /** @type {ReturnType<typeof setTimeout> | undefined} Runs until the peer's first offer. */
-  #offerTimer;
-  #needsOffer = false;
-  /** Aborted when the connection is closed: withdraws queued signals. */
+  /** Aborted when the connection is replaced, kept or closed: withdraws queued signals. */
   #lifetime = new AbortController();
 
-  /** @param {Room} room @param {MeshPeer} peer @param {boolean} offersFirst
-   * @param {<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]) => void} emit */
-  constructor(room, peer, offersFirst, emit) {
-    this.#room = room;
-    this.#emit = emit;
-    this.peer = peer;
-    /** As the peer knows it. */
-    this.ownId = room.id ?? "";
-    this.#polite = this.ownId < peer.id;
+  /** @param {MeshContext} context @param {string} id the peer's session id */
+  constructor(context, id) {
+    this.#context = context;
+    this.id = id;
+    this.#ownId = context.room.id;
+  }
 
+  get #polite() {
+    return (this.#context.room.id ?? "") < this.id;
+  }
+
+  /** Replaces the connection.
+   * @param {boolean} offersFirst */
+  open(offersFirst) {
+    this.close();
+    const { peers, tracks, configuration, stateChanged, emit } = this.#context;
+    this.#lifetime = new AbortController();
+    this.#offer = this.#remote = null;
+    this.#answered = undefined;
+    this.#offers = this.#restarted = false;
+    try {
+      this.peer = new MeshPeer(this.id, new RTCPeerConnection(configuration()));
+    } catch (error) {
+      if (!this.#refused) emit("error", { id: this.id, error });
+      this.#refused = true;
+      return this.#check();
+    }
+    const { peer } = this;
     const { pc } = peer;
-    this.channel = offersFirst ? pc.createDataChannel("mesh") : null;
-    if (offersFirst) for (const kind of ["audio", "video"]) pc.addTransceiver(kind, { direction: "recvonly" });
-    else this.#offerTimer = setTimeout(() => this.#offerTimedOut(), FIRST_OFFER_MS);
-    pc.addEventListener("negotiationneeded", () => {
-      if (this.#offerTimer === undefined) this.#makeOffer();
-      else this.#needsOffer = true;
-    });
+    peers.set(this.id, peer);
+    pc.addEventListener("negotiationneeded", () => this.#makeOffer(pc));
     pc.addEventListener("icecandidate", ({ candidate }) => {
-      if (candidate?.candidate) this.#sendSignal("candidate", candidate);
+      if (candidate?.candidate) this.#send("candidate", candidate);
     });
-    pc.addEventListener("iceconnectionstatechange", () => {
-      if (pc.iceConnectionState === "failed") pc.restartIce();
+    pc.addEventListener("connectionstatechange", () => {
+      emit("statechange", { peer });
+      if (pc.connectionState === "failed" && !this.#restarted) this.#restartIce(pc);
+      this.#check();
+      stateChanged(this);
     });
-    pc.addEventListener("connectionstatechange", () => emit("statechange", { peer }));
     pc.addEventListener("track", ({ track, streams }) => emit("track", { peer, track, streams }));
     pc.addEventListener("datachannel", ({ channel }) => emit("datachannel", { peer, channel }));
+    for (const [track, streams] of tracks) this.addTrack(track, streams);
+    emit("connect", { peer });
+    if (offersFirst && peer === this.peer) this.#offerFirst(peer);
+    this.#check();
   }
 
   close() {
-    this.#stopOfferTimer();
+    this.keep();
+    const { peer } = this;
+    if (!peer) return;
+    this.peer = null;
+    this.#transceivers.clear();
+    peer.pc.close();
+    this.#context.peers.delete(this.id);
+    this.#context.emit("disconnect", { peer });
+  }
+
+  /** Stops all signals and repairs. The connection stays. */
+  keep() {
     this.#lifetime.abort();
-    this.peer.pc.close();
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+
+  /** Begins afresh in the room's new session, unless the connection works: the peer makes an offer to the new
+   * id. */
+  sessionStarted() {
+    if (this.#ownId === this.#context.room.id) return;
+    this.#ownId = this.#context.room.id;
+    this.#enqueue(async () => {
+      if (this.peer?.state !== "connected") this.open(false);
+    });
   }
 
   // Tracks
 
   /** @param {MediaStreamTrack} track @param {MediaStream[]} streams */
   addTrack(track, streams) {
+    if (!this.peer) return;
     const { pc } = this.peer;
     // Reuse a free transceiver: each new one stays in the description for good.
     const used = new Set(this.#transceivers.values());
@@ -1089,70 +1225,166 @@ class Negotiation {
 
   // Signals of the peer
 
-  /** @param {"offer" | "answer"} type @param {any} data */
-  applyDescription(type, data) {
+  /** @param {any} data */
+  applyOffer(data) {
     this.#enqueue(async () => {
-      const { pc } = this.peer;
-      const description = { type, sdp: String(data?.sdp) };
-      if (type === "answer") {
-        const offer = this.#pendingOffer;
-        this.#pendingOffer = null;
-        if (offer) await pc.setLocalDescription(offer);
-        return pc.setRemoteDescription(description);
+      const { id, remote, sdp } = parse(data);
+      if (id !== undefined && id === this.#answered) return this.#sendAnswer();
+      const replaced = this.#remote !== null && this.#remote !== remote;
+      if (this.#offer && !this.#polite) {
+        // The peer withdraws its offer when it gets the own one: perhaps it had no mesh then.
+        if (replaced) this.open(true);
+        else if (this.#remote === null) this.#send("offer", this.#offer);
+        return;
       }
-      this.#ignoredOffer = !this.#polite && pc.signalingState !== "stable";
-      if (this.#ignoredOffer) return;
-      await pc.setRemoteDescription(description);
-      this.#pendingOffer = null;
-      this.#stopOfferTimer();
+      // In the collision of first offers, a second channel `mesh` and unused transceivers would remain.
+      if (!this.peer || replaced || (this.#offer && this.#remote === null)) this.open(false);
+      const pc = await this.#prepare();
+      if (!pc) return;
+      await pc.setRemoteDescription({ type: "offer", sdp });
+      this.#described(data, remote);
       await pc.setLocalDescription();
-      this.#sendSignal("answer", pc.localDescription);
+      this.#answered = id;
+      this.#sendAnswer();
     });
+  }
+
+  /** @param {any} data */
+  applyAnswer(data) {
+    this.#enqueue(async () => {
+      const { id, remote, sdp } = parse(data);
+      const offer = this.#offer;
+      // A repeated answer, or one to a withdrawn offer.
+      if (id !== undefined && id !== offer?.id) return;
+      if (!offer) throw new Error("the peer sent an answer to no offer");
+      const pc = await this.#prepare();
+      if (!pc) return;
+      await pc.setLocalDescription({ type: "offer", sdp: offer.sdp });
+      this.#offer = null;
+      await pc.setRemoteDescription({ type: "answer", sdp });
+      this.#described(data, remote);
+    });
+  }
+
+  /** Updates the ICE servers before the browser gathers candidates. */
+  async #prepare() {
+    const { peer } = this;
+    if (peer && peer.state !== "connected") {
+      await this.#context.renewIceServers();
+      if (peer === this.peer) peer.pc.setConfiguration(this.#context.configuration());
+    }
+    return this.peer?.pc;
+  }
+
+  /** @param {any} data @param {string} remote */
+  #described({ mesh }, remote) {
+    const isFirst = this.#remote === null;
+    this.#remote = remote;
+    this.#offer = null;
+    this.#answered = undefined;
+    this.mesh = mesh;
+    // ICE begins now.
+    if (isFirst) this.startTimer();
   }
 
   /** @param {any} candidate */
   addCandidate(candidate) {
     this.#enqueue(async () => {
-      try {
-        await this.peer.pc.addIceCandidate(candidate);
-      } catch (error) {
-        if (!this.#ignoredOffer) throw error;
-      }
+      const pc = this.peer?.pc;
+      const ufrag = candidate?.usernameFragment;
+      // A candidate of a replaced connection or an ignored offer.
+      if (ufrag && !pc?.remoteDescription?.sdp.includes(`a=ice-ufrag:${ufrag}`)) return;
+      await pc?.addIceCandidate(candidate);
     });
   }
 
   // Signals to the peer
 
-  #makeOffer() {
+  /** Adds what a first offer has: audio, video and the channel `mesh`.
+   * @param {MeshPeer} peer */
+  #offerFirst(peer) {
+    this.#offers = true;
+    const { pc } = peer;
+    const kinds = new Set(pc.getTransceivers().map(({ receiver }) => receiver.track.kind));
+    for (const kind of ["audio", "video"]) {
+      if (!kinds.has(kind)) pc.addTransceiver(kind, { direction: "recvonly" });
+    }
+    this.#context.emit("datachannel", { peer, channel: pc.createDataChannel("mesh") });
+  }
+
+  /** @param {RTCPeerConnection} pc */
+  #makeOffer(pc) {
     this.#enqueue(async () => {
-      const { pc } = this.peer;
       // After the current exchange the browser asks again, if there is still a need.
-      if (pc.signalingState !== "stable" || this.#pendingOffer) return;
-      if (this.#polite) {
-        // Apply the offer only when the answer arrives: a browser that rolls an offer back loses more than
-        // that (in Chromium, channels never open, and tracks stay muted).
-        this.#pendingOffer = await pc.createOffer();
-        this.#sendSignal("offer", this.#pendingOffer);
-      } else {
-        await pc.setLocalDescription();
-        this.#sendSignal("offer", pc.localDescription);
-      }
+      if (pc !== this.peer?.pc || this.#offer || !(this.#offers || this.#remote !== null)) return;
+      if (pc.signalingState !== "stable") return;
+      const { sdp = "" } = await pc.createOffer();
+      this.#offer = { type: "offer", sdp, id: randomId(), mesh: this.#context.id };
+      this.#send("offer", this.#offer);
     });
   }
 
-  #offerTimedOut() {
-    this.#stopOfferTimer();
-    if (this.#needsOffer) this.#makeOffer();
+  #sendAnswer() {
+    const sdp = this.peer?.pc.localDescription?.sdp ?? "";
+    this.#send("answer", { type: "answer", sdp, id: this.#answered, mesh: this.#context.id });
   }
 
-  #stopOfferTimer() {
-    clearTimeout(this.#offerTimer);
-    this.#offerTimer = undefined;
+  /** @param {string} type @param {Description | RTCIceCandidate} data */
+  async #send(type, data) {
+    const { signal } = this.#lifetime;
+    this.#sending += 1;
+    try {
+      await this.#context.room.send(this.id, type, data, { signal });
+    } catch (error) {
+      const expected = error instanceof RoomError && EXPECTED.includes(error.code);
+      if (!expected && !signal.aborted) this.#context.emit("error", { id: this.id, error });
+    }
+    this.#sending -= 1;
   }
 
-  /** @param {string} type @param {RTCSessionDescriptionInit | RTCIceCandidate | null} data */
-  #sendSignal(type, data) {
-    this.#attempt(() => this.#room.send(this.peer.id, type, data, { signal: this.#lifetime.signal }));
+  // Repairs
+
+  /** @param {RTCPeerConnection} pc */
+  #restartIce(pc) {
+    this.#restarted = true;
+    pc.restartIce();
+  }
+
+  /** Starts or stops the timer. */
+  #check() {
+    if (this.#lifetime.signal.aborted) return;
+    const pc = this.peer?.pc;
+    if (pc?.connectionState === "connected" && pc.signalingState === "stable" && !this.#offer) {
+      this.#attempts = 0;
+      this.#restarted = false;
+      clearTimeout(this.#timer);
+      this.#timer = undefined;
+    } else if (this.#timer === undefined) {
+      this.startTimer();
+    }
+  }
+
+  /** @param {number} [delay] @param {() => void} [callback] */
+  startTimer(delay, callback = () => this.#enqueue(() => this.#timedOut())) {
+    const waits = this.peer !== null && !this.#offers && this.#remote === null;
+    const attempt = Math.min(ATTEMPT_MS * 2 ** this.#attempts, MAX_ATTEMPT_MS) * (this.#polite ? POLITE_FACTOR : 1);
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined;
+      callback();
+    }, delay ?? (waits ? FIRST_OFFER_MS : attempt));
+  }
+
+  async #timedOut() {
+    // The signals are on their way.
+    if (this.#sending > 0 || this.#context.room.state !== "open") return;
+    const { peer } = this;
+    const connected = peer?.state === "connected";
+    this.#attempts += 1;
+    if (peer && this.#remote === null && !this.#offers) this.#offerFirst(peer);
+    else if (this.#offer && (connected || this.#remote === null)) this.#send("offer", this.#offer);
+    else if (peer?.state === "disconnected" && !this.#restarted) this.#restartIce(peer.pc);
+    else this.open(true);
   }
 
   /** Runs a task after all before it.
@@ -1160,12 +1392,13 @@ class Negotiation {
   #enqueue(task) {
     if (this.#queued >= MAX_SIGNALS) {
       const error = new Error(`${this.#queued} signals are queued: this one is dropped`);
-      return this.#emit("error", { id: this.peer.id, error });
+      return this.#context.emit("error", { id: this.id, error });
     }
     this.#queued += 1;
     this.#queueEnd = this.#queueEnd.then(async () => {
-      await this.#attempt(task);
+      if (!this.#lifetime.signal.aborted) await this.#attempt(task);
       this.#queued -= 1;
+      this.#check();
     });
   }
 
@@ -1175,7 +1408,21 @@ class Negotiation {
     try {
       await task();
     } catch (error) {
-      if (!this.#lifetime.signal.aborted) this.#emit("error", { id: this.peer.id, error });
+      if (!this.#lifetime.signal.aborted) this.#context.emit("error", { id: this.id, error });
     }
   }
+}
+
+/** @returns {string} unique for a room, not a secret */
+function randomId() {
+  return Math.random().toString(36).slice(2);
+}
+
+/** Reads an offer or answer. `remote` identifies the peer's RTCPeerConnection: a browser's by the session id of
+ * the origin line (RFC 8866, section 5.2), which others change; theirs by the certificate.
+ * @param {any} data */
+function parse(data) {
+  const sdp = String(data?.sdp);
+  const [, remote = ""] = (data?.mesh ? /^o=\S+ (\S+)/m : /^a=fingerprint:(.+)/m).exec(sdp) ?? [];
+  return { sdp, remote, id: typeof data?.id === "string" ? data.id : undefined };
 }

@@ -565,7 +565,7 @@ async fn attempts_use_the_whole_resume_window() {
         });
         await room.opened;
         sockets[0].dispatchEvent(new Event('close'));";
-    for (window, count) in [(30, 8..=14), (4, 4..=8)] {
+    for (window, count) in [(30, 10..=20), (4, 4..=10)] {
         let script = script.replace("SECONDS", &window.to_string());
         let tab = open_module_page(&browser, &pages, &script).await;
         tab.until("room.state === 'closed'").await;
