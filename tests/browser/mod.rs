@@ -14,6 +14,7 @@
 //! | `client_room` | the client module's `Room`, against a scripted server |
 //! | `life_cycle` | pages that are left, restored, frozen and hidden |
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
+//! | `client_mesh_repairs` | the `Mesh` when signals, TURN, or the server fail |
 //!
 //! | file | what the tests use |
 //! | --- | --- |
@@ -27,6 +28,7 @@ mod admin_page;
 mod call;
 mod chat;
 mod client_mesh;
+mod client_mesh_repairs;
 mod client_room;
 mod deployment;
 mod devtools;

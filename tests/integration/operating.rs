@@ -61,8 +61,9 @@ async fn run(command: &mut Command) -> Output {
 
 /// A coturn TURN server on a free port.
 pub struct Coturn {
-    _child: Child,
-    _files: [File; 2],
+    child: Child,
+    pid: File,
+    log: File,
     pub secret: File,
     port: u16,
     pub url: String,
@@ -76,7 +77,18 @@ impl Coturn {
         let secret = File::new(&format!("coturn-{port}"), Coturn::SECRET);
         let pid = File::new(&format!("coturn-{port}.pid"), "");
         let log = File::new(&format!("coturn-{port}.log"), "");
-        let child = start(
+        Coturn {
+            child: Coturn::run(port, &pid, &log).await,
+            pid,
+            log,
+            secret,
+            port,
+            url: format!("turn:127.0.0.1:{port}"),
+        }
+    }
+
+    async fn run(port: u16, pid: &File, log: &File) -> Child {
+        start(
             Command::new("turnserver")
                 .args([
                     "-n",
@@ -97,14 +109,13 @@ impl Coturn {
                 .arg(format!("--log-file={}", log.path().display())),
             port,
         )
-        .await;
-        Coturn {
-            _child: child,
-            _files: [pid, log],
-            secret,
-            port,
-            url: format!("turn:127.0.0.1:{port}"),
-        }
+        .await
+    }
+
+    /// Kills the process and starts it again: every allocation is lost.
+    pub async fn restart(&mut self) {
+        self.child.kill().await.unwrap();
+        self.child = Coturn::run(self.port, &self.pid, &self.log).await;
     }
 }
 
