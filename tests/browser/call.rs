@@ -160,9 +160,9 @@ async fn a_failed_connection_restarts_ice() {
     tabs[0]
         .run(
             "const failed = { value: 'failed', configurable: true };
-            Object.defineProperty(connections[0], 'iceConnectionState', failed);
-            connections[0].dispatchEvent(new Event('iceconnectionstatechange'));
-            delete connections[0].iceConnectionState;",
+            Object.defineProperty(connections[0], 'connectionState', failed);
+            connections[0].dispatchEvent(new Event('connectionstatechange'));
+            delete connections[0].connectionState;",
         )
         .await;
     // Both sides have new ICE credentials, and the video continues.
