@@ -807,7 +807,8 @@ const SUCCESSION_MS = 1000;
 /** What a `Mesh` shares with its negotiations. `id` is random: it tells peers that a session belongs to the
  * same mesh as an earlier one.
  * @typedef {{ id: string, room: Room, peers: Map<string, MeshPeer>, tracks: Map<MediaStreamTrack, MediaStream[]>,
- *   configuration(): RTCConfiguration, renewIceServers(): Promise<void>, stateChanged(negotiation: Negotiation): void,
+ *   configuration(): RTCConfiguration, renewIceServers(): Promise<void>,
+ *   stateChanged(negotiation: Negotiation): void,
  *   emit<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]): void }} MeshContext */
 
 /** A WebRTC connection to every peer of a room. A peer needs no `Mesh`, only the messages `offer` and
