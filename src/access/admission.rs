@@ -61,6 +61,8 @@ pub(crate) struct ConnectRequest {
     pub(crate) address: Option<IpAddr>,
     /// `None` if the server requires no token.
     pub(crate) grant: Option<Grant>,
+    /// Whether the client learns why it is refused from a close code.
+    pub(crate) reads_refusals: bool,
 }
 
 impl ConnectRequest {
@@ -139,8 +141,14 @@ impl Admission {
         }
     }
 
-    /// Identifies the client of a request to join `room`, by the address of its connection, the
-    /// headers, and the `token` of the query.
+    /// The address of the client whose request came from `peer` with these headers.
+    pub(crate) fn address(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
+        let trusted = &self.config.serving.trust_proxy;
+        peer.map(|peer| client_ip::client(peer, headers, trusted))
+    }
+
+    /// Identifies the client of a request to join `room`, by its address, the headers, and the `token`
+    /// of the query.
     ///
     /// # Errors
     ///
@@ -149,13 +157,12 @@ impl Admission {
     pub(crate) fn identify(
         &self,
         room: &RoomName,
-        peer: Option<IpAddr>,
+        address: Option<IpAddr>,
         headers: &HeaderMap,
         token: Option<&str>,
+        reads_refusals: bool,
     ) -> Result<ConnectRequest, HttpError> {
         origin::check(&self.config.access.allow_origin, headers)?;
-        let trusted = &self.config.serving.trust_proxy;
-        let address = peer.map(|peer| client_ip::client(peer, headers, trusted));
         if let (Some(rate), Some(address)) = (&self.join_rate, address) {
             rate.check(address).map_err(|seconds| {
                 self.metrics.limits_hit(Limit::JoinRate).inc();
@@ -167,7 +174,11 @@ impl Admission {
             Some(tokens) => Some(credentials::check(tokens, room, headers, token)?),
             None => None,
         };
-        Ok(ConnectRequest { address, grant })
+        Ok(ConnectRequest {
+            address,
+            grant,
+            reads_refusals,
+        })
     }
 
     /// Takes the slots of a new session, on the server, of its address, and in the room.
@@ -212,7 +223,7 @@ impl Admission {
             }
             Full::Room => {
                 self.metrics.limits_hit(Limit::RoomSessions).inc();
-                HttpError::unavailable("the room is full: try again later")
+                HttpError::room_full("the room is full: try again later")
             }
         })?;
         let slot = SessionSlot {

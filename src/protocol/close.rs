@@ -5,7 +5,9 @@ use std::{
     fmt::{self, Display},
 };
 
-use crate::websocket::Frame;
+use http::StatusCode;
+
+use crate::{web::HttpError, websocket::Frame};
 
 /// The close code of a client that gives up on its connection and is about to reconnect. The session is
 /// suspended as if the connection were lost, because a browser cannot drop a connection without a Close
@@ -39,10 +41,18 @@ pub(crate) enum CloseCode {
     ServiceRestart = 1012,
     /// The client read too slowly: its outbox is full.
     TryAgainLater = 1013,
+    /// A token is required, or the token is not valid.
+    Unauthorized = 4401,
+    /// The origin or the token does not admit to the room.
+    Forbidden = 4403,
+    /// The address has used up its share.
+    TooManyRequests = 4429,
+    /// The room is full.
+    RoomFull = 4503,
 }
 
 impl CloseCode {
-    pub(crate) const ALL: [CloseCode; 8] = [
+    pub(crate) const ALL: [CloseCode; 12] = [
         CloseCode::GoingAway,
         CloseCode::ProtocolError,
         CloseCode::UnsupportedData,
@@ -51,6 +61,10 @@ impl CloseCode {
         CloseCode::MessageTooBig,
         CloseCode::ServiceRestart,
         CloseCode::TryAgainLater,
+        CloseCode::Unauthorized,
+        CloseCode::Forbidden,
+        CloseCode::TooManyRequests,
+        CloseCode::RoomFull,
     ];
 
     /// The code in the Close frame.
@@ -75,6 +89,27 @@ impl Close {
         Close::new(CloseCode::ServiceRestart, reason)
     }
 
+    /// What a client that knows the subprotocol gets in place of an HTTP status, which a browser does
+    /// not tell its page. `None` for an error that is not about this client or room: a balancer acts on its
+    /// status.
+    pub(crate) fn refusal(error: &HttpError) -> Option<Close> {
+        let code = match error.status() {
+            StatusCode::UNAUTHORIZED => CloseCode::Unauthorized,
+            StatusCode::FORBIDDEN => CloseCode::Forbidden,
+            StatusCode::TOO_MANY_REQUESTS => CloseCode::TooManyRequests,
+            StatusCode::SERVICE_UNAVAILABLE if error.is_room_full() => CloseCode::RoomFull,
+            _ => return None,
+        };
+        let reason = match error.retry_seconds() {
+            Some(seconds) => {
+                let delay_ms = spread(seconds * 1000);
+                format!("{}: retry in {delay_ms} ms", error.message()).into()
+            }
+            None => error.message(),
+        };
+        Some(Close::new(code, reason))
+    }
+
     /// An operator closed the session.
     pub(crate) fn by_operator() -> Close {
         Close::new(CloseCode::PolicyViolation, "closed by an operator")
@@ -89,6 +124,12 @@ impl Close {
     pub(crate) fn frame(&self) -> Frame {
         Frame::close(Some((self.code.number(), &self.reason)))
     }
+}
+
+/// The delay, lengthened by a random part of itself, so that a refused crowd does not return all at once.
+fn spread(delay_ms: u64) -> u64 {
+    let random = getrandom::u64().expect("the operating system has random bits");
+    delay_ms + random % delay_ms.max(1)
 }
 
 impl Display for Close {

@@ -23,7 +23,8 @@ use super::{
     handle::Handle,
 };
 use crate::{
-    protocol::{RoomName, SUBPROTOCOL},
+    access::{Admitted, ConnectRequest},
+    protocol::{Close, RoomName, SUBPROTOCOL},
     session,
     state::{ResumeRequest, Shared},
     web::HttpError,
@@ -59,10 +60,10 @@ pub(super) fn room(handle: &Handle) -> BoxedFilter<(Response,)> {
         .and(peer())
         .and(warp::ext::optional::<OnUpgrade>())
         .map(move |name, method, headers, query, peer, connection| {
-            let response = join(&handle, name, &method, &headers, &query, peer, connection)
-                .unwrap_or_else(HttpError::into_response);
-            let status = response.status().as_u16();
-            handle.metrics.upgrades(status).inc();
+            let joined = join(&handle, name, &method, &headers, &query, peer, connection);
+            let (status, response) =
+                joined.unwrap_or_else(|error| (error.status(), error.into_response()));
+            handle.metrics.upgrades(status.as_u16()).inc();
             response
         })
         .boxed()
@@ -116,7 +117,8 @@ fn peer() -> impl Filter<Extract = (Option<IpAddr>,), Error = Infallible> + Clon
         })
 }
 
-/// Starts a session, or resumes one, on the connection of this request.
+/// Starts a session, or resumes one, on the connection of this request. Returns the response, and the
+/// status as which it counts: a client that offers the subprotocol learns a refusal from a Close frame.
 ///
 /// # Errors
 ///
@@ -129,13 +131,48 @@ fn join(
     query: &Query,
     peer: Option<IpAddr>,
     connection: Option<OnUpgrade>,
-) -> Result<Response, HttpError> {
+) -> Result<(StatusCode, Response), HttpError> {
     let room = room.map_err(|message| HttpError::new(StatusCode::BAD_REQUEST, message))?;
     let upgrade = websocket::accept(method, headers, connection, SUBPROTOCOL)?;
+    let reads_refusals = upgrade.has_subprotocol();
+    let address = shared.admission.address(peer, headers);
+    let (shared, connection) = (shared.clone(), upgrade.connection);
+    let status = match admit(&shared, &room, address, headers, query, reads_refusals) {
+        Ok((client, resume, admitted)) => {
+            session::start(shared, room, connection, client, resume, admitted);
+            StatusCode::SWITCHING_PROTOCOLS
+        }
+        Err(error) => match Close::refusal(&error).filter(|_| reads_refusals) {
+            Some(refusal) => {
+                session::close_refused(shared, connection, address, refusal);
+                error.status()
+            }
+            None => return Err(error),
+        },
+    };
+    let response = upgrade.response.map(|empty: Bytes| empty.into());
+    Ok((status, response))
+}
+
+/// Admits the client of a handshake: who it is, the session that it wants to resume, and the resources
+/// of a new session unless it can resume that one, which holds its own.
+///
+/// # Errors
+///
+/// The [`HttpError`] for a client that is refused.
+fn admit(
+    shared: &Shared,
+    room: &RoomName,
+    address: Option<IpAddr>,
+    headers: &HeaderMap,
+    query: &Query,
+    reads_refusals: bool,
+) -> Result<(ConnectRequest, Option<ResumeRequest>, Option<Admitted>), HttpError> {
     let token = query.get("token");
-    let client = shared
-        .admission
-        .identify(&room, peer, headers, token.as_deref())?;
+    let client =
+        shared
+            .admission
+            .identify(room, address, headers, token.as_deref(), reads_refusals)?;
     if shared
         .cluster
         .as_ref()
@@ -150,17 +187,14 @@ fn join(
         .get("resume")
         .map(|token| ResumeRequest::parse(&token, received.as_deref()));
     let resumable = resume.as_ref().is_some_and(|request| {
-        let can_resume = shared.resumes.can_resume(request, &room, client.user());
+        let can_resume = shared.resumes.can_resume(request, room, client.user());
         can_resume && !shared.stopping.is_cancelled()
     });
-    // A session that is resumed holds its slots already.
     let admitted = match resumable {
         true => None,
-        false => Some(shared.admission.admit(&room, client.address)?),
+        false => Some(shared.admission.admit(room, client.address)?),
     };
-    let connection = upgrade.connection;
-    session::start(shared.clone(), room, connection, client, resume, admitted);
-    Ok(upgrade.response.map(|empty: Bytes| empty.into()))
+    Ok((client, resume, admitted))
 }
 
 /// Answers a request that no route took.

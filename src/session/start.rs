@@ -1,7 +1,7 @@
 //! How a session begins: on a new connection, on one that resumes a session of this node, or on one that
 //! moves a session here from another node. From there it runs to its end.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::IpAddr, sync::Arc, time::Duration};
 
 use hyper::upgrade::OnUpgrade;
 use log::debug;
@@ -48,13 +48,9 @@ pub(crate) fn start(
 ) {
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let limit = shared.config.limits.handshake();
-        let Some(Ok(upgraded)) = shared.in_time(limit, connection).await else {
+        let Some((reader, writer)) = upgraded(&shared, connection).await else {
             return;
         };
-        let max_message_bytes = shared.config.limits.max_message_bytes;
-        let (reader, writer) =
-            websocket::split(upgraded, max_message_bytes, &shared.metrics.traffic);
         let mut connection = Box::new(Reconnection {
             reader,
             writer,
@@ -74,6 +70,32 @@ pub(crate) fn start(
             look_up(shared, connection, token).await;
         }
     });
+}
+
+/// Waits until `connection`, which is from `address`, is upgraded. Then closes it with `refusal`.
+pub(crate) fn close_refused(
+    shared: Arc<Shared>,
+    connection: OnUpgrade,
+    address: Option<IpAddr>,
+    refusal: Close,
+) {
+    let tasks = shared.tasks.clone();
+    tasks.spawn(async move {
+        if let Some((reader, writer)) = upgraded(&shared, connection).await {
+            let disconnect = Disconnect::Closed(refusal);
+            let handshake = ClosingHandshake::of_connection(shared, disconnect, writer, address);
+            handshake.run(reader).await;
+        }
+    });
+}
+
+/// The halves of a connection once it is upgraded; `None` if that fails or takes too long.
+async fn upgraded(shared: &Shared, connection: OnUpgrade) -> Option<(Reader, Writer)> {
+    let limit = shared.config.limits.handshake();
+    let upgraded = shared.in_time(limit, connection).await?.ok()?;
+    let max_message_bytes = shared.config.limits.max_message_bytes;
+    let traffic = &shared.metrics.traffic;
+    Some(websocket::split(upgraded, max_message_bytes, traffic))
 }
 
 /// Makes a session of this node continue with a connection.
@@ -189,7 +211,9 @@ fn admit(shared: &Shared, connection: &mut Reconnection) -> Result<Admitted, Clo
         .admit(&connection.room, connection.client.address);
     admitted.map_err(|error| match shared.stopping.is_cancelled() {
         true => Close::restart(0),
-        false => Close::new(CloseCode::TryAgainLater, error.message()),
+        false => Close::refusal(&error)
+            .filter(|_| connection.client.reads_refusals)
+            .unwrap_or_else(|| Close::new(CloseCode::TryAgainLater, error.message())),
     })
 }
 
@@ -237,7 +261,11 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
         shared.metrics.errors(problem.code.as_str()).inc();
         outbox.push(protocol::error(id, &problem, None));
     }
-    let ConnectRequest { address, mut grant } = client;
+    let ConnectRequest {
+        address,
+        mut grant,
+        reads_refusals: _,
+    } = client;
     let public = grant.as_mut().and_then(|grant| grant.public.take());
     let join_guard = reservation.join(id, sender, SessionInfo::new(public, address));
     let permissions = grant.map(|grant| cluster::Permissions {

@@ -18,6 +18,8 @@ pub(crate) struct HttpError {
     status: StatusCode,
     message: Cow<'static, str>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    retry_seconds: Option<u64>,
+    is_room_full: bool,
 }
 
 impl HttpError {
@@ -27,34 +29,60 @@ impl HttpError {
             status,
             message: message.into(),
             headers: Vec::new(),
+            retry_seconds: None,
+            is_room_full: false,
         }
     }
 
     /// 503 with `Retry-After`: the server cannot serve the request now.
     pub(crate) fn unavailable(message: &'static str) -> HttpError {
-        HttpError::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_SECONDS)
+        HttpError {
+            retry_seconds: Some(RETRY_SECONDS),
+            ..HttpError::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        }
+    }
+
+    /// 503 with `Retry-After`: the room is full. Other rooms of this server may have room.
+    pub(crate) fn room_full(message: &'static str) -> HttpError {
+        HttpError {
+            is_room_full: true,
+            ..HttpError::unavailable(message)
+        }
     }
 
     /// 429 with `Retry-After`: the client's address has used up its share. `seconds` is when to
     /// retry, if that is known.
     pub(crate) fn too_many_requests(message: &'static str, seconds: Option<u64>) -> HttpError {
-        HttpError::new(StatusCode::TOO_MANY_REQUESTS, message)
-            .retry_after(seconds.unwrap_or(RETRY_SECONDS))
+        HttpError {
+            retry_seconds: Some(seconds.unwrap_or(RETRY_SECONDS)),
+            ..HttpError::new(StatusCode::TOO_MANY_REQUESTS, message)
+        }
+    }
+
+    /// The status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// The line of text.
-    pub(crate) fn message(self) -> Cow<'static, str> {
-        self.message
+    pub(crate) fn message(&self) -> Cow<'static, str> {
+        self.message.clone()
+    }
+
+    /// After how many seconds the client should retry; `None` if a retry is of no use.
+    pub(crate) fn retry_seconds(&self) -> Option<u64> {
+        self.retry_seconds
+    }
+
+    /// Whether the room is full, and not the server.
+    pub(crate) fn is_room_full(&self) -> bool {
+        self.is_room_full
     }
 
     /// Adds a header.
     pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> HttpError {
         self.headers.push((name, value));
         self
-    }
-
-    fn retry_after(self, seconds: u64) -> HttpError {
-        self.with(RETRY_AFTER, seconds.into())
     }
 }
 
@@ -68,6 +96,9 @@ impl Reply for HttpError {
             HeaderValue::from_static("text/plain; charset=utf-8"),
         );
         headers.extend(self.headers);
+        if let Some(seconds) = self.retry_seconds {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
         response
     }
 }

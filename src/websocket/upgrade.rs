@@ -28,6 +28,13 @@ pub(crate) struct Upgrade {
     pub(crate) response: Response<Bytes>,
 }
 
+impl Upgrade {
+    /// Whether the response selects the subprotocol, because the client offers it.
+    pub(crate) fn has_subprotocol(&self) -> bool {
+        self.response.headers().contains_key(SEC_WEBSOCKET_PROTOCOL)
+    }
+}
+
 /// Checks a handshake request and prepares its response, which selects `subprotocol` if the client
 /// offers it.
 ///
