@@ -33,15 +33,54 @@ export function icon(name) {
   return svg;
 }
 
-/** Appends an item to a list of at most `limit`, and scrolls to it if the list was at its end.
+/** Appends items to a list of at most `limit`, and scrolls to them if the list was at its end.
  * @param {HTMLElement} list
- * @param {HTMLElement} item
+ * @param {HTMLElement[]} items
  * @param {number} limit */
-export function append(list, item, limit) {
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < AT_END_PX;
-  list.append(item);
-  while (list.children.length > limit) list.firstElementChild?.remove();
+export function append(list, items, limit) {
+  keepAtEnd(list, () => {
+    list.append(...items);
+    while (list.children.length > limit) list.firstElementChild?.remove();
+  });
+}
+
+/** Changes what a list shows. A list that was scrolled to its end is afterwards, too.
+ * @param {Element | null} list
+ * @param {() => void} change */
+export function keepAtEnd(list, change) {
+  const atEnd = list && list.scrollHeight - list.scrollTop - list.clientHeight < AT_END_PX;
+  change();
   if (atEnd) list.scrollTop = list.scrollHeight;
+}
+
+/** An element with the current time.
+ * @param {Intl.DateTimeFormatOptions} options
+ * @param {Date} [date] */
+export function time(options, date = new Date()) {
+  return element("time", { dateTime: date.toISOString(), title: date.toLocaleString() }, date.toLocaleTimeString([], options));
+}
+
+/** A setting that the browser keeps, or this tab (`session`). `null` if there is none or storage is forbidden.
+ * @param {string} key
+ * @param {"local" | "session"} [storage] */
+export function recall(key, storage = "local") {
+  try {
+    return window[`${storage}Storage`].getItem(key);
+  } catch {
+    return null;
+  }
+}
+
+/** Keeps a setting. If storage is forbidden, it lasts as long as the page.
+ * @param {string} key
+ * @param {string} value
+ * @param {"local" | "session"} [storage] */
+export function remember(key, value, storage = "local") {
+  try {
+    window[`${storage}Storage`].setItem(key, value);
+  } catch {
+    // As said above.
+  }
 }
 
 /** Adds a listener for several event types.

@@ -1,10 +1,20 @@
 // File transfer between browsers. Each file has a data channel, labelled `file`: the sender sends a header,
-// `{"name", "size"}`; the receiver sends `accept`, or closes; the sender sends the bytes; the receiver sends
-// `done`, and the sender closes.
+// `{"name", "size"}`; the receiver sends `accept`; the sender sends the bytes; the receiver sends `done`, and
+// the sender closes. Either side may close earlier. It should first send why: one of the texts of `REASONS`.
 
-import { element, on } from "./dom.js";
+import { element, keepAtEnd, on } from "./dom.js";
 
 /** @import { Mesh, MeshPeer } from "./anteroom.js" */
+/** @import { RoomContext } from "./people.js" */
+
+/** Why the other side ends a transfer early, by the text that it sends, for display before its name.
+ * @type {Record<string, string>} */
+const REASONS = {
+  decline: "Declined by",
+  cancel: "Cancelled by",
+  large: "Too large for",
+  busy: "Not sent: too many files at once for",
+};
 
 /** The size of a message, in bytes. */
 const CHUNK_BYTES = 64 * 1024;
@@ -20,25 +30,44 @@ const BLOB_CHUNKS = 64;
 const [IDLE_MS, OFFER_MS] = [60_000, 600_000];
 /** How long the browser may read a saved file, in ms. */
 const SAVE_MS = 60_000;
+/** How often the text of the progress changes at most, and when the rate is meaningful, in ms. */
+const [PROGRESS_MS, RATE_MS] = [250, 1000];
+/** The image types that have a preview, by the end of the name: formats without script. */
+const IMAGE = /\.(png|jpe?g|gif|webp|avif)$/i;
+/** The largest image that has a preview, in bytes and in pixels: decoded, a pixel takes four bytes. */
+const [MAX_IMAGE, MAX_PIXELS] = [20e6, 50e6];
 
-/** @param {Mesh} mesh @param {MeshPeer} peer @param {File} file
+/** The transfers under way. @type {Set<Transfer>} */
+const underWay = new Set();
+
+/** Whether leaving the page would interrupt a transfer. */
+export const isTransferring = () => underWay.size > 0;
+
+/** Makes the browser ask before the page is left.
+ * @param {Event} event */
+const askBeforeLeaving = (event) => event.preventDefault();
+
+/** @param {RoomContext} context @param {MeshPeer} peer @param {File} file @param {boolean} showPreview
  * @returns {HTMLElement} shows the progress */
-export function sendFile(mesh, peer, file) {
+export function sendFile(context, peer, file, showPreview) {
   const channel = peer.pc.createDataChannel("file");
   const line = new Line(file.name, file.size);
-  const transfer = new Transfer(mesh, peer, channel, OFFER_MS, (outcome, complete) => line.end(outcome, complete));
+  const transfer = new Transfer(context, peer, channel, OFFER_MS, (outcome, complete) => line.end(outcome, complete));
+  if (showPreview) line.preview(file);
   /** @type {"offered" | "sending" | "sent"} */
   let stage = "offered";
-  line.button("Cancel", () => transfer.end("cancelled"));
+  line.button("Cancel", () => transfer.end("Cancelled", "cancel"));
   channel.addEventListener("open", () => {
     channel.send(JSON.stringify({ name: file.name, size: file.size }));
   });
   channel.addEventListener("message", async ({ data }) => {
-    if (data === "done" && stage === "sent") return transfer.end("delivered", true);
-    if (data !== "accept" || stage !== "offered") return transfer.end("failed: wrong answer");
+    if (transfer.endedByPeer(data)) return;
+    if (data === "done" && stage === "sent") return transfer.complete("Delivered");
+    if (data !== "accept" || stage !== "offered") return transfer.end("Failed: wrong answer", "cancel");
     stage = "sending";
+    transfer.begin();
     line.begin();
-    line.button("Cancel", () => transfer.end("cancelled"));
+    line.button("Cancel", () => transfer.end("Cancelled", "cancel"));
     try {
       await sendBytes(file, channel, (sent) => {
         line.progress(sent);
@@ -47,7 +76,7 @@ export function sendFile(mesh, peer, file) {
       stage = "sent";
     } catch (/** @type {any} */ error) {
       // A closing channel ends the transfer itself.
-      if (channel.readyState === "open") transfer.end(`failed: ${error.message}`);
+      if (channel.readyState === "open") transfer.end(`Failed: ${error.message}`, "cancel");
     }
   }, { signal: transfer.signal });
   return line.item;
@@ -71,24 +100,32 @@ async function sendBytes(file, channel, progress) {
   }
 }
 
-/** @param {Mesh} mesh @param {(id: string, item: HTMLElement) => void} show */
-export function receiveFiles(mesh, show) {
+/** @param {RoomContext} context @param {(id: string, item: HTMLElement) => void} show */
+export function receiveFiles(context, show) {
   /** @type {WeakMap<MeshPeer, number>} */
   const running = new WeakMap();
-  mesh.addEventListener("datachannel", ({ detail: { peer, channel } }) => {
+  context.mesh.addEventListener("datachannel", ({ detail: { peer, channel } }) => {
     if (channel.label !== "file") return;
     const count = running.get(peer) ?? 0;
-    if (count >= MAX_TRANSFERS) return channel.close();
+    if (count >= MAX_TRANSFERS) return refuse(channel);
     running.set(peer, count + 1);
-    receiveFile(mesh, peer, channel, (item) => show(peer.id, item), () => {
+    receiveFile(context, peer, channel, (item) => show(peer.id, item), () => {
       running.set(peer, (running.get(peer) ?? 1) - 1);
     });
   });
 }
 
-/** @param {Mesh} mesh @param {MeshPeer} peer @param {RTCDataChannel} channel
+/** Closes a channel over the limit. It may not be open yet.
+ * @param {RTCDataChannel} channel */
+function refuse(channel) {
+  if (channel.readyState === "connecting") return on(channel, "open", () => refuse(channel), { once: true });
+  if (channel.readyState === "open") channel.send("busy");
+  channel.close();
+}
+
+/** @param {RoomContext} context @param {MeshPeer} peer @param {RTCDataChannel} channel
  * @param {(item: HTMLElement) => void} show @param {() => void} ended */
-function receiveFile(mesh, peer, channel, show, ended) {
+function receiveFile(context, peer, channel, show, ended) {
   channel.binaryType = "arraybuffer";
   /** @type {"header" | "offered" | "receiving" | "complete"} */
   let stage = "header";
@@ -101,7 +138,7 @@ function receiveFile(mesh, peer, channel, show, ended) {
   /** @type {ArrayBuffer[]} */
   const chunks = [];
 
-  const transfer = new Transfer(mesh, peer, channel, IDLE_MS, (outcome) => {
+  const transfer = new Transfer(context, peer, channel, IDLE_MS, (outcome) => {
     if (stage !== "complete") line?.end(outcome);
     // Too large an offer counts for good, so that a sender cannot repeat it for ever.
     if (header.size <= MAX_FILE) ended();
@@ -109,8 +146,9 @@ function receiveFile(mesh, peer, channel, show, ended) {
   const accept = () => {
     if (channel.readyState !== "open") return;
     stage = "receiving";
+    transfer.begin();
     line?.begin();
-    line?.button("Cancel", () => transfer.end("cancelled"));
+    line?.button("Cancel", () => transfer.end("Cancelled", "cancel"));
     transfer.restartTimer(IDLE_MS);
     channel.send("accept");
     if (header.size === 0) finish();
@@ -119,25 +157,31 @@ function receiveFile(mesh, peer, channel, show, ended) {
     stage = "complete";
     // The browser never opens this type as a part of the page.
     const file = new Blob([...blobs, ...chunks], { type: "application/octet-stream" });
-    line?.end("received", true);
+    transfer.finish();
+    line?.end("Received", true);
     line?.save(file, header.name);
+    line?.preview(file);
     // The conversation may have removed the line as one of the oldest.
     if (line && !line.item.isConnected) show(line.item);
     channel.send("done");
   };
 
   channel.addEventListener("message", ({ data }) => {
+    if (transfer.endedByPeer(data)) return;
     if (stage === "header") {
       const parsed = parseHeader(data);
-      if (!parsed) return transfer.end("");
+      if (!parsed) return transfer.end("", "cancel");
       stage = "offered";
       header = parsed;
       line = new Line(header.name, header.size);
+      if (header.size > MAX_FILE) {
+        transfer.end(`Too large: the limit is ${formatSize(MAX_FILE)}`, "large");
+      } else {
+        transfer.restartTimer(OFFER_MS);
+        line.button("Accept", accept);
+        line.button("Decline", () => transfer.end("Declined", "decline"));
+      }
       show(line.item);
-      if (header.size > MAX_FILE) return transfer.end(`too large: the limit is ${formatSize(MAX_FILE)}`);
-      transfer.restartTimer(OFFER_MS);
-      line.button("Accept", accept);
-      line.button("Decline", () => transfer.end("declined"));
     } else if (stage === "receiving" && data.byteLength > 0 && data.byteLength <= header.size - received) {
       received += data.byteLength;
       chunks.push(data);
@@ -146,7 +190,7 @@ function receiveFile(mesh, peer, channel, show, ended) {
       transfer.restartTimer(IDLE_MS);
       if (received === header.size) finish();
     } else {
-      transfer.end("failed: this is not the offered file");
+      transfer.end("Failed: this is not the offered file", "cancel");
     }
   }, { signal: transfer.signal });
 }
@@ -169,20 +213,23 @@ function parseHeader(data) {
 class Transfer {
   #channel;
   #onEnd;
+  #peerName;
   #lifetime = new AbortController();
   signal = this.#lifetime.signal;
   /** @type {number | undefined} */
   #timer;
 
-  /** @param {Mesh} mesh @param {MeshPeer} peer @param {RTCDataChannel} channel @param {number} timeout
+  /** @param {RoomContext} context @param {MeshPeer} peer @param {RTCDataChannel} channel @param {number} timeout
    * @param {(outcome: string, complete: boolean) => void} onEnd */
-  constructor(mesh, peer, channel, timeout, onEnd) {
+  constructor({ mesh, people }, peer, channel, timeout, onEnd) {
     this.#channel = channel;
     this.#onEnd = onEnd;
+    this.#peerName = () => people.name(peer.id);
     const { signal } = this;
-    channel.addEventListener("close", () => this.end("declined or cancelled by the other side"), { signal });
+    const lost = () => this.end("Failed: the connection was lost");
+    channel.addEventListener("close", lost, { signal });
     mesh.addEventListener("disconnect", ({ detail }) => {
-      if (detail.peer === peer) this.end("failed: the connection was lost");
+      if (detail.peer === peer) lost();
     }, { signal });
     this.restartTimer(timeout);
   }
@@ -191,36 +238,87 @@ class Transfer {
   restartTimer(timeout) {
     clearTimeout(this.#timer);
     if (this.signal.aborted) return;
-    this.#timer = setTimeout(() => this.end("failed: no progress for too long"), timeout);
+    this.#timer = setTimeout(() => this.end("Failed: no progress for too long", "cancel"), timeout);
+  }
+
+  /** Bytes are on their way: leaving the page would interrupt them. */
+  begin() {
+    underWay.add(this);
+    on(window, "beforeunload", askBeforeLeaving);
+  }
+
+  /** No more bytes are on their way. */
+  finish() {
+    underWay.delete(this);
+    // Some browsers do not cache a page with this listener.
+    if (!isTransferring()) window.removeEventListener("beforeunload", askBeforeLeaving);
+  }
+
+  /** Ends the transfer if a message of the other side says so.
+   * @param {unknown} data */
+  endedByPeer(data) {
+    if (typeof data !== "string" || !Object.hasOwn(REASONS, data)) return false;
+    this.end(`${REASONS[data]} ${this.#peerName()}`);
+    return true;
+  }
+
+  /** @param {string} outcome for display */
+  complete(outcome) {
+    this.end(outcome, "", true);
   }
 
   /** @param {string} outcome for display
+   * @param {string} [reason] for the other side, one of `REASONS`
    * @param {boolean} [complete] */
-  end(outcome, complete = false) {
+  end(outcome, reason = "", complete = false) {
     if (this.signal.aborted) return;
     this.#lifetime.abort();
     clearTimeout(this.#timer);
+    this.finish();
+    if (reason && this.#channel.readyState === "open") this.#channel.send(reason);
     this.#channel.close();
     this.#onEnd(outcome, complete);
   }
 }
 
+/** A preview of an image, `null` if the name is not that of an image, or the file is large.
+ * @param {Blob} file @param {string} name */
+function imagePreview(file, name) {
+  if (!IMAGE.test(name) || file.size > MAX_IMAGE) return null;
+  // A browser recognizes these formats by their bytes. It never reads SVG under this type.
+  const src = URL.createObjectURL(file.slice(0, file.size, "image/png"));
+  const image = element("img", { src, alt: `Preview of ${name}`, hidden: true });
+  on(image, "load error", ({ type }) => {
+    URL.revokeObjectURL(src);
+    if (type === "error" || image.naturalWidth * image.naturalHeight > MAX_PIXELS) return image.remove();
+    keepAtEnd(image.closest("[role=log]"), () => (image.hidden = false));
+  });
+  return image;
+}
+
 /** A line of the conversation. */
 class Line {
-  #status = element("em", {}, "offered …");
+  #status = element("em", {}, "Offered …");
+  // Hidden from screen readers: they read the bar, and each change of a line.
+  #progress = element("span", { ariaHidden: "true" });
+  #began = 0;
+  #shown = 0;
   #bar;
   #buttons = element("span", { className: "buttons" });
+  #name;
 
   /** @param {string} name @param {number} bytes */
   constructor(name, bytes) {
+    this.#name = name;
     this.#bar = element("progress", { max: bytes || 1, value: 0, hidden: true, ariaLabel: name });
     const title = element("span", { className: "message-text" }, `${name} (${formatSize(bytes)})`);
     this.item = element("div", { className: "file", tabIndex: -1, ariaAtomic: "true" },
-      title, this.#bar, this.#status, this.#buttons);
+      title, this.#bar, this.#status, this.#progress, this.#buttons);
   }
 
   begin() {
-    this.#status.textContent = "in progress …";
+    this.#status.textContent = "";
+    this.#began = performance.now();
     this.#bar.hidden = false;
     this.#clear();
   }
@@ -228,6 +326,21 @@ class Line {
   /** @param {number} bytes */
   progress(bytes) {
     this.#bar.value = bytes;
+    const now = performance.now();
+    if (now - this.#shown < PROGRESS_MS) return;
+    this.#shown = now;
+    const elapsed = now - this.#began;
+    const rate = (bytes / elapsed) * 1000;
+    const words = [`${Math.floor((bytes / this.#bar.max) * 100)} %`];
+    if (elapsed > RATE_MS) words.push(`${formatSize(rate)}/s`, `${formatTime((this.#bar.max - bytes) / rate)} left`);
+    this.#progress.textContent = words.join(", ");
+  }
+
+  /** Shows a preview if the file is an image.
+   * @param {Blob} file */
+  preview(file) {
+    const image = imagePreview(file, this.#name);
+    if (image) this.item.append(image);
   }
 
   /** @param {string} name @param {() => void} onclick */
@@ -250,6 +363,7 @@ class Line {
     this.#bar.hidden = !complete;
     if (complete) this.#bar.value = this.#bar.max;
     this.#status.textContent = outcome;
+    this.#progress.textContent = "";
   }
 
   /** Removes the buttons, and moves the focus from them to the line. */
@@ -262,7 +376,12 @@ class Line {
 
 /** @param {number} bytes */
 function formatSize(bytes) {
-  if (bytes < 1000) return `${bytes} bytes`;
+  if (bytes < 1000) return `${Math.round(bytes)} bytes`;
   if (bytes < 1e6) return `${(bytes / 1e3).toFixed(1)} kB`;
   return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
+}
+
+/** @param {number} seconds */
+function formatTime(seconds) {
+  return seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`;
 }

@@ -2,7 +2,8 @@
 
 import { Mesh, join } from "./anteroom.js";
 import { startCall } from "./call.js";
-import { $, on } from "./dom.js";
+import { $, on, recall, remember } from "./dom.js";
+import { isTransferring } from "./files.js";
 import { People, showPeople } from "./people.js";
 import { startChat } from "./chat.js";
 import { startWire } from "./wire.js";
@@ -12,6 +13,12 @@ import { startWire } from "./wire.js";
 /** The words of suggested names. */
 const ADJECTIVES = ["Amber", "Calm", "Early", "Gentle", "Hazel", "Lucky", "Merry", "Quiet"];
 const ANIMALS = ["Badger", "Crane", "Falcon", "Heron", "Lynx", "Otter", "Robin", "Swift", "Wren"];
+
+/** A server's wait at the end of a Close reason. */
+const RETRY = /[\s,;:(]*retry in \d+ ms\)?$/;
+
+/** The states, for the header. */
+const WORDS = { connecting: "Connecting …", open: "Connected", reconnecting: "Reconnecting …", closed: "Closed" };
 
 let myName = rememberedName();
 const query = new URLSearchParams(location.search);
@@ -44,17 +51,17 @@ function enterRoom(room, name) {
   const context = { room, mesh, people };
   showPeople(context);
   startCall(context);
+  document.title = `${name} – anteroom`;
   startChat(context);
   mesh.addEventListener("error", ({ detail: { id, error } }) => console.warn(id, error));
 
-  document.title = `${name} – anteroom`;
   $("title").textContent = name;
-  for (const id of ["bar", "room", "views"]) $(id).hidden = false;
-  document.body.classList.add("inside");
+  showRoom(true);
   $("text").focus();
 
   showState(room);
   on($("rejoin"), "click", () => location.reload());
+  leaveByLinks(room);
 
   $("name").value = myName;
   on($("name"), "change", () => {
@@ -73,6 +80,31 @@ function enterRoom(room, name) {
   }
 }
 
+/** @param {boolean} inside whether the page shows the room, or the way into it */
+function showRoom(inside) {
+  for (const id of ["bar", "room", "views", "banner"]) $(id).hidden = !inside;
+  document.body.classList.toggle("inside", inside);
+}
+
+/** Leaves the room as soon as a link to the start page is followed, so that the others hear it at once.
+ * @param {Room} room */
+function leaveByLinks(room) {
+  let left = false;
+  for (const link of document.querySelectorAll("header a")) {
+    on(link, "click", (event) => {
+      // With these keys the link opens elsewhere.
+      if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+      if (isTransferring() && !confirm("A file is still on its way. Leave and cancel it?")) return event.preventDefault();
+      left = true;
+      room.leave();
+    });
+  }
+  // The user has come back to the page, and the browser has kept it.
+  on(window, "pageshow", ({ persisted }) => {
+    if (persisted && left) location.reload();
+  });
+}
+
 /** Selects what a narrow screen shows.
  * @param {string} name */
 function showView(name) {
@@ -85,29 +117,85 @@ function showView(name) {
   for (const id of ["chat-log", "messages"]) $(id).scrollTop = $(id).scrollHeight;
 }
 
-/** @param {Room} room */
+/** Shows the state of the connection: in a word in the header, and in a banner if something is wrong.
+ * @param {Room} room */
 function showState(room) {
-  const show = (/** @type {StateChange} */ change) => {
-    $("state").dataset.state = change.state;
-    $("state").textContent = describe(change);
-    $("rejoin").hidden = change.state !== "closed";
+  /** @type {StateChange} */
+  let change = { state: "connecting" };
+  let entered = false;
+  let offline = false;
+  const show = () => {
+    const { state } = change;
+    const text = explain(change, entered, offline);
+    if (state === "closed" && !entered) {
+      document.title = "anteroom";
+      showRoom(false);
+      return showEntry(text);
+    }
+    $("state").dataset.state = $("banner").dataset.state = state;
+    $("state").textContent = WORDS[state];
+    // A screen reader reads each change.
+    if ($("banner-text").textContent !== text) $("banner-text").textContent = text;
+    $("rejoin").hidden = state !== "closed";
   };
-  show({ state: "connecting" });
-  room.addEventListener("statechange", ({ detail }) => show(detail));
+  show();
+  room.addEventListener("statechange", ({ detail }) => {
+    change = detail;
+    if (change.state === "open") [entered, offline] = [true, false];
+    show();
+  });
+  on(window, "online offline", ({ type }) => {
+    offline = type === "offline";
+    show();
+  });
+  // A server on this machine needs no network.
+  room.addEventListener("wire", ({ detail }) => {
+    if (!offline || detail.direction === "out") return;
+    offline = false;
+    show();
+  });
 }
 
-/** @param {StateChange} change */
-function describe(change) {
-  switch (change.state) {
-    case "connecting":
-      return "Connecting …";
-    case "open":
-      return "Connected";
-    case "reconnecting":
-      return `${change.code === 1012 ? "The server is restarting" : "Connection lost"}, reconnecting …`;
-    case "closed":
-      return change.reason ? `Closed: ${change.reason}` : "Closed";
+/** What is wrong with the connection, and what to do.
+ * @param {StateChange} change @param {boolean} entered whether the room has been open @param {boolean} offline */
+function explain(change, entered, offline) {
+  if (change.state === "closed") return explainEnd(change.code, change.reason);
+  if (offline) return "You are offline. The room reconnects when the network is back.";
+  if (change.state !== "reconnecting") return "";
+  const { code, reason, delay } = change;
+  switch (code) {
+    case 1012:
+      return "The server is restarting: reconnecting …";
+    case 4429:
+    case 4503: {
+      const why = sentence(reason.replace(RETRY, "")) || "The server is busy";
+      return `${why}: trying again in ${Math.ceil(delay / 1000)} s.`;
+    }
+    default:
+      return `${entered ? "Connection lost" : "Cannot reach the server"}${reason && ` (${reason})`}: trying again …`;
   }
+}
+
+/** Why the room was closed, and what to do.
+ * @param {number} code @param {string} reason */
+function explainEnd(code, reason) {
+  const why = reason && `: ${reason}`;
+  const linkNeeded = /token/.test(reason) ? " Ask for a new link to the room." : "";
+  switch (code) {
+    case 1000:
+      return "You left the room.";
+    case 4401:
+      return `The room needs a valid link${why}. Ask for a new one.`;
+    case 4403:
+      return `You may not enter this room${why}. Ask for a link to it, or enter another one.`;
+    default:
+      return `The server ended the connection${why || ` (code ${code})`}.${linkNeeded}`;
+  }
+}
+
+/** @param {string} text */
+function sentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 async function copyInviteLink() {
@@ -126,27 +214,17 @@ async function copyInviteLink() {
 
 /** The name chosen in this tab, or last in another, or a suggested one. */
 function rememberedName() {
-  let name;
-  try {
-    name = sessionStorage.getItem("name") ?? localStorage.getItem("name");
-    name ??= suggestedName();
-    sessionStorage.setItem("name", name);
-  } catch {
-    // Storage can be forbidden: then the name lasts as long as the page.
-  }
-  return name ?? suggestedName();
+  const name = recall("name", "session") ?? recall("name") ?? suggestedName();
+  remember("name", name, "session");
+  return name;
 }
 
 /** @param {string} chosen */
 function rename(chosen) {
   if (chosen.trim() === "" || chosen.trim() === myName) return;
   myName = chosen.trim();
-  try {
-    localStorage.setItem("name", myName);
-    sessionStorage.setItem("name", myName);
-  } catch {
-    // As above.
-  }
+  remember("name", myName);
+  remember("name", myName, "session");
 }
 
 function suggestedName() {

@@ -1,8 +1,8 @@
-// "On the wire": a log of all messages, and a form to send one as JSON.
+// "On the wire": a log of all messages, and a form to send one as JSON. A wide page shows it if the user wants.
 
-import { $, append, element, json, on } from "./dom.js";
+import { $, append, element, json, on, recall, remember, time } from "./dom.js";
 
-/** @import { Room } from "./anteroom.js" */
+/** @import { Room, WireMessage } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
 
 /** How many messages are kept. */
@@ -21,11 +21,38 @@ const EXAMPLES = {
 
 /** @param {Room} room @param {People} people */
 export function startWire(room, people) {
-  room.addEventListener("wire", ({ detail: { direction, text } }) => {
-    const item = logEntry(direction, text, people);
-    filter(item);
-    append($("messages"), item, MAX_MESSAGES);
+  const fold = (/** @type {string} */ state) => {
+    $("room").dataset.wire = state;
+    $("fold").textContent = state === "open" ? "Hide" : "Show";
+  };
+  fold(recall("wire") ?? "folded");
+  on($("fold"), "click", () => {
+    fold($("room").dataset.wire === "open" ? "folded" : "open");
+    remember("wire", $("room").dataset.wire);
   });
+
+  // A hidden log has no elements: only what it shows when it appears.
+  /** @type {(WireMessage & { date: Date })[]} */
+  let hidden = [];
+  let visible = false;
+  /** @param {typeof hidden} messages */
+  const show = (messages) => {
+    const items = messages.map((message) => logEntry(message, people));
+    items.forEach(filter);
+    append($("messages"), items, MAX_MESSAGES);
+  };
+  room.addEventListener("wire", ({ detail }) => {
+    const message = { ...detail, date: new Date() };
+    if (visible) return show([message]);
+    hidden.push(message);
+    if (hidden.length > MAX_MESSAGES) hidden.shift();
+  });
+  new ResizeObserver(() => {
+    visible = $("messages").checkVisibility();
+    if (!visible || hidden.length === 0) return;
+    show(hidden);
+    hidden = [];
+  }).observe($("messages"));
 
   /** @param {HTMLElement} item */
   const filter = (item) => {
@@ -60,7 +87,7 @@ export function startWire(room, people) {
     try {
       room.sendRaw($("json").value);
     } catch (/** @type {any} */ error) {
-      append($("messages"), element("li", { className: "error" }, `Not sent: ${error.message}.`), MAX_MESSAGES);
+      append($("messages"), [element("li", { className: "error" }, `Not sent: ${error.message}.`)], MAX_MESSAGES);
     }
   };
   on($("compose"), "submit", (event) => {
@@ -74,8 +101,8 @@ export function startWire(room, people) {
   });
 }
 
-/** @param {string} direction @param {string} text @param {People} people */
-function logEntry(direction, text, people) {
+/** @param {WireMessage & { date: Date }} message @param {People} people */
+function logEntry({ direction, text, date }, people) {
   const message = parse(text);
   const name = (/** @type {unknown} */ id) => (typeof id === "string" ? people.name(id) : "");
   const [from, to] = [name(message?.sender), name(message?.receiver)];
@@ -83,7 +110,7 @@ function logEntry(direction, text, people) {
     element("span", { className: "arrow", role: "img", ariaLabel: direction }, direction === "in" ? "←" : "→"),
     element("b", {}, typeof message?.type === "string" ? message.type : "?"),
     element("span", { className: "route" }, direction === "in" ? `from ${from}${to && `, to ${to}`}` : `to ${to || "?"}`),
-    element("time", {}, new Date().toLocaleTimeString([], { hour12: false })));
+    time({ hour12: false }, date));
   const details = element("details", {}, summary);
   details.addEventListener("toggle", () => {
     if (details.childElementCount === 1) details.append(element("pre", {}, pretty(message, text)));

@@ -32,7 +32,7 @@ const PAGE_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (
         CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(
-            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; \
              connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; \
              require-trusted-types-for 'script'; trusted-types 'none'",
         ),

@@ -189,6 +189,24 @@ async fn the_message_log_shows_filters_and_sends_messages() {
         .await;
     until_people(&tab, 1).await;
 
+    // The folded log has no elements. Once it is open it shows what came before, up to 500 messages.
+    tab.run(
+        "document.querySelector('#json').value = '{\"type\":\"ping\",\"receiver\":\"server\"}';
+        for (let i = 0; i < 600; i += 1) document.querySelector('#compose').requestSubmit();",
+    )
+    .await;
+    let messages = "document.querySelectorAll('#messages li').length";
+    assert_eq!(tab.run(&format!("return {messages}")).await, 0);
+    assert!(!tab.find("#messages").await.is_displayed().await.unwrap());
+    tab.click("#fold").await;
+    tab.until(&format!("{messages} === 500")).await;
+    tab.click("#clear").await;
+    // The choice outlives the page.
+    tab.run("location.reload()").await;
+    tab.until("document.querySelector('#messages')?.checkVisibility() && document.querySelector('#messages summary')")
+        .await;
+    until_people(&tab, 1).await;
+
     tab.run("document.querySelector('#json').value = '{\"type\":\"chat\",\"to\":\"all\"}'")
         .await;
     tab.type_into("#json", "\n").await;

@@ -48,7 +48,7 @@ async fn a_file_of_20_mb_arrives_intact_and_shows_its_progress() {
         .until("document.querySelector('[data-name=Save]')")
         .await;
     sender
-        .until("document.querySelector('.file').textContent.includes('delivered')")
+        .until("document.querySelector('.file').textContent.includes('Delivered')")
         .await;
     for tab in [&sender, &receiver] {
         let steps: Vec<u64> = serde_json::from_value(tab.run("return steps").await).unwrap();
@@ -80,7 +80,7 @@ async fn a_file_of_20_mb_arrives_intact_and_shows_its_progress() {
         .await;
     receiver.click("[data-name=Decline]").await;
     sender
-        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('declined')")
+        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('Declined by ' + document.querySelector('#people-list li:nth-child(2) .name-tag').textContent)")
         .await;
 
     // A transfer ends when the receiver leaves before its end.
@@ -90,7 +90,7 @@ async fn a_file_of_20_mb_arrives_intact_and_shows_its_progress() {
         .await;
     receiver.close().await;
     sender
-        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('failed: the connection was lost')")
+        .until("[...document.querySelectorAll('.file')].at(-1).textContent.includes('Failed: the connection was lost')")
         .await;
     browser.close().await;
 }
@@ -141,7 +141,7 @@ async fn a_transfer_that_differs_from_its_offer_fails() {
         receiver.click("[data-name=Accept]").await;
         receiver
             .until(&format!(
-                "[...document.querySelectorAll('.file')].filter((line) => line.textContent.includes('failed: this is not the offered file')).length === {}",
+                "[...document.querySelectorAll('.file')].filter((line) => line.textContent.includes('Failed: this is not the offered file')).length === {}",
                 number + 1
             ))
             .await;
@@ -174,7 +174,7 @@ async fn a_transfer_that_differs_from_its_offer_fails() {
     for line in lines.as_array().unwrap() {
         let line = line.as_str().unwrap();
         assert!(
-            line.contains(".._huge") && line.contains("too large"),
+            line.contains(".._huge") && line.contains("Too large"),
             "{line}"
         );
     }
