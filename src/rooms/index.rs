@@ -8,6 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::task::yield_now;
 
 use super::{
     location::Location,
@@ -170,6 +171,22 @@ impl Rooms {
             Some(id) => usize::from(room.send(speaker, id, frame.clone(), &mut flush_set)),
             None => room.broadcast(speaker, frame, &mut flush_set),
         })
+    }
+
+    /// Sends a message of the server to every session of this node. Returns to how many. Other tasks have
+    /// their turn between two rooms.
+    pub(crate) async fn announce_to_local(&self, frame: &Frame) -> usize {
+        let mut receivers = 0;
+        for room in self.all() {
+            receivers += room.send_to_local(frame, &mut FlushSet::default());
+            yield_now().await;
+        }
+        receivers
+    }
+
+    /// The other nodes that are up, sorted.
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        self.index.lock().nodes.iter().copied().collect()
     }
 
     /// Closes a session, on whichever node it is.

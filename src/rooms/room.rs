@@ -123,6 +123,15 @@ impl Room {
         }
     }
 
+    /// Sends to every session of this node; returns how many receive it.
+    pub(super) fn send_to_local(&self, frame: &Frame, flush_set: &mut FlushSet) -> usize {
+        let members = self.members.read();
+        members
+            .local()
+            .filter(|(_, outbox)| outbox.push(frame.clone(), flush_set).is_ok())
+            .count()
+    }
+
     /// Calls `f` with the sessions that this node looks up; returns the default without a cluster.
     pub(super) fn with_lookups<T: Default>(&self, f: impl FnOnce(&Lookups) -> T) -> T {
         let members = self.members.read();

@@ -1,6 +1,10 @@
 //! The public handle to a server without a listener, and the task that runs every second.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use log::{info, warn};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -87,6 +91,7 @@ impl Anteroom {
             resumes: Resumes::new(cluster.is_some()).into(),
             ice: IceServers::new(&config.webrtc)?,
             cluster,
+            started: SystemTime::now(),
             admin_token: admin_token.transpose()?,
             metrics,
             tasks: TaskTracker::new(),

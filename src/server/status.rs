@@ -1,8 +1,38 @@
-//! The state that the server reports: its metrics, and whether it is ready.
+//! The state that the server reports: its version and nodes, its metrics, and whether it is ready.
 
 use std::borrow::Cow;
 
-use crate::{metrics::Gauges, protocol::Escaped, state::Shared};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{cluster::NodeId, metrics::Gauges, protocol::Escaped, state::Shared};
+
+/// What runs, since when, and in which cluster.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status {
+    version: &'static str,
+    /// In RFC 3339 with milliseconds.
+    started_at: String,
+    /// This node; `None` without a cluster.
+    node: Option<NodeId>,
+    /// The other nodes that are up.
+    nodes: Vec<NodeId>,
+}
+
+impl Status {
+    /// The status at this moment.
+    pub(super) fn of(shared: &Shared) -> Status {
+        let started_at = Timestamp::try_from(shared.started).unwrap_or_default();
+        let cluster = shared.cluster.as_ref();
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            started_at: format!("{started_at:.3}"),
+            node: cluster.map(|cluster| cluster.outbound.node()),
+            nodes: shared.rooms.nodes(),
+        }
+    }
+}
 
 /// All metrics in the text format of OpenMetrics.
 pub(super) fn metrics(shared: &Shared) -> String {

@@ -1,6 +1,9 @@
 //! The state that routes, connections and sessions share.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use log::info;
 use tokio::time::timeout;
@@ -27,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) ice: IceServers,
     /// Present if the server is a node of a cluster.
     pub(crate) cluster: Option<Arc<Cluster>>,
+    /// When the server started.
+    pub(crate) started: SystemTime,
     /// The secret of operators, if they need one.
     pub(crate) admin_token: Option<SecretFile>,
     pub(crate) metrics: Arc<Metrics>,

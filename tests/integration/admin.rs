@@ -209,6 +209,59 @@ async fn a_backend_sends_as_the_server_to_one_session_or_to_all() {
 }
 
 #[tokio::test]
+async fn a_message_to_every_room_reaches_each_session_once() {
+    let server = server().await;
+    let notice = r#"{"type":"notice","receiver":"all","data":"back in five minutes"}"#;
+    let post = async |body: &str| ask(&server, "POST", "/messages", "", body).await;
+    assert_eq!(post(notice).await.json(), json!({"receivers": 0}));
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
+    let mut carol = Client::join(&server, "coffee").await;
+    alice.expect_new(&bob.id).await;
+    let answer = post(notice).await;
+    assert_eq!(
+        (answer.status, answer.json()),
+        (200, json!({"receivers": 3}))
+    );
+    let to = |kind: &str, receiver: &str| json!({"type": kind, "receiver": receiver}).to_string();
+    for body in [
+        to("notice", &bob.id),
+        to("notice", "server"),
+        to("close", "all"),
+        "nonsense".into(),
+    ] {
+        assert_eq!(post(&body).await.code(), (400, "bad_message".into()));
+    }
+    let too_long = post(&"x".repeat(70_000)).await;
+    assert_eq!(too_long.code(), (413, "bad_message".into()));
+    for client in [&mut alice, &mut bob, &mut carol] {
+        client
+            .expect_text(
+                r#"{"type":"notice","sender":"server","receiver":"all","data":"back in five minutes"}"#,
+            )
+            .await;
+        client.expect_quiet().await;
+    }
+    assert_eq!(server.count("anteroom_deliveries_total"), 3);
+}
+
+#[tokio::test]
+async fn the_status_tells_the_version_and_the_start() {
+    let server = server().await;
+    let mut status = get(&server, "/status").await.json();
+    let started_at = status["startedAt"].take();
+    let started_at = started_at.as_str().unwrap();
+    assert!(
+        started_at.starts_with("20") && started_at.ends_with('Z') && started_at.len() == 24,
+        "{started_at}"
+    );
+    let expected = json!({
+        "version": env!("CARGO_PKG_VERSION"), "startedAt": null, "node": null, "nodes": [],
+    });
+    assert_eq!(status, expected);
+}
+
+#[tokio::test]
 async fn with_an_admin_token_a_request_without_it_is_rejected() {
     let file = File::new("operators", format!("{SECRET}\n"));
     let server = TestServer::with(|config| {
@@ -223,7 +276,9 @@ async fn with_an_admin_token_a_request_without_it_is_rejected() {
         ("GET", "/rooms"),
         ("GET", "/rooms/tea"),
         ("DELETE", &delete),
+        ("GET", "/status"),
         ("POST", "/rooms/tea/messages"),
+        ("POST", "/messages"),
         ("POST", "/drain"),
     ];
     for (method, path) in requests {
@@ -604,7 +659,7 @@ async fn requests_from_pages_of_other_sites_are_rejected_even_with_the_token() {
             ),
         ] {
             let headers = format!("{sites}{header}");
-            for path in ["/rooms", "/rooms/tea", "/metrics"] {
+            for path in ["/rooms", "/rooms/tea", "/metrics", "/status"] {
                 for method in ["GET", "HEAD"] {
                     let answer = ask(server, method, path, &headers, "").await;
                     let status = if allowed { 200 } else { 403 };
@@ -619,6 +674,7 @@ async fn requests_from_pages_of_other_sites_are_rejected_even_with_the_token() {
                     ("DELETE", &*delete),
                     ("POST", "/drain"),
                     ("POST", "/rooms/tea/messages"),
+                    ("POST", "/messages"),
                 ] {
                     let message = r#"{"type":"notice","receiver":"all"}"#;
                     let answer = ask(server, method, path, &headers, message).await;
@@ -698,6 +754,8 @@ async fn get_and_head_requests_change_nothing() {
             ("/rooms/nowhere", 404),
             (&session, 405),
             ("/rooms/tea/messages", 405),
+            ("/messages", 405),
+            ("/status", 200),
             ("/drain", 405),
         ] {
             let answer = ask(&server, method, path, "", "").await;

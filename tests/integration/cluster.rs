@@ -374,6 +374,36 @@ async fn the_admin_api_of_any_node_reaches_a_room() {
 
 #[tokio::test]
 #[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_message_to_every_room_of_each_node_reaches_each_session_once() {
+    let nats = Nats::start().await;
+    let nodes: [TestServer; 2] = nats.nodes().await;
+    let [a, b] = &nodes;
+    let mut alice = Client::join(a, "tea").await;
+    let mut bob = Client::join(b, "tea").await;
+    alice.expect_new(&bob.id).await;
+    let mut carol = Client::join(b, "coffee").await;
+    let notice = r#"{"type":"notice","receiver":"all","data":7}"#;
+    for (node, receivers) in [(a, 1), (b, 2)] {
+        let answer = operator(node, "POST", "/messages", notice).await;
+        assert_eq!(answer.body, format!(r#"{{"receivers":{receivers}}}"#));
+    }
+    for client in [&mut alice, &mut bob, &mut carol] {
+        assert_eq!(client.next().await["data"], 7);
+        client.expect_quiet().await;
+    }
+    // Each node names the other.
+    let mut statuses = Vec::new();
+    for node in &nodes {
+        let answer = operator(node, "GET", "/status", "").await;
+        statuses.push(serde_json::from_str::<Value>(&answer.body).unwrap());
+    }
+    for (one, other) in [(0, 1), (1, 0)] {
+        assert_eq!(statuses[one]["nodes"], json!([statuses[other]["node"]]));
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
 async fn clusters_with_different_prefixes_can_share_a_nats_server() {
     let nats = Nats::start().await;
     let nodes = join_all(

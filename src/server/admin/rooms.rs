@@ -1,6 +1,6 @@
 //! Rooms and sessions in the admin API: listing, closing, and messages of the backend.
 
-use std::{net::IpAddr, sync::atomic::Ordering::Relaxed};
+use std::{borrow::Cow, net::IpAddr, sync::atomic::Ordering::Relaxed};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -14,7 +14,7 @@ use warp::reply::{Reply, Response};
 use super::answer::{ApiError, json};
 use crate::{
     cluster::NodeId,
-    protocol::{self, Close, Receiver, RoomName, SessionId},
+    protocol::{self, Close, Message, Receiver, RoomName, SessionId},
     rooms::{Busy, Location, SessionSnapshot},
     server::handle::Handle,
     state::Shared,
@@ -84,23 +84,12 @@ pub(super) async fn close_session(
 
 /// `POST /rooms/{room}/messages`: sends a message as `server`, to all sessions of a room or to one.
 pub(super) async fn send(room: String, body: Bytes, handle: Handle) -> Result<Response, ApiError> {
-    let bad = |message| ApiError {
-        status: StatusCode::BAD_REQUEST,
-        code: "bad_message",
-        message,
-    };
-    let text = str::from_utf8(&body).map_err(|_| bad("the message must be UTF-8".into()))?;
-    let message = protocol::parse(text).map_err(|invalid| bad(invalid.problem.message.into()))?;
-    if SERVER_TYPES.contains(&&*message.kind) {
-        return Err(bad(
-            "this type is reserved for the server: choose another".into()
-        ));
-    }
+    let message = message(&body)?;
     let receiver = match message.receiver {
         Receiver::All => None,
         Receiver::Session(id) => Some(id),
         Receiver::Server | Receiver::Unknown(_) => {
-            return Err(bad(r#"receiver must be "all" or a session id"#.into()));
+            return Err(bad_message(r#"receiver must be "all" or a session id"#));
         }
     };
     let frame = protocol::announced(&message, receiver);
@@ -124,6 +113,40 @@ pub(super) async fn send(room: String, body: Bytes, handle: Handle) -> Result<Re
     }
     handle.metrics.traffic.deliveries.inc_by(receivers as u64);
     Ok(json(&serde_json::json!({ "receivers": receivers })))
+}
+
+/// `POST /messages`: sends a message as `server`, to all sessions of this node.
+pub(super) async fn send_to_all(body: Bytes, handle: Handle) -> Result<Response, ApiError> {
+    let message = message(&body)?;
+    if !matches!(message.receiver, Receiver::All) {
+        return Err(bad_message(
+            r#"receiver must be "all": send to one session at /rooms/{room}/messages"#,
+        ));
+    }
+    let frame = protocol::announced(&message, None);
+    let receivers = handle.rooms.announce_to_local(&frame).await;
+    handle.metrics.traffic.deliveries.inc_by(receivers as u64);
+    Ok(json(&serde_json::json!({ "receivers": receivers })))
+}
+
+/// The message in the body of a request.
+fn message(body: &[u8]) -> Result<Message<'_>, ApiError> {
+    let text = str::from_utf8(body).map_err(|_| bad_message("the message must be UTF-8"))?;
+    let message = protocol::parse(text).map_err(|invalid| bad_message(invalid.problem.message))?;
+    match SERVER_TYPES.contains(&&*message.kind) {
+        true => Err(bad_message(
+            "this type is reserved for the server: choose another",
+        )),
+        false => Ok(message),
+    }
+}
+
+fn bad_message(message: impl Into<Cow<'static, str>>) -> ApiError {
+    ApiError {
+        status: StatusCode::BAD_REQUEST,
+        code: "bad_message",
+        message: message.into(),
+    }
 }
 
 /// A session in the answer to `GET /rooms/{room}`.

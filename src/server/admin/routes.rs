@@ -22,7 +22,7 @@ use crate::{
     server::{
         assets::{self, Source},
         handle::Handle,
-        status,
+        status::{self, Status},
     },
 };
 
@@ -49,6 +49,10 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
         .and(get)
         .and(with.clone())
         .map(metrics);
+    let status = warp::path!("status")
+        .and(get)
+        .and(with.clone())
+        .map(|handle: Handle| json(&Status::of(&handle)));
     let rooms = warp::path!("rooms")
         .and(get)
         .and(with.clone())
@@ -69,25 +73,39 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
         .and(with.clone())
         .then(rooms::close_session)
         .map(from_result);
+    let body = warp::body::content_length_limit(max_body).and(warp::body::bytes());
     let send = warp::path("rooms")
         .and(room())
         .and(warp::path!("messages"))
         .and(warp::post())
-        .and(warp::body::content_length_limit(max_body))
-        .and(warp::body::bytes())
+        .and(body)
         .and(with.clone())
         .then(rooms::send)
+        .map(from_result);
+    let send_to_all = warp::path!("messages")
+        .and(warp::post())
+        .and(body)
+        .and(with.clone())
+        .then(rooms::send_to_all)
         .map(from_result);
     let drain = warp::path!("drain").and(warp::post()).and(with).map(drain);
 
     let for_operators = metrics
+        .or(status)
+        .unify()
         .or(rooms)
         .unify()
         .or(sessions)
         .unify()
         .or(close)
         .unify();
-    let for_operators = for_operators.or(send).unify().or(drain).unify();
+    let for_operators = for_operators
+        .or(send)
+        .unify()
+        .or(send_to_all)
+        .unify()
+        .or(drain)
+        .unify();
     let for_operators = authorize(handle).and(for_operators);
     health
         .or(ready)
@@ -148,8 +166,9 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
         ApiError::new(
             StatusCode::NOT_FOUND,
             "not_found",
-            "no such URL: use /metrics, /health, /ready, /rooms, /rooms/{room}, \
-             /rooms/{room}/sessions/{id}, /rooms/{room}/messages, /drain, or the page at /",
+            "no such URL: use /metrics, /status, /health, /ready, /rooms, /rooms/{room}, \
+             /rooms/{room}/sessions/{id}, /rooms/{room}/messages, /messages, /drain, or the page \
+             at /",
         )
     };
     Ok(error.into_response())
