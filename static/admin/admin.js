@@ -1,13 +1,19 @@
-// The operators' page of the admin listener: rooms, sessions and current rates.
+// The operators' page of the admin listener: rooms, sessions, current rates, refusals, and notices.
 
 // The admin listener serves `admin.js` and `dom.js` both at its root: there, a browser resolves `../` to the root.
-import { $, element, on } from "../dom.js";
+import { $, element, on, shortId } from "../dom.js";
 
 /** How long the page waits between two requests for the figures, in ms. */
 const REFRESH_MS = 2000;
 
-/** The maximum number of rows of a table. */
+/** How long the page waits for an answer, in ms: longer than the server waits for other nodes. */
+const ANSWER_MS = 15_000;
+
+/** The maximum number of rows of a table. A table that keeps its order has up to twice as many. */
 const MAX_ROWS = 500;
+
+/** The maximum number of other nodes that the page names. */
+const MAX_NODES = 8;
 
 /** The metrics that the page shows: title, series, and a function that formats its value, or its rate per second.
  * @type {[string, string, (value: number, rate: number) => string][]} */
@@ -22,66 +28,168 @@ const TOTALS = [
   ["Queued", "anteroom_outbox_bytes", (value) => `${compact(value)}B`],
 ];
 
+/** Why the server refuses a request for a session, by HTTP status.
+ * @type {Record<string, string>} */
+const REASONS = {
+  400: "bad request",
+  401: "no valid token",
+  403: "not allowed",
+  405: "wrong method",
+  426: "no WebSocket",
+  429: "too many from one address",
+  503: "full or draining",
+};
+
 /** A number with three significant digits and a unit prefix.
  * @param {number} value */
 const compact = (value) =>
   value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 }).replace(/^([\d.]+)([KMBT]?)$/, "$1 $2");
 
+/** @typedef {{ room: string, sessions: number }} Room */
+/** @typedef {{ id: string, data: any, since: string, node?: string, address?: string | null, messagesReceived?: number,
+ *   messagesSent?: number, waitingBytes?: number, away?: boolean }} Session */
+
 /** The room whose sessions are shown. The fragment of the page's URL holds it as well, so that a link or a reload
  * leads to the same room. */
-let selectedRoom = decodeURIComponent(location.hash.slice(1));
+let selectedRoom = roomOfFragment();
 /** @type {{ time: number, values: Map<string, number> } | undefined} The previous metrics, to compute rates. */
 let previous;
+/** @type {Room[]} */
+let rooms = [];
+/** @type {number | undefined} The timer of the next refresh. */
+let timer;
 
-/** Sends a request with the operator's token.
+function roomOfFragment() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return "";
+  }
+}
+
+/** A request that the server refused. */
+class RequestError extends Error {
+  /** @param {number} status @param {string} message */
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Sends a request with the operator's token, and returns the answer. An answer that is an error is thrown.
  * @param {string} path
- * @param {string} [method] */
-async function request(path, method = "GET") {
+ * @param {RequestInit} [options] */
+async function request(path, options) {
   const token = sessionStorage.getItem("token");
   /** @type {Record<string, string>} */
   const headers = token ? { authorization: `Bearer ${token}` } : {};
-  const response = await fetch(path, { method, headers });
-  if (response.status === 401) throw new Unauthorized();
-  return response;
+  const response = await fetch(path, { ...options, headers, signal: AbortSignal.timeout(ANSWER_MS) })
+    .catch(() => { throw new RequestError(0, "the server does not answer"); });
+  if (response.ok) return response;
+  const { message } = await response.json().catch(() => ({ message: `the server answers ${response.status}` }));
+  throw new RequestError(response.status, message);
 }
-
-/** The server has answered 401: it needs a token. */
-class Unauthorized extends Error {}
 
 /** Updates everything on the page, now and then again after `REFRESH_MS`. */
 async function refresh() {
   try {
-    const [metrics, rooms, ready] = await Promise.all([
+    const [metrics, list, status, ready] = await Promise.all([
       request("metrics").then((response) => response.text()),
       request("rooms").then((response) => response.json()),
-      fetch("ready"),
+      request("status").then((response) => response.json()),
+      fetch("ready", { signal: AbortSignal.timeout(ANSWER_MS) }).then((response) => response.text()),
     ]);
-    showTotals(metrics);
-    showRooms(rooms.rooms);
+    showMetrics(metrics);
+    showStatus(status);
+    rooms = list.rooms;
+    showRooms();
     await showSessions();
-    showState(ready.ok ? "ready" : "draining: new sessions are refused", ready.ok ? "open" : "connecting");
-    $("drain").hidden = !ready.ok;
+    const reason = ready.trim();
+    const isDraining = reason === "draining";
+    showState(isDraining ? "draining: new sessions are refused" : reason, reason === "ready" ? "open" : "connecting");
+    showProblem("");
+    $("drain").hidden = isDraining;
     $("authorize").hidden = true;
     $("figures").hidden = false;
-  } catch (error) {
-    const locked = error instanceof Unauthorized;
-    showState(locked ? "enter the token" : "the server does not answer", "closed");
-    $("authorize").hidden = !locked;
-    if (locked) $("figures").hidden = true;
+  } catch (/** @type {any} */ error) {
+    if (error.status === 401) askForToken();
+    else {
+      showState(error.status ? "refused" : "no answer", "closed");
+      const message = error.status ? error.message : "the server does not answer";
+      const old = $("figures").hidden ? "" : " The figures below are old.";
+      showProblem(`${message.charAt(0).toUpperCase()}${message.slice(1)}.${old} Trying again …`);
+    }
   }
-  setTimeout(refresh, REFRESH_MS);
+  clearTimeout(timer);
+  timer = setTimeout(refresh, REFRESH_MS);
 }
 
-/** Shows the state of the server. An unchanged text stays untouched: a screen reader would read it again.
+function askForToken() {
+  const isWrong = sessionStorage.getItem("token") !== null;
+  sessionStorage.removeItem("token");
+  showState("signed out", "closed");
+  if (isWrong) $("token-error").textContent = "The server does not accept this token. Check it and try again.";
+  showProblem("");
+  $("authorize").hidden = false;
+  $("figures").hidden = $("drain").hidden = true;
+  if (isWrong) $("token").select();
+}
+
+/** Sets the text of an element. An unchanged text stays untouched: a screen reader would read it again.
+ * @param {string} id
+ * @param {string} text */
+function setText(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
+
+/** Shows the state of the server.
  * @param {string} text
  * @param {string} state the room state whose colour the text gets */
 function showState(text, state) {
-  if ($("state").textContent !== text) $("state").textContent = text;
+  setText("state", text);
   $("state").dataset.state = state;
 }
 
+/** Shows why the figures are not current.
+ * @param {string} text empty if they are */
+function showProblem(text) {
+  setText("problem", text);
+  $("figures").classList.toggle("old", text !== "");
+}
+
+/** Does what an operator asks for, and shows the outcome.
+ * @param {string} failure how the outcome begins if it fails
+ * @param {() => Promise<string>} action returns the outcome */
+async function act(failure, action) {
+  try {
+    setText("outcome", await action());
+    $("outcome").className = "";
+  } catch (/** @type {any} */ error) {
+    $("outcome").className = "error";
+    setText("outcome", `${failure}: ${error.message}.`);
+    if (error.status === 401) askForToken();
+  }
+}
+
+/** @param {number} count @param {string} noun */
+const plural = (count, noun) => `${count.toLocaleString()} ${noun}${count === 1 ? "" : "s"}`;
+
+/** @param {{ version: string, startedAt: string, node: string | null, nodes: string[] }} status */
+function showStatus({ version, startedAt, node, nodes }) {
+  const started = new Date(startedAt);
+  const minutes = Math.max(0, Math.floor((Date.now() - started.getTime()) / 60_000));
+  const [days, hours] = [Math.floor(minutes / 1440), Math.floor(minutes / 60) % 24];
+  const uptime = days ? `${days} d ${hours} h` : hours ? `${hours} h ${minutes % 60} min` : `${minutes} min`;
+  setText("version", `Version ${version}`);
+  setText("uptime", `Up ${uptime}, since ${started.toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`);
+  const more = nodes.length > MAX_NODES ? ` and ${nodes.length - MAX_NODES} more` : "";
+  const others = nodes.length ? `, with ${nodes.slice(0, MAX_NODES).join(", ")}${more}` : ", alone in its cluster";
+  setText("nodes", node ? `Node ${node}${others}` : "");
+  setText("everyone", node ? "everyone on this node" : "everyone");
+}
+
 /** @param {string} metrics in the text format of Prometheus */
-function showTotals(metrics) {
+function showMetrics(metrics) {
   const time = performance.now();
   const values = new Map(metrics.split("\n").map((line) => {
     const [series, value] = line.split(" ");
@@ -91,85 +199,221 @@ function showTotals(metrics) {
   const totals = TOTALS.map(([title, series, format]) => {
     const value = values.get(series) ?? 0;
     const rate = (value - (previous?.values.get(series) ?? value)) / seconds;
-    return element("div", {}, element("dt", {}, title), element("dd", {}, format(value, rate)));
+    return fact(title, format(value, rate));
   });
   $("totals").replaceChildren(...totals);
   previous = { time, values };
+
+  const refusals = labelled(values, "anteroom_upgrades_total", "status").filter(([status]) => status !== "101");
+  const statuses = refusals.map(([status, count]) => fact(`${status} ${REASONS[status] ?? ""}`, count.toLocaleString()));
+  const limits = labelled(values, "anteroom_limits_hit_total", "limit");
+  showFacts("refusals", statuses);
+  showFacts("limits", limits.map(([limit, count]) => fact(`--${limit}`, count.toLocaleString())));
 }
 
-/** @param {{ room: string, sessions: number }[]} rooms */
-function showRooms(rooms) {
+/** The values of a label whose counter is above zero, with the counter.
+ * @param {Map<string, number>} values
+ * @param {string} name
+ * @param {string} label
+ * @returns {[string, number][]} */
+function labelled(values, name, label) {
+  const start = `${name}{${label}="`;
+  const found = [...values].filter(([series, count]) => series.startsWith(start) && count > 0);
+  return found.map(([series, count]) => [series.slice(start.length, -2), count]);
+}
+
+/** @param {string} title @param {string} value */
+const fact = (title, value) => element("div", {}, element("dt", {}, title), element("dd", {}, value));
+
+/** @param {string} id of a `dl`, which is hidden if there are no facts
+ * @param {HTMLElement[]} facts */
+function showFacts(id, facts) {
+  $(id).replaceChildren(...facts);
+  $(id).hidden = facts.length === 0;
+  $(`no-${id}`).hidden = facts.length > 0;
+}
+
+/** Makes the function that shows items as the rows of a table, at most `MAX_ROWS`. Rows are updated in place. While
+ * the pointer is over the table or the keyboard is in it, no row moves: new ones are appended, and those whose item has
+ * gone stay, struck out, so that nobody clicks another row than the one that they aim at.
+ * @template Item
+ * @param {HTMLElement} body
+ * @param {(item: Item) => string} keyOf
+ * @param {(item: Item) => { row: HTMLElement, update: (item: Item) => void }} create
+ * @returns {(items: Item[], mayMove?: boolean) => void} */
+function table(body, keyOf, create) {
+  /** @type {Map<string, { row: HTMLElement, update: (item: Item) => void }>} */
+  const rows = new Map();
+  const frame = /** @type {HTMLElement} */ (body.closest(".scroll"));
+  return (items, mayMove = !frame.matches(":hover, :focus-visible, :has(:focus-visible)")) => {
+    const all = new Map(items.map((item) => [keyOf(item), item]));
+    const first = new Set([...all.keys()].slice(0, MAX_ROWS));
+    for (const [key, { row }] of rows) {
+      if (mayMove && !first.has(key)) {
+        row.remove();
+        rows.delete(key);
+      }
+      row.classList.toggle("gone", !all.has(key));
+      row.querySelector("button")?.setAttribute("aria-disabled", String(!all.has(key)));
+    }
+    for (const key of first) {
+      if (rows.has(key) || rows.size >= 2 * MAX_ROWS) continue;
+      const created = create(/** @type {Item} */ (all.get(key)));
+      rows.set(key, created);
+      body.append(created.row);
+    }
+    for (const [key, { update }] of rows) {
+      const item = all.get(key);
+      if (item) update(item);
+    }
+    if (!mayMove) return;
+    const focused = document.activeElement;
+    [...first].forEach((key, index) => {
+      const row = /** @type {HTMLElement} */ (rows.get(key)?.row);
+      if (body.children[index] !== row) body.insertBefore(row, body.children[index]);
+    });
+    // A row that moves loses the focus.
+    if (focused !== document.activeElement) /** @type {HTMLElement} */ (focused).focus({ preventScroll: true });
+  };
+}
+
+/** A cell of a table. Where the table is a list of cards, it shows its title.
+ * @param {string} className
+ * @param {string} [title] */
+const cell = (className, title = "") => element("td", { className, role: "cell", dataset: { title } });
+
+/** Shows a text that may not fit. The whole text is in its `title`.
+ * @param {HTMLElement} target
+ * @param {string} text */
+function fill(target, text) {
+  if (target.textContent !== text) target.textContent = target.title = text;
+}
+
+const showRoomRows = table($("rooms"), (/** @type {Room} */ { room }) => room, ({ room }) => {
+  const open = element("button", { type: "button", title: room }, element("bdi", {}, room));
+  const count = cell("number");
+  const row = element("tr", { role: "row" }, element("td", { role: "cell" }, open), count);
+  on(open, "click", () => {
+    selectedRoom = room;
+    history.replaceState(null, "", `#${encodeURIComponent(room)}`);
+    $("target").value = "room";
+    showRooms();
+    showSessionRows([], true);
+    act("Not shown", async () => {
+      await showSessions();
+      return "";
+    });
+  });
+  return {
+    row,
+    update({ sessions }) {
+      fill(count, sessions.toLocaleString());
+      if (room === selectedRoom) row.setAttribute("aria-current", "true");
+      else row.removeAttribute("aria-current");
+    },
+  };
+});
+
+/** @param {boolean} [mayMove] */
+function showRooms(mayMove) {
   const search = $("search").value;
   const found = rooms.filter(({ room }) => room.includes(search));
   found.sort((a, b) => b.sessions - a.sessions);
-  const rows = found.slice(0, MAX_ROWS).map(({ room, sessions }) => {
-    const open = element("button", { type: "button", dataset: { key: room } }, room);
-    on(open, "click", () => {
-      selectedRoom = room;
-      history.replaceState(null, "", `#${encodeURIComponent(room)}`);
-      for (const row of $("rooms").children) row.toggleAttribute("aria-current", false);
-      open.closest("tr")?.setAttribute("aria-current", "true");
-      showSessions();
-    });
-    const row = element("tr", {}, element("td", {}, open), numberCell(sessions));
-    if (room === selectedRoom) row.setAttribute("aria-current", "true");
-    return row;
-  });
-  replace($("rooms"), rows);
-  $("more").textContent = found.length > MAX_ROWS ? `and ${found.length - MAX_ROWS} more` : "";
+  showRoomRows(found, mayMove);
+  const none = search ? "No room has this in its name." : "No rooms yet: a room begins with its first session.";
+  const more = found.length > MAX_ROWS ? `and ${found.length - MAX_ROWS} more` : "";
+  setText("more", found.length ? more : none);
 }
 
+const showSessionRows = table($("sessions"), (/** @type {Session} */ { id }) => id, ({ id, data, since }) => {
+  const room = selectedRoom;
+  const user = typeof data?.user === "string" ? data.user : "";
+  const close = element("button", { type: "button", dataset: { key: id } }, "Close");
+  close.setAttribute("aria-label", `Close ${user} ${id}`);
+  const [name, details] = [element("bdi"), element("small")];
+  const cells = ["Address", "Since", "Received", "Sent", "Queued"].map((title, index) =>
+    cell(index < 2 ? "" : "number", title));
+  const [address, started, received, sent, queued] = cells;
+  started.title = since;
+  started.textContent = new Date(since).toLocaleTimeString();
+  const who = element("td", { role: "cell" }, name, details);
+  const row = element("tr", { role: "row" }, who, ...cells, element("td", { role: "cell" }, close));
+  on(close, "click", () => {
+    if (row.classList.contains("gone")) return;
+    const whom = user ? `${user} (${shortId(id)})` : shortId(id);
+    if (!confirm(`Close the session of ${whom} in the room ${room}?`)) return;
+    act("Not closed", async () => {
+      await request(`rooms/${encodeURIComponent(room)}/sessions/${id}`, { method: "DELETE" });
+      await showSessions();
+      return `Closed the session of ${whom}.`;
+    });
+  });
+  return {
+    row,
+    update(/** @type {Session} */ session) {
+      fill(name, user || id);
+      fill(details, [user && id, session.away && "suspended"].filter(Boolean).join(", "));
+      fill(address, session.node ? `node ${session.node}` : session.address ?? "unknown");
+      fill(received, session.messagesReceived?.toLocaleString() ?? "");
+      fill(sent, session.messagesSent?.toLocaleString() ?? "");
+      fill(queued, session.waitingBytes?.toLocaleString() ?? "");
+    },
+  };
+});
+
+/** Shows the sessions of the selected room. */
 async function showSessions() {
   const room = selectedRoom;
+  showTarget(room);
   if (!room) return;
-  const path = `rooms/${encodeURIComponent(room)}`;
-  const response = await request(path);
+  /** @type {Session[]} */
+  let sessions = [];
+  try {
+    sessions = (await (await request(`rooms/${encodeURIComponent(room)}`)).json()).sessions;
+  } catch (/** @type {any} */ error) {
+    // Nobody is in the room any more.
+    if (error.status !== 404) throw error;
+  }
   if (room !== selectedRoom) return;
-  /** @type {{ sessions: any[] }} */
-  const { sessions } = response.ok ? await response.json() : { sessions: [] };
-  const rows = sessions.slice(0, MAX_ROWS).map((session) => {
-    const { id, data, node, address, since, messagesReceived, messagesSent, waitingBytes, away } = session;
-    const close = element("button", { type: "button", dataset: { key: id } }, "Close");
-    close.setAttribute("aria-label", `Close ${id}`);
-    on(close, "click", () => request(`${path}/sessions/${id}`, "DELETE").then(showSessions));
-    const details = [data?.user, away ? "suspended" : null].filter(Boolean).join(", ");
-    return element("tr", {},
-      element("td", {}, id, element("small", {}, details)),
-      element("td", {}, node ? `node ${node}` : address ?? "unknown"),
-      element("td", { title: since }, new Date(since).toLocaleTimeString()),
-      numberCell(messagesReceived), numberCell(messagesSent), numberCell(waitingBytes),
-      element("td", {}, close));
-  });
-  replace($("sessions"), rows);
-  $("whose").textContent = `Sessions in ${room}`;
-  $("choose").textContent = sessions.length > MAX_ROWS ? `and ${sessions.length - MAX_ROWS} more` : "";
+  showSessionRows(sessions);
+  const more = sessions.length > MAX_ROWS ? `and ${sessions.length - MAX_ROWS} more` : "";
+  setText("choose", sessions.length ? more : "Nobody is in this room.");
 }
 
-/** A table cell with a number.
- * @param {number} value */
-const numberCell = (value) => element("td", { className: "number" }, value?.toLocaleString() ?? "");
-
-/** Replaces the rows of a table. The button that has the focus keeps it.
- * @param {HTMLElement} body
- * @param {HTMLElement[]} rows */
-function replace(body, rows) {
-  const focused = body.contains(document.activeElement)
-    ? /** @type {HTMLElement} */ (document.activeElement).dataset.key
-    : undefined;
-  body.replaceChildren(...rows);
-  /** @type {HTMLElement | undefined} */
-  const sameButton = [...body.querySelectorAll("button")].find((button) => button.dataset.key === focused);
-  if (focused) sameButton?.focus({ preventScroll: true });
+/** Shows which room is selected.
+ * @param {string} room */
+function showTarget(room) {
+  fill($("whose"), room ? `Sessions in ${room}` : "Sessions");
+  $("this-room").disabled = !room;
+  setText("this-room", room ? `the room ${room}` : "a room: select one below");
 }
 
+on($("search"), "input", () => showRooms(true));
 on($("authorize"), "submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("token", $("token").value);
+  setText("token-error", "");
   showState("checking the token …", "connecting");
+  refresh();
+});
+on($("notice"), "submit", (event) => {
+  event.preventDefault();
+  const toRoom = $("target").value === "room";
+  const path = toRoom ? `rooms/${encodeURIComponent(selectedRoom)}/messages` : "messages";
+  const body = JSON.stringify({ type: "notice", receiver: "all", data: $("text").value });
+  act("Not sent", async () => {
+    const { receivers } = await (await request(path, { method: "POST", body })).json();
+    $("text").value = "";
+    return `Sent to ${plural(receivers, "session")}.`;
+  });
 });
 on($("drain"), "click", () => {
-  if (confirm("Refuse new sessions on this server? Only a restart undoes this.")) {
-    request("drain", "POST");
-  }
+  if (!confirm("Refuse new sessions on this server? Only a restart undoes this.")) return;
+  act("Not draining", async () => {
+    const { sessions } = await (await request("drain", { method: "POST" })).json();
+    refresh();
+    return `Draining: ${plural(sessions, "session")} may stay.`;
+  });
 });
+showTarget(selectedRoom);
 refresh();

@@ -2,8 +2,104 @@
 
 use serde_json::json;
 
-use super::{accessibility::axe_violations, driver::Browser};
-use crate::support::{Client, File, TestServer};
+use super::{
+    accessibility::axe_violations,
+    driver::{Browser, Tab},
+};
+use crate::support::{Client, File, Raw, TestServer, eventually};
+
+/// Checks that the page has no violations, and is not wider than the window, at every size.
+async fn assert_accessible(tab: &Tab<'_>, axe: &str) {
+    for scheme in ["light", "dark"] {
+        let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        tab.devtools("Emulation.setEmulatedMedia", media).await;
+        for width in [320, 390, 768, 1280, 1920] {
+            let metrics =
+                json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
+            tab.devtools("Emulation.setDeviceMetricsOverride", metrics)
+                .await;
+            assert_eq!(axe_violations(tab, axe).await, [""; 0], "{scheme} {width}");
+            let too_wide = tab
+                .run(
+                    "return [document.documentElement, ...document.querySelectorAll('.scroll')]
+                        .filter((one) => one.scrollWidth > one.clientWidth)
+                        .map((one) => `${one.className} ${one.scrollWidth} ${one.clientWidth}`)",
+                )
+                .await;
+            assert_eq!(too_wide, json!([]), "{width}");
+        }
+    }
+}
+
+/// The names of the rooms in the order of the table.
+async fn rooms(tab: &Tab<'_>) -> serde_json::Value {
+    tab.run("return [...document.querySelectorAll('#rooms button')].map((one) => one.textContent)")
+        .await
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts this test"]
+async fn no_row_moves_while_the_pointer_is_over_the_table() {
+    let server = TestServer::with(|config| {
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+    })
+    .await;
+    let _alice = [
+        Client::join(&server, "tea").await,
+        Client::join(&server, "tea").await,
+    ];
+    let bob = Client::join(&server, "coffee").await;
+    let browser = Browser::start().await;
+    let tab = browser
+        .open(&format!("http://{}/", server.admin.unwrap()))
+        .await;
+    tab.until("document.querySelectorAll('#rooms tr').length === 2")
+        .await;
+    let hover = async |selector: &str| {
+        let place = tab
+            .run(&format!(
+                "const {{ x, y }} = document.querySelector({selector:?}).getBoundingClientRect();
+                 return {{ type: 'mouseMoved', x: x + 5, y: y + 5 }}"
+            ))
+            .await;
+        tab.devtools("Input.dispatchMouseEvent", place).await;
+    };
+    hover("#rooms tr").await;
+    tab.until("document.querySelector('#rooms').matches(':hover')")
+        .await;
+    bob.leave().await;
+    let _milk = [
+        Client::join(&server, "milk").await,
+        Client::join(&server, "milk").await,
+        Client::join(&server, "milk").await,
+    ];
+    tab.until("document.querySelector('#rooms').textContent.endsWith('milk3')")
+        .await;
+    assert_eq!(rooms(&tab).await, json!(["tea", "coffee", "milk"]));
+    let gone = tab
+        .run("return [...document.querySelectorAll('.gone button')].map((one) => one.textContent)")
+        .await;
+    assert_eq!(gone, json!(["coffee"]));
+    hover("h1").await;
+    tab.until("document.querySelectorAll('#rooms tr').length === 2")
+        .await;
+    assert_eq!(rooms(&tab).await, json!(["milk", "tea"]));
+
+    // The same while the keyboard is in the table.
+    tab.run("document.querySelectorAll('#rooms button')[1].focus()")
+        .await;
+    let _tea = [
+        Client::join(&server, "tea").await,
+        Client::join(&server, "tea").await,
+    ];
+    tab.until("document.querySelector('#rooms').textContent.endsWith('tea4')")
+        .await;
+    assert_eq!(rooms(&tab).await, json!(["milk", "tea"]));
+    tab.run("document.querySelector('#search').focus()").await;
+    tab.until("document.querySelector('#rooms').textContent.startsWith('tea4')")
+        .await;
+    browser.close().await;
+}
 
 #[tokio::test]
 #[ignore = "needs Chromium and axe-core: tests/run names them and starts this test"]
@@ -18,66 +114,98 @@ async fn the_admin_page_shows_and_closes_sessions() {
     })
     .await;
     let mut alice = Client::join(&server, "tea").await;
-    let bob = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea").await;
     let _carol = Client::join(&server, "%3Cb%3Ecoffee%3C%2Fb%3E").await;
+    let _dave = Client::join(&server, &"w".repeat(128)).await;
     alice.expect_new(&bob.id).await;
+    assert!(Raw::upgrade(&server, "/room/%2E", "").await.is_err());
     let browser = Browser::start().await;
     let tab = browser
         .open(&format!("http://{}/", server.admin.unwrap()))
         .await;
     tab.until("!document.querySelector('#authorize').hidden")
         .await;
-    tab.type_into("#token", &format!("{TOKEN}\n")).await;
-    tab.until("document.querySelectorAll('#rooms tr').length === 2")
+    assert_accessible(&tab, &axe).await;
+    tab.type_into("#token", "another token\n").await;
+    tab.until("document.querySelector('#token-error').textContent.includes('not accept')")
+        .await;
+    // The wrong token is selected, so that typing replaces it.
+    tab.press(&format!("{TOKEN}\n")).await;
+    tab.until("document.querySelectorAll('#rooms tr').length === 3")
         .await;
     assert_eq!(
         tab.run("return document.querySelector('td b')").await,
         json!(null)
     );
-    tab.until("document.querySelector('#totals').textContent.includes('Sessions3')")
+    assert_eq!(
+        tab.text("#version").await,
+        format!("Version {}", env!("CARGO_PKG_VERSION"))
+    );
+    assert!(tab.text("#uptime").await.starts_with("Up 0 min"));
+    assert_eq!(tab.text("#refusals").await, "400 bad request\n1");
+    assert_eq!(tab.text("#no-limits").await, "None since the start.");
+    tab.until("document.querySelector('#totals').textContent.includes('Sessions4')")
         .await;
     tab.run("[...document.querySelectorAll('#rooms button')].find((one) => one.textContent === 'tea').click()")
         .await;
     tab.until("document.querySelectorAll('#sessions tr').length === 2")
         .await;
-    // A focused button keeps the focus when the table is redrawn.
-    let close = format!("#sessions [data-key='{}']", bob.id);
-    tab.run(&format!("document.querySelector({close:?}).focus()"))
-        .await;
-    tab.run("globalThis.row = document.querySelector('#sessions tr')")
-        .await;
-    tab.until("!row.isConnected").await;
-    let focused = tab.run("return document.activeElement.dataset.key").await;
-    assert_eq!(focused, bob.id);
-    for scheme in ["light", "dark"] {
-        let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-        tab.devtools("Emulation.setEmulatedMedia", media).await;
-        for width in [390, 1440] {
-            let metrics =
-                json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
-            tab.devtools("Emulation.setDeviceMetricsOverride", metrics)
-                .await;
-            assert_eq!(
-                axe_violations(&tab, &axe).await,
-                [""; 0],
-                "{scheme} {width}"
-            );
-            let overflow = tab
-                .run("return document.documentElement.scrollWidth - innerWidth")
-                .await;
-            assert!(
-                overflow.as_i64().unwrap() <= 0,
-                "{overflow} px too wide at {width}"
-            );
-        }
-    }
+    assert_accessible(&tab, &axe).await;
     if let Ok(path) = std::env::var("SCREENSHOT") {
         tab.screenshot(&path).await;
     }
-    tab.press("\n").await;
+
+    // Notices, to a room and to everyone.
+    for (target, receivers) in [("room", "2 sessions"), ("all", "4 sessions")] {
+        tab.run(&format!(
+            "document.querySelector('#target').value = '{target}'; \
+             document.querySelector('#outcome').textContent = ''"
+        ))
+        .await;
+        tab.type_into("#text", "back soon\n").await;
+        tab.until(&format!(
+            "document.querySelector('#outcome').textContent === 'Sent to {receivers}.'"
+        ))
+        .await;
+        let notice = r#"{"type":"notice","sender":"server","receiver":"all","data":"back soon"}"#;
+        alice.expect_text(notice).await;
+        bob.expect_text(notice).await;
+    }
+
+    // Closing needs a confirmation, which names whom.
+    tab.run("globalThis.confirm = (question) => (globalThis.question = question, false)")
+        .await;
+    let close = format!("#sessions [data-key='{}']", bob.id);
+    tab.click(&close).await;
+    let question = format!(
+        "Close the session of {} in the room tea?",
+        bob.id.split('-').next().unwrap()
+    );
+    assert_eq!(tab.run("return question").await, question);
+    alice.expect_quiet().await;
+    tab.run("globalThis.confirm = () => true").await;
+    tab.click(&close).await;
     alice.expect_left(&bob.id).await;
+    // The pointer is still over the table: the row stays, and its button does nothing.
+    tab.until(&format!(
+        "document.querySelector({close:?}).closest('tr').matches('.gone')"
+    ))
+    .await;
+    tab.click(&close).await;
+    tab.click("h1").await;
     tab.until("document.querySelectorAll('#sessions tr').length === 1")
         .await;
+
+    // A failed action tells why.
+    tab.run("document.querySelector('#target').value = 'room'")
+        .await;
+    alice.leave().await;
+    eventually("alice leaves", || server.anteroom.sessions() == 2).await;
+    tab.type_into("#text", "too late\n").await;
+    tab.until(
+        "document.querySelector('#outcome.error')?.textContent === 'Not sent: no such room.'",
+    )
+    .await;
 
     // Draining needs a confirmation.
     tab.run("globalThis.confirm = () => false").await;
@@ -88,13 +216,24 @@ async fn the_admin_page_shows_and_closes_sessions() {
     tab.until("document.querySelector('#state').textContent.startsWith('draining')")
         .await;
     assert!(!server.anteroom.is_ready());
-    // The console has errors for the refused requests: 401 before the token was given, 503 while
-    // draining.
+
+    // Without an answer, the page says so.
+    tab.run("globalThis.fetch = () => Promise.reject(new TypeError('failed'))")
+        .await;
+    tab.until(
+        "document.querySelector('#problem').textContent.startsWith('The server does not answer.')",
+    )
+    .await;
+    assert_accessible(&tab, &axe).await;
+    // The console has errors for the refused requests: 401 before the token was given, 404 for the
+    // room without sessions, 503 while draining.
     let errors = browser.console_errors().await;
     assert!(
-        errors
-            .iter()
-            .all(|line| line.contains("401 (Unauthorized)") || line.contains("503 (Service")),
+        errors.iter().all(
+            |line| ["401 (Unauthorized)", "404 (Not Found)", "503 (Service"]
+                .iter()
+                .any(|expected| line.contains(expected))
+        ),
         "{errors:?}"
     );
     browser.close_regardless().await;
