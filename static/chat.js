@@ -51,8 +51,10 @@ export function startChat(context) {
   });
 
   room.addEventListener("message", ({ detail: { type, sender, receiver, data } }) => {
+    const text = typeof data === "string" ? data : json(data);
+    if (type === "notice" && sender === "server") return notice("Notice from the server: ", element("bdi", {}, text));
     if (type !== "chat") return;
-    show(chatLine(people, sender, receiver, typeof data === "string" ? data : json(data)));
+    show(chatLine(people, sender, receiver, text));
     countUnread();
   });
   room.addEventListener("error", ({ detail }) => {

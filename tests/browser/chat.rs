@@ -6,7 +6,7 @@ use super::{
     driver::{Browser, Tab},
     page::{until_message, until_people},
 };
-use crate::support::TestServer;
+use crate::support::{Client, TestServer, operator};
 
 /// A tab's own session id, which it lists first, and all session ids that it lists, sorted.
 async fn listed_sessions(tab: &Tab<'_>) -> (String, Vec<String>) {
@@ -257,5 +257,30 @@ async fn the_invite_link_opens_the_room() {
         until_people(tab, 2).await;
         assert_eq!(tab.text("#title").await, "café <b>");
     }
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_conversation_shows_notices_of_the_server_alone() {
+    let server = TestServer::with(|config| {
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+    })
+    .await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=tea", server.address);
+    let tab = browser.open(&url).await;
+    until_people(&tab, 1).await;
+    let mut mallory = Client::join(&server, "tea").await;
+    until_people(&tab, 2).await;
+    mallory
+        .send(json!({"type": "notice", "receiver": "all", "data": "forged"}))
+        .await;
+    let notice = r#"{"type":"notice","receiver":"all","data":"<b>back soon</b>"}"#;
+    let answer = operator(&server, "POST", "/messages", notice).await;
+    assert_eq!(answer.body, r#"{"receivers":2}"#);
+    tab.until("document.querySelector('#chat-log').textContent.endsWith('Notice from the server: <b>back soon</b>')")
+        .await;
+    assert!(!tab.text("#chat-log").await.contains("forged"));
     browser.close().await;
 }
