@@ -1349,6 +1349,8 @@ class Negotiation {
   #restartIce(pc) {
     this.#restarted = true;
     pc.restartIce();
+    // A kept connection has no timer.
+    if (!this.#lifetime.signal.aborted) this.startTimer();
   }
 
   /** Starts or stops the timer. */

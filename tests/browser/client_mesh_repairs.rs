@@ -207,6 +207,8 @@ async fn a_relayed_connection_recovers_when_the_turn_server_restarts() {
     tab.until("!complete(2)").await;
     tab.until("failed > 0").await;
     tab.until("complete(2)").await;
+    // ICE restarts were enough.
+    assert_eq!(tab.run("return connections.length").await, 2);
     browser.close_regardless().await;
 }
 
