@@ -38,8 +38,11 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * this session. By convention, the session that joined first makes the first offer.
  * @typedef {{ readonly id: string, readonly data: unknown, readonly newcomer: boolean }} Peer */
 
-/** A message from another session, or from the application behind the server (`"server"`).
- * @typedef {{ type: string, sender: string, receiver: string, data: unknown }} Message */
+/** A message from another session, or from the application behind the server (`"server"`). `Messages` are the
+ * types of `data` by the message's `type`, for the compiler: what a session sends is not checked.
+ * @template {Record<string, any>} [Messages=Record<string, unknown>]
+ * @typedef {{ [Type in keyof Messages & string]:
+ *   { type: Type, sender: string, receiver: string, data: Messages[Type] } }[keyof Messages & string]} Message */
 
 /** `connecting` at first, `open`, `reconnecting` after a failed attempt or a lost connection, `closed` for good.
  * @typedef {"connecting" | "open" | "reconnecting" | "closed"} RoomState */
@@ -62,11 +65,12 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @typedef {{ receivers: number }} Receipt */
 
 /** The events of a `Room`, with their `detail`.
+ * @template {Record<string, any>} [Messages=Record<string, unknown>]
  * @typedef {object} RoomEvents
  * @property {StateChange} statechange
  * @property {Peer} peerjoin a peer is there when the room opens, or joins later
  * @property {Peer} peerleave a peer left, is missing after a reconnection, or the room is closed
- * @property {Message} message
+ * @property {Message<Messages>} message
  * @property {RoomError} error an error that belongs to no promise
  * @property {WireMessage} wire */
 
@@ -85,7 +89,7 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
 /** @typedef {new (url: string, protocol: string) => Socket} WebSocketConstructor */
 
 /** The mesh of a room.
- * @type {WeakMap<Room, Mesh>} */
+ * @type {WeakMap<Room<any>, Mesh>} */
 const MESHES = new WeakMap();
 
 /** An EventTarget with typed events.
@@ -94,6 +98,7 @@ const MESHES = new WeakMap();
  *   type: Type, listener: Listener<Events[Type]>, options?: boolean | AddEventListenerOptions) => void>
  * } TypedTarget */
 /** @typedef {"addEventListener" | "removeEventListener"} ListenerMethods */
+const TypedEventTarget = /** @type {new <Events>() => TypedTarget<Events>} */ (EventTarget);
 
 /** @template Detail
  * @typedef {((event: CustomEvent<Detail>) => void)
@@ -117,16 +122,20 @@ export class RoomError extends Error {
 
 /** Joins a room. The room connects, and reconnects when the connection is lost, until `leave()` or until the
  * server refuses it for good.
+ * @template {Record<string, any>} [Messages=Record<string, unknown>] the types of `data` by type of message,
+ *   as in `join<{ chat: string, cursor: { x: number, y: number } }>("tea")`
  * @param {string} room its name, 1 to 128 bytes of UTF-8 without control characters
  * @param {JoinOptions} [options]
- * @returns {Room}
+ * @returns {Room<Messages>}
  * @throws {TypeError} if the name or the address is not valid, or there is no WebSocket */
 export function join(room, options) {
   return new Room(room, options);
 }
 
-/** A room, as one session sees it. Made by `join`. */
-export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (EventTarget) {
+/** A room, as one session sees it. Made by `join`.
+ * @template {Record<string, any>} [Messages=Record<string, unknown>]
+ * @extends {TypedEventTarget<RoomEvents<Messages>>} */
+export class Room extends TypedEventTarget {
   #url;
   #accessToken;
   #idleTimeout;
@@ -231,9 +240,11 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
   /** Sends a message. Without a connection, it waits for one; over the server's rates, it waits for its turn.
    * The promise may be ignored: its rejection is never unhandled. The server's own answers are not messages: the
    * promise of `send("server", "ping")` resolves when the answer is there.
-   * @param {string} receiver a session id, `"all"` or `"server"`
-   * @param {string} type 1 to 64 bytes, chosen by the application
-   * @param {unknown} [data] any JSON
+   * @template {string} Receiver
+   * @template {Receiver extends "server" ? string : keyof Messages & string} Type
+   * @param {Receiver} receiver a session id, `"all"` or `"server"`
+   * @param {Type} type 1 to 64 bytes, chosen by the application
+   * @param {Receiver extends "server" ? unknown : Messages[Type]} [data] any JSON
    * @param {{ signal?: AbortSignal }} [options] aborting withdraws a message that waits
    * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if `data` is not JSON, or
    *   with the signal's reason */
@@ -261,7 +272,8 @@ export class Room extends /** @type {new () => TypedTarget<RoomEvents>} */ (Even
   }
 
   /** Sends a message to everyone else. Rejects with `empty_room` if there is nobody.
-   * @param {string} type @param {unknown} [data]
+   * @template {keyof Messages & string} Type
+   * @param {Type} type @param {Messages[Type]} [data]
    * @returns {Promise<Receipt>} */
   broadcast(type, data) {
     return this.send("all", type, data);
@@ -737,8 +749,8 @@ const SERVED = /^(https?:(?!.*(?:node_modules|anteroom-client))[^?#]*\/)anteroom
 /** The server that this module comes from.
  * @throws {TypeError} if that is unknown, as in a bundle */
 function moduleServer() {
-  // Bundlers warn of `import.meta` where their output has none, unless it stands in a `try`. They look for a
-  // file at `new URL(".", import.meta.url)`.
+  // Outside a `try`, esbuild warns that the formats `iife` and `cjs` have no `import.meta`. Other bundlers
+  // look for a file when they read `new URL(".", import.meta.url)`.
   try {
     const server = SERVED.exec(import.meta.url)?.[1];
     if (server) return server;
@@ -821,8 +833,9 @@ const SUCCESSION_MS = 1000;
  *
  * A connection that fails restarts ICE. If that does not help, a new connection replaces it. When the server
  * loses its sessions, a working connection to a session of before stays until it fails, or until its owner
- * is connected under another id. */
-export class Mesh extends /** @type {new () => TypedTarget<MeshEvents>} */ (EventTarget) {
+ * is connected under another id.
+ * @extends {TypedEventTarget<MeshEvents>} */
+export class Mesh extends TypedEventTarget {
   #room;
   #maxPeers;
   /** @type {Map<MediaStreamTrack, MediaStream[]>} */
@@ -842,7 +855,7 @@ export class Mesh extends /** @type {new () => TypedTarget<MeshEvents>} */ (Even
   /** @type {MeshContext} */
   #context;
 
-  /** @param {Room} room without another mesh
+  /** @param {Room<any>} room without another mesh
    * @param {object} [options]
    * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
    * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another
