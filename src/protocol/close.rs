@@ -103,7 +103,7 @@ impl Close {
         let reason = match error.retry_seconds() {
             Some(seconds) => {
                 let delay_ms = spread(seconds * 1000);
-                format!("{}: retry in {delay_ms} ms", error.message()).into()
+                format!("{} (retry in {delay_ms} ms)", error.message()).into()
             }
             None => error.message(),
         };

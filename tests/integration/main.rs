@@ -7,6 +7,7 @@
 //! | `support/` | nothing: the server under test, a client, a raw connection, deadlines |
 //! | `proxy` | nothing: a TCP proxy that fails like a network |
 //! | `joining` | the upgrade, room names, and the `new` and `close` events of a room |
+//! | `refusals` | close codes that tell a web page why it gets no session |
 //! | `routing` | unicast, broadcast, requests to the server; receipts |
 //! | `requests` | `hello` and `ping` |
 //! | `messages` | validation of messages, and `data` that is relayed unchanged |
@@ -79,6 +80,7 @@ mod operating;
 ))]
 mod program;
 mod proxy;
+mod refusals;
 mod requests;
 mod resuming;
 mod routing;

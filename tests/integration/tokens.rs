@@ -13,6 +13,7 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
+use crate::refusals::expect_refusal;
 use crate::support::{
     Answer, Client, File, Program, Raw, TestServer, handshake, in_seconds, within_deadline,
 };
@@ -1220,5 +1221,23 @@ async fn the_program_signs_tokens_and_logs_none() {
     assert!(log.contains("stopping"), "{log}");
     for secret in [token.as_str(), &token[token.len() - 20..], &resume, SECRET] {
         assert!(!log.contains(secret), "the log has {secret}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_learns_from_a_close_code_that_its_token_does_not_admit_it() {
+    let (server, _file) = server("refusals").await;
+    for (query, status) in [
+        (String::new(), 401),
+        ("?token=nonsense".into(), 401),
+        (format!("?token={}", sign(json!({"exp": 1}))), 401),
+        (format!("?token={}", sign(json!({"aud": "elsewhere"}))), 401),
+        (format!("?token={}", sign(json!({"room": "coffee"}))), 403),
+        (
+            format!("?token={}", sign(json!({"sub": "x".repeat(257)}))),
+            403,
+        ),
+    ] {
+        expect_refusal(&server, &format!("/room/tea{query}"), "", status).await;
     }
 }
