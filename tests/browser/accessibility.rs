@@ -44,8 +44,7 @@ async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server
     other.type_into("#file", file.to_str().unwrap()).await;
     tab.until("document.querySelector('[data-name=Accept]')")
         .await;
-    tab.run("document.querySelector('#messages summary').click()")
-        .await;
+    let banner = "document.querySelector('#banner-text').textContent = 'The room is full: trying again in 5 s.'; document.querySelector('#rejoin').hidden = false;";
 
     let entry = browser.open(&format!("http://{}/", server.address)).await;
     let entry_error = browser
@@ -71,6 +70,24 @@ async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server
                     ("room", 390 | 844) => &["call", "people", "chat", "wire"],
                     _ => &[""],
                 };
+                // Wide pages have the message log folded in the light scheme and open in the dark one.
+                if name == "room" && width >= 1024 {
+                    let folded = tab
+                        .run("return document.querySelector('#room').dataset.wire === 'folded'")
+                        .await;
+                    if folded == (scheme == "dark") {
+                        tab.click("#fold").await;
+                    }
+                    if scheme == "dark" {
+                        tab.until("document.querySelector('#messages summary')")
+                            .await;
+                        tab.run("document.querySelector('#messages details').open = true")
+                            .await;
+                    }
+                }
+                if name == "room" {
+                    tab.run(banner).await;
+                }
                 for view in views {
                     if !view.is_empty() {
                         page.click(&format!("nav [data-view={view}]")).await;

@@ -284,3 +284,119 @@ async fn the_conversation_shows_notices_of_the_server_alone() {
     assert!(!tab.text("#chat-log").await.contains("forged"));
     browser.close().await;
 }
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn web_addresses_are_links_and_other_text_stays_text() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=links", server.address);
+    let tab = browser.open(&url).await;
+    let other = browser.open(&url).await;
+    until_people(&other, 2).await;
+    let text = "(see https://a.test/x_(y)?q=1#z). javascript:alert(1) http://google.test@evil.test/ \
+        xhttps://no.test HTTP://B.test/<b>, https:// data:text/html,x";
+    tab.type_into("#text", &format!("{text}\n")).await;
+    until_message(&other, text).await;
+    let links = other
+        .run("return [...document.querySelectorAll('#chat-log a')].map((link) => [link.textContent, link.target, link.rel])")
+        .await;
+    let rel = "noopener noreferrer nofollow";
+    assert_eq!(
+        links,
+        json!([
+            ["https://a.test/x_(y)?q=1#z", "_blank", rel],
+            ["HTTP://B.test/", "_blank", rel],
+        ])
+    );
+    other
+        .until("!isNaN(Date.parse(document.querySelector('#chat-log time').dateTime))")
+        .await;
+
+    // A message of many addresses, or of punctuation alone, takes no noticeable time.
+    let long = "'http://a '.repeat(5000)";
+    let marks = "'http://a' + '!'.repeat(50000) + 'x'";
+    for script in [long, marks] {
+        tab.run(&format!(
+            "document.querySelector('#text').value = {script};
+            document.querySelector('#chat-form').requestSubmit();"
+        ))
+        .await;
+    }
+    until_message_count(&other, 3).await;
+    let counts = other
+        .run("return [...document.querySelectorAll('.message-text')].map((item) => item.querySelectorAll('a').length)")
+        .await;
+    assert_eq!(counts, json!([2, 50, 1]));
+    browser.close().await;
+}
+
+async fn until_message_count(tab: &Tab<'_>, count: usize) {
+    tab.until(&format!(
+        "document.querySelectorAll('.message-text').length === {count}"
+    ))
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_title_counts_messages_until_the_user_sees_them() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=unread", server.address);
+    let tab = browser.open(&url).await;
+    let other = browser.open(&url).await;
+    until_people(&other, 2).await;
+    let narrow = json!({"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": true});
+    tab.devtools("Emulation.setDeviceMetricsOverride", narrow)
+        .await;
+    other.type_into("#text", "one\n").await;
+    other.type_into("#text", "two\n").await;
+    tab.until("document.title === '(2) unread – anteroom'")
+        .await;
+    tab.click("nav [data-view=chat]").await;
+    tab.until("document.title === 'unread – anteroom'").await;
+
+    tab.run(
+        "Object.defineProperty(document, 'visibilityState', { get: () => globalThis.visibility })",
+    )
+    .await;
+    tab.run("globalThis.visibility = 'hidden'").await;
+    other.type_into("#text", "three\n").await;
+    tab.until("document.title === '(1) unread – anteroom'")
+        .await;
+    tab.run("visibility = 'visible'; document.dispatchEvent(new Event('visibilitychange'))")
+        .await;
+    tab.until("document.title === 'unread – anteroom'").await;
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn leaving_tells_the_room_at_once_and_coming_back_joins_again() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=leave", server.address);
+    let tab = browser.open(&url).await;
+    let other = browser.open(&url).await;
+    until_people(&other, 2).await;
+    until_people(&tab, 2).await;
+    // The page stays, as in the browser's cache.
+    tab.run("document.querySelector('#leave').href = '#'").await;
+    tab.click("#leave").await;
+    until_people(&other, 1).await;
+    tab.until("document.querySelector('#banner').textContent.includes('You left the room.')")
+        .await;
+    tab.run("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+        .await;
+    until_people(&other, 2).await;
+
+    // The button of the banner joins again, too.
+    until_people(&tab, 2).await;
+    tab.run("document.querySelector('#leave').href = '#'").await;
+    tab.click("#leave").await;
+    until_people(&other, 1).await;
+    tab.click("#rejoin").await;
+    until_people(&other, 2).await;
+    browser.close().await;
+}

@@ -180,3 +180,133 @@ async fn a_transfer_that_differs_from_its_offer_fails() {
     }
     browser.close().await;
 }
+
+/// A PNG image of one pixel, in Base64.
+const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn pasted_images_have_previews_and_pasted_text_is_no_file() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=paste", server.address);
+    let sender = browser.open(&url).await;
+    let receiver = browser.open(&url).await;
+    for tab in [&sender, &receiver] {
+        until_people(tab, 2).await;
+    }
+    // Pastes, and returns whether the page has handled it.
+    sender
+        .run(&format!(
+            "globalThis.bytes = Uint8Array.from(atob('{PIXEL}'), (char) => char.charCodeAt(0));
+            globalThis.paste = (name, bytes, texts) => {{
+                const clipboardData = new DataTransfer();
+                for (const type of texts) clipboardData.setData(type, 'words');
+                if (name) clipboardData.items.add(new File([bytes], name));
+                const event = new ClipboardEvent('paste', {{ clipboardData, bubbles: true, cancelable: true }});
+                return !document.querySelector('#text').dispatchEvent(event);
+            }};"
+        ))
+        .await;
+    for text in [
+        "paste('', '', ['text/plain'])",
+        "paste('cells.png', bytes, ['text/plain', 'text/html'])",
+    ] {
+        assert_eq!(sender.run(&format!("return {text}")).await, false);
+    }
+    let image =
+        "[...document.querySelectorAll('.file')].at(-1)?.querySelector('img:not([hidden])')";
+    for name in ["image.png", "photo.JPEG"] {
+        let script = format!("return paste('{name}', bytes, ['text/html'])");
+        assert_eq!(sender.run(&script).await, true);
+        sender
+            .until(&format!("{image}?.alt === 'Preview of {name}'"))
+            .await;
+        receiver
+            .until("document.querySelector('[data-name=Accept]')")
+            .await;
+        receiver.click("[data-name=Accept]").await;
+        receiver
+            .until(&format!("{image}?.alt === 'Preview of {name}'"))
+            .await;
+        // The URL of a shown preview is revoked.
+        let script = format!("return fetch({image}.src).then(() => true, () => false)");
+        assert_eq!(receiver.run(&script).await, false);
+    }
+    // SVG can have scripts, and what is no image has no preview, whatever its name.
+    sender
+        .run("paste('drawing.svg', '<svg xmlns=\"http://www.w3.org/2000/svg\"/>', []); paste('fake.png', '<svg xmlns=\"http://www.w3.org/2000/svg\"/>', [])")
+        .await;
+    for _ in 0..2 {
+        receiver
+            .until("document.querySelector('[data-name=Accept]')")
+            .await;
+        receiver.click("[data-name=Accept]").await;
+    }
+    for tab in [&sender, &receiver] {
+        tab.until("document.querySelectorAll('.file').length === 4 && [...document.querySelectorAll('.file em')].every((item) => /Delivered|Received/.test(item.textContent)) && document.querySelectorAll('.file img').length === 2")
+            .await;
+    }
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_file_under_way_is_not_left_without_asking_and_says_who_cancels() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=leave", server.address);
+    let receiver = browser.open(&url).await;
+    until_people(&receiver, 1).await;
+    let sender = browser.open(&format!("http://{}/", server.address)).await;
+    // A sender that offers a file and sends nothing of it.
+    sender
+        .run(
+            "const { join, Mesh } = await import('/anteroom.js');
+            globalThis.mesh = new Mesh(join('leave'));
+            globalThis.received = [];
+            globalThis.offer = () => {
+                globalThis.channel = [...mesh.peers.values()][0].pc.createDataChannel('file');
+                channel.onopen = () => channel.send('{\"name\":\"x\",\"size\":10}');
+                channel.onmessage = ({ data }) => received.push(data);
+            };",
+        )
+        .await;
+    sender
+        .until("[...mesh.peers.values()][0]?.state === 'connected'")
+        .await;
+    let asks = "return !dispatchEvent(new Event('beforeunload', { cancelable: true }))";
+    sender.run("offer()").await;
+    receiver
+        .until("document.querySelector('[data-name=Accept]')")
+        .await;
+    assert_eq!(receiver.run(asks).await, false, "an offer does not hold");
+    receiver.click("[data-name=Accept]").await;
+    sender.until("received.at(-1) === 'accept'").await;
+    assert_eq!(receiver.run(asks).await, true);
+    receiver
+        .run("globalThis.confirm = () => { globalThis.asked = true; return false; }")
+        .await;
+    receiver.click("#leave").await;
+    receiver
+        .until("asked && document.querySelector('#state').dataset.state === 'open'")
+        .await;
+    sender.run("channel.send('cancel')").await;
+    receiver
+        .until("document.querySelector('.file em').textContent.startsWith('Cancelled by ')")
+        .await;
+    assert_eq!(receiver.run(asks).await, false);
+
+    for (button, word) in [("Decline", "decline"), ("Cancel", "cancel")] {
+        sender.run("offer()").await;
+        receiver
+            .until("document.querySelector('[data-name=Accept]')")
+            .await;
+        if button == "Cancel" {
+            receiver.click("[data-name=Accept]").await;
+        }
+        receiver.click(&format!("[data-name={button}]")).await;
+        sender.until(&format!("received.at(-1) === '{word}'")).await;
+    }
+    browser.close().await;
+}

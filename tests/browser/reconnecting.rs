@@ -4,7 +4,7 @@ use serde_json::json;
 use tokio::process::Command;
 
 use super::{
-    driver::Browser,
+    driver::{Browser, Tab},
     page::{until_people, until_videos_play},
 };
 use crate::{
@@ -216,4 +216,125 @@ async fn a_network_failure_loses_no_session_and_no_message() {
         );
     }
     browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_banner_in_every_view_says_that_the_network_is_gone() {
+    let server = Program::start([]).await;
+    let browser = Browser::start().await;
+    let tab = browser
+        .open(&format!("http://{}/?room=banner", server.address))
+        .await;
+    until_people(&tab, 1).await;
+    let banner = "document.querySelector('#banner')";
+    assert_eq!(
+        tab.run(&format!("return {banner}.checkVisibility()")).await,
+        false
+    );
+    // The state is still `open`: the page believes the browser at once.
+    server.signal("STOP").await;
+    tab.run("dispatchEvent(new Event('offline'))").await;
+    assert!(tab.text("#banner").await.contains("You are offline"));
+    for (width, height) in [(390, 844), (844, 390), (1440, 900)] {
+        let metrics =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        tab.devtools("Emulation.setDeviceMetricsOverride", metrics)
+            .await;
+        tab.until(&format!(
+            "{banner}.getBoundingClientRect().height > 20 && {banner}.getBoundingClientRect().bottom < innerHeight / 2"
+        ))
+        .await;
+    }
+    server.signal("CONT").await;
+    tab.until(&format!("!{banner}.checkVisibility()")).await;
+    browser.close_regardless().await;
+}
+
+/// Makes every WebSocket of the page close at once with this code and reason.
+async fn refuse_connections(tab: &Tab<'_>, code: u16, reason: &str) {
+    let source = format!(
+        "globalThis.WebSocket = class extends EventTarget {{
+            constructor() {{
+                super();
+                setTimeout(() => this.dispatchEvent(new CloseEvent('close', {{ code: {code}, reason: '{reason}' }})));
+            }}
+            close() {{}}
+        }};"
+    );
+    tab.devtools(
+        "Page.addScriptToEvaluateOnNewDocument",
+        json!({"source": source}),
+    )
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_page_says_why_it_waits_for_a_room() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    for (code, reason, expected) in [
+        (
+            4503,
+            "the room is full: retry in 5000 ms",
+            "The room is full: trying again in",
+        ),
+        (
+            4429,
+            "too many sessions of this address (retry in 5000 ms)",
+            "Too many sessions of this address: trying again in",
+        ),
+        (
+            1012,
+            "the server is stopping: retry in 900 ms",
+            "The server is restarting",
+        ),
+        (1006, "", "Cannot reach the server: trying again"),
+    ] {
+        let tab = browser.open(&format!("http://{}/", server.address)).await;
+        refuse_connections(&tab, code, reason).await;
+        tab.go(&format!("http://{}/?room=full", server.address))
+            .await;
+        tab.until(&format!(
+            "document.querySelector('#banner').checkVisibility() && document.querySelector('#banner').textContent.includes('{expected}')"
+        ))
+        .await;
+    }
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn who_is_refused_returns_to_the_entry_form_with_the_reason() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    for (code, reason, expected) in [
+        (
+            1008,
+            "closed by an operator",
+            "The server ended the connection: closed by an operator.",
+        ),
+        (
+            4401,
+            "the token has expired",
+            "The room needs a valid link: the token has expired. Ask for a new one.",
+        ),
+        (
+            4403,
+            "the token does not allow this room",
+            "You may not enter this room: the token does not allow this room.",
+        ),
+    ] {
+        let tab = browser.open(&format!("http://{}/", server.address)).await;
+        refuse_connections(&tab, code, reason).await;
+        tab.go(&format!("http://{}/?room=closed", server.address))
+            .await;
+        tab.until(&format!(
+            "document.querySelector('#entry').checkVisibility() && !document.querySelector('#room').checkVisibility()
+                && document.querySelector('#entry-error').textContent.includes('{expected}')"
+        ))
+        .await;
+    }
+    browser.close().await;
 }
