@@ -340,7 +340,7 @@ class Line {
    * @param {Blob} file */
   preview(file) {
     const image = imagePreview(file, this.#name);
-    if (image) this.item.append(image);
+    if (image) this.#bar.before(image);
   }
 
   /** @param {string} name @param {() => void} onclick */

@@ -304,37 +304,34 @@ async fn the_page_says_why_it_waits_for_a_room() {
     browser.close().await;
 }
 
-#[tokio::test]
-#[ignore = "needs Chromium: tests/run starts it"]
-async fn who_is_refused_returns_to_the_entry_form_with_the_reason() {
+/// Waits until the page of a room whose connections are refused shows the entry form with this text.
+async fn assert_refusal_explained(code: u16, reason: &str, expected: &str) {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
-    for (code, reason, expected) in [
-        (
-            1008,
-            "closed by an operator",
-            "The server ended the connection: closed by an operator.",
-        ),
-        (
-            4401,
-            "the token has expired",
-            "The room needs a valid link: the token has expired. Ask for a new one.",
-        ),
-        (
-            4403,
-            "the token does not allow this room",
-            "You may not enter this room: the token does not allow this room.",
-        ),
-    ] {
-        let tab = browser.open(&format!("http://{}/", server.address)).await;
-        refuse_connections(&tab, code, reason).await;
-        tab.go(&format!("http://{}/?room=closed", server.address))
-            .await;
-        tab.until(&format!(
-            "document.querySelector('#entry').checkVisibility() && !document.querySelector('#room').checkVisibility()
-                && document.querySelector('#entry-error').textContent.includes('{expected}')"
-        ))
+    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    refuse_connections(&tab, code, reason).await;
+    tab.go(&format!("http://{}/?room=closed", server.address))
         .await;
-    }
+    tab.until(&format!(
+        "document.querySelector('#entry').checkVisibility() && !document.querySelector('#room').checkVisibility()
+            && document.querySelector('#entry-error').textContent.includes('{expected}')"
+    ))
+    .await;
     browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn who_is_closed_before_entering_sees_the_entry_form_and_the_reason() {
+    let expected = "The server ended the connection: closed by an operator.";
+    assert_refusal_explained(1008, "closed by an operator", expected).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn who_lacks_a_valid_token_sees_the_entry_form_and_what_to_do() {
+    let expected = "The room needs a valid link: the token has expired. Ask for a new one.";
+    assert_refusal_explained(4401, "the token has expired", expected).await;
+    let expected = "You may not enter this room: the token does not allow this room.";
+    assert_refusal_explained(4403, "the token does not allow this room", expected).await;
 }
