@@ -1,22 +1,30 @@
-// The call: buttons for camera, microphone and screen, and a tile for each person.
+// The call: what the user sends, with the buttons for microphone, camera and screen.
 
-import { $, element, icon, on, throttle } from "./dom.js";
-import { hue } from "./people.js";
+import { startDevices } from "./devices.js";
+import { $, on, throttle } from "./dom.js";
+import { showSpeakers } from "./speaking.js";
+import { showTiles } from "./tiles.js";
 
+/** @import { Mesh } from "./anteroom.js" */
 /** @import { RoomContext } from "./people.js" */
 
 /** Enough video for a tile, and little enough to send to each peer. */
 const CAMERA_CONSTRAINTS = { width: { ideal: 640 }, height: { ideal: 360 }, frameRate: { ideal: 24 } };
-/** @typedef {"microphone" | "camera" | "screen"} Device */
+/** The bits per second of all copies of the video together, which an uplink at home has, and of one copy. */
+const CAMERA_RATES = { all: 3_000_000, min: 120_000, max: 900_000 };
+const SCREEN_RATES = { all: 6_000_000, min: 400_000, max: 2_500_000 };
 
-/** The limits of a tile's aspect ratio. */
-const [MIN_ASPECT, MAX_ASPECT] = [4 / 3, 16 / 9];
-/** The height that allows a large tile, in px, and the share of it that `page.css` leaves to the others. */
-const [LARGE_HEIGHT, SMALL_SHARE] = [320, 0.3];
+/** @typedef {"microphone" | "camera" | "screen"} Device */
+const DEVICES = /** @type {const} */ (["microphone", "camera", "screen"]);
+/** The keys that press a button, together with Alt: they work while the user types, and a single letter would
+ * be pressed by speech input (WCAG 2.1.4).
+ * @type {Record<string, Device>} */
+const KEYS = { KeyM: "microphone", KeyV: "camera" };
 
 /** @param {RoomContext} context */
 export function startCall(context) {
   showTiles(context, sendMedia(context));
+  showSpeakers(context);
 }
 
 /** The buttons. They send one audio and one video track at most: the screen replaces the camera.
@@ -26,6 +34,8 @@ function sendMedia({ room, mesh, people }) {
   const outgoing = new MediaStream();
   /** @type {Record<Device, MediaStreamTrack | null>} */
   const tracks = { microphone: null, camera: null, screen: null };
+  /** @type {Record<string, string>} The ids of the chosen devices. */
+  const chosen = {};
 
   /** Sends a track in place of the current one of its kind.
    * @param {MediaStreamTrack | undefined} old @param {MediaStreamTrack | null} track */
@@ -46,9 +56,22 @@ function sendMedia({ room, mesh, people }) {
       camera: tracks.camera !== null,
       screen: tracks.screen !== null,
     };
-    for (const [name, isActive] of Object.entries(active)) $(name).ariaPressed = String(isActive);
+    for (const name of DEVICES) {
+      const button = $(name);
+      const pressed = String(active[name]);
+      // A screen reader reads the state only of a button that has the focus.
+      if (button.ariaPressed !== pressed && button !== document.activeElement) {
+        $("announcement").textContent = `${button.textContent} ${active[name] ? "on" : "off"}`;
+      }
+      button.ariaPressed = pressed;
+    }
     people.setProfile(active);
+    limit();
+    showDevices();
   };
+
+  const limit = throttle(() => limitBitRates(mesh, tracks.screen !== null));
+  on(mesh, "connect disconnect statechange", limit);
 
   /** @param {Device} name */
   const stop = (name) => {
@@ -59,46 +82,111 @@ function sendMedia({ room, mesh, people }) {
 
   /** @type {Record<Device, () => Promise<MediaStream>>} */
   const requestStream = {
-    microphone: () => navigator.mediaDevices.getUserMedia({ audio: true }),
-    camera: () => navigator.mediaDevices.getUserMedia({ video: CAMERA_CONSTRAINTS }),
+    microphone: () => navigator.mediaDevices.getUserMedia({ audio: { deviceId: chosen.microphone } }),
+    camera: () => {
+      return navigator.mediaDevices.getUserMedia({ video: { ...CAMERA_CONSTRAINTS, deviceId: chosen.camera } });
+    },
     screen: () => navigator.mediaDevices.getDisplayMedia({ video: true }),
   };
 
-  room.addEventListener("statechange", () => {
-    if (room.state !== "closed") return;
-    for (const track of Object.values(tracks)) track?.stop();
-    tracks.microphone = tracks.camera = tracks.screen = null;
-    update();
-  });
-
   /** The devices that the browser asks the user about. */
   const requested = new Set();
-  for (const name of /** @type {const} */ (["microphone", "camera", "screen"])) {
-    $(name).addEventListener("click", async () => {
-      if (requested.has(name)) return;
+  /** Opens a device, instead of the open one if there is one. The browser prefers the chosen device, and takes
+   * another without it.
+   * @param {Device} name */
+  const open = async (name) => {
+    if (requested.has(name)) return;
+    requested.add(name);
+    const old = tracks[name];
+    // Many phones open only one camera at a time.
+    old?.stop();
+    try {
+      const [track] = (await requestStream[name]()).getTracks();
+      tracks[name] = track;
+      track.enabled = old?.enabled ?? true;
+      if (name === "screen") track.contentHint = "detail";
+      track.addEventListener("ended", () => ended(name, track));
+      $("call-hint").textContent = "";
+      update();
+    } catch (error) {
+      if (old) stop(name);
+      $("call-hint").textContent = explain(name, error);
+    }
+    requested.delete(name);
+    if (room.state === "closed") close();
+  };
+
+  /** A device was unplugged: open another. Or the user has ended it with the browser's own button.
+   * @param {Device} name @param {MediaStreamTrack} track */
+  const ended = async (name, track) => {
+    const { deviceId } = track.getSettings();
+    const devices = await navigator.mediaDevices.enumerateDevices();
+    if (tracks[name] !== track) return;
+    if (name === "screen" || devices.some((device) => device.deviceId === deviceId)) return stop(name);
+    await open(name);
+    const { label } = tracks[name] ?? {};
+    if (label) $("call-hint").textContent = `The ${name} was disconnected. Now you use ${label}.`;
+  };
+
+  const showDevices = startDevices(tracks, (name, id) => {
+    chosen[name] = id;
+    if (tracks[name]) open(name);
+  });
+
+  const close = () => {
+    for (const name of DEVICES) stop(name);
+    disable("The room is closed: join again to use microphone, camera and screen.");
+  };
+  room.addEventListener("statechange", () => {
+    if (room.state === "closed") close();
+  });
+
+  for (const name of DEVICES) {
+    $(name).addEventListener("click", () => {
       const track = tracks[name];
-      if (track && name !== "microphone") return stop(name);
-      if (track) {
-        // A muted device stays open, so that unmuting takes no time.
-        track.enabled = !track.enabled;
-        return update();
-      }
-      requested.add(name);
-      try {
-        const [newTrack] = (await requestStream[name]()).getTracks();
-        tracks[name] = newTrack;
-        // It was unplugged, or ended with the browser's own button.
-        newTrack.addEventListener("ended", () => stop(name));
-        $("call-hint").textContent = "";
-        update();
-      } catch (error) {
-        $("call-hint").textContent = explain(name, error);
-      }
-      requested.delete(name);
+      if (!track) return open(name);
+      if (name !== "microphone") return stop(name);
+      // A muted device stays open, so that unmuting takes no time.
+      track.enabled = !track.enabled;
+      update();
     });
   }
-  if (!navigator.mediaDevices) $("call-hint").textContent = explain("camera", null);
+  document.addEventListener("keydown", (event) => {
+    const { altKey, ctrlKey, metaKey, shiftKey, repeat, code } = event;
+    if (!KEYS[code] || !altKey || ctrlKey || metaKey || shiftKey) return;
+    event.preventDefault();
+    if (!repeat) $(KEYS[code]).click();
+  });
+  if (!navigator.mediaDevices) disable(explain("camera", null));
   return outgoing;
+}
+
+/** @param {string} reason why nothing can be sent */
+function disable(reason) {
+  for (const name of DEVICES) $(name).disabled = true;
+  $("call-hint").textContent = reason;
+}
+
+/** Divides the uplink among the peers: each gets a copy of the video. A camera's picture becomes smaller with
+ * its bit rate; a screen keeps its size, so that text stays readable.
+ * @param {Mesh} mesh @param {boolean} screen */
+function limitBitRates(mesh, screen) {
+  const { all, min, max } = screen ? SCREEN_RATES : CAMERA_RATES;
+  const maxBitrate = Math.round(Math.min(max, Math.max(min, all / mesh.peers.size)));
+  const scaleResolutionDownBy = screen ? 1 : Math.sqrt(max / maxBitrate);
+  for (const { pc } of mesh.peers.values()) {
+    for (const { sender, receiver } of pc.getTransceivers()) {
+      if (receiver.track.kind !== "video") continue;
+      const parameters = sender.getParameters();
+      const [encoding] = parameters.encodings ?? [];
+      const same = encoding?.maxBitrate === maxBitrate && encoding.scaleResolutionDownBy === scaleResolutionDownBy;
+      if (!encoding || same) continue;
+      Object.assign(encoding, { maxBitrate, scaleResolutionDownBy });
+      parameters.degradationPreference = screen ? "maintain-resolution" : "balanced";
+      // It fails for a connection that closes, and then no longer matters.
+      sender.setParameters(parameters).catch(() => {});
+    }
+  }
 }
 
 /** Why a device is missing, and what to do.
@@ -126,114 +214,3 @@ function explain(name, error) {
   }
 }
 
-/** The tiles, as large as fits.
- * @param {RoomContext} context @param {MediaStream} outgoing */
-function showTiles({ room, mesh, people }, outgoing) {
-  /** @type {Map<string, Record<"tile" | "avatar" | "label", HTMLElement> & { video: HTMLVideoElement }>} */
-  const tiles = new Map();
-  /** @type {Map<string, MediaStream>} By peer. */
-  const streams = new Map();
-  const list = $("tiles");
-
-  /** @param {string} id */
-  const add = (id) => {
-    const own = id === room.id;
-    const video = element("video", { autoplay: true, playsInline: true, muted: own });
-    const avatar = element("span", { className: "avatar", ariaHidden: "true" });
-    const label = element("span", { className: "label" });
-    const tile = element("li", { dataset: { id } }, video, avatar, label);
-    tile.style.setProperty("--hue", String(hue(id)));
-    on(video, "resize playing emptied", show);
-    tiles.set(id, { tile, video, avatar, label });
-    if (own) list.prepend(tile);
-    else list.append(tile);
-  };
-
-  const show = throttle(() => {
-    const ids = [...room.peers.keys()].filter((id) => mesh.peers.has(id));
-    if (room.id) ids.unshift(room.id);
-    for (const [id, { tile, video }] of tiles) {
-      if (ids.includes(id)) continue;
-      video.srcObject = null;
-      tile.remove();
-      tiles.delete(id);
-    }
-    for (const id of ids) if (!tiles.has(id)) add(id);
-    for (const [id, { tile, video, avatar, label }] of tiles) {
-      const own = id === room.id;
-      const { microphone, camera, screen } = people.profile(id);
-      const name = people.name(id);
-      const stream = own ? outgoing : (streams.get(id) ?? null);
-      if (video.srcObject !== stream) play(video, stream);
-      const live = stream?.getVideoTracks().filter(({ readyState }) => readyState === "live") ?? [];
-      // A profile says what is sent; `muted` can be wrong in Chromium.
-      const sendsVideo = people.has(id) ? camera || screen : live.some(({ muted }) => !muted);
-      const showsVideo = sendsVideo && live.length > 0 && video.videoWidth > 0;
-      tile.dataset.video = String(showsVideo);
-      tile.dataset.connection = mesh.peers.get(id)?.state ?? "";
-      tile.dataset.mirrored = String(own && camera && !screen);
-      tile.dataset.screen = String(screen);
-      video.ariaLabel = `${screen ? "Screen" : "Video"} of ${own ? "yourself" : name}`;
-      video.ariaHidden = String(!showsVideo);
-      avatar.textContent = [...name][0]?.toUpperCase() ?? "?";
-      label.replaceChildren(element("bdi", {}, name), own ? " (you)" : "");
-      if (microphone) label.append(icon("microphone"), element("span", { className: "sr-only" }, ", microphone on"));
-    }
-    arrange();
-  });
-
-  /** Chooses the number of columns that makes the tiles largest. */
-  const arrange = () => {
-    const box = list.getBoundingClientRect();
-    // A shared screen must be readable: its tile is large if the height allows it.
-    const large = [...tiles.values()].find(({ tile: { dataset } }) => {
-      return box.height >= LARGE_HEIGHT && dataset.screen === "true"
-        && dataset.video === "true" && dataset.id !== room.id;
-    });
-    for (const entry of tiles.values()) entry.tile.classList.toggle("large", entry === large);
-    const count = tiles.size - (large ? 1 : 0);
-    const gap = parseFloat(getComputedStyle(list).columnGap);
-    let [width, height] = [0, 0];
-    for (let columns = 1; columns <= count; columns += 1) {
-      const rows = Math.ceil(count / columns);
-      const cellWidth = (box.width - gap * (columns - 1)) / columns;
-      const cellHeight = ((large ? box.height * SMALL_SHARE - gap : box.height) - gap * (rows - 1)) / rows;
-      const fitting = [Math.min(cellWidth, cellHeight * MAX_ASPECT), Math.min(cellHeight, cellWidth / MIN_ASPECT)];
-      // At about the same area, prefer more columns: they look less like a list.
-      if (fitting[0] * fitting[1] > width * height * 0.95) [width, height] = fitting;
-    }
-    list.style.setProperty("--width", `${Math.floor(width)}px`);
-    list.style.setProperty("--height", `${Math.floor(height)}px`);
-  };
-  new ResizeObserver(arrange).observe(list);
-
-  on(room, "peerjoin peerleave statechange", show);
-  on(mesh, "connect disconnect statechange", show);
-  people.addEventListener("change", show);
-  mesh.addEventListener("track", ({ detail: { peer, track } }) => {
-    const stream = streams.get(peer.id) ?? new MediaStream();
-    streams.set(peer.id, stream);
-    stream.addTrack(track);
-    on(track, "mute unmute ended", show);
-    show();
-  });
-  mesh.addEventListener("disconnect", ({ detail: { peer } }) => streams.delete(peer.id));
-}
-
-/** Plays a stream, muted until the user touches the page if the browser requires that.
- * @param {HTMLVideoElement} video @param {MediaStream | null} stream */
-async function play(video, stream) {
-  video.srcObject = stream;
-  try {
-    if (stream) await video.play();
-  } catch (/** @type {any} */ error) {
-    if (error.name !== "NotAllowedError") return;
-    video.muted = true;
-    video.play().catch(() => {});
-    $("call-hint").textContent = "Click anywhere, or press a key, to hear the others.";
-    on(window, "click keydown", () => {
-      video.muted = false;
-      $("call-hint").textContent = "";
-    }, { once: true });
-  }
-}

@@ -46,7 +46,7 @@ function showEntry(problem) {
 /** @param {Room} room @param {string} name */
 function enterRoom(room, name) {
   const mesh = new Mesh(room);
-  const people = new People(room, myName);
+  const people = new People(room, mesh, myName);
   startWire(room, people);
   const context = { room, mesh, people };
   showPeople(context);

@@ -11,40 +11,93 @@ import { $, element, icon, on, shortId, throttle } from "./dom.js";
 const MEASURE_MS = 2000;
 /** The longest name, in code points. */
 const MAX_NAME = 40;
+/** The golden angle, in degrees: its multiples are hues that differ, however many there are. */
+const GOLDEN_ANGLE = 137.508;
+/** The hue of the first session, in degrees. */
+const FIRST_HUE = 168;
 
 /** What the parts of the page share.
  * @typedef {{ room: Room, mesh: Mesh, people: People }} RoomContext */
 
-/** Everyone's profile. Fires `change` when one has changed. */
+/** Everyone's name, profile and colour. Fires `change` when a profile has changed.
+ *
+ * A session is forgotten when it has left the room and has no connection: a call can outlast the session that
+ * has started it. */
 export class People extends EventTarget {
   #room;
+  #mesh;
   /** @type {Map<string, Profile>} */
   #profiles = new Map();
+  /** @type {Map<string, string>} The names in tokens. */
+  #users = new Map();
+  /** @type {Map<string, number>} The place of each session in the order of colours. */
+  #colors = new Map();
   /** @type {Profile} */
   #ownProfile = { name: "", microphone: false, camera: false, screen: false };
+  /** The sessions whose users are speaking, for `showSpeakers`.
+   * @type {Set<string>} */
+  speaking = new Set();
 
-  /** @param {Room} room
+  /** @param {Room} room @param {Mesh} mesh
    * @param {string} name the user's own */
-  constructor(room, name) {
+  constructor(room, mesh, name) {
     super();
     this.#room = room;
+    this.#mesh = mesh;
     this.#ownProfile.name = name;
     // A new session sends its profile to everyone, and then to each peer that joins.
     room.addEventListener("statechange", ({ detail }) => {
-      if (detail.state === "open" && !detail.resumed) this.setProfile({});
+      if (detail.state !== "open" || detail.resumed) return;
+      this.#chooseColor(room.id ?? "");
+      this.setProfile({});
     });
-    room.addEventListener("peerjoin", ({ detail: { id } }) => {
+    room.addEventListener("peerjoin", ({ detail: { id, data, newcomer } }) => {
+      const user = /** @type {any} */ (data)?.user;
+      if (user) this.#users.set(id, String(user));
+      // Everyone chooses colours in the order of joining, so that most see the same ones.
+      if (newcomer && room.id) this.#chooseColor(room.id);
+      this.#chooseColor(id);
       if (room.state === "open") room.send(id, "profile", this.#ownProfile);
     });
-    room.addEventListener("peerleave", ({ detail }) => {
-      // Other listeners of this event still need the name.
-      queueMicrotask(() => this.#profiles.delete(detail.id));
-    });
+    room.addEventListener("peerleave", ({ detail: { id } }) => this.#forget(id));
+    mesh.addEventListener("disconnect", ({ detail: { peer } }) => this.#forget(peer.id));
     room.addEventListener("message", ({ detail: { type, sender, data } }) => {
       if (type !== "profile" || !room.peers.has(sender)) return;
       this.#profiles.set(sender, parseProfile(data));
       this.#changed();
     });
+  }
+
+  /** All sessions but the own: those in the room, and those that have only a connection left. */
+  get others() {
+    return [...new Set([...this.#room.peers.keys(), ...this.#mesh.peers.keys()])];
+  }
+
+  /** @param {string} id */
+  #forget(id) {
+    // Other listeners of the event still need the name.
+    queueMicrotask(() => {
+      if (this.others.includes(id)) return;
+      for (const map of [this.#profiles, this.#users, this.#colors]) map.delete(id);
+    });
+  }
+
+  /** Chooses the first free place in the order of colours.
+   * @param {string} id */
+  #chooseColor(id) {
+    if (this.#colors.has(id)) return;
+    const present = [this.#room.id, ...this.others];
+    for (const known of this.#colors.keys()) if (!present.includes(known)) this.#colors.delete(known);
+    const used = [...this.#colors.values()];
+    let place = 0;
+    while (used.includes(place)) place += 1;
+    this.#colors.set(id, place);
+  }
+
+  /** The colour of a session, as a hue in degrees.
+   * @param {string} id */
+  hue(id) {
+    return Math.round(FIRST_HUE + (this.#colors.get(id) ?? 0) * GOLDEN_ANGLE) % 360;
   }
 
   /** @param {Partial<Profile>} change */
@@ -77,23 +130,16 @@ export class People extends EventTarget {
   /** The name in a session's token, or else in its profile, or else its shortened id.
    * @param {string} id */
   name(id) {
-    const { user } = /** @type {any} */ (this.#room.peers.get(id)?.data ?? {});
-    return user || this.profile(id).name || shortId(id);
+    return this.#users.get(id) || this.profile(id).name || shortId(id);
   }
 
   /** The name of a session in its colour.
    * @param {string} id */
   nameTag(id) {
     const tag = element("span", { className: "name-tag", title: id }, this.name(id));
-    tag.style.setProperty("--hue", String(hue(id)));
+    tag.style.setProperty("--hue", String(this.hue(id)));
     return tag;
   }
-}
-
-/** The colour of a session, as a hue in degrees.
- * @param {string} id */
-export function hue(id) {
-  return parseInt(id.slice(0, 4), 16) % 360 || 0;
 }
 
 /** @param {any} data of a received message
@@ -116,10 +162,12 @@ export function showPeople({ room, mesh, people }) {
   const qualities = new Map();
 
   const show = throttle(() => {
-    const ids = [...(room.state === "open" && room.id ? [room.id] : []), ...room.peers.keys()];
+    const ids = [...(room.state === "open" && room.id ? [room.id] : []), ...people.others];
     $("people-list").replaceChildren(...ids.map(person));
     $("people-title").textContent = ids.length > 1 ? `Here now: ${ids.length}` : "Here now";
-    $("empty-hint").hidden = room.peers.size > 0 || room.state !== "open";
+    for (const hint of document.querySelectorAll(".alone")) {
+      /** @type {HTMLElement} */ (hint).hidden = room.state !== "open" || ids.length > 1;
+    }
     showReceivers(room, people);
   });
 
@@ -129,6 +177,7 @@ export function showPeople({ room, mesh, people }) {
     const profile = people.profile(id);
     const item = element("li", { dataset: { id } }, people.nameTag(id));
     if (own) item.append(" (you)");
+    if (people.speaking.has(id)) item.dataset.speaking = "";
     for (const name of /** @type {const} */ (["microphone", "camera", "screen"])) {
       const text = element("span", { className: "sr-only" }, `, ${name} on`);
       if (profile[name]) item.append(element("span", { className: "badge", title: `${name} on` }, icon(name), text));
