@@ -10,9 +10,11 @@ import { $, element, icon, on, throttle } from "./dom.js";
 
 /** The limits of a tile's aspect ratio. */
 const [MIN_ASPECT, MAX_ASPECT] = [4 / 3, 16 / 9];
-/** Beside a large tile, the others take between these shares of the space; below the height in px, they take
- * the smaller share. */
-const [MIN_SHARE, MAX_SHARE, SMALL_HEIGHT] = [0.22, 0.34, 72];
+/** Beside a large tile, the others take between these shares of the space. */
+const [MIN_SHARE, MAX_SHARE] = [0.22, 0.34];
+/** The height of the smallest tile beside a large one, in px, and the height below which a tile has no room for
+ * buttons. */
+const [MIN_HEIGHT, SMALL_HEIGHT] = [72, 110];
 /** How long a click waits for a second one, in ms. */
 const DOUBLE_CLICK_MS = 250;
 /** The key of the own tile, which stays when the session's id changes. */
@@ -152,9 +154,10 @@ export function showTiles({ room, mesh, people }, outgoing) {
         ? fit(tiles.size - 1, width - layout.width - gap, height, gap)
         : fit(tiles.size - 1, width, height - layout.height - gap, gap);
       // More than fit are reached by scrolling.
-      const least = Math.min(SMALL_HEIGHT, height * MIN_SHARE);
+      const least = Math.min(MIN_HEIGHT, height / 3);
       if (size[1] < least) size = [least * MIN_ASPECT, least];
     }
+    list.classList.toggle("small", size[1] < SMALL_HEIGHT);
     list.style.setProperty("--width", `${Math.floor(size[0])}px`);
     list.style.setProperty("--height", `${Math.floor(size[1])}px`);
   };

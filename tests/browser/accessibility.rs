@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
+    call::switch,
     driver::{Browser, Tab},
     page::until_people,
 };
@@ -35,7 +36,9 @@ async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server
     let other = browser.open(&url).await;
     let tab = browser.open(&url).await;
     until_people(&tab, 2).await;
-    tab.click("#camera").await;
+    switch(&other, "screen", true).await;
+    switch(&tab, "camera", true).await;
+    tab.until("document.querySelector('#tiles .large')").await;
     tab.type_into("#text", "hello\n").await;
     tab.until("document.querySelector('#chat-log .message-text')")
         .await;
@@ -54,7 +57,7 @@ async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server
         .until("document.querySelector('#entry-error').textContent.includes('..')")
         .await;
     for scheme in ["light", "dark"] {
-        for (width, height) in [(390, 844), (844, 390), (1024, 768), (1440, 900)] {
+        for (width, height) in [(320, 256), (390, 844), (844, 390), (1024, 768), (1440, 900)] {
             for (name, page) in [
                 ("room", &tab),
                 ("entry", &entry),
@@ -67,7 +70,7 @@ async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server
                 page.devtools("Emulation.setDeviceMetricsOverride", metrics)
                     .await;
                 let views: &[&str] = match (name, width) {
-                    ("room", 390 | 844) => &["call", "people", "chat", "wire"],
+                    ("room", 320 | 390 | 844) => &["call", "people", "chat", "wire"],
                     _ => &[""],
                 };
                 // Wide pages have the message log folded in the light scheme and open in the dark one.
@@ -100,6 +103,15 @@ async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server
                             .await;
                         let found = axe_violations(page, &axe).await;
                         assert_eq!(found, [""; 0], "{name} {view} {scheme} {width}");
+                    }
+                    // The menu of devices opens where the controls are visible.
+                    if name == "room" && (view == &"call" || width == 1440) {
+                        page.run("document.querySelector('#devices').showPopover()")
+                            .await;
+                        let found = axe_violations(page, &axe).await;
+                        assert_eq!(found, [""; 0], "devices {scheme} {width}");
+                        page.run("document.querySelector('#devices').hidePopover()")
+                            .await;
                     }
                     let overflow = page
                         .run("return document.documentElement.scrollWidth - innerWidth")

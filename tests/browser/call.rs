@@ -6,10 +6,10 @@ use super::{
     driver::{Browser, Tab},
     page::{sum_statistics, until_people, until_videos_play},
 };
-use crate::support::TestServer;
+use crate::support::{TestServer, operator};
 
 /// Presses the button of a device, and waits until the device is on or off.
-async fn switch(tab: &Tab<'_>, name: &str, on: bool) {
+pub async fn switch(tab: &Tab<'_>, name: &str, on: bool) {
     tab.click(&format!("#{name}")).await;
     tab.until(&format!(
         "document.querySelector('#{name}').getAttribute('aria-pressed') === '{on}'"
@@ -18,7 +18,11 @@ async fn switch(tab: &Tab<'_>, name: &str, on: bool) {
 }
 
 /// Opens this number of tabs in one room, and waits until each lists all.
-async fn open_tabs<'a>(browser: &'a Browser, server: &TestServer, count: usize) -> Vec<Tab<'a>> {
+pub async fn open_tabs<'a>(
+    browser: &'a Browser,
+    server: &TestServer,
+    count: usize,
+) -> Vec<Tab<'a>> {
     let mut tabs = Vec::new();
     for _ in 0..count {
         let url = format!("http://{}/?room=call", server.address);
@@ -174,5 +178,194 @@ async fn a_failed_connection_restarts_ice() {
     tabs[1]
         .until("connections[0].connectionState === 'connected'")
         .await;
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn alt_m_and_alt_v_switch_microphone_and_camera_while_the_user_types() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = &open_tabs(&browser, &server, 1).await[0];
+    tab.until("document.activeElement.id === 'text'").await;
+    for (key, name) in [("m", "microphone"), ("v", "camera")] {
+        for on in [true, false] {
+            tab.press(&format!("\u{e00a}{key}\u{e000}")).await;
+            tab.until(&format!(
+                "document.querySelector('#{name}').ariaPressed === '{on}'"
+            ))
+            .await;
+            let state = if on { "on" } else { "off" };
+            let spoken = tab
+                .run("return document.querySelector('#announcement').textContent.toLowerCase()")
+                .await;
+            assert_eq!(spoken, format!("{name} {state}"));
+        }
+    }
+    tab.press("mv").await;
+    let typed = "return document.querySelector('#text').value";
+    assert_eq!(tab.run(typed).await, "mv");
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn another_device_is_chosen_without_renegotiation_and_replaces_a_lost_one() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 2).await;
+    let hidden = "return document.querySelector('#devices-button').hidden";
+    assert_eq!(tabs[0].run(hidden).await, true);
+    switch(&tabs[0], "camera", true).await;
+    until_videos_play(&tabs[1], 1).await;
+    tabs[0]
+        .until("!document.querySelector('#devices-button').hidden")
+        .await;
+    let offers = "return [...document.querySelectorAll('#messages b')]
+        .filter((item) => item.textContent === 'offer').length";
+    let before = tabs[0].run(offers).await;
+    tabs[0].click("#devices-button").await;
+    let sent = "connections[0].getSenders().find(({ track }) => track?.kind === 'video').track";
+    let first = tabs[0]
+        .run("return document.querySelector('#camera-device').value")
+        .await;
+    tabs[0]
+        .run(
+            "const select = document.querySelector('#camera-device');
+            select.selectedIndex = 1 - select.selectedIndex;
+            select.dispatchEvent(new Event('change'));",
+        )
+        .await;
+    tabs[0]
+        .until(&format!(
+            "{sent}.readyState === 'live' && {sent}.getSettings().deviceId !== {first}
+            && {sent}.getSettings().deviceId === document.querySelector('#camera-device').value"
+        ))
+        .await;
+    until_videos_play(&tabs[1], 1).await;
+    assert_eq!(tabs[0].run(offers).await, before, "no renegotiation");
+
+    // The chosen camera is unplugged.
+    tabs[0]
+        .run(&format!(
+            "const {{ mediaDevices }} = navigator;
+            const lost = {sent};
+            const {{ deviceId }} = lost.getSettings();
+            const enumerate = mediaDevices.enumerateDevices.bind(mediaDevices);
+            const request = mediaDevices.getUserMedia.bind(mediaDevices);
+            mediaDevices.enumerateDevices = async () => {{
+                return (await enumerate()).filter((device) => device.deviceId !== deviceId);
+            }};
+            mediaDevices.getUserMedia = () => request({{ video: {{ deviceId: {first} }} }});
+            lost.stop();
+            lost.dispatchEvent(new Event('ended'));"
+        ))
+        .await;
+    tabs[0]
+        .until("document.querySelector('#call-hint').textContent.includes('was disconnected')")
+        .await;
+    let id = tabs[0]
+        .run(&format!("return {sent}.getSettings().deviceId"))
+        .await;
+    assert_eq!(id, first);
+    until_videos_play(&tabs[1], 1).await;
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_bit_rate_of_a_camera_falls_with_the_number_of_peers_and_a_screen_keeps_its_size() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 5).await;
+    switch(&tabs[0], "camera", true).await;
+    let all = |condition: &str| {
+        format!(
+            "(() => {{
+                const encodings = connections.filter((one) => one.connectionState === 'connected').flatMap((one) => {{
+                    return one.getSenders().filter(({{ track }}) => track?.kind === 'video')
+                        .flatMap((sender) => sender.getParameters().encodings);
+                }});
+                return encodings.length > 0 && encodings.every((one) => {condition});
+            }})()"
+        )
+    };
+    tabs[0]
+        .until(&all(
+            "one.maxBitrate === 750_000 && one.scaleResolutionDownBy > 1",
+        ))
+        .await;
+    switch(&tabs[0], "screen", true).await;
+    tabs[0]
+        .until(&all(
+            "one.maxBitrate === 1_500_000 && one.scaleResolutionDownBy === 1",
+        ))
+        .await;
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_screen_of_the_device_stays_on_during_a_call() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = &open_tabs(&browser, &server, 1).await[0];
+    tab.run(
+        "globalThis.locks = 0;
+        navigator.wakeLock.request = async () => {
+            locks += 1;
+            return { release: async () => { locks -= 1; } };
+        };",
+    )
+    .await;
+    switch(tab, "camera", true).await;
+    tab.until("locks === 1").await;
+    // The browser releases the lock of a hidden page.
+    tab.run("locks = 0; document.dispatchEvent(new Event('visibilitychange'))")
+        .await;
+    tab.until("locks === 1").await;
+    switch(tab, "camera", false).await;
+    tab.until("locks === 0").await;
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn camera_and_microphone_cannot_be_switched_on_in_a_closed_room() {
+    let server = TestServer::with(|config| {
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+    })
+    .await;
+    let browser = Browser::start().await;
+    let tab = &open_tabs(&browser, &server, 1).await[0];
+    switch(tab, "camera", true).await;
+    tab.run(
+        "globalThis.request = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        navigator.mediaDevices.getUserMedia = (constraints) => {
+            return globalThis.requested = new Promise((resolve) => {
+                globalThis.permit = async () => resolve(globalThis.stream = await request(constraints));
+            });
+        };
+        document.querySelector('#microphone').click();",
+    )
+    .await;
+    let id = tab
+        .run("return document.querySelector('#people-list li').dataset.id")
+        .await;
+    let path = format!("/rooms/call/sessions/{}", id.as_str().unwrap());
+    let closed = operator(&server, "DELETE", &path, "").await;
+    assert_eq!(closed.status, 204);
+    for name in ["microphone", "camera", "screen"] {
+        tab.until(&format!(
+            "document.querySelector('#{name}:disabled')?.ariaPressed === 'false'"
+        ))
+        .await;
+    }
+    assert!(tab.text("#call-hint").await.contains("join again"));
+    // A permission that comes too late opens nothing.
+    tab.run("permit()").await;
+    tab.until("globalThis.stream?.getTracks().every(({ readyState }) => readyState === 'ended')")
+        .await;
+    assert!(tab.text("#call-hint").await.contains("join again"));
     browser.close().await;
 }

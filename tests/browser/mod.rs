@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | `chat` | people, names, chat messages, the message log, the invite link, the keyboard |
 //! | `call` | camera, microphone and screen |
+//! | `tiles` | large tiles, colours, who is speaking, an empty room |
 //! | `file_transfer` | files from browser to browser |
 //! | `reconnecting` | a server or network that fails and returns |
 //! | `accessibility` | axe-core at every window size, pages outside a secure context |
@@ -38,3 +39,4 @@ mod life_cycle;
 mod page;
 mod reconnecting;
 mod scripted_server;
+mod tiles;

@@ -1,0 +1,201 @@
+//! The tiles of the call: large ones, colours, who is speaking, and an empty room.
+
+use serde_json::{Value, json};
+
+use super::{
+    call::{open_tabs, switch},
+    driver::{Browser, Tab},
+    page::until_videos_play,
+};
+use crate::support::TestServer;
+
+async fn resize(tab: &Tab<'_>, width: u32, height: u32) {
+    let metrics =
+        json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500});
+    tab.devtools("Emulation.setDeviceMetricsOverride", metrics)
+        .await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_shared_screen_is_large_in_every_window_until_the_user_pins_another_tile() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 3).await;
+    switch(&tabs[1], "screen", true).await;
+    let tab = &tabs[0];
+    let large = "document.querySelector('#tiles .large')";
+    tab.until(&format!("{large}?.dataset.screen === 'true'"))
+        .await;
+    for (width, height) in [(320, 568), (390, 844), (844, 390), (1024, 600), (1440, 900)] {
+        resize(tab, width, height).await;
+        // Either two thirds of the width or two thirds of the height belong to the screen.
+        tab.until(&format!(
+            "(() => {{
+                const box = document.querySelector('#tiles').getBoundingClientRect();
+                const tile = {large}.getBoundingClientRect();
+                return (tile.width >= box.width - 1 && tile.height > box.height * 0.6)
+                    || (tile.height >= box.height - 1 && tile.width > box.width * 0.6);
+            }})()"
+        ))
+        .await;
+    }
+    let pins = "[...document.querySelectorAll('#tiles .pin')].map((pin) => pin.ariaPressed).join()";
+    tab.until(&format!("{pins} === 'false,true,false'")).await;
+
+    // By keyboard: the own tile.
+    tab.run("document.querySelector('#tiles li .pin').focus()")
+        .await;
+    tab.press("\u{e007}").await;
+    tab.until(&format!("{pins} === 'true,false,false'")).await;
+    // By pointer: the own tile again, which makes all tiles small.
+    tab.click("#tiles li").await;
+    tab.until(&format!("{pins} === 'false,true,false'")).await;
+    tab.click("#tiles .large .pin").await;
+    tab.until(&format!("{pins} === 'false,false,false'")).await;
+    // A screen that is shared again is large again.
+    switch(&tabs[1], "screen", false).await;
+    tab.until("!document.querySelector('#tiles [data-screen=true]')")
+        .await;
+    switch(&tabs[1], "screen", true).await;
+    tab.until(&format!("{pins} === 'false,true,false'")).await;
+
+    // A double click shows a tile in full screen.
+    let double_click = "const tile = document.querySelector('#tiles .large');
+        tile.requestFullscreen = async () => { globalThis.fullScreen = tile.dataset.screen; };
+        for (const type of ['click', 'click', 'dblclick']) tile.dispatchEvent(new MouseEvent(type, { bubbles: true }));";
+    tab.run(double_click).await;
+    tab.until("globalThis.fullScreen === 'true'").await;
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn people_in_a_room_have_different_colors_which_everyone_sees_alike() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 5).await;
+    let mut seen: Vec<Value> = Vec::new();
+    for tab in &tabs {
+        tab.until("document.querySelectorAll('#tiles li').length === 5")
+            .await;
+        let hues = tab
+            .run(
+                "const tiles = [...document.querySelectorAll('#tiles li')];
+                tiles.sort((a, b) => a.dataset.id < b.dataset.id ? -1 : 1);
+                return tiles.map((tile) => Number(tile.style.getPropertyValue('--hue')))",
+            )
+            .await;
+        seen.push(hues);
+    }
+    let mut hues: Vec<i64> = serde_json::from_value(seen[0].clone()).unwrap();
+    hues.sort_unstable();
+    assert!(
+        hues.windows(2).all(|pair| pair[1] - pair[0] > 30),
+        "{hues:?}"
+    );
+    assert!(seen.iter().all(|other| other == &seen[0]), "{seen:?}");
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn who_speaks_is_marked_in_tiles_and_people_until_the_microphone_is_off() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 2).await;
+    // The simulated microphone beeps.
+    switch(&tabs[0], "microphone", true).await;
+    for (tab, own) in [(&tabs[0], true), (&tabs[1], false)] {
+        for list in ["#tiles", "#people-list"] {
+            tab.until(&format!(
+                "document.querySelector('{list} [data-speaking]')?.textContent.includes('(you)') === {own}"
+            ))
+            .await;
+        }
+    }
+    switch(&tabs[0], "microphone", false).await;
+    for tab in &tabs {
+        tab.until("!document.querySelector('[data-speaking]')")
+            .await;
+    }
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_connection_without_session_keeps_its_name_and_color_until_it_ends() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    let names = tab
+        .run(
+            "return import('/people.js').then(async ({ People }) => {
+                const emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
+                const room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', send() {} });
+                const mesh = Object.assign(new EventTarget(), { peers: new Map() });
+                const people = new People(room, mesh, 'Me');
+                const name = () => [people.name('one'), people.hue('one') !== people.hue('me')];
+                mesh.peers.set('one', { id: 'one' });
+                room.peers = new Map([['one', { id: 'one' }]]);
+                emit(room, 'peerjoin', { id: 'one', data: { user: 'Ada' }, newcomer: true });
+                const seen = [name()];
+                room.peers = new Map();
+                emit(room, 'peerleave', { id: 'one' });
+                await null;
+                seen.push(name());
+                mesh.peers.delete('one');
+                emit(mesh, 'disconnect', { peer: { id: 'one' } });
+                seen.push(name());
+                await null;
+                return [...seen, people.name('one')];
+            })",
+        )
+        .await;
+    assert_eq!(
+        names,
+        json!([["Ada", true], ["Ada", true], ["Ada", true], "one"])
+    );
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_phone_says_in_every_view_that_the_room_is_empty() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 1).await;
+    let tab = &tabs[0];
+    resize(tab, 390, 844).await;
+    let hints =
+        "[...document.querySelectorAll('.alone')].filter((hint) => hint.checkVisibility()).length";
+    for view in ["people", "chat", "wire", "call"] {
+        tab.click(&format!("nav [data-view={view}]")).await;
+        tab.until(&format!("{hints} === 1")).await;
+    }
+    let url = format!("http://{}/?room=call", server.address);
+    browser.open(&url).await;
+    tab.until(&format!("{hints} === 0")).await;
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_header_scrolls_away_at_a_zoom_of_400_percent() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 2).await;
+    switch(&tabs[1], "camera", true).await;
+    until_videos_play(&tabs[0], 1).await;
+    let tab = &tabs[0];
+    for (width, height) in [(320, 256), (360, 225)] {
+        resize(tab, width, height).await;
+        tab.run("document.querySelector('#controls').scrollIntoView({ block: 'end' })")
+            .await;
+        tab.until("document.querySelector('header').getBoundingClientRect().bottom <= 0")
+            .await;
+        let visible = "document.querySelector('nav').getBoundingClientRect().bottom <= innerHeight";
+        tab.until(visible).await;
+    }
+    browser.close().await;
+}
