@@ -219,7 +219,7 @@ function showMetrics(metrics) {
 function labelled(values, name, label) {
   const start = `${name}{${label}="`;
   const found = [...values].filter(([series, count]) => series.startsWith(start) && count > 0);
-  return found.map(([series, count]) => [series.slice(start.length, -2), count]);
+  return found.map(([series, count]) => /** @type {[string, number]} */ ([series.slice(start.length, -2), count])).sort();
 }
 
 /** @param {string} title @param {string} value */
