@@ -1,3 +1,4 @@
+// @ts-self-types="./anteroom.d.ts"
 // The client of an anteroom server, for browsers and other runtimes with WebSocket. It has no dependencies:
 // import it from a server, or copy this one file.
 //

@@ -54,6 +54,8 @@ const ADMIN_FOLDER: &str = "admin/";
 #[derive(RustEmbed)]
 #[folder = "static"]
 #[exclude = "*.png"]
+#[exclude = "package.json"]
+#[exclude = "README.md"]
 struct Embedded;
 
 /// A file that is found.

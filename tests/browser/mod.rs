@@ -14,6 +14,7 @@
 //! | `deployment` | TLS, tokens and TURN |
 //! | `client_room` | the client module's `Room`, against a scripted server |
 //! | `life_cycle` | pages that are left, restored, frozen and hidden |
+//! | `package` | the npm package in applications that bundlers build, and in Node.js |
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
 //! | `client_mesh_repairs` | the `Mesh` when signals, TURN, or the server fail |
 //!
@@ -36,6 +37,7 @@ mod devtools;
 mod driver;
 mod file_transfer;
 mod life_cycle;
+mod package;
 mod page;
 mod reconnecting;
 mod scripted_server;

@@ -15,7 +15,6 @@ use std::{
     process::Stdio,
 };
 
-use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
@@ -286,31 +285,6 @@ async fn what_operators_ask_is_answered_as_the_guide_says() {
         assert_eq!(notice["data"], "back in five minutes");
     }
     ask("curl -X POST ").await;
-}
-
-#[tokio::test]
-#[ignore = "needs Node.js: tests/run starts this test"]
-async fn the_bot_of_the_guide_answers() {
-    let server = TestServer::start().await;
-    let shell = Shell::new("guide-bot");
-    std::fs::copy("static/anteroom.js", shell.0.join("anteroom.mjs")).unwrap();
-    let bot = blocks(CLIENT, "js").find(|block| block.contains("./anteroom.mjs"));
-    let bot = bot.expect("a bot");
-    assert!(bot.contains("127.0.0.1:8080"), "{bot}");
-    let bot = bot.replace("127.0.0.1:8080", &server.address.to_string());
-    std::fs::write(shell.0.join("bot.mjs"), bot).unwrap();
-    let mut alice = Client::join(&server, "tea").await;
-    let _bot = Terminal::spawn(&mut shell.command("node --experimental-websocket bot.mjs"));
-    let id = alice.next().await["sender"].clone();
-    // It reads messages once it knows who is here.
-    alice
-        .send(json!({"type": "chat", "receiver": id, "data": "hello"}))
-        .await;
-    let answer = alice.next().await;
-    assert_eq!(
-        (&answer["sender"], &answer["data"]),
-        (&id, &json!("you said hello"))
-    );
 }
 
 /// The name by which a heading is linked.

@@ -1,0 +1,318 @@
+// Written by tests/package/declarations.mjs from the comments in anteroom.js.
+export type Peer = {
+    readonly id: string;
+    readonly data: unknown;
+    readonly newcomer: boolean;
+};
+export type Message<Messages extends Record<string, any> = Record<string, unknown>> = {
+    [Type in keyof Messages & string]: {
+        type: Type;
+        sender: string;
+        receiver: string;
+        data: Messages[Type];
+    };
+}[keyof Messages & string];
+export type RoomState = "connecting" | "open" | "reconnecting" | "closed";
+export type StateChange = {
+    state: "connecting";
+} | {
+    state: "open";
+    resumed: boolean;
+} | {
+    state: "reconnecting";
+    code: number;
+    reason: string;
+    delay: number;
+} | {
+    state: "closed";
+    code: number;
+    reason: string;
+};
+export type WireMessage = {
+    direction: "in" | "out";
+    text: string;
+};
+export type Outgoing = {
+    ref?: number;
+    text: string;
+    bytes: number;
+    toAll?: boolean;
+};
+export type Timer = ReturnType<typeof setTimeout> | undefined;
+export type Receipt = {
+    receivers: number;
+};
+export type RoomEvents<Messages extends Record<string, any> = Record<string, unknown>> = {
+    statechange: StateChange;
+    /**
+     * a peer is there when the room opens, or joins later
+     */
+    peerjoin: Peer;
+    /**
+     * a peer left, is missing after a reconnection, or the room is closed
+     */
+    peerleave: Peer;
+    message: Message<Messages>;
+    /**
+     * an error that belongs to no promise
+     */
+    error: RoomError;
+    wire: WireMessage;
+};
+export type JoinOptions = {
+    /**
+     * the server's address, with `http` or `ws`; required unless that server has
+     * served this module
+     */
+    url?: string | URL;
+    /**
+     * the JSON Web Token that grants access, or a
+     * function that returns the current one before each attempt, once more after the server rejected the last
+     */
+    token?: string | (() => string | Promise<string>);
+    /**
+     * how long the server may be silent, in ms, before it is pinged
+     */
+    idleTimeout?: number;
+    /**
+     * how long it may take to answer, in ms, before the room reconnects
+     */
+    timeout?: number;
+    /**
+     * for runtimes that have none, such as `ws` in Node.js 20
+     */
+    WebSocket?: WebSocketConstructor;
+};
+export type Socket = {
+    send(text: string): void;
+    close(code?: number, reason?: string): void;
+    addEventListener(type: any, listener: (event: any) => void): void;
+};
+export type WebSocketConstructor = new (url: string, protocol: string) => Socket;
+/** An EventTarget with typed events. */
+export type TypedTarget<Events> = Omit<EventTarget, ListenerMethods> & Record<ListenerMethods, <Type extends keyof Events>(type: Type, listener: Listener<Events[Type]>, options?: boolean | AddEventListenerOptions) => void>;
+export type ListenerMethods = "addEventListener" | "removeEventListener";
+declare const TypedEventTarget: new <Events>() => TypedTarget<Events>;
+export type Listener<Detail> = ((event: CustomEvent<Detail>) => void) | {
+    handleEvent(event: CustomEvent<Detail>): void;
+} | null;
+/** The first line comes from the server, the second from this module. After `connection_lost` it is unknown
+ * whether the message has arrived. */
+export type ErrorCode = "bad_message" | "unknown_receiver" | "empty_room" | "unknown_request" | "not_allowed" | "closed" | "connection_lost" | "message_too_large" | "not_open" | "queue_full";
+/** Why a message or request failed. */
+export declare class RoomError extends Error {
+    /** @readonly */
+    code: ErrorCode;
+    /** @param {ErrorCode} code @param {string} message */
+    constructor(code: ErrorCode, message: string, /** @type {ErrorOptions} */ options?: ErrorOptions);
+}
+/** Joins a room. The room connects, and reconnects when the connection is lost, until `leave()` or until the
+ * server refuses it for good.
+ * @template {Record<string, any>} [Messages=Record<string, unknown>] the types of `data` by type of message,
+ *   as in `join<{ chat: string, cursor: { x: number, y: number } }>("tea")`
+ * @param {string} room its name, 1 to 128 bytes of UTF-8 without control characters
+ * @param {JoinOptions} [options]
+ * @returns {Room<Messages>}
+ * @throws {TypeError} if the name or the address is not valid, or there is no WebSocket */
+export declare function join<Messages extends Record<string, any> = Record<string, unknown>>(room: string, options?: JoinOptions): Room<Messages>;
+/** A room, as one session sees it. Made by `join`.
+ * @template {Record<string, any>} [Messages=Record<string, unknown>]
+ * @extends {TypedEventTarget<RoomEvents<Messages>>} */
+export declare class Room<Messages extends Record<string, any> = Record<string, unknown>> extends TypedEventTarget<RoomEvents<Messages>> {
+    #private;
+    /** Resolves with the room when it is open for the first time. Rejects with a `RoomError` if it closes before;
+     * its `cause` has the `code` and `reason` of the Close frame. @type {Promise<this>} @readonly */
+    opened: Promise<this>;
+    /** @param {string} name @param {JoinOptions} [options] */
+    constructor(name: string, options?: JoinOptions);
+    /** The session's id, `null` until the room is open. A resumed session keeps it. Otherwise, for the peers,
+     * this session has left and a new one has joined. */
+    get id(): string | null;
+    /** The others by id, longest-joined first. A new map after each change, which precedes its event.
+     * @returns {ReadonlyMap<string, Peer>} */
+    get peers(): ReadonlyMap<string, Peer>;
+    /** The server's ICE servers, for `RTCPeerConnection`. */
+    get iceServers(): RTCIceServer[];
+    get state(): RoomState;
+    /** Sends a message. Without a connection, it waits for one; over the server's rates, it waits for its turn.
+     * The promise may be ignored: its rejection is never unhandled. The server's own answers are not messages: the
+     * promise of `send("server", "ping")` resolves when the answer is there.
+     * @template {string} Receiver
+     * @template {Receiver extends "server" ? string : keyof Messages & string} Type
+     * @param {Receiver} receiver a session id, `"all"` or `"server"`
+     * @param {Type} type 1 to 64 bytes, chosen by the application
+     * @param {Receiver extends "server" ? unknown : Messages[Type]} [data] any JSON
+     * @param {{ signal?: AbortSignal }} [options] aborting withdraws a message that waits
+     * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if `data` is not JSON, or
+     *   with the signal's reason */
+    send<Receiver extends string, Type extends Receiver extends "server" ? string : keyof Messages & string>(receiver: Receiver, type: Type, data?: Receiver extends "server" ? unknown : Messages[Type], { signal }?: {
+        signal?: AbortSignal;
+    }): Promise<Receipt>;
+    /** Sends a message to everyone else. Rejects with `empty_room` if there is nobody.
+     * @template {keyof Messages & string} Type
+     * @param {Type} type @param {Messages[Type]} [data]
+     * @returns {Promise<Receipt>} */
+    broadcast<Type extends keyof Messages & string>(type: Type, data?: Messages[Type]): Promise<Receipt>;
+    /** Sends a text unchanged, for debugging. The event `wire` shows the answer.
+     * @param {string} text
+     * @throws {RoomError} if the room is not open, the text too large, or the queue full */
+    sendRaw(text: string): void;
+    /** Leaves the room for good. A session that waits to be resumed is resumed once more, to end it: otherwise
+     * the others would see it until the server gives it up. */
+    leave(): void;
+}
+/** The events of a `Mesh`, with their `detail`. */
+export type MeshEvents = {
+    /**
+     * not open yet
+     */
+    connect: {
+        peer: MeshPeer;
+    };
+    /**
+     * a connection and its channels are closed: the peer left, the
+     * mesh was closed, or the connection did not recover: then a `connect` to the same session follows
+     */
+    disconnect: {
+        peer: MeshPeer;
+    };
+    statechange: {
+        peer: MeshPeer;
+    };
+    track: {
+        peer: MeshPeer;
+        track: MediaStreamTrack;
+        streams: readonly MediaStream[];
+    };
+    /**
+     * the channel `mesh`, or one that the
+     * peer has created
+     */
+    datachannel: {
+        peer: MeshPeer;
+        channel: RTCDataChannel;
+    };
+    /**
+     * a connection, signal or track of a session failed
+     */
+    error: {
+        id: string;
+        error: unknown;
+    };
+};
+/** Bits per second since the last call (or the beginning), the round trip in ms or `null`, and whether a TURN
+ * server relays. */
+export type Quality = {
+    bitsIn: number;
+    bitsOut: number;
+    roundTrip: number | null;
+    relayed: boolean;
+};
+/** What a `Mesh` shares with its negotiations. `id` is random: it tells peers that a session belongs to the
+ * same mesh as an earlier one. */
+export type MeshContext = {
+    id: string;
+    room: Room;
+    peers: Map<string, MeshPeer>;
+    tracks: Map<MediaStreamTrack, MediaStream[]>;
+    configuration(): RTCConfiguration;
+    renewIceServers(): Promise<void>;
+    stateChanged(negotiation: Negotiation): void;
+    emit<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]): void;
+};
+/** A WebRTC connection to every peer of a room. A peer needs no `Mesh`, only the messages `offer` and
+ * `answer` with an RTCSessionDescription and `candidate` with an RTCIceCandidate. The session that joined
+ * first makes the first offer; a mesh that is made later offers to everyone. When two offers collide, the
+ * smaller id withdraws its own, as in "perfect" negotiation (WebRTC, section 10.7).
+ *
+ * The first offer has audio, video and data, so that one exchange is enough for a peer that cannot
+ * renegotiate. Both sides get an event for its data channel, `mesh`.
+ *
+ * A connection that fails restarts ICE. If that does not help, a new connection replaces it. When the server
+ * loses its sessions, a working connection to a session of before stays until it fails, or until its owner
+ * is connected under another id.
+ * @extends {TypedEventTarget<MeshEvents>} */
+export declare class Mesh extends TypedEventTarget<MeshEvents> {
+    #private;
+    /** @param {Room<any>} room without another mesh
+     * @param {object} [options]
+     * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
+     * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another
+     *   disconnects */
+    constructor(room: Room<any>, { configuration, maxPeers }?: {
+        configuration?: RTCConfiguration;
+        maxPeers?: number;
+    });
+    /** The connections by session id. Live.
+     * @returns {ReadonlyMap<string, MeshPeer>} */
+    get peers(): ReadonlyMap<string, MeshPeer>;
+    /** Sends a track to every peer, now and later.
+     * @param {MediaStreamTrack} track
+     * @param {...MediaStream} streams what it belongs to on the other side */
+    addTrack(track: MediaStreamTrack, ...streams: MediaStream[]): void;
+    /** Sends another track instead, without negotiation.
+     * @param {MediaStreamTrack} old
+     * @param {MediaStreamTrack} track of the same kind */
+    replaceTrack(old: MediaStreamTrack, track: MediaStreamTrack): void;
+    /** @param {MediaStreamTrack} track is no longer sent */
+    removeTrack(track: MediaStreamTrack): void;
+    /** Closes all connections for good. The room stays open, and may get another mesh. */
+    close(): void;
+}
+/** The connection to one peer. */
+export declare class MeshPeer {
+    #private;
+    /** The peer's session id. @readonly */
+    id: string;
+    /** For data channels and statistics. The `Mesh` manages the tracks. @readonly */
+    pc: RTCPeerConnection;
+    /** @param {string} id @param {RTCPeerConnection} pc */
+    constructor(id: string, pc: RTCPeerConnection);
+    /** @returns {RTCPeerConnectionState} `new` until the peer has answered */
+    get state(): RTCPeerConnectionState;
+    /** @returns {Promise<Quality>} */
+    quality(): Promise<Quality>;
+}
+export type Description = {
+    type: "offer" | "answer";
+    sdp: string;
+    id?: string;
+    mesh: string;
+};
+/** The connections to one session, one after the other. An offer is applied only when its answer arrives: it
+ * can be sent again or forgotten at any time. (A browser that rolls an offer back loses more than that: in
+ * Chromium, channels never open, and tracks stay muted.) */
+declare class Negotiation {
+    #private;
+    id: string;
+    /** @type {MeshPeer | null} `null` if the browser refuses a connection, and when closed. */
+    peer: MeshPeer | null;
+    /** @type {unknown} The id of the peer's mesh. */
+    mesh: unknown;
+    /** @param {MeshContext} context @param {string} id the peer's session id */
+    constructor(context: MeshContext, id: string);
+    /** Replaces the connection.
+     * @param {boolean} offersFirst */
+    open(offersFirst: boolean): void;
+    close(): void;
+    /** Stops all signals and repairs. The connection stays. */
+    keep(): void;
+    /** Begins afresh in the room's new session, unless the connection works: the peer makes an offer to the new
+     * id. */
+    sessionStarted(): void;
+    /** @param {MediaStreamTrack} track @param {MediaStream[]} streams */
+    addTrack(track: MediaStreamTrack, streams: MediaStream[]): void;
+    /** @param {MediaStreamTrack} old @param {MediaStreamTrack} track */
+    replaceTrack(old: MediaStreamTrack, track: MediaStreamTrack): void;
+    /** @param {MediaStreamTrack} track */
+    removeTrack(track: MediaStreamTrack): void;
+    /** @param {any} data */
+    applyOffer(data: any): void;
+    /** @param {any} data */
+    applyAnswer(data: any): void;
+    /** @param {any} candidate */
+    addCandidate(candidate: any): void;
+    /** @param {number} [delay] @param {() => void} [callback] */
+    startTimer(delay?: number, callback?: () => void): void;
+}
+export {};

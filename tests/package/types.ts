@@ -1,0 +1,56 @@
+// The types of the package, as an application sees them. It is compiled, not run.
+import { join, Mesh, Room, RoomError, type Message, type Peer } from "anteroom-client";
+
+interface Messages {
+  chat: string;
+  cursor: { x: number; y: number };
+}
+
+const room: Room<Messages> = join<Messages>("tea", { url: "https://example.org/" });
+room.send("all", "chat", "hello");
+room.broadcast("cursor", { x: 3, y: 4 });
+// @ts-expect-error the type is not one of the messages
+room.broadcast("chta", "hello");
+// @ts-expect-error the data is that of another type
+room.broadcast("chat", { x: 3, y: 4 });
+// @ts-expect-error the data lacks a property
+room.send("all", "cursor", { x: 3 });
+// @ts-expect-error sessions do not answer the server's requests
+room.send("all", "ping");
+room.send("server", "ping");
+room.send("server", "token", "eyJ");
+// @ts-expect-error there is no such option
+join("tea", { uri: "https://example.org/" });
+
+room.addEventListener("message", ({ detail }) => {
+  if (detail.type === "chat") detail.data.toUpperCase();
+  else detail.data.x.toFixed();
+  // @ts-expect-error the type of the message is not known here
+  detail.data.toUpperCase();
+});
+room.addEventListener("statechange", ({ detail }) => {
+  if (detail.state === "closed") detail.reason.toUpperCase();
+  // @ts-expect-error only some states have a reason
+  detail.reason.toUpperCase();
+});
+room.addEventListener("error", ({ detail }) => detail.code === "empty_room");
+room.addEventListener("peerjoin", ({ detail }: CustomEvent<Peer>) => detail.id.toUpperCase());
+// @ts-expect-error there is no such event
+room.addEventListener("peerjoined", () => {});
+// @ts-expect-error the state cannot be set
+room.state = "closed";
+
+// Without a type argument, every type of message is allowed and data is unknown.
+const untyped = join("tea");
+untyped.broadcast("anything", [1, 2, 3]);
+untyped.addEventListener("message", ({ detail }: CustomEvent<Message>) => {
+  // @ts-expect-error unknown data needs a check
+  detail.data.toUpperCase();
+});
+
+const mesh = new Mesh(room, { maxPeers: 8 });
+new Mesh(untyped);
+mesh.addEventListener("track", ({ detail: { peer, track } }) => `${peer.id} ${track.kind}`);
+const { receivers }: { receivers: number } = await room.send("all", "chat", "hello");
+new RoomError("closed", `${receivers}`);
+export {};
