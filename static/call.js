@@ -80,19 +80,28 @@ function sendMedia({ room, mesh, people }) {
     update();
   };
 
-  /** @type {Record<Device, () => Promise<MediaStream>>} */
-  const requestStream = {
-    microphone: () => navigator.mediaDevices.getUserMedia({ audio: { deviceId: chosen.microphone } }),
-    camera: () => {
-      return navigator.mediaDevices.getUserMedia({ video: { ...CAMERA_CONSTRAINTS, deviceId: chosen.camera } });
-    },
-    screen: () => navigator.mediaDevices.getDisplayMedia({ video: true }),
+  /** @param {Device} name
+   * @returns {Promise<MediaStream>} */
+  const requestStream = async (name) => {
+    const { mediaDevices } = navigator;
+    if (name === "screen") return mediaDevices.getDisplayMedia({ video: true });
+    // Chromium may ignore a device that is only ideal.
+    const deviceId = chosen[name] === undefined ? undefined : { exact: chosen[name] };
+    try {
+      return await mediaDevices.getUserMedia(
+        name === "microphone" ? { audio: { deviceId } } : { video: { ...CAMERA_CONSTRAINTS, deviceId } },
+      );
+    } catch (/** @type {any} */ error) {
+      if (error?.name !== "OverconstrainedError" || !deviceId) throw error;
+      // The chosen device is gone.
+      delete chosen[name];
+      return requestStream(name);
+    }
   };
 
   /** The devices that the browser asks the user about. */
   const requested = new Set();
-  /** Opens a device, instead of the open one if there is one. The browser prefers the chosen device, and takes
-   * another without it.
+  /** Opens a device, instead of the open one if there is one: the chosen device, or another without it.
    * @param {Device} name */
   const open = async (name) => {
     if (requested.has(name)) return;
@@ -101,7 +110,7 @@ function sendMedia({ room, mesh, people }) {
     // Many phones open only one camera at a time.
     old?.stop();
     try {
-      const [track] = (await requestStream[name]()).getTracks();
+      const [track] = (await requestStream(name)).getTracks();
       tracks[name] = track;
       track.enabled = old?.enabled ?? true;
       if (name === "screen") track.contentHint = "detail";

@@ -232,7 +232,8 @@ async fn another_device_is_chosen_without_renegotiation_and_replaces_a_lost_one(
     tabs[0]
         .run(
             "const select = document.querySelector('#camera-device');
-            select.selectedIndex = 1 - select.selectedIndex;
+            // Chromium's second simulated camera measures depth, and gives no picture.
+            select.selectedIndex = 2;
             select.dispatchEvent(new Event('change'));",
         )
         .await;
@@ -256,7 +257,10 @@ async fn another_device_is_chosen_without_renegotiation_and_replaces_a_lost_one(
             mediaDevices.enumerateDevices = async () => {{
                 return (await enumerate()).filter((device) => device.deviceId !== deviceId);
             }};
-            mediaDevices.getUserMedia = () => request({{ video: {{ deviceId: {first} }} }});
+            mediaDevices.getUserMedia = async (constraints) => {{
+                if (constraints.video.deviceId?.exact === deviceId) throw new OverconstrainedError('deviceId');
+                return request({{ video: {{ deviceId: {{ exact: {first} }} }} }});
+            }};
             lost.stop();
             lost.dispatchEvent(new Event('ended'));"
         ))

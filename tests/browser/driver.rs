@@ -27,7 +27,7 @@ pub(super) const FLAGS: [&str; 18] = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--use-fake-device-for-media-stream=device-count=2",
+    "--use-fake-device-for-media-stream=device-count=3",
     "--use-fake-ui-for-media-stream",
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
