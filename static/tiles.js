@@ -142,8 +142,9 @@ export function showTiles({ room, mesh, people }, outgoing) {
       buttons.pin.ariaPressed = String(other === key);
     }
     const large = key === null ? undefined : tiles.get(key);
-    list.classList.toggle("has-large", large !== undefined);
     let size = fit(tiles.size, width, height, gap);
+    let scrolls = false;
+    list.classList.remove("beside");
     if (large) {
       const { videoWidth, videoHeight } = large.video;
       const layout = besideLarge(videoWidth / videoHeight || MAX_ASPECT, width, height, gap);
@@ -153,10 +154,11 @@ export function showTiles({ room, mesh, people }, outgoing) {
       size = layout.beside
         ? fit(tiles.size - 1, width - layout.width - gap, height, gap)
         : fit(tiles.size - 1, width, height - layout.height - gap, gap);
-      // More than fit are reached by scrolling.
       const least = Math.min(MIN_HEIGHT, height / 3);
-      if (size[1] < least) size = [least * MIN_ASPECT, least];
+      scrolls = size[1] < least;
+      if (scrolls) size = [least * MIN_ASPECT, least];
     }
+    list.classList.toggle("scrolls", scrolls);
     list.classList.toggle("small", size[1] < SMALL_HEIGHT);
     list.style.setProperty("--width", `${Math.floor(size[0])}px`);
     list.style.setProperty("--height", `${Math.floor(size[1])}px`);
