@@ -96,7 +96,7 @@ async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server
                         page.click(&format!("nav [data-view={view}]")).await;
                     }
                     // The sizes in between differ only in layout.
-                    if [390, 1440].contains(&width) {
+                    if [320, 390, 1440].contains(&width) {
                         // An element that is still fading in has too little contrast: wait for the
                         // animations.
                         page.run("return Promise.allSettled(document.getAnimations().map((one) => one.finished)).then(() => 0)")
