@@ -1,9 +1,13 @@
 // Written by tests/package/declarations.mjs from the comments in anteroom.js.
+/** Another session in the room: its id, the public data of its token or `null`, and whether it joined after
+ * this session. By convention, the session that joined first makes the first offer. */
 export type Peer = {
     readonly id: string;
     readonly data: unknown;
     readonly newcomer: boolean;
 };
+/** A message from another session, or from the application behind the server (`"server"`). `Messages` are the
+ * types of `data` by the message's `type`, for the compiler: what a session sends is not checked. */
 export type Message<Messages extends Record<string, any> = Record<string, unknown>> = {
     [Type in keyof Messages & string]: {
         type: Type;
@@ -12,7 +16,11 @@ export type Message<Messages extends Record<string, any> = Record<string, unknow
         data: Messages[Type];
     };
 }[keyof Messages & string];
+/** `connecting` at first, `open`, `reconnecting` after a failed attempt or a lost connection, `closed` for good. */
 export type RoomState = "connecting" | "open" | "reconnecting" | "closed";
+/** The new state. `resumed` is whether the old session continues; if not, the id is new. `code` and `reason`
+ * are the Close frame's (RFC 6455, section 7.1.5), or 1006 and what has failed. `delay` is the time until the
+ * next attempt, in ms: `Infinity` while the browser keeps the page frozen. */
 export type StateChange = {
     state: "connecting";
 } | {
@@ -28,10 +36,12 @@ export type StateChange = {
     code: number;
     reason: string;
 };
+/** A message as sent or received, for debugging. */
 export type WireMessage = {
     direction: "in" | "out";
     text: string;
 };
+/** A message of this session. */
 export type Outgoing = {
     ref?: number;
     text: string;
@@ -39,9 +49,11 @@ export type Outgoing = {
     toAll?: boolean;
 };
 export type Timer = ReturnType<typeof setTimeout> | undefined;
+/** The server's receipt: how many sessions a message was delivered to. */
 export type Receipt = {
     receivers: number;
 };
+/** The events of a `Room`, with their `detail`. */
 export type RoomEvents<Messages extends Record<string, any> = Record<string, unknown>> = {
     statechange: StateChange;
     /**
@@ -83,6 +95,7 @@ export type JoinOptions = {
      */
     WebSocket?: WebSocketConstructor;
 };
+/** What the room needs of a WebSocket. */
 export type Socket = {
     send(text: string): void;
     close(code?: number, reason?: string): void;

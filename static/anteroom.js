@@ -89,10 +89,6 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  *   addEventListener(type: any, listener: (event: any) => void): void }} Socket */
 /** @typedef {new (url: string, protocol: string) => Socket} WebSocketConstructor */
 
-/** The mesh of a room.
- * @type {WeakMap<Room<any>, Mesh>} */
-const MESHES = new WeakMap();
-
 /** An EventTarget with typed events.
  * @template Events
  * @typedef {Omit<EventTarget, ListenerMethods> & Record<ListenerMethods, <Type extends keyof Events>(
@@ -743,6 +739,10 @@ export class Room extends TypedEventTarget {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 }
+
+/** The mesh of a room.
+ * @type {WeakMap<Room<any>, Mesh>} */
+const MESHES = new WeakMap();
 
 /** The URL of a module that a server has served, and the server's part of it. A package is not one. */
 const SERVED = /^(https?:(?!.*(?:node_modules|anteroom-client))[^?#]*\/)anteroom\.js(?:[?#]|$)/;
