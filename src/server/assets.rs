@@ -1,19 +1,23 @@
 //! Static files: those of `static/`, which are embedded into the binary, or those of a folder.
 
+#[cfg(debug_assertions)]
+use std::io::Write;
 use std::{
     path::{Component, Path, PathBuf},
     time::UNIX_EPOCH,
 };
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{
-        ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY,
-        CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+        ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_ENCODING,
+        CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+        REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
     },
 };
 use percent_encoding::percent_decode_str;
-use rust_embed::RustEmbed;
+use rust_embed_for_web::{EmbedableFile, RustEmbed};
 use tokio::fs;
 use tokio_util::io::ReaderStream;
 use warp::{
@@ -23,6 +27,8 @@ use warp::{
     reject,
     reply::{Reply, Response},
 };
+
+use crate::web::Encoding;
 
 /// The headers of the embedded pages. A page loads nothing from other sites; no text that it shows can
 /// become markup or script (Content Security Policy Level 3, Trusted Types); its URL, which names the
@@ -51,16 +57,20 @@ const WELL_KNOWN: &str = ".well-known";
 /// The folder of the admin page among the embedded files.
 const ADMIN_FOLDER: &str = "admin/";
 
+/// The files of `static/`, each also compressed where that makes it smaller. A debug build reads and
+/// compresses a file when it is requested.
 #[derive(RustEmbed)]
 #[folder = "static"]
 #[exclude = "*.png"]
+#[exclude = "*.tgz"]
+#[exclude = "node_modules/*"]
 #[exclude = "package.json"]
 #[exclude = "README.md"]
 struct Embedded;
 
 /// A file that is found.
 struct File {
-    /// Identifies the contents, without quotes.
+    /// Identifies the contents and their encoding, without quotes.
     etag: String,
     response: Response,
 }
@@ -93,15 +103,17 @@ pub(crate) fn files(source: Source) -> BoxedFilter<(Response,)> {
                 let file = match &source {
                     Source::Folder(folder) => open(folder, &path).await,
                     // The admin page uses the style sheet and modules of the demo page.
-                    Source::AdminPage => {
-                        embedded(&format!("{ADMIN_FOLDER}{path}")).or_else(|| embedded(&path))
-                    }
+                    Source::AdminPage => embedded(&format!("{ADMIN_FOLDER}{path}"), &request)
+                        .or_else(|| embedded(&path, &request)),
                     Source::DemoPage if path.starts_with(ADMIN_FOLDER) => None,
-                    Source::DemoPage => embedded(&path),
+                    Source::DemoPage => embedded(&path, &request),
                 };
                 let file = file.ok_or_else(reject::not_found)?;
                 let mut response = respond(&path, file, &request);
                 let headers = response.headers_mut();
+                if !matches!(source, Source::Folder(_)) {
+                    headers.insert(VARY, ACCEPT_ENCODING.into());
+                }
                 match source {
                     Source::DemoPage => headers.extend(PAGE_HEADERS),
                     // Other sites may not import the modules of the admin page.
@@ -115,17 +127,58 @@ pub(crate) fn files(source: Source) -> BoxedFilter<(Response,)> {
         .boxed()
 }
 
-fn embedded(path: &str) -> Option<File> {
+/// An embedded file, in the best encoding that the request accepts.
+fn embedded(path: &str, request: &HeaderMap) -> Option<File> {
+    // In a debug build the path leads to a file, which must not be outside the folder.
+    let mut components = Path::new(path).components();
+    if !components.all(|component| matches!(component, Component::Normal(_))) {
+        return None;
+    }
     let file = Embedded::get(path)?;
-    let hash = file.metadata.sha256_hash();
-    let etag = hash[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Some(File {
-        etag,
-        response: file.data.into_owned().into_response(),
-    })
+    let accepted = Encoding::accepted(request).into_iter();
+    let (encoding, data) = accepted
+        .filter_map(|encoding| Some((encoding, encoded(&file, encoding)?)))
+        .next()
+        .unwrap_or_else(|| (Encoding::Identity, file.data()));
+    let mut etag = String::from(file.hash());
+    let mut response = Response::new(Bytes::from(data).into());
+    if encoding != Encoding::Identity {
+        etag = format!("{etag}-{}", encoding.name());
+        let name = HeaderValue::from_static(encoding.name());
+        response.headers_mut().insert(CONTENT_ENCODING, name);
+    }
+    Some(File { etag, response })
+}
+
+/// The contents of an embedded file in this encoding; `None` if it does not make them smaller.
+#[cfg(not(debug_assertions))]
+fn encoded<F: EmbedableFile>(file: &F, encoding: Encoding) -> Option<F::Data> {
+    match encoding {
+        Encoding::Identity => Some(file.data()),
+        Encoding::Gzip => file.data_gzip(),
+        Encoding::Brotli => file.data_br(),
+    }
+}
+
+/// The same for a file that is read when it is requested.
+#[cfg(debug_assertions)]
+fn encoded(file: &impl EmbedableFile<Data = Vec<u8>>, encoding: Encoding) -> Option<Vec<u8>> {
+    let data = file.data();
+    let compressed = match encoding {
+        Encoding::Identity => return Some(data),
+        Encoding::Gzip => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+            encoder.write_all(&data).ok()?;
+            encoder.finish().ok()?
+        }
+        Encoding::Brotli => {
+            let mut compressed = Vec::new();
+            let parameters = Default::default();
+            brotli::BrotliCompress(&mut &*data, &mut compressed, &parameters).ok()?;
+            compressed
+        }
+    };
+    (compressed.len() < data.len()).then_some(compressed)
 }
 
 /// Opens a file of a folder. `None` unless it is a regular file inside the folder, after `..` and
@@ -180,7 +233,7 @@ fn respond(path: &str, file: File, request: &HeaderMap) -> Response {
         file.response
     };
     let headers = response.headers_mut();
-    let mut mime = mime_guess::from_path(path)
+    let mut mime = new_mime_guess::from_path(path)
         .first_or_octet_stream()
         .to_string();
     if mime.starts_with("text/") {
@@ -192,7 +245,7 @@ fn respond(path: &str, file: File, request: &HeaderMap) -> Response {
     );
     headers.insert(
         ETAG,
-        HeaderValue::try_from(etag).expect("hexadecimal is ASCII"),
+        HeaderValue::try_from(etag).expect("the digits and names are ASCII"),
     );
     // Clients ask each time whether the file has changed; only then is it sent again.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
