@@ -140,10 +140,9 @@ fn embedded(path: &str, request: &HeaderMap) -> Option<File> {
         .filter_map(|encoding| Some((encoding, encoded(&file, encoding)?)))
         .next()
         .unwrap_or_else(|| (Encoding::Identity, file.data()));
-    let mut etag = String::from(file.hash());
+    let etag = format!("{}-{}", file.hash(), encoding.name());
     let mut response = Response::new(Bytes::from(data).into());
     if encoding != Encoding::Identity {
-        etag = format!("{etag}-{}", encoding.name());
         let name = HeaderValue::from_static(encoding.name());
         response.headers_mut().insert(CONTENT_ENCODING, name);
     }
