@@ -28,7 +28,7 @@ use warp::{
     reply::{Reply, Response},
 };
 
-use crate::web::Encoding;
+use super::encoding::Encoding;
 
 /// The headers of the embedded pages. A page loads nothing from other sites; no text that it shows can
 /// become markup or script (Content Security Policy Level 3, Trusted Types); its URL, which names the

@@ -7,6 +7,7 @@ mod apply;
 mod assets;
 #[cfg(any(feature = "cluster", feature = "tls"))]
 mod certificates;
+mod encoding;
 mod handle;
 mod lookup;
 mod request_limits;

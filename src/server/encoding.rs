@@ -4,7 +4,7 @@ use http::{HeaderMap, header::ACCEPT_ENCODING};
 
 /// A content coding (RFC 9110, section 8.4.1), the better for text the later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Encoding {
+pub(super) enum Encoding {
     /// No coding.
     Identity,
     Gzip,
@@ -13,7 +13,7 @@ pub(crate) enum Encoding {
 
 impl Encoding {
     /// The name in `Accept-Encoding` and `Content-Encoding`.
-    pub(crate) fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Encoding::Identity => "identity",
             Encoding::Gzip => "gzip",
@@ -23,7 +23,7 @@ impl Encoding {
 
     /// The codings that a client accepts (RFC 9110, section 12.5.3), those first that it prefers. A client that
     /// accepts none gets `Identity` all the same, as that section recommends.
-    pub(crate) fn accepted(headers: &HeaderMap) -> Vec<Encoding> {
+    pub(super) fn accepted(headers: &HeaderMap) -> Vec<Encoding> {
         let values = headers.get_all(ACCEPT_ENCODING).iter();
         let items = values
             .filter_map(|value| value.to_str().ok())
