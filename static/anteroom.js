@@ -413,12 +413,14 @@ export class Room extends TypedEventTarget {
     this.#canSend = false;
     clearTimeout(this.#timer);
     clearTimeout(this.#paceTimer);
+    const isFinal = this.#isFinal(code, reason);
     // A room that was left wants to end its session, while there is one.
     if (this.#state === "closed") {
-      if (this.#keptFor() > 0) this.#startTimer(this.#retryDelay(code, reason), () => this.#connect());
+      const retries = !isFinal && this.#keptFor() > 0;
+      if (retries) this.#startTimer(this.#retryDelay(code, reason), () => this.#connect());
       return;
     }
-    if (this.#isFinal(code, reason)) return this.#close(code, reason);
+    if (isFinal) return this.#close(code, reason);
     const now = performance.now();
     if (!this.#resumeToken) this.#endSession(0);
     else if (this.#state === "open") this.#keptUntil = now + this.#window;
@@ -528,7 +530,7 @@ export class Room extends TypedEventTarget {
   #resumeSession(received) {
     // The server does not count `resumed`.
     this.#received -= 1;
-    this.#acknowledge(Math.min(received - this.#acked, this.#sent));
+    this.#acknowledge(Math.max(0, Math.min(received - this.#acked, this.#sent)));
     this.#sent = 0;
     this.#setOpen(true);
   }
