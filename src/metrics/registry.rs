@@ -129,7 +129,7 @@ impl Metrics {
         registry.register("joins", help, self.joins.clone());
         let help = "Sessions that ended, by cause";
         registry.register("leaves", help, self.leaves.clone());
-        let help = "Requests to open a session, by HTTP status of the response";
+        let help = "Requests to open a session, by HTTP status, or the one that a refusal by Close frame stands for";
         registry.register("upgrades", help, self.upgrades.clone());
         let help = "Times that a limit refused a request or slowed a session down, by the option that sets it";
         registry.register("limits_hit", help, self.limits.clone());
