@@ -153,8 +153,11 @@ export class Room extends TypedEventTarget {
   /** @type {{ resolve(room: any): void, reject(reason: unknown): void }} Settles `opened`. */
   #opening = { resolve() {}, reject() {} };
 
-  /** @type {{ socket: Socket | null } | null} The connection or the attempt. Earlier ones are ignored. */
+  /** @type {{ socket: Socket | null, isOpen: boolean } | null} The connection or the attempt. Earlier ones are
+   * ignored. */
   #connection = null;
+  /** When a server that has refused the session allows the next attempt. */
+  #notBefore = 0;
   /** Failed attempts, and refusals by the token, since the room was last open. */
   #attempts = 0;
   #refusals = 0;
@@ -293,7 +296,8 @@ export class Room extends TypedEventTarget {
    * the others would see it until the server gives it up. */
   leave() {
     if (this.#state === "closed") return;
-    const isKept = this.#state === "reconnecting" && this.#keptFor() > 0;
+    // A connection that is open has taken the session up already.
+    const isKept = this.#state === "reconnecting" && !this.#connection?.isOpen && this.#keptFor() > 0;
     this.#connection?.socket?.close(CLOSE_NORMAL);
     this.#close(CLOSE_NORMAL, "left");
     if (isKept) this.#connect();
@@ -302,7 +306,7 @@ export class Room extends TypedEventTarget {
   // Connecting
 
   async #connect() {
-    const connection = { socket: /** @type {Socket | null} */ (null) };
+    const connection = { socket: /** @type {Socket | null} */ (null), isOpen: false };
     const isCurrent = () => connection === this.#connection;
     this.#connection = connection;
     const limit = Math.max(MIN_ATTEMPT_MS, this.#windowShare());
@@ -320,6 +324,7 @@ export class Room extends TypedEventTarget {
       connection.socket = socket;
       socket.addEventListener("open", () => {
         if (!isCurrent()) return;
+        connection.isOpen = true;
         if (this.#state === "closed") return this.#endConnection(CLOSE_NORMAL, "left");
         if (!this.#resumeToken) this.#startSession();
       });
@@ -370,10 +375,13 @@ export class Room extends TypedEventTarget {
     }
   }
 
-  /** Checks the connection, or connects without further delay. */
+  /** Checks the connection, or connects without further delay than the server has asked for. */
   #wake() {
-    if (this.#state === "open") this.#ping();
-    else if (!this.#connection && !this.#frozen) this.#connect();
+    if (this.#state === "open") return this.#ping();
+    if (this.#connection || this.#frozen) return;
+    const wait = this.#notBefore - performance.now();
+    if (wait > 0) this.#startTimer(wait, () => this.#connect());
+    else this.#connect();
   }
 
   #freeze() {
@@ -416,8 +424,8 @@ export class Room extends TypedEventTarget {
     const isFinal = this.#isFinal(code, reason);
     // A room that was left wants to end its session, while there is one.
     if (this.#state === "closed") {
-      const retries = !isFinal && this.#keptFor() > 0;
-      if (retries) this.#startTimer(this.#retryDelay(code, reason), () => this.#connect());
+      const delay = this.#retryDelay(code, reason);
+      if (!isFinal && delay < this.#keptFor()) this.#startTimer(delay, () => this.#connect());
       return;
     }
     if (isFinal) return this.#close(code, reason);
@@ -427,6 +435,7 @@ export class Room extends TypedEventTarget {
     if (now - this.#openedAt > STABLE_AFTER_MS) this.#attempts = 0;
     this.#openedAt = Infinity;
     const delay = this.#frozen ? Infinity : this.#retryDelay(code, reason);
+    if (code === REFUSED_RATE || code === REFUSED_FULL) this.#notBefore = now + delay;
     this.#attempts += 1;
     if (!this.#frozen) this.#startTimer(delay, () => this.#connect());
     this.#setState({ state: "reconnecting", code, reason, delay });

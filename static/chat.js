@@ -167,7 +167,8 @@ function linkLength(link) {
  * @param {string} link */
 function isWebAddress(link) {
   try {
-    return new URL(link).username === "";
+    const { username, password } = new URL(link);
+    return username === "" && password === "";
   } catch {
     return false;
   }

@@ -294,7 +294,7 @@ async fn web_addresses_are_links_and_other_text_stays_text() {
     let tab = browser.open(&url).await;
     let other = browser.open(&url).await;
     until_people(&other, 2).await;
-    let text = "(see https://a.test/x_(y)?q=1#z). javascript:alert(1) http://google.test@evil.test/ \
+    let text = "(see https://a.test/x_(y)?q=1#z). javascript:alert(1) http://google.test@evil.test/ http://:google.test@evil.test/ \
         xhttps://no.test HTTP://B.test/<b>, https:// data:text/html,x";
     tab.type_into("#text", &format!("{text}\n")).await;
     until_message(&other, text).await;

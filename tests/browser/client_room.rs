@@ -485,6 +485,32 @@ async fn a_refusal_that_says_why_ends_the_room_or_is_waited_for() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
+async fn neither_the_network_nor_the_page_shortens_the_wait_after_a_refusal() {
+    let browser = Browser::start().await;
+    let options = "{ WebSocket: class extends WebSocket {
+        constructor(...options) {
+            super(...options);
+            globalThis.attempts = (globalThis.attempts ?? 0) + 1;
+        }
+    } }";
+    let (server, tab) = ScriptedServer::with_page(&browser, options).await;
+    let reason = "the room is full: retry in 3000000 ms";
+    close(server.accept_without_hello().await, 4503, reason).await;
+    tab.until("events.at(-1)?.[1].delay === 3000000").await;
+    let attempts = tab
+        .run(
+            "for (const type of ['online', 'visibilitychange', 'freeze', 'resume']) dispatchEvent(new Event(type));
+            await new Promise((resolve) => setTimeout(resolve, 0));
+            return attempts",
+        )
+        .await;
+    assert_eq!(attempts, 1);
+    tab.run("room.leave()").await;
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
 async fn a_token_function_may_be_asynchronous_and_may_fail_and_is_asked_once_more_after_a_refusal()
 {
     let browser = Browser::start().await;
