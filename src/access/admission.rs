@@ -80,7 +80,8 @@ pub(crate) struct Admitted {
 
 /// The slot of a session, on the server and of its address. Dropping it gives it back.
 pub(crate) struct SessionSlot {
-    _server: OwnedSemaphorePermit,
+    /// `None` for a session from before a restart that is more than the server may have now.
+    _server: Option<OwnedSemaphorePermit>,
     /// In a box, because most servers do not limit the sessions of an address.
     _address: Option<Box<AddressSlot>>,
 }
@@ -227,10 +228,24 @@ impl Admission {
             }
         })?;
         let slot = SessionSlot {
-            _server: server,
+            _server: Some(server),
             _address: address,
         };
         Ok(Admitted { reservation, slot })
+    }
+
+    /// Takes the slots of a session from before a restart, as far as there are some: a limit that is lower
+    /// now ends no session.
+    pub(crate) fn readmit(&self, address: Option<IpAddr>) -> SessionSlot {
+        let limit = self.config.limits.max_address_sessions;
+        let address = address.zip(limit).and_then(|(address, limit)| {
+            let network = client_ip::network(address);
+            self.sessions.take(network, limit.get()).map(Box::new)
+        });
+        SessionSlot {
+            _server: self.slots.clone().try_acquire_owned().ok(),
+            _address: address,
+        }
     }
 
     /// Counts that a limit of the whole server is reached, and warns if it has not warned lately.

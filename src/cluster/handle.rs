@@ -52,6 +52,11 @@ impl Cluster {
         self.status.is_connected()
     }
 
+    /// Whether this node can ask the others for a session: it is connected, and knows them.
+    pub(crate) fn can_ask(&self) -> bool {
+        self.status.is_connected() && self.status.knows_nodes() && !self.status.has_error()
+    }
+
     /// The last error that NATS reported on this connection, such as a subject that this node may not
     /// subscribe to. It is cleared every 10 s, when the node tries again.
     pub(crate) fn nats_error(&self) -> Option<String> {

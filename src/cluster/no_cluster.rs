@@ -26,6 +26,10 @@ impl Cluster {
         match self.never {}
     }
 
+    pub(crate) fn can_ask(&self) -> bool {
+        match self.never {}
+    }
+
     pub(crate) fn nats_error(&self) -> Option<String> {
         match self.never {}
     }

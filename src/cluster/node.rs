@@ -193,7 +193,7 @@ impl<D: Delegate> Node<'_, D> {
             let is_long_enough = |since| now - since >= HEARTBEAT;
             let status = &self.cluster.status;
             if self.connected_at.is_some_and(is_long_enough) && !status.has_error() {
-                status.set_begun();
+                status.set_knows_nodes(true);
             }
             self.acknowledge(1);
         }
@@ -211,6 +211,7 @@ impl<D: Delegate> Node<'_, D> {
     /// Begins to send, and subscribes to all rooms.
     fn begin(&mut self) {
         self.cluster.status.set_connected(true);
+        self.cluster.status.set_knows_nodes(false);
         self.inbox.forget_rooms();
         self.cluster.outbound.open();
         self.delegate.subscribe();

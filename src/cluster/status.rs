@@ -13,6 +13,7 @@ pub(super) struct Status(Mutex<State>);
 
 struct State {
     has_begun: bool,
+    knows_nodes: bool,
     is_connected: bool,
     error: Option<String>,
     /// When other nodes receive what is sent on this connection; `None` without a connection.
@@ -25,19 +26,28 @@ impl Status {
     pub(super) fn new() -> Status {
         Status(Mutex::new(State {
             has_begun: false,
+            knows_nodes: false,
             is_connected: false,
             error: None,
             settled_at: Some(Instant::now()),
         }))
     }
 
-    /// Whether this node was connected long enough to know the other nodes.
+    /// Whether this node was once connected long enough to know the other nodes.
     pub(super) fn has_begun(&self) -> bool {
         self.0.lock().has_begun
     }
 
-    pub(super) fn set_begun(&self) {
-        self.0.lock().has_begun = true;
+    /// Whether this node knows the other nodes that it can reach.
+    pub(super) fn knows_nodes(&self) -> bool {
+        self.0.lock().knows_nodes
+    }
+
+    /// Notes whether this node was connected long enough to know the other nodes.
+    pub(super) fn set_knows_nodes(&self, knows_nodes: bool) {
+        let mut state = self.0.lock();
+        state.knows_nodes = knows_nodes;
+        state.has_begun |= knows_nodes;
     }
 
     /// Whether this node is connected to NATS.

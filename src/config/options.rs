@@ -83,7 +83,21 @@ impl Config {
         self.admin.check()?;
         #[cfg(feature = "cluster")]
         self.cluster.check()?;
-        self.stopping.check()
+        self.stopping.check()?;
+        if self.stopping.sessions_file.is_some() {
+            if self.liveness.resume_seconds == 0 {
+                return Err("--sessions-file needs --resume-seconds of at least 1".into());
+            }
+            #[cfg(feature = "cluster")]
+            if !self.cluster.servers.is_empty() {
+                return Err(
+                    "--sessions-file is for a server without --cluster: in a cluster, sessions go on \
+                     at the other nodes"
+                        .into(),
+                );
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Options of a graceful shutdown.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 #[cfg(feature = "cli")]
 use clap::Args;
@@ -18,11 +18,22 @@ pub struct Stopping {
         default_value_t = Stopping::default().drain_seconds
     ))]
     pub drain_seconds: u64,
+
+    /// File that keeps resumable sessions over a restart: the server writes it when it stops, and reads
+    /// and removes it when it starts [default: a restart ends all sessions]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "ANTEROOM_SESSIONS_FILE", value_name = "FILE")
+    )]
+    pub sessions_file: Option<PathBuf>,
 }
 
 impl Default for Stopping {
     fn default() -> Stopping {
-        Stopping { drain_seconds: 5 }
+        Stopping {
+            drain_seconds: 5,
+            sessions_file: None,
+        }
     }
 }
 

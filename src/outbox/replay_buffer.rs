@@ -100,6 +100,11 @@ impl ReplayBuffer {
         Some(self.frames.iter())
     }
 
+    /// The messages that are kept, and how many came before them.
+    pub(crate) fn into_kept(self) -> (u64, Vec<Frame>) {
+        (self.before, self.frames.into())
+    }
+
     /// Drops those of the first `count` messages that are still here.
     fn drop_until(&mut self, count: u64) {
         let here = count.saturating_sub(self.before);

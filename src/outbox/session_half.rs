@@ -182,6 +182,20 @@ impl Outbox {
         Some(missed)
     }
 
+    /// Whether a suspended session is to end.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.0.queue.lock().state, State::Closing(_))
+    }
+
+    /// Closes a detached outbox. Returns the messages that the client may not have received, and how many
+    /// messages came before them.
+    pub(crate) fn into_kept(self) -> (u64, Vec<Frame>) {
+        let mut queue = self.0.queue.lock();
+        queue.state = State::Closed;
+        let replay = queue.replay.take().expect("a detached outbox keeps");
+        replay.into_kept()
+    }
+
     /// Closes the outbox and returns what is left of it.
     pub(crate) fn into_remainder(self) -> Remainder {
         let writer = self.0.writer.lock().take();

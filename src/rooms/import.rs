@@ -33,6 +33,8 @@ pub(crate) enum LookupOutcome {
     Found(ImportedSession),
     /// No other node has the session.
     NotFound(Reservation),
+    /// This node is disconnected, or another has not answered in time: it is not known who has the session.
+    Unanswered,
     /// The session migrates between two nodes, of which one may be this: look it up again.
     Retry(Reservation),
     /// The client has reconnected once more since.
@@ -104,7 +106,8 @@ impl Reservation {
             }),
             Ok(Ok(LookupResult::Answered(Answer::AskAgain))) => LookupOutcome::Retry(self),
             Ok(Ok(LookupResult::Answered(Answer::Superseded))) => LookupOutcome::Superseded,
-            _ => LookupOutcome::NotFound(self),
+            Ok(Ok(LookupResult::Answered(_))) => LookupOutcome::NotFound(self),
+            Ok(Err(_)) | Err(_) => LookupOutcome::Unanswered,
         }
     }
 }
@@ -143,7 +146,9 @@ impl Room {
             received,
             seen: remote.seen_events(),
         };
-        if !has_nodes || remote.outbound.batch().want(want).is_err() {
+        if !has_nodes {
+            lookup.finish(LookupResult::Answered(Answer::NotHere));
+        } else if remote.outbound.batch().want(want).is_err() {
             lookup.give_up();
         }
         remote.lookups.insert(number, lookup);

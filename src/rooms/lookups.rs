@@ -91,7 +91,7 @@ impl Lookup {
         }
     }
 
-    /// Ends the lookup without a result, because no other node can be asked. It still records.
+    /// Ends the lookup without a result, because this node is disconnected. It still records.
     pub(super) fn give_up(&mut self) {
         self.waiting.clear();
         self.result = None;
@@ -123,7 +123,8 @@ impl Lookup {
         }
     }
 
-    fn finish(&mut self, result: LookupResult) {
+    /// Ends the lookup. It still records.
+    pub(super) fn finish(&mut self, result: LookupResult) {
         if let Some(sender) = self.result.take() {
             // If the receiver has given up, a found session leaves the room on its last node.
             let _ = sender.send(result);

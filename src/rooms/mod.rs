@@ -43,6 +43,7 @@ mod remote_view;
 mod replication;
 mod replies;
 mod reservation;
+mod restart;
 mod room;
 mod session_info;
 mod snapshot_receiver;

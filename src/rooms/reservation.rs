@@ -45,6 +45,18 @@ impl Rooms {
         })
     }
 
+    /// Reserves a place for a session from before a restart. Limits do not apply.
+    pub(super) fn reserve_again(self: &Arc<Rooms>, name: &RoomName) -> Reservation {
+        let mut index = self.index.lock();
+        let entry = index.entry(name, self.outbound.as_ref());
+        entry.sessions += 1;
+        Reservation {
+            rooms: self.clone(),
+            room: entry.room.clone(),
+            is_backend: false,
+        }
+    }
+
     /// Keeps a room for a backend that sends to it. Limits of rooms and sessions do not apply.
     pub(crate) fn reserve_for_backend(self: &Arc<Rooms>, name: &RoomName) -> Reservation {
         let mut index = self.index.lock();

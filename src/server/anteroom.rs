@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use log::{info, warn};
+use log::{error, info, warn};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use warp::{filters::BoxedFilter, reply::Response};
@@ -21,7 +21,8 @@ use crate::{
     metrics::Metrics,
     protocol::{CloseCode, ErrorCode, Escaped},
     rooms::Rooms,
-    state::{Heartbeat, IceServers, Resumes, Shared},
+    session,
+    state::{Heartbeat, IceServers, Resumes, SessionsFile, SessionsToSave, Shared},
 };
 
 /// The server without a listener, as warp filters for another application. Clones are handles to the
@@ -82,6 +83,7 @@ impl Anteroom {
         ));
         let admin_token = config.admin.token_file.clone();
         let admin_token = admin_token.map(|path| SecretFile::new(path, read_secret));
+        let sessions_file = config.stopping.sessions_file.clone();
         let shared = Arc::new(Shared {
             admission: Admission::new(&config, rooms.clone(), metrics.clone())?,
             rooms,
@@ -90,6 +92,8 @@ impl Anteroom {
             expiries: Arc::default(),
             resumes: Resumes::new(cluster.is_some()).into(),
             ice: IceServers::new(&config.webrtc)?,
+            sessions_file: sessions_file.map(SessionsFile::new).transpose()?,
+            to_save: SessionsToSave::default(),
             cluster,
             started: SystemTime::now(),
             admin_token: admin_token.transpose()?,
@@ -99,6 +103,11 @@ impl Anteroom {
             stopped: CancellationToken::new(),
             config,
         });
+        if let Some(file) = &shared.sessions_file {
+            let window = shared.config.liveness.resume();
+            let sessions = file.take(window)?.into_iter();
+            sessions.for_each(|saved| session::restore(&shared, saved));
+        }
         shared.tasks.spawn(tick(shared.clone()));
         if let Some(cluster) = &shared.cluster {
             shared
@@ -160,9 +169,13 @@ impl Anteroom {
     }
 
     /// Refuses new sessions, tells every session to reconnect later (close code 1012), and waits until
-    /// all have left, at most for the drain time. Returns when every task has ended.
+    /// all have left, at most for the drain time. Resumable sessions wait for their clients to resume at
+    /// other nodes of the cluster, or are saved in the sessions file. Returns when every task has ended.
     pub async fn shut_down(&self) {
         let shared = &self.0;
+        if shared.sessions_file.is_some() {
+            shared.to_save.open();
+        }
         shared.stop();
         shared.tasks.close();
         if timeout(shared.config.stopping.drain(), shared.tasks.wait())
@@ -171,6 +184,14 @@ impl Anteroom {
         {
             shared.stopped.cancel();
             shared.tasks.wait().await;
+        }
+        if let Some(file) = &shared.sessions_file {
+            let sessions = shared.to_save.close();
+            // The process ends now, so that this task may block.
+            match file.write(&sessions) {
+                Ok(()) => info!("saved {} session(s)", sessions.len()),
+                Err(error) => error!("{} session(s) are lost: {}", sessions.len(), Escaped(error)),
+            }
         }
         info!("stopped");
     }

@@ -30,5 +30,7 @@ impl Deref for Handle {
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop();
+        // Sessions that a shutdown has not saved hold the state that holds them.
+        drop(self.0.to_save.close());
     }
 }

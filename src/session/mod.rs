@@ -10,4 +10,4 @@ mod serve;
 mod start;
 mod suspended;
 
-pub(crate) use self::start::{close_refused, refuse, reject, start};
+pub(crate) use self::start::{close_refused, refuse, reject, restore, start};

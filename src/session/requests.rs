@@ -81,7 +81,7 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
         Box::new(shared.resumes.register(room, user, outbox.sender()))
     });
     let known = registration.as_ref().or(new_registration.as_ref());
-    let token = known.filter(|_| is_resumable).map(|it| it.token());
+    let token = known.filter(|_| is_resumable).and_then(|it| it.token());
     let ice_servers = shared
         .ice
         .for_session(join_guard.id(), user, expires, unix_seconds());

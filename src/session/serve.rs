@@ -85,7 +85,7 @@ impl Session {
         });
         if shared.stopping.is_cancelled() {
             // The session began too late to be told with the others.
-            sender.close(Close::restart(0));
+            shared.stop_session(&sender, 0);
         }
         Session {
             heartbeat: shared.heartbeat.register(id, sender),

@@ -1,7 +1,12 @@
 //! How a session begins: on a new connection, on one that resumes a session of this node, or on one that
 //! moves a session here from another node. From there it runs to its end.
 
-use std::{future::poll_fn, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use hyper::upgrade::OnUpgrade;
 use log::debug;
@@ -19,7 +24,7 @@ use crate::{
     outbox::{detached_outbox, outbox},
     protocol::{self, Close, CloseCode, Problem, ResumeToken, RoomName, SessionId},
     rooms::{LookupOutcome, MigrationRequest, Reservation, SessionInfo},
-    state::{Reconnection, ResumeRequest, Shared, Takeover},
+    state::{Reconnection, ResumeRequest, SavedSession, Shared, Takeover},
     websocket::{self, Reader, Writer},
 };
 
@@ -54,6 +59,7 @@ pub(crate) fn start(
         let mut connection = Box::new(Reconnection {
             reader,
             writer,
+            token: None,
             received: 0,
             client,
             room,
@@ -65,6 +71,7 @@ pub(crate) fn start(
         let Some((token, received)) = request.read() else {
             return begin_anew(shared, connection);
         };
+        connection.token = Some(token);
         connection.received = received;
         if let Err(connection) = take_over(&shared, &token, connection) {
             look_up(shared, connection, token).await;
@@ -158,6 +165,20 @@ fn close(shared: Arc<Shared>, disconnect: Disconnect, connection: Reconnection) 
     let tasks = shared.tasks.clone();
     let handshake = ClosingHandshake::of_connection(shared, disconnect, writer, client.address);
     tasks.spawn(handshake.run(reader));
+}
+
+fn can_ask(shared: &Shared) -> bool {
+    shared
+        .cluster
+        .as_ref()
+        .is_none_or(|cluster| cluster.can_ask())
+}
+
+/// Closes a connection whose client wants to resume a session that may be on a node that cannot be asked now.
+fn try_again(shared: Arc<Shared>, connection: Box<Reconnection>) {
+    let reason = "other nodes cannot be asked for the session now: try again";
+    let close_frame = Close::new(CloseCode::TryAgainLater, reason);
+    close(shared, Disconnect::Closed(close_frame), *connection);
 }
 
 /// Begins a new session in place of the one that could not be resumed.
@@ -292,7 +313,7 @@ async fn look_up(shared: Arc<Shared>, connection: Box<Reconnection>, token: Resu
     let deadline = Instant::now() + limit;
     let address = connection.client.address;
     if !shared.admission.may_look_up(address, deadline).await {
-        return begin_anew(shared, connection);
+        return try_again(shared, connection);
     }
     tokio::select! {
         () = import(shared.clone(), connection, token, limit) => {}
@@ -301,8 +322,8 @@ async fn look_up(shared: Arc<Shared>, connection: Box<Reconnection>, token: Resu
     }
 }
 
-/// Moves the session with this token here from the node that has it. Begins a new session if there is no
-/// such node.
+/// Moves the session with this token here from the node that has it. Begins a new session if no node has
+/// it.
 async fn import(
     shared: Arc<Shared>,
     mut connection: Box<Reconnection>,
@@ -336,7 +357,14 @@ async fn import(
             LookupOutcome::Found(imported) => break imported,
             LookupOutcome::Retry(returned) if Instant::now() < deadline => reservation = returned,
             LookupOutcome::Superseded => return reject(&shared, Takeover::Local(connection)),
-            LookupOutcome::NotFound(reservation) | LookupOutcome::Retry(reservation) => {
+            LookupOutcome::Unanswered | LookupOutcome::Retry(_) => {
+                return try_again(shared, connection);
+            }
+            // This node has given the others up because it is disconnected itself.
+            LookupOutcome::NotFound(_) if !can_ask(&shared) => {
+                return try_again(shared, connection);
+            }
+            LookupOutcome::NotFound(reservation) => {
                 connection.admitted = Some(Admitted { reservation, slot });
                 return begin_anew(shared, connection);
             }
@@ -370,6 +398,26 @@ async fn import(
     session.shared.tasks.clone().spawn(run(session, None));
 }
 
+/// Continues a session that another process has saved. It is suspended from now on.
+pub(crate) fn restore(shared: &Arc<Shared>, saved: SavedSession) {
+    let outbox_bytes = shared.config.limits.outbox_bytes;
+    let (sender, outbox) = detached_outbox(outbox_bytes, saved.sent, saved.missed);
+    let user = saved.permissions.as_ref().and_then(|it| it.user.clone());
+    let registration =
+        shared
+            .resumes
+            .register_hash(saved.token, saved.room.clone(), user, sender.clone());
+    let slot = shared.admission.readmit(saved.address);
+    let join_guard = shared.rooms.restore(&saved.room, saved.member, sender);
+    let info = join_guard.info();
+    info.taken_in.store(saved.taken_in, Relaxed);
+    *info.address.lock() = saved.address;
+    let (permissions, owed) = (saved.permissions, saved.owed);
+    let mut session = Session::new(shared.clone(), join_guard, outbox, permissions, slot, owed);
+    session.registration = Some(Box::new(registration));
+    shared.tasks.spawn(run(session, None));
+}
+
 /// Runs a session to its end. Without a reader it begins suspended.
 ///
 /// The future of an idle session is most of what the session costs: it holds these few variables, and
@@ -388,7 +436,8 @@ fn run(session: Session, reader: Option<Reader>) -> impl Future<Output = ()> + S
                 session.suspend(disconnect, &mut reader);
             }
             match Box::pin(wait(&mut session)).await {
-                Ok(resumed) => reader = Some(resumed),
+                Ok(Some(resumed)) => reader = Some(resumed),
+                Ok(None) => return keep(session),
                 Err(disconnect) => break Box::pin(end(session, disconnect, None)),
             }
         };
@@ -396,21 +445,33 @@ fn run(session: Session, reader: Option<Reader>) -> impl Future<Output = ()> + S
     }
 }
 
-/// Waits until a suspended session is resumed, and returns the reader of its new connection. Deals with what
-/// the session rejects meanwhile.
+/// Waits until a suspended session is resumed, and returns the reader of its new connection; `None` if the
+/// server stops and saves the session. Deals with what the session rejects meanwhile.
 ///
 /// # Errors
 ///
 /// Why the session ends.
-async fn wait(session: &mut Session) -> Result<Reader, Disconnect> {
+async fn wait(session: &mut Session) -> Result<Option<Reader>, Disconnect> {
     let suspension = session.suspension();
     loop {
         match session.wait_for_takeover(&suspension).await {
-            Awakening::Resumed(reader) => return Ok(reader),
+            Awakening::Resumed(reader) => return Ok(Some(reader)),
+            Awakening::ServerStops => return Ok(None),
             Awakening::Ended(disconnect) => return Err(disconnect),
             Awakening::Rejected(connection) => begin_anew(session.shared.clone(), connection),
             Awakening::Refused(request, answer) => refuse(&session.shared, request, answer),
         }
+    }
+}
+
+/// Keeps a suspended session for the next process, or ends it if the server no longer saves sessions.
+fn keep(session: Session) {
+    let shared = session.shared.clone();
+    let late = session.registration.as_ref().and_then(|it| it.retire());
+    answer_late(&shared, late);
+    if let Err(session) = shared.to_save.add(session) {
+        let disconnect = Disconnect::Closed(Close::restart(0));
+        shared.tasks.spawn(end(session, disconnect, None));
     }
 }
 
@@ -422,13 +483,18 @@ async fn end(session: Session, disconnect: Disconnect, reader: Option<Reader>) {
         handshake,
         slot,
     } = session.end(disconnect, reader);
-    match late {
-        Some(Takeover::Local(connection)) => begin_anew(shared, connection),
-        Some(Takeover::Remote(request)) => refuse(&shared, request, Answer::NotHere),
-        None => {}
-    }
+    answer_late(&shared, late);
     if let Some((handshake, reader)) = handshake {
         handshake.run(reader).await;
     }
     drop(slot);
+}
+
+/// Answers a takeover that came too late.
+fn answer_late(shared: &Arc<Shared>, late: Option<Takeover>) {
+    match late {
+        Some(Takeover::Local(connection)) => begin_anew(shared.clone(), connection),
+        Some(Takeover::Remote(request)) => refuse(shared, request, Answer::NotHere),
+        None => {}
+    }
 }

@@ -19,7 +19,7 @@ use crate::{
     outbox::Outbox,
     protocol::{self, Close},
     rooms::MigrationRequest,
-    state::{Reconnection, ResumeRegistration, SuspendedGuard, Takeover},
+    state::{Reconnection, ResumeRegistration, Save, SavedSession, SuspendedGuard, Takeover},
     websocket::Reader,
 };
 
@@ -39,6 +39,8 @@ pub(super) enum Awakening {
     Refused(MigrationRequest, Answer),
     /// The session ends.
     Ended(Disconnect),
+    /// The server stops, and saves the session, which still waits.
+    ServerStops,
 }
 
 impl Session {
@@ -75,7 +77,19 @@ impl Session {
         loop {
             let (outbox, registration) = (&self.outbox, &self.registration);
             let takeover = poll_fn(|cx| poll_takeover(cx, outbox, registration.as_deref()));
-            match timeout_at(suspension.deadline, takeover).await {
+            let shared = &self.shared;
+            let takeover = tokio::select! {
+                biased;
+                takeover = timeout_at(suspension.deadline, takeover) => takeover,
+                () = shared.stopping.cancelled(), if shared.sessions_file.is_some() => {
+                    return Awakening::ServerStops;
+                }
+                // No other node has taken it over in the drain time.
+                () = shared.stopped.cancelled() => {
+                    return Awakening::Ended(Disconnect::Closed(Close::restart(0)));
+                }
+            };
+            match takeover {
                 Ok(Ok(Takeover::Local(reconnection))) => return self.resume(reconnection),
                 Ok(Ok(Takeover::Remote(request))) => {
                     if let Some(awakening) = self.migrate(request).await {
@@ -110,9 +124,15 @@ impl Session {
         {
             permissions.renew(grant);
         }
+        if let (Some(registration), Some(token)) = (&mut self.registration, reconnection.token) {
+            registration.learn_token(token);
+        }
         if self.has_takeover() {
             // Another takeover was delivered before the outbox was attached.
             self.outbox.give_up(Close::taken_over());
+        } else if self.shared.stopping.is_cancelled() {
+            // The server began to stop before the outbox was attached.
+            self.shared.stop_session(&self.outbox.sender(), 0);
         }
         Awakening::Resumed(reconnection.reader)
     }
@@ -161,6 +181,32 @@ impl Session {
         self.registration
             .as_ref()
             .is_some_and(|it| it.has_takeover())
+    }
+}
+
+/// A suspended session of a server that stops.
+impl Save for Session {
+    fn is_ended(&self) -> bool {
+        self.outbox.is_closing()
+    }
+
+    fn save(self: Box<Self>) -> SavedSession {
+        let registration = self.registration.expect("a suspended session is resumable");
+        let info = self.join_guard.info();
+        let (room, address) = (self.join_guard.room().clone(), *info.address.lock());
+        let taken_in = info.taken_in.load(Relaxed);
+        let (sent, missed) = self.outbox.into_kept();
+        SavedSession {
+            room,
+            member: self.join_guard.into_record(),
+            address,
+            token: registration.hash(),
+            permissions: self.permissions.as_deref().map(Permissions::to_wire),
+            taken_in,
+            owed: self.pace.as_deref().map(Pace::owed).unwrap_or_default(),
+            sent,
+            missed,
+        }
     }
 }
 

@@ -4,6 +4,8 @@ mod expiry;
 mod heartbeat;
 mod ice;
 mod resume;
+mod saved_sessions;
+mod sessions_file;
 mod shared;
 mod takeover;
 mod token_keys;
@@ -13,6 +15,8 @@ pub(crate) use self::{
     heartbeat::{Heartbeat, HeartbeatGuard},
     ice::IceServers,
     resume::{ResumeRegistration, ResumeRequest, Resumes, SuspendedGuard},
+    saved_sessions::{Save, SavedSession, SessionsToSave},
+    sessions_file::SessionsFile,
     shared::Shared,
     takeover::{Reconnection, Takeover},
 };

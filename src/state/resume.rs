@@ -49,7 +49,9 @@ struct Resumable {
 /// A session's entry in the registry. Dropping it removes the entry.
 pub(crate) struct ResumeRegistration {
     resumes: Arc<Resumes>,
-    token: ResumeToken,
+    hash: TokenHash,
+    /// `None` until the client of a session from before a restart has come with it.
+    token: Option<ResumeToken>,
     mailbox: Arc<Mailbox>,
 }
 
@@ -117,6 +119,19 @@ impl Resumes {
         user: Option<String>,
         sender: Sender,
     ) -> ResumeRegistration {
+        let mut registration = self.register_hash(token.hash(), room, user, sender);
+        registration.learn_token(token);
+        registration
+    }
+
+    /// Like [`register`](Resumes::register), for a session of which only the hash of the token is known.
+    pub(crate) fn register_hash(
+        self: &Arc<Resumes>,
+        hash: TokenHash,
+        room: RoomName,
+        user: Option<String>,
+        sender: Sender,
+    ) -> ResumeRegistration {
         let mailbox = Arc::new(Mailbox::new());
         let resumable = Resumable {
             room,
@@ -124,10 +139,11 @@ impl Resumes {
             sender,
             mailbox: mailbox.clone(),
         };
-        self.sessions.lock().insert(token.hash(), resumable);
+        self.sessions.lock().insert(hash, resumable);
         ResumeRegistration {
             resumes: self.clone(),
-            token,
+            hash,
+            token: None,
             mailbox,
         }
     }
@@ -190,9 +206,19 @@ impl Resumes {
 }
 
 impl ResumeRegistration {
-    /// The session's token.
-    pub(crate) fn token(&self) -> ResumeToken {
+    /// The session's token, if it is known.
+    pub(crate) fn token(&self) -> Option<ResumeToken> {
         self.token
+    }
+
+    /// The hash of the session's token.
+    pub(crate) fn hash(&self) -> TokenHash {
+        self.hash
+    }
+
+    /// Notes the token with which the client has come.
+    pub(crate) fn learn_token(&mut self, token: ResumeToken) {
+        self.token = Some(token);
     }
 
     /// The takeover that has come for the session. When one comes, [`Sender::take_over`] wakes the
@@ -220,7 +246,7 @@ impl ResumeRegistration {
 impl Drop for ResumeRegistration {
     fn drop(&mut self) {
         let mut sessions = self.resumes.sessions.lock();
-        if let Entry::Occupied(entry) = sessions.entry(self.token.hash())
+        if let Entry::Occupied(entry) = sessions.entry(self.hash)
             // A session that has moved away and come back has registered its token again.
             && Arc::ptr_eq(&entry.get().mailbox, &self.mailbox)
         {
@@ -293,7 +319,7 @@ mod tests {
     fn the_last_takeover_gets_the_session_and_the_earlier_is_returned() {
         let resumes = Arc::new(Resumes::default());
         let (_outbox, registration) = suspended(&resumes);
-        let token = registration.token().hash();
+        let token = registration.hash();
         assert!(take_over(&resumes, &token, 1).is_ok_and(|earlier| earlier.is_none()));
         let earlier = take_over(&resumes, &token, 2).ok().flatten();
         assert_eq!(earlier.map(number), Some(1));
@@ -306,20 +332,20 @@ mod tests {
     fn a_session_that_ends_or_has_moved_accepts_no_takeover() {
         let resumes = Arc::new(Resumes::default());
         let (outbox, registration) = suspended(&resumes);
-        let token = registration.token().hash();
+        let token = registration.hash();
         assert!(take_over(&resumes, &token, 1).is_ok());
         assert_eq!(registration.retire().map(number), Some(1));
         assert_eq!(take_over(&resumes, &token, 2).err().map(number), Some(2));
 
         let (_moved, registration) = suspended(&resumes);
-        let token = registration.token().hash();
+        let token = registration.hash();
         assert!(registration.retire_if_empty());
         assert_eq!(take_over(&resumes, &token, 3).err().map(number), Some(3));
 
         drop(outbox);
         let (outbox, registration) = suspended(&resumes);
         drop(outbox);
-        let token = registration.token().hash();
+        let token = registration.hash();
         assert_eq!(take_over(&resumes, &token, 4).err().map(number), Some(4));
     }
 
@@ -327,7 +353,7 @@ mod tests {
     fn a_session_that_comes_back_keeps_its_entry_when_its_earlier_stay_ends() {
         let resumes = Arc::new(Resumes::default());
         let (_first, earlier_stay) = suspended(&resumes);
-        let token = earlier_stay.token();
+        let token = earlier_stay.token().unwrap();
         let (sender, _second) = detached_outbox(10_000, 0, Vec::new());
         let room = RoomName::default_room();
         let later_stay = resumes.register_token(token, room, None, sender);
@@ -343,7 +369,7 @@ mod tests {
         for _ in 0..2000 {
             let resumes = Arc::new(Resumes::default());
             let (outbox, registration) = suspended(&resumes);
-            let token = registration.token().hash();
+            let token = registration.hash();
             let is_delivered = AtomicBool::new(false);
             let mut owner = None;
             thread::scope(|scope| {

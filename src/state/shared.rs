@@ -9,12 +9,16 @@ use log::info;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, resume::Resumes};
+use super::{
+    expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, resume::Resumes,
+    saved_sessions::SessionsToSave, sessions_file::SessionsFile,
+};
 use crate::{
     access::Admission,
     cluster::Cluster,
     config::{Config, SecretFile},
     metrics::Metrics,
+    outbox::Sender,
     protocol::Close,
     rooms::Rooms,
 };
@@ -28,6 +32,9 @@ pub(crate) struct Shared {
     pub(crate) expiries: Arc<Expiries>,
     pub(crate) resumes: Arc<Resumes>,
     pub(crate) ice: IceServers,
+    /// Present if sessions are kept over a restart.
+    pub(crate) sessions_file: Option<SessionsFile>,
+    pub(crate) to_save: SessionsToSave,
     /// Present if the server is a node of a cluster.
     pub(crate) cluster: Option<Arc<Cluster>>,
     /// When the server started.
@@ -44,8 +51,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Begins to stop: admits no more sessions, and closes each session (1012) with a delay of its own
-    /// within the drain time, so that the clients do not reconnect all at once.
+    /// Begins to stop: admits no more sessions, and closes each connection (1012) with a delay of its own
+    /// within the drain time, so that the clients do not reconnect all at once. Resumable sessions go on at
+    /// other nodes of the cluster, or after the restart.
     pub(crate) fn stop(&self) {
         if self.stopping.is_cancelled() {
             return;
@@ -53,11 +61,34 @@ impl Shared {
         self.admission.close();
         self.stopping.cancel();
         let sessions = self.rooms.local_senders();
-        let (count, seconds) = (sessions.len(), self.config.stopping.drain_seconds);
-        info!("stopping: {seconds} s to leave for {count} session(s)");
+        let (count, drain) = (sessions.len(), self.config.stopping.drain());
+        info!(
+            "stopping: {} s to leave for {count} session(s)",
+            drain.as_secs()
+        );
+        // Resumable sessions need time to resume after the delay.
+        let spread = match self.keeps_sessions() {
+            true => drain.min(self.config.liveness.resume()) / 2,
+            false => drain,
+        };
         for (index, sender) in (0..).zip(&sessions) {
-            sender.close(Close::restart(seconds * 1000 * index / count as u64));
+            self.stop_session(sender, spread.as_millis() as u64 * index / count as u64);
         }
+    }
+
+    /// Closes the connection of a session that should reconnect after a delay. The session ends, unless it
+    /// goes on elsewhere.
+    pub(crate) fn stop_session(&self, sender: &Sender, delay_ms: u64) {
+        let close = Close::restart(delay_ms);
+        match self.keeps_sessions() {
+            true => sender.give_up(close),
+            false => sender.close(close),
+        }
+    }
+
+    /// Whether resumable sessions outlive this server process.
+    fn keeps_sessions(&self) -> bool {
+        self.cluster.is_some() || self.sessions_file.is_some()
     }
 
     /// The outcome of `work`; `None` if it takes longer than `limit` or the drain time ends. The work is

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::{
     access::{Admitted, ConnectRequest},
-    protocol::RoomName,
+    protocol::{ResumeToken, RoomName},
     rooms::MigrationRequest,
     websocket::{Reader, Writer},
 };
@@ -15,6 +15,8 @@ use crate::{
 pub(crate) struct Reconnection {
     pub(crate) reader: Reader,
     pub(crate) writer: Writer,
+    /// The token with which its client wants to resume the session; `None` if it wants a new one.
+    pub(crate) token: Option<ResumeToken>,
     /// How many of the session's messages its client has received.
     pub(crate) received: u64,
     /// Who has connected.

@@ -29,7 +29,7 @@ use crate::{
     operating::{Nginx, free_port, start},
     proxy::{Failure, Fate, Proxy},
     resuming::{
-        FaultyExchange, exchange_over_faults, next_text, open, reconnect, resumable_beside,
+        Crew, FaultyExchange, exchange_over_faults, next_text, open, reconnect, resumable_beside,
     },
     support::{
         Answer, Client, File, Log, Program, Raw, RunningServer, TestServer, eventually,
@@ -762,10 +762,15 @@ struct Node {
 
 impl Node {
     async fn start(nats: &str, options: &[&str]) -> Node {
+        Node::at(0, nats, &[options, &["--drain-seconds", "1"]].concat()).await
+    }
+
+    /// Starts a node that listens on this port.
+    async fn at(port: u16, nats: &str, options: &[&str]) -> Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
         command
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-            .args(["--cluster", nats, "--drain-seconds", "1"])
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(["--admin", "127.0.0.1:0", "--cluster", nats])
             .args(options)
             .stderr(Stdio::piped());
         let mut program = Program::run(command).await;
@@ -1230,4 +1235,93 @@ async fn the_cluster_survives_duplicated_and_delayed_messages() {
     wait_for(6000).await;
     echo.abort();
     assert_eq!(scenario.end().await, 11);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_rolling_restart_of_three_nodes_ends_no_resumable_session() {
+    let nats = Nats::start().await;
+    let url = nats.url();
+    let ports = [free_port(), free_port(), free_port()];
+    let options = ["--drain-seconds", "60", "--cluster-down-seconds", "12"];
+    let start = |port| Node::at(port, &url, &options);
+    let mut nodes = join_all(ports.map(start)).await;
+    join_all(nodes.iter().map(|node| node.expect_peers(2))).await;
+    let mut random = StdRng::seed_from_u64(1);
+    let addresses = nodes.iter().map(RunningServer::address).collect();
+    let fates = move || Fate {
+        server: random.random_range(0..3),
+        ..Fate::NONE
+    };
+    let proxy = Proxy::before(addresses, fates).await;
+    let crew = Crew::begin(&proxy, "tea", 9).await;
+    for index in [0, 1, 2, 0, 1, 2] {
+        crew.expect_progress().await;
+        nodes[index].program.signal("TERM").await;
+        assert_eq!(nodes[index].program.exit_code().await, Some(0));
+        nodes[index] = start(ports[index]).await;
+        join_all(nodes.iter().map(|node| node.expect_peers(2))).await;
+    }
+    assert!(crew.end().await > 0);
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_stopped_node_keeps_a_session_until_the_drain_time_is_over() {
+    let nats = Nats::start().await;
+    let [mut a, b] = nats
+        .nodes_with(|config| config.stopping.drain_seconds = 2)
+        .await;
+    let mut observer = Client::join(&b, "tea").await;
+    let (alice, _token) = resumable_beside(&mut observer, &a).await;
+    let plain = Client::join(&a, "tea").await;
+    observer.expect_new(&plain.id).await;
+    let (alice_id, plain_id) = (alice.id.clone(), plain.id.clone());
+    a.stop();
+    for mut client in [alice, plain] {
+        while client.next_or_close().await.is_ok() {}
+    }
+    observer.expect_left(&plain_id).await;
+    observer.expect_quiet().await;
+    observer.expect_left(&alice_id).await;
+    a.stopped().await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_node_that_cannot_ask_the_others_answers_a_resume_with_503() {
+    let nats = Nats::start().await;
+    let proxy = Proxy::start(([127, 0, 0, 1], nats.port).into(), || Fate::NONE).await;
+    let url = format!("nats://{}", proxy.address).parse().unwrap();
+    let a = nats.node().await;
+    let b = nats
+        .node_with(|config| config.cluster.servers = vec![url])
+        .await;
+    let nodes = [a, b];
+    expect_membership(&nodes).await;
+    let [a, b] = nodes;
+    let mut observer = Client::join(&a, "tea").await;
+    let (alice, token) = resumable_beside(&mut observer, &a).await;
+    let id = alice.id.clone();
+    drop(alice.into_raw());
+    a.expect_suspended(1).await;
+
+    proxy.refuse(true);
+    proxy.fail(Failure::Reset);
+    eventually("the loss of the connection", || !b.anteroom.is_ready()).await;
+    let path = format!("/room/tea?resume={token}&received=2");
+    let answer = Raw::upgrade(&b, &path, "").await.err().unwrap();
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.body.contains("cannot ask"), "{}", answer.body);
+    // A new session needs no other node.
+    drop(Client::join(&b, "coffee").await);
+
+    proxy.refuse(false);
+    eventually_async("an upgrade", async || {
+        Raw::upgrade(&b, &path, "").await.is_ok()
+    })
+    .await;
+    observer.expect_quiet().await;
+    let mut alice = reconnect(&b, "tea", &token, 2).await;
+    alice.expect_resumed(&id, 2).await;
 }

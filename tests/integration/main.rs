@@ -15,6 +15,7 @@
 //! | `backpressure` | clients that read too slowly |
 //! | `heartbeat` | clients that do not answer pings |
 //! | `resuming` | sessions that outlive their connections |
+//! | `restarting` | sessions that outlive their server |
 //! | `tokens` | authentication: keys, claims, permissions, expiry |
 //! | `tls` | certificates, and their reload |
 //! | `ice` | the ICE servers and TURN credentials in `hello` |
@@ -82,6 +83,7 @@ mod program;
 mod proxy;
 mod refusals;
 mod requests;
+mod restarting;
 mod resuming;
 mod routing;
 mod shutdown;

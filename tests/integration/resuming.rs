@@ -2,7 +2,7 @@
 //! reordered, and the room notices nothing.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fmt::Display,
     net::SocketAddr,
     sync::{
@@ -16,7 +16,7 @@ use anteroom::Config;
 use futures_util::{SinkExt, StreamExt, future::join_all};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, sync::watch};
+use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::sleep};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{Error, Message},
@@ -30,12 +30,15 @@ use crate::{
     },
 };
 
+/// The pause of a client between two attempts to resume.
+const RETRY: Duration = Duration::from_millis(20);
+
 /// A client that loses no message: it counts what it receives, keeps what it has sent until the server has
 /// confirmed it, and resumes its session whenever the connection is lost.
-struct ResumingClient {
+pub struct ResumingClient {
     address: SocketAddr,
     room: String,
-    id: String,
+    pub id: String,
     token: String,
     socket: WebSocketStream<TcpStream>,
     /// The number of messages received in this session.
@@ -54,7 +57,7 @@ struct ResumingClient {
 
 impl ResumingClient {
     /// Joins and asks for a resume token.
-    async fn join(proxy: &Proxy, room: &str) -> ResumingClient {
+    pub async fn join(proxy: &Proxy, room: &str) -> ResumingClient {
         let address = proxy.address;
         let path = format!("/room/{room}");
         let mut client = ResumingClient {
@@ -96,7 +99,7 @@ impl ResumingClient {
     }
 
     /// Sends a message on this connection, or on the next one if this one is lost.
-    async fn send(&mut self, message: Value) {
+    pub async fn send(&mut self, message: Value) {
         let text = message.to_string();
         self.unconfirmed.push_back(text.clone());
         if self.socket.send(Message::text(text)).await.is_err() {
@@ -111,10 +114,15 @@ impl ResumingClient {
             loop {
                 self.stalls_before = *stalls.borrow();
                 let before = self.stalls_before;
-                tokio::select! {
-                    resumed = self.try_resume() => if resumed.is_ok() { break },
-                    _ = stalls.wait_for(|stalls| *stalls > before) => {}
+                let is_resumed = tokio::select! {
+                    resumed = self.try_resume() => resumed.is_ok(),
+                    _ = stalls.wait_for(|stalls| *stalls > before) => false,
+                };
+                if is_resumed {
+                    break;
                 }
+                // While a server restarts, every attempt fails at once.
+                sleep(RETRY).await;
             }
         };
         within_deadline("the resume", attempts).await;
@@ -142,7 +150,7 @@ impl ResumingClient {
     }
 
     /// The next message, on this connection or on one that resumes the session.
-    async fn next(&mut self) -> Value {
+    pub async fn next(&mut self) -> Value {
         loop {
             let before = self.stalls_before;
             let next = async {
@@ -961,5 +969,120 @@ async fn no_message_is_lost_with_any_of_300_seeds() {
             bytes: 6000,
         };
         exchange_over_faults(&exchange, &servers).await;
+    }
+}
+
+/// Resumable sessions that send increasing numbers to all until they are told to stop.
+pub struct Crew {
+    stop: watch::Sender<bool>,
+    /// How many messages have been sent and acknowledged.
+    progress: Arc<AtomicUsize>,
+    members: Vec<JoinHandle<ResumingClient>>,
+}
+
+impl Crew {
+    /// Lets so many sessions join a room through a proxy.
+    pub async fn begin(proxy: &Proxy, room: &str, count: usize) -> Crew {
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            clients.push(ResumingClient::join(proxy, room).await);
+        }
+        let ids: Vec<String> = clients.iter().map(|client| client.id.clone()).collect();
+        let (stop, stopped) = watch::channel(false);
+        let progress = Arc::new(AtomicUsize::new(0));
+        let members = clients.into_iter().map(|client| {
+            let (ids, stopped, progress) = (ids.clone(), stopped.clone(), progress.clone());
+            tokio::spawn(take_part(client, ids, stopped, progress))
+        });
+        let members = members.collect();
+        Crew {
+            stop,
+            progress,
+            members,
+        }
+    }
+
+    /// Waits until each session has sent some more messages.
+    pub async fn expect_progress(&self) {
+        let goal = self.progress.load(Relaxed) + 100 * self.members.len();
+        eventually("the progress of the crew", || {
+            self.progress.load(Relaxed) >= goal
+        })
+        .await;
+    }
+
+    /// Ends the exchange. Each session must have received each message of each other session once and in
+    /// order, and nothing else. Returns how often sessions were resumed.
+    pub async fn end(self) -> usize {
+        self.stop.send_replace(true);
+        let ended = within_deadline("the end of the crew", join_all(self.members)).await;
+        ended.into_iter().map(|ended| ended.unwrap().resumed).sum()
+    }
+}
+
+/// Sends numbers to all and checks those of the others, until all have said that they stop.
+async fn take_part(
+    mut client: ResumingClient,
+    ids: Vec<String>,
+    stopped: watch::Receiver<bool>,
+    progress: Arc<AtomicUsize>,
+) -> ResumingClient {
+    let others = ids.into_iter().filter(|id| *id != client.id);
+    let mut others = Others {
+        next: others.map(|id| (id, 0)).collect(),
+        stopped: 0,
+    };
+    let receivers = others.next.len();
+    for number in 0.. {
+        let stops = *stopped.borrow();
+        let kind = if stops { "stop" } else { "number" };
+        client
+            .send(json!({"type": kind, "receiver": "all", "data": number, "ref": number}))
+            .await;
+        loop {
+            let message = client.next().await;
+            if message["type"] == "ack" {
+                assert_eq!(
+                    message["data"],
+                    json!({"ref": number, "receivers": receivers})
+                );
+                break;
+            }
+            others.check(&message);
+        }
+        progress.fetch_add(1, Relaxed);
+        if stops {
+            break;
+        }
+    }
+    while others.stopped < receivers {
+        let message = client.next().await;
+        others.check(&message);
+    }
+    client
+}
+
+/// The other members of a crew, as one of them sees them.
+struct Others {
+    /// The number that each sends next.
+    next: HashMap<String, u64>,
+    /// How many have stopped.
+    stopped: usize,
+}
+
+impl Others {
+    fn check(&mut self, message: &Value) {
+        let next = self.next.get_mut(message["sender"].as_str().unwrap());
+        let next = next.unwrap_or_else(|| panic!("unexpected: {message}"));
+        match message["type"].as_str().unwrap() {
+            // Those who have joined before see the others join.
+            "new" => assert_eq!(*next, 0, "{message}"),
+            kind @ ("number" | "stop") => {
+                assert_eq!(message["data"], *next, "{message}");
+                *next += 1;
+                self.stopped += usize::from(kind == "stop");
+            }
+            _ => panic!("unexpected: {message}"),
+        }
     }
 }

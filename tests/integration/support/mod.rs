@@ -13,7 +13,7 @@ mod time;
 pub use self::{
     answer::Answer,
     client::Client,
-    file::File,
+    file::{File, Folder},
     operator::{operator, operator_at, operator_with},
     program::{Log, Program},
     raw::{Raw, RawFrame, frame, handshake, handshake_with, text},

@@ -1,0 +1,212 @@
+//! The file that keeps sessions over a restart.
+//!
+//! It is a JSON object, and then a line with the SHA-256 of the object (FIPS 180-4) in base64url.
+
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use log::{info, warn};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::saved_sessions::SavedSession;
+use crate::protocol::Escaped;
+
+/// The version of the format. A change of any field needs another.
+const VERSION: u32 = 1;
+
+/// The length of the last line: a line feed, a SHA-256 in base64url, and a line feed.
+const CHECKSUM_BYTES: usize = 45;
+
+/// The path of the file.
+pub(crate) struct SessionsFile(PathBuf);
+
+/// The part of the object that every version has.
+#[derive(Deserialize)]
+struct Header {
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Content<S> {
+    version: u32,
+    /// When the file was written, in milliseconds since 1970.
+    saved: u64,
+    sessions: S,
+}
+
+impl SessionsFile {
+    /// The file at this path.
+    ///
+    /// # Errors
+    ///
+    /// The folder does not exist, or this process cannot write to it; the message names the file.
+    pub(crate) fn new(path: PathBuf) -> io::Result<SessionsFile> {
+        let file = SessionsFile(path);
+        let probe = file.beside("tmp");
+        create_private(&probe)
+            .and_then(|_| fs::remove_file(&probe))
+            .map_err(|error| file.name("cannot write beside", error))?;
+        Ok(file)
+    }
+
+    /// Reads the sessions that an earlier process saved less than `window` ago, and removes the file. A file
+    /// that cannot be used is moved aside, which is logged: then there are no sessions.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, moved or removed; the message names it.
+    pub(crate) fn take(&self, window: Duration) -> io::Result<Vec<SavedSession>> {
+        let path = self.0.display();
+        let content = match fs::read(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            content => content.map_err(|error| self.name("cannot read", error))?,
+        };
+        match decode(&content, now_millis(), window) {
+            Ok(sessions) => {
+                // A process that crashes has no up-to-date file, and must not leave this one to the next.
+                fs::remove_file(&self.0).map_err(|error| self.name("cannot remove", error))?;
+                info!("{} session(s) of {path} can be resumed", sessions.len());
+                Ok(sessions)
+            }
+            Err(reason) => {
+                let aside = self.beside("refused");
+                fs::rename(&self.0, &aside).map_err(|error| self.name("cannot move", error))?;
+                let aside = aside.display();
+                warn!(
+                    "starting without the sessions of {path}, now {aside}: {}",
+                    Escaped(reason)
+                );
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Writes the sessions. The file appears whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// The error of the operating system; the message names the file.
+    pub(crate) fn write(&self, sessions: &[SavedSession]) -> io::Result<()> {
+        let temporary = self.beside("tmp");
+        let written = self.write_to(&temporary, sessions);
+        written
+            .inspect_err(|_| _ = fs::remove_file(&temporary))
+            .map_err(|error| self.name("cannot write", error))
+    }
+
+    fn write_to(&self, temporary: &Path, sessions: &[SavedSession]) -> io::Result<()> {
+        let content = Content {
+            version: VERSION,
+            saved: now_millis(),
+            sessions,
+        };
+        let mut file = Summed {
+            file: BufWriter::new(create_private(temporary)?),
+            sum: Sha256::new(),
+        };
+        serde_json::to_writer(&mut file, &content)?;
+        let Summed { mut file, sum } = file;
+        write!(file, "\n{}\n", URL_SAFE_NO_PAD.encode(sum.finalize()))?;
+        file.into_inner()?.sync_all()?;
+        fs::rename(temporary, &self.0)?;
+        // The new name is in the folder only when that is on the disk, too.
+        let folder = self.0.parent().filter(|folder| *folder != Path::new(""));
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    /// The path with another extension added.
+    fn beside(&self, extension: &str) -> PathBuf {
+        let mut name = self.0.clone().into_os_string();
+        name.push(OsStr::new("."));
+        name.push(OsStr::new(extension));
+        name.into()
+    }
+
+    fn name(&self, what: &str, error: io::Error) -> io::Error {
+        let path = self.0.display();
+        io::Error::new(
+            error.kind(),
+            format!("{what} the sessions file {path}: {error}"),
+        )
+    }
+}
+
+/// Reads the content of a file at a time in milliseconds since 1970.
+///
+/// # Errors
+///
+/// Why it cannot be used, as text for the log.
+fn decode(file: &[u8], now: u64, window: Duration) -> Result<Vec<SavedSession>, String> {
+    let damaged = "it is damaged";
+    let (json, checksum) = file.split_last_chunk::<CHECKSUM_BYTES>().ok_or(damaged)?;
+    let expected = format!("\n{}\n", URL_SAFE_NO_PAD.encode(Sha256::digest(json)));
+    if checksum != expected.as_bytes() {
+        return Err("it is damaged: its checksum is wrong".into());
+    }
+    let invalid = |error| format!("it is damaged: {error}");
+    let Header { version } = serde_json::from_slice(json).map_err(invalid)?;
+    if version != VERSION {
+        return Err(format!(
+            "it has version {version}, and this server reads version {VERSION}"
+        ));
+    }
+    let content: Content<Vec<SavedSession>> = serde_json::from_slice(json).map_err(invalid)?;
+    let age = Duration::from_millis(now.saturating_sub(content.saved));
+    if age > window {
+        return Err(format!(
+            "it was written {} s ago, and sessions are kept for {} s",
+            age.as_secs(),
+            window.as_secs()
+        ));
+    }
+    let (mut ids, mut tokens) = (HashSet::new(), HashSet::new());
+    let is_twice =
+        |session: &SavedSession| !ids.insert(session.member.id) || !tokens.insert(session.token);
+    match content.sessions.iter().any(is_twice) {
+        true => Err("it is damaged: it has a session twice".into()),
+        false => Ok(content.sessions),
+    }
+}
+
+/// Creates a file that only this user can read.
+fn create_private(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.write(true).create_new(true).open(path)
+}
+
+fn now_millis() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    time.unwrap_or_default().as_millis() as u64
+}
+
+/// A file, and the checksum of what is written to it.
+struct Summed {
+    file: BufWriter<File>,
+    sum: Sha256,
+}
+
+impl Write for Summed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.sum.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
