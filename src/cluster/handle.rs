@@ -2,12 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    nats::NatsOptions,
-    outbound::Outbound,
-    status::Status,
-    wire::{IDS_BYTES, LINE_BYTES, NodeId, PART_BYTES},
-};
+use super::{outbound::Outbound, status::Status, wire::NodeId};
 use crate::config::Config;
 
 /// This node's part in the cluster: its sending half, and whether it is ready.
@@ -16,30 +11,17 @@ pub(crate) struct Cluster {
     /// How long a node may be silent before it is down, and how long a session waits for answers of other
     /// nodes.
     pub(crate) down: Duration,
-    pub(super) nats: NatsOptions,
     pub(super) status: Arc<Status>,
 }
 
 impl Cluster {
-    /// `None` if the configuration names no NATS server.
-    pub(crate) fn new(config: &Config) -> Option<Cluster> {
-        let (options, limits) = (&config.cluster, &config.limits);
-        let payload_bytes = limits.max_message_bytes.max(PART_BYTES)
-            + IDS_BYTES
-            + limits.max_header_bytes
-            + LINE_BYTES;
-        (!options.servers.is_empty()).then(|| Cluster {
+    /// A node that is not connected yet.
+    pub(crate) fn new(config: &Config) -> Cluster {
+        Cluster {
             outbound: Arc::new(Outbound::new(NodeId::random())),
-            down: Duration::from_secs(options.down_seconds),
-            nats: NatsOptions {
-                servers: options.servers.clone(),
-                credentials: options.credentials_file.clone(),
-                ca: options.ca_file.clone(),
-                prefix: options.prefix.clone(),
-                payload_bytes,
-            },
+            down: Duration::from_secs(config.cluster.down_seconds),
             status: Arc::new(Status::new()),
-        })
+        }
     }
 
     /// Whether the other nodes had time to announce themselves since this one started.

@@ -14,7 +14,8 @@
 //! | `wire` | the messages, and their JSON |
 //! | `batch`, `queue`, `flow_control`, `outbound` | sending: messages that belong together; the queue; its limits; the handle to all of that |
 //! | `writer` | writes the queue to NATS |
-//! | `nats` | the connection, the only file that uses the NATS client |
+//! | `transport` | what the node needs of NATS |
+//! | `nats` | the connection to NATS, the only file that uses the NATS client |
 //! | `inbox` | receiving: merges the subscriptions |
 //! | `membership` | which other nodes are up |
 //! | `status` | the state of the connection, for readiness |
@@ -43,12 +44,14 @@ mod queue;
 mod status;
 #[cfg(test)]
 mod test_link;
+#[cfg(feature = "cluster")]
+mod transport;
 mod wire;
 #[cfg(feature = "cluster")]
 mod writer;
 
 #[cfg(not(feature = "cluster"))]
-pub(crate) use self::no_cluster::{Cluster, run};
+pub(crate) use self::no_cluster::{Cluster, Nats, Transport, run};
 pub(crate) use self::{
     batch::Sequence,
     delegate::Delegate,
@@ -61,6 +64,11 @@ pub(crate) use self::{
     },
 };
 #[cfg(feature = "cluster")]
-pub(crate) use self::{handle::Cluster, node::run};
+pub(crate) use self::{handle::Cluster, nats::Nats, node::run, transport::Transport};
+#[cfg(all(test, feature = "cluster"))]
+pub(crate) use self::{
+    queue::Subject,
+    transport::{Connection, ConnectionEvent, Payload},
+};
 #[cfg(test)]
 pub(crate) use self::{test_link::TestLink, wire::Envelope};

@@ -20,12 +20,19 @@ use futures_util::{Stream, StreamExt};
 use log::debug;
 use tokio::time::timeout;
 
-use super::queue::Subject;
-use crate::{config::NatsUrl, protocol::Escaped};
+use super::{
+    queue::Subject,
+    transport::{self, Connection, ConnectionEvent, Transport},
+    wire::{IDS_BYTES, LINE_BYTES, PART_BYTES},
+};
+use crate::{
+    config::{Config, NatsUrl},
+    protocol::Escaped,
+};
 
-/// Time limit of a connection to one server, and of the last messages when this node stops. An attempt to
-/// connect to any of the servers may take twice as long.
-pub(super) const NATS_LIMIT: Duration = Duration::from_secs(2);
+/// Time limit of a connection to one server. An attempt to connect to any of the servers may take twice as
+/// long.
+const NATS_LIMIT: Duration = Duration::from_secs(2);
 
 /// Time between pings to the NATS server.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,58 +50,42 @@ const SUBSCRIPTION_MESSAGES: usize = 1 << 20;
 const UNWRITTEN_MESSAGES: usize = 64;
 
 /// How to connect to NATS, and under which names messages are published there.
-pub(super) struct NatsOptions {
-    pub(super) servers: Vec<NatsUrl>,
-    pub(super) credentials: Option<PathBuf>,
-    pub(super) ca: Option<PathBuf>,
+pub(crate) struct Nats {
+    servers: Vec<NatsUrl>,
+    credentials: Option<PathBuf>,
+    ca: Option<PathBuf>,
     /// The first part of all subjects.
-    pub(super) prefix: String,
+    prefix: String,
     /// The length of the longest payload.
-    pub(super) payload_bytes: usize,
+    payload_bytes: usize,
 }
 
-impl NatsOptions {
-    fn subject(&self, subject: &Subject) -> String {
-        let prefix = &self.prefix;
-        match subject {
-            Subject::All => format!("{prefix}.all"),
-            // The name of a room may contain dots and wildcards, which NATS gives a meaning.
-            Subject::Room(room) => {
-                format!("{prefix}.room.{}", URL_SAFE_NO_PAD.encode(room.as_str()))
-            }
-            Subject::Node(node) => format!("{prefix}.node.{node}"),
-        }
+impl Nats {
+    /// `None` if the configuration names no NATS server.
+    pub(crate) fn new(config: &Config) -> Option<Nats> {
+        let (options, limits) = (&config.cluster, &config.limits);
+        let payload_bytes = limits.max_message_bytes.max(PART_BYTES)
+            + IDS_BYTES
+            + limits.max_header_bytes
+            + LINE_BYTES;
+        (!options.servers.is_empty()).then(|| Nats {
+            servers: options.servers.clone(),
+            credentials: options.credentials_file.clone(),
+            ca: options.ca_file.clone(),
+            prefix: options.prefix.clone(),
+            payload_bytes,
+        })
     }
 }
 
-/// A change or an error of a connection.
-pub(super) enum ConnectionEvent {
-    Connected,
-    Disconnected,
-    /// The server reports an error, such as a subject that this node may not subscribe to.
-    Error(String),
-    /// Messages of a subscription were lost: more waited to be received than the library keeps.
-    Overflow,
-}
+impl Transport for Nats {
+    type Connection = NatsConnection;
 
-/// A connection to NATS, which reconnects by itself.
-pub(super) struct Connection<'a> {
-    client: Client,
-    options: &'a NatsOptions,
-}
-
-impl Connection<'_> {
-    /// Connects once. `name` identifies this node in the logs of NATS. `on_event` is called for every event
-    /// of the connection, beginning with [`ConnectionEvent::Connected`].
-    ///
-    /// # Errors
-    ///
-    /// The reason, as text for the log.
-    pub(super) async fn open<'a>(
-        options: &'a NatsOptions,
+    async fn connect(
+        &self,
         name: String,
         on_event: impl Fn(ConnectionEvent) + Send + Sync + 'static,
-    ) -> Result<Connection<'a>, String> {
+    ) -> Result<NatsConnection, String> {
         let mut connect = ConnectOptions::new()
             .name(name)
             .no_echo()
@@ -120,72 +111,93 @@ impl Connection<'_> {
                 async {}
             });
         // The configuration is checked: all URLs have the same user and password.
-        if let Some((user, password)) = options.servers.iter().find_map(NatsUrl::credentials) {
+        if let Some((user, password)) = self.servers.iter().find_map(NatsUrl::credentials) {
             connect = connect.user_and_password(user.expose().clone(), password.expose().clone());
         }
-        if let Some(file) = &options.credentials {
+        if let Some(file) = &self.credentials {
             let name = |error: io::Error| format!("cannot read {}: {error}", file.display());
             connect = connect.credentials_file(file).await.map_err(name)?;
         }
-        if let Some(file) = &options.ca {
+        if let Some(file) = &self.ca {
             connect = connect.add_root_certificates(file.clone());
         }
-        let servers: Result<Vec<ServerAddr>, _> = options
-            .servers
-            .iter()
-            .map(|url| url.address().parse())
-            .collect();
+        let servers = self.servers.iter().map(|url| url.address().parse());
+        let servers: Result<Vec<ServerAddr>, _> = servers.collect();
         let servers = servers.map_err(|error: io::Error| error.to_string())?;
         let client = timeout(2 * NATS_LIMIT, connect.connect(servers))
             .await
             .map_err(|_| "no answer".to_owned())?
             .map_err(|error| error.to_string())?;
-        let (has, needs) = (client.max_payload(), options.payload_bytes);
+        let (has, needs) = (client.max_payload(), self.payload_bytes);
         if has < needs {
             return Err(format!(
                 "its max_payload is {has} bytes, and must be {needs} for messages of \
                  --max-message-bytes: raise it in the configuration of NATS"
             ));
         }
-        Ok(Connection { client, options })
+        Ok(NatsConnection {
+            client,
+            prefix: self.prefix.clone(),
+        })
     }
 
-    /// Whether there is a connection now.
-    pub(super) fn is_connected(&self) -> bool {
+    fn servers(&self) -> String {
+        format!("{:?}", self.servers)
+    }
+}
+
+/// A connection to NATS.
+pub(crate) struct NatsConnection {
+    client: Client,
+    prefix: String,
+}
+
+impl NatsConnection {
+    fn subject(&self, subject: &Subject) -> String {
+        let prefix = &self.prefix;
+        match subject {
+            Subject::All => format!("{prefix}.all"),
+            // The name of a room may contain dots and wildcards, which NATS gives a meaning.
+            Subject::Room(room) => {
+                format!("{prefix}.room.{}", URL_SAFE_NO_PAD.encode(room.as_str()))
+            }
+            Subject::Node(node) => format!("{prefix}.node.{node}"),
+        }
+    }
+}
+
+impl Connection for NatsConnection {
+    type Payload = Payload;
+    type Subscription = Subscription;
+
+    fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
 
-    /// Publishes a message. Without a connection, the library may drop it.
-    pub(super) async fn publish(&self, subject: &Subject, payload: Vec<u8>) {
-        // The errors are a closed client, which never happens, and a payload over the limit that `open`
+    async fn publish(&self, subject: &Subject, payload: Vec<u8>) {
+        // The errors are a closed client, which never happens, and a payload over the limit that `connect`
         // has checked.
         let _ = self
             .client
-            .publish(self.options.subject(subject), payload.into())
+            .publish(self.subject(subject), payload.into())
             .await;
     }
 
-    /// Subscribes to a subject.
-    ///
-    /// # Errors
-    ///
-    /// The client is closed, which never happens while the connection exists.
-    pub(super) async fn subscribe(&self, subject: &Subject) -> Result<Subscription, String> {
-        let subject = self.options.subject(subject);
-        let subscriber = self.client.subscribe(subject).await;
+    async fn subscribe(&self, subject: &Subject) -> Result<Subscription, String> {
+        // The error is a closed client, which never happens while the connection exists.
+        let subscriber = self.client.subscribe(self.subject(subject)).await;
         subscriber
             .map(Subscription)
             .map_err(|error| error.to_string())
     }
 
-    /// Waits until all published messages are written.
-    pub(super) async fn flush(&self) {
+    async fn flush(&self) {
         let _ = self.client.flush().await;
     }
 }
 
 /// The messages to a subject, in the order in which each node sent them. Dropping it unsubscribes.
-pub(super) struct Subscription(Subscriber);
+pub(crate) struct Subscription(Subscriber);
 
 impl Stream for Subscription {
     type Item = Payload;
@@ -197,14 +209,14 @@ impl Stream for Subscription {
 }
 
 /// A message as it came from NATS.
-pub(super) struct Payload(NatsMessage);
+pub(crate) struct Payload(NatsMessage);
 
-impl Payload {
-    pub(super) fn subject(&self) -> &str {
+impl transport::Payload for Payload {
+    fn subject(&self) -> &str {
         &self.0.subject
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    fn bytes(&self) -> &[u8] {
         &self.0.payload
     }
 }

@@ -1,4 +1,4 @@
-//! The cluster in a build without the feature `cluster`: its type has no values.
+//! The cluster in a build without the feature `cluster`: its types have no values.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -13,9 +13,21 @@ pub(crate) struct Cluster {
     never: Infallible,
 }
 
-impl Cluster {
-    pub(crate) fn new(_: &Config) -> Option<Cluster> {
+pub(crate) trait Transport: Send + Sync + 'static {}
+
+pub(crate) enum Nats {}
+
+impl Transport for Nats {}
+
+impl Nats {
+    pub(crate) fn new(_: &Config) -> Option<Nats> {
         None
+    }
+}
+
+impl Cluster {
+    pub(crate) fn new(_: &Config) -> Cluster {
+        unreachable!("there is no transport")
     }
 
     pub(crate) fn has_begun(&self) -> bool {
@@ -37,6 +49,7 @@ impl Cluster {
 
 pub(crate) async fn run(
     cluster: Arc<Cluster>,
+    _: impl Transport,
     _: Arc<Metrics>,
     _: CancellationToken,
     _: impl Delegate,

@@ -1,18 +1,13 @@
 //! The task of a node: it connects to NATS, receives, keeps track of the other nodes and of its own
 //! connection.
 
-use std::{
-    mem,
-    pin::pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{mem, pin::pin, sync::Arc, time::Duration};
 
 use log::{debug, info, warn};
 use tokio::{
     sync::mpsc,
     task::{coop::unconstrained, yield_now},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,9 +16,9 @@ use super::{
     handle::Cluster,
     inbox::{Inbox, SubscriptionChange},
     membership::{Change, Membership},
-    nats::{Connection, ConnectionEvent, NATS_LIMIT, Payload, Subscription},
     queue::Subject,
     status::SETTLE,
+    transport::{Connection, ConnectionEvent, Payload, Transport},
     wire::{self, Broadcast, Direct, Envelope, Message, NodeId},
     writer::Writer,
 };
@@ -45,6 +40,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// heartbeat.
 const ACKNOWLEDGE_BYTES: usize = 256 << 10;
 
+/// Time limit of the last messages when this node stops.
+const FINISH_LIMIT: Duration = Duration::from_secs(2);
+
 /// Subscriptions that may wait to begin or end.
 const SUBSCRIPTIONS: usize = 1 << 20;
 
@@ -52,13 +50,15 @@ const SUBSCRIPTIONS: usize = 1 << 20;
 /// a connection to NATS.
 pub(crate) async fn run(
     cluster: Arc<Cluster>,
+    transport: impl Transport,
     metrics: Arc<Metrics>,
     stopping: CancellationToken,
     delegate: impl Delegate,
 ) {
     let outbound = &cluster.outbound;
     let connection = tokio::select! {
-        connection = connect(&cluster, &metrics) => connection,
+        biased;
+        connection = connect(&cluster, &transport, &metrics) => connection,
         () = stopping.cancelled() => return,
     };
     info!("node {} is connected to NATS", outbound.node());
@@ -94,16 +94,21 @@ pub(crate) async fn run(
     };
     let mut write = pin!(writer.run());
     tokio::select! {
+        biased;
         () = node.run() => {}
         () = &mut write => return,
     }
     let _ = outbound.batch().tell_all(Broadcast::Bye);
     outbound.finish();
-    let _ = timeout(NATS_LIMIT, write).await;
+    let _ = timeout(FINISH_LIMIT, write).await;
 }
 
 /// Connects to NATS, however often that takes.
-async fn connect<'a>(cluster: &'a Cluster, metrics: &Arc<Metrics>) -> Connection<'a> {
+async fn connect<T: Transport>(
+    cluster: &Cluster,
+    transport: &T,
+    metrics: &Arc<Metrics>,
+) -> T::Connection {
     let mut last_error = String::new();
     loop {
         let (status, metrics) = (cluster.status.clone(), metrics.clone());
@@ -120,12 +125,12 @@ async fn connect<'a>(cluster: &'a Cluster, metrics: &Arc<Metrics>) -> Connection
             ConnectionEvent::Overflow => _ = metrics.cluster_overflows.inc(),
         };
         let name = format!("anteroom {}", cluster.outbound.node());
-        match Connection::open(&cluster.nats, name, on_event).await {
+        match transport.connect(name, on_event).await {
             Ok(connection) => return connection,
             Err(error) => {
                 if last_error != error {
-                    let servers = &cluster.nats.servers;
-                    warn!("waiting for NATS at {servers:?}: {}", Escaped(&error));
+                    let servers = transport.servers();
+                    warn!("waiting for NATS at {servers}: {}", Escaped(&error));
                     last_error = error;
                 }
                 sleep(RETRY).await;
@@ -135,14 +140,14 @@ async fn connect<'a>(cluster: &'a Cluster, metrics: &Arc<Metrics>) -> Connection
 }
 
 /// A node that is connected to NATS.
-struct Node<'a, D> {
+struct Node<'a, C: Connection, D> {
     cluster: &'a Cluster,
     metrics: &'a Metrics,
-    connection: &'a Connection<'a>,
+    connection: &'a C,
     delegate: D,
     membership: Membership,
-    inbox: Inbox<Subscription>,
-    subscriptions: mpsc::Receiver<SubscriptionChange<Subscription>>,
+    inbox: Inbox<C::Subscription>,
+    subscriptions: mpsc::Receiver<SubscriptionChange<C::Subscription>>,
     /// When the connection was made; `None` while there is none.
     connected_at: Option<Instant>,
     /// When the connection was lost the last time.
@@ -152,7 +157,7 @@ struct Node<'a, D> {
     digest_at: Instant,
 }
 
-impl<D: Delegate> Node<'_, D> {
+impl<C: Connection, D: Delegate> Node<'_, C, D> {
     async fn run(mut self) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -255,7 +260,7 @@ impl<D: Delegate> Node<'_, D> {
     }
 
     /// Receives everything that has arrived.
-    fn receive(&mut self, payloads: &[Payload]) {
+    fn receive(&mut self, payloads: &[C::Payload]) {
         let mut envelopes: Vec<Envelope<'_>> = payloads
             .iter()
             .filter_map(|payload| match wire::decode(payload.bytes()) {

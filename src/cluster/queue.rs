@@ -32,8 +32,8 @@ pub(super) enum Outgoing {
 }
 
 /// Which nodes receive a message.
-#[derive(Clone, Debug)]
-pub(super) enum Subject {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Subject {
     All,
     /// The nodes that have a session in the room.
     Room(RoomName),

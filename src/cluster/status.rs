@@ -1,8 +1,9 @@
 //! The state of the connection to the other nodes, as readiness checks and the writer need it. No I/O.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 /// Time after a reconnection in which this node sends nothing, so that the other nodes have reconnected when
 /// it does.

@@ -1,30 +1,33 @@
 //! The task that writes the queue to NATS.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
 use super::{
     flow_control::Load,
     inbox::SubscriptionChange,
-    nats::{Connection, Subscription},
     outbound::Outbound,
     queue::{Outgoing, Subject},
     status::{SETTLE, Status},
+    transport::Connection,
 };
 use crate::metrics::Metrics;
 
 /// Writes what waits in the queue, in order.
-pub(super) struct Writer<'a> {
-    pub(super) connection: &'a Connection<'a>,
+pub(super) struct Writer<'a, C: Connection> {
+    pub(super) connection: &'a C,
     pub(super) outbound: &'a Outbound,
     pub(super) status: &'a Status,
     pub(super) metrics: &'a Arc<Metrics>,
     /// Where subscriptions go that begin or end.
-    pub(super) subscriptions: mpsc::Sender<SubscriptionChange<Subscription>>,
+    pub(super) subscriptions: mpsc::Sender<SubscriptionChange<C::Subscription>>,
 }
 
-impl Writer<'_> {
+impl<C: Connection> Writer<'_, C> {
     /// Writes until the queue is finished, and then flushes the connection.
     pub(super) async fn run(&self) {
         while let Some((epoch, waiting)) = self.outbound.next().await {
@@ -79,7 +82,7 @@ impl Writer<'_> {
         }
     }
 
-    async fn change(&self, change: SubscriptionChange<Subscription>) {
+    async fn change(&self, change: SubscriptionChange<C::Subscription>) {
         // The receiver is gone only when the node stops.
         let _ = self.subscriptions.send(change).await;
     }

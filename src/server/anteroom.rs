@@ -16,7 +16,7 @@ use super::certificates::check_authorities;
 use super::{apply, handle::Handle, routes, status};
 use crate::{
     access::{Admission, unix_seconds},
-    cluster::Cluster,
+    cluster::{Cluster, Nats, Transport},
     config::{Config, SecretFile, read_secret},
     metrics::Metrics,
     protocol::{CloseCode, ErrorCode, Escaped},
@@ -73,7 +73,21 @@ impl Anteroom {
         if let Some(file) = &config.cluster.ca_file {
             check_authorities(file)?;
         }
-        let cluster = Cluster::new(&config).map(Arc::new);
+        let nats = Nats::new(&config);
+        Anteroom::with_transport(config, nats)
+    }
+
+    /// Starts a server that is a node of a cluster if it has a `transport` to the other nodes. The configuration
+    /// is valid.
+    pub(crate) fn with_transport(
+        config: Config,
+        transport: Option<impl Transport>,
+    ) -> io::Result<Anteroom> {
+        let cluster = transport.map(|transport| {
+            let cluster = Cluster::new(&config);
+            (Arc::new(cluster), transport)
+        });
+        let (cluster, transport) = cluster.unzip();
         let outbound = cluster.as_ref().map(|cluster| cluster.outbound.clone());
         let rooms = Arc::new(Rooms::new(&config.limits, outbound));
         let metrics = Arc::new(Metrics::new(
@@ -109,10 +123,9 @@ impl Anteroom {
             sessions.for_each(|saved| session::restore(&shared, saved));
         }
         shared.tasks.spawn(tick(shared.clone()));
-        if let Some(cluster) = &shared.cluster {
-            shared
-                .tasks
-                .spawn(apply::run(cluster.clone(), shared.clone()));
+        if let Some((cluster, transport)) = shared.cluster.clone().zip(transport) {
+            let applied = apply::run(cluster, transport, shared.clone());
+            shared.tasks.spawn(applied);
         }
         Ok(Anteroom(Handle::new(shared)))
     }
@@ -209,12 +222,13 @@ async fn tick(shared: Arc<Shared>) {
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for now in 0.. {
         tokio::select! {
+            biased;
+            () = shared.stopping.cancelled() => break,
             _ = seconds.tick() => {
                 shared.heartbeat.tick(now);
                 shared.expiries.tick(unix_seconds());
                 shared.admission.tick();
             }
-            () = shared.stopping.cancelled() => break,
         }
     }
 }

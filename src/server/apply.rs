@@ -6,7 +6,7 @@ use std::{future::pending, mem, sync::Arc};
 
 use super::lookup::answer_lookup;
 use crate::{
-    cluster::{self, Broadcast, Cluster, Delegate, Direct, Message, NodeId, Outbound},
+    cluster::{self, Broadcast, Cluster, Delegate, Direct, Message, NodeId, Outbound, Transport},
     outbox::FlushSet,
     protocol::{ErrorCode, TokenKey},
     rooms::Replies,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Takes part in the cluster until the server stops and all its sessions have ended.
-pub(super) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
+pub(super) async fn run(cluster: Arc<Cluster>, transport: impl Transport, shared: Arc<Shared>) {
     let (metrics, stopping) = (shared.metrics.clone(), shared.stopping.clone());
     let applier = Applier {
         outbound: cluster.outbound.clone(),
@@ -22,7 +22,7 @@ pub(super) async fn run(cluster: Arc<Cluster>, shared: Arc<Shared>) {
         replies: Replies::default(),
         flush_set: FlushSet::default(),
     };
-    cluster::run(cluster, metrics, stopping, applier).await;
+    cluster::run(cluster, transport, metrics, stopping, applier).await;
 }
 
 /// Applies messages of other nodes.
