@@ -39,7 +39,8 @@
 //! | `web` | plain HTTP: error answers, the `Host` header |
 //! | `metrics` | every metric |
 //! | `config` | every option, and the files and values that options name |
-//! | `spare_capacity` | spare capacity of maps |
+//! | `keyed_map`, `spare_capacity` | maps whose keys clients choose, and spare capacity of maps |
+//! | `random` | random bits |
 //! | `guide` | this guide |
 //!
 //! # Features
@@ -65,9 +66,11 @@ mod access;
 mod cluster;
 pub mod config;
 pub mod guide;
+mod keyed_map;
 mod metrics;
 mod outbox;
 mod protocol;
+mod random;
 mod rooms;
 mod server;
 mod session;

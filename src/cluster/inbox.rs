@@ -1,7 +1,6 @@
 //! The messages of other nodes, from several subscriptions, in an order without gaps. No I/O.
 
 use std::{
-    collections::HashMap,
     future::poll_fn,
     sync::{
         Arc,
@@ -17,7 +16,7 @@ use futures_util::{
 };
 use log::debug;
 
-use crate::protocol::RoomName;
+use crate::{keyed_map::KeyedMap, protocol::RoomName};
 
 /// A subscription to a room that begins or ends.
 pub(super) enum SubscriptionChange<S> {
@@ -29,7 +28,7 @@ pub(super) enum SubscriptionChange<S> {
 pub(super) struct Inbox<S> {
     streams: SelectAll<Abortable<S>>,
     /// Ends the subscription to each room.
-    rooms: HashMap<RoomName, AbortHandle>,
+    rooms: KeyedMap<RoomName, AbortHandle>,
     woken: Arc<WakeFlag>,
 }
 
@@ -38,7 +37,7 @@ impl<S: Stream + Unpin> Inbox<S> {
     pub(super) fn new() -> Inbox<S> {
         Inbox {
             streams: SelectAll::new(),
-            rooms: HashMap::new(),
+            rooms: KeyedMap::default(),
             woken: Arc::default(),
         }
     }

@@ -13,7 +13,10 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use serde_json::value::RawValue;
 
-use crate::protocol::{RoomName, SessionId, TokenHash, TokenKey};
+use crate::{
+    protocol::{RoomName, SessionId, TokenHash, TokenKey},
+    random,
+};
 
 /// The version of this format.
 const VERSION: u32 = 2;
@@ -47,9 +50,7 @@ pub(crate) struct NodeId(u64);
 
 impl NodeId {
     pub(crate) fn random() -> NodeId {
-        let mut bits = [0; 8];
-        getrandom::fill(&mut bits).expect("the operating system has random bits");
-        NodeId(u64::from_be_bytes(bits))
+        NodeId(u64::from_be_bytes(random::bits()))
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use http::StatusCode;
 
-use crate::{web::HttpError, websocket::Frame};
+use crate::{random, web::HttpError, websocket::Frame};
 
 /// The close code of a client that gives up on its connection and is about to reconnect. The session is
 /// suspended as if the connection were lost, because a browser cannot drop a connection without a Close
@@ -128,7 +128,7 @@ impl Close {
 
 /// The delay, lengthened by a random part of itself, so that a refused crowd does not return all at once.
 fn spread(delay_ms: u64) -> u64 {
-    let random = getrandom::u64().expect("the operating system has random bits");
+    let random = u64::from_ne_bytes(random::bits());
     delay_ms + random % delay_ms.max(1)
 }
 

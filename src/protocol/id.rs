@@ -7,9 +7,10 @@ use std::{
 
 use nohash_hasher::IsEnabled;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use super::text::Text;
+use crate::random;
 
 /// The id of a session: a version 4 UUID, which has 122 random bits (RFC 9562), written in lower case
 /// with hyphens.
@@ -19,7 +20,7 @@ pub(crate) struct SessionId(Uuid);
 impl SessionId {
     /// A new id.
     pub(crate) fn random() -> SessionId {
-        SessionId(Uuid::new_v4())
+        SessionId(Builder::from_random_bytes(random::bits()).into_uuid())
     }
 
     /// Parses an id in the one accepted notation: 36 characters, lower case.

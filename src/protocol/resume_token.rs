@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use sha2::{Digest, Sha256};
 
 use super::text::Text;
+use crate::random;
 
 /// The random bytes of a token.
 const TOKEN_BYTES: usize = 16;
@@ -32,7 +33,7 @@ pub(crate) struct TokenKey([u8; 16]);
 impl TokenKey {
     /// A new key.
     pub(crate) fn random() -> TokenKey {
-        TokenKey(random_bits())
+        TokenKey(random::bits())
     }
 
     /// The tag for the bits of a token.
@@ -74,7 +75,7 @@ impl<'de> Deserialize<'de> for TokenKey {
 impl ResumeToken {
     /// A new token, with a tag if a key is given.
     pub(crate) fn random(key: Option<&TokenKey>) -> ResumeToken {
-        let bits = random_bits();
+        let bits = random::bits();
         let tag = key.map(|key| key.tag(&bits));
         ResumeToken { bits, tag }
     }
@@ -101,13 +102,6 @@ impl ResumeToken {
         let bits = hash.first_chunk().expect("SHA-256 has 32 bytes");
         TokenHash(*bits)
     }
-}
-
-/// Bytes from the operating system's random generator.
-fn random_bits<const N: usize>() -> [u8; N] {
-    let mut bits = [0; N];
-    getrandom::fill(&mut bits).expect("the operating system has random bits");
-    bits
 }
 
 /// Deserializes bytes from base64url.

@@ -1,11 +1,6 @@
 //! The index of all rooms that this node is in.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    num::NonZeroU32,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::task::yield_now;
@@ -22,6 +17,7 @@ use super::{
 use crate::{
     cluster::{Direct, NodeId, Outbound},
     config::Limits,
+    keyed_map::KeyedMap,
     outbox::{FlushSet, Sender},
     protocol::{Close, RoomName, SessionId},
     websocket::Frame,
@@ -41,7 +37,7 @@ pub(crate) struct Rooms {
 /// The rooms by name.
 #[derive(Default)]
 pub(super) struct Index {
-    pub(super) rooms: HashMap<RoomName, Entry>,
+    pub(super) rooms: KeyedMap<RoomName, Entry>,
     /// The other nodes that are up.
     pub(super) nodes: BTreeSet<NodeId>,
 }

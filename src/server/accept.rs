@@ -157,6 +157,7 @@ impl Service {
     async fn serve_tls(self, tls: &Tls, stream: TcpStream, peer: SocketAddr) {
         let handshake = timeout(self.shared.config.limits.handshake(), tls.accept(stream));
         let accepted = tokio::select! {
+            biased;
             accepted = handshake => accepted,
             () = self.stopping.cancelled() => return,
         };
@@ -200,6 +201,7 @@ impl Service {
             .with_upgrades();
         let mut connection = pin!(connection);
         let served = tokio::select! {
+            biased;
             served = timeout(HTTP_LIFETIME, connection.as_mut()) => served,
             () = self.stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();

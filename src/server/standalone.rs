@@ -141,14 +141,16 @@ impl Server {
         };
         let sessions = async {
             tokio::select! {
-                () = accept::accept(&listener, &service) => {}
+                biased;
                 () = shutdown => {}
+                () = accept::accept(&listener, &service) => {}
             }
             drop(listener);
             anteroom.shut_down().await;
         };
         // The admin API answers until the last session has left.
         tokio::select! {
+            biased;
             () = sessions => {}
             () = admin_requests => {}
         }

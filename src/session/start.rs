@@ -316,6 +316,7 @@ async fn look_up(shared: Arc<Shared>, connection: Box<Reconnection>, token: Resu
         return try_again(shared, connection);
     }
     tokio::select! {
+        biased;
         () = import(shared.clone(), connection, token, limit) => {}
         // No node is waited for any more.
         () = stopped.cancelled() => {}

@@ -5,13 +5,11 @@
 //! slot, and checks the pongs of another. Thus one ticker pings every session once a period, a few at a
 //! time.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use nohash_hasher::IntMap;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::{
     outbox::{FlushSet, Sender},
