@@ -755,8 +755,8 @@ export class Room extends TypedEventTarget {
  * @type {WeakMap<Room<any>, Mesh>} */
 const MESHES = new WeakMap();
 
-/** The URL of a module that a server has served, and the server's part of it. A package is not one. */
-const SERVED = /^(https?:(?!.*(?:node_modules|anteroom-client))[^?#]*\/)anteroom\.js(?:[?#]|$)/;
+/** The URL of a module that a server has served, and the server's part of it. A path of a package is not one. */
+const SERVED = /^(https?:\/\/(?![^?#]*\/(?:node_modules|anteroom-client)[/@])[^?#]*\/)anteroom\.js(?:[?#]|$)/;
 
 /** The server that this module comes from.
  * @throws {TypeError} if that is unknown, as in a bundle */

@@ -11,7 +11,7 @@ use super::{
         ScriptedServer, ack, close, open_module_page, receive, roster, send, static_server,
     },
 };
-use crate::support::{Client, within_deadline};
+use crate::support::{Client, TestServer, within_deadline};
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
@@ -727,5 +727,49 @@ async fn leaving_while_reconnecting_ends_the_session() {
         });
     }
     assert_eq!(tab.run("return room.state").await, "closed");
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_path_of_the_module_tells_a_server_from_a_package() {
+    let browser = Browser::start().await;
+    let folder = browser.folder.join("static");
+    let module = std::fs::read("static/anteroom.js").unwrap();
+    let served = [
+        "",
+        "chat/",
+        "my-anteroom-client/",
+        "anteroom-client2/",
+        "old_node_modules/",
+    ];
+    let packaged = [
+        "node_modules/anteroom-client/",
+        "npm/anteroom-client@1.2.3/",
+        "anteroom-client/",
+        "a/node_modules/b/",
+    ];
+    for path in served.iter().chain(&packaged) {
+        std::fs::create_dir_all(folder.join(path)).unwrap();
+        std::fs::write(folder.join(path).join("anteroom.js"), &module).unwrap();
+    }
+    std::fs::write(folder.join("index.html"), "<!doctype html>").unwrap();
+    let server = TestServer::with(|config| config.serving.static_dir = Some(folder)).await;
+    let port = server.address.port();
+    for host in ["127.0.0.1", "anteroom-client.test", "node_modules.test"] {
+        let tab = browser.open(&format!("http://{host}:{port}/")).await;
+        for query in ["", "?from=/node_modules/", "#/anteroom-client/"] {
+            for (paths, expected) in [(&served[..], "joined"), (&packaged[..], "TypeError")] {
+                for path in paths {
+                    let url = format!("/{path}anteroom.js{query}");
+                    let script = format!(
+                        "const {{ join }} = await import('{url}');
+                        try {{ join('x').leave(); return 'joined'; }} catch (error) {{ return error.name; }}"
+                    );
+                    assert_eq!(tab.run(&script).await, expected, "{host}{url}");
+                }
+            }
+        }
+    }
     browser.close_regardless().await;
 }

@@ -35,8 +35,8 @@ pub(super) const FLAGS: [&str; 18] = [
     // The machine may have only a loopback interface, and no multicast DNS.
     "--allow-loopback-in-peer-connection",
     "--disable-features=WebRtcHideLocalIpsWithMdns",
-    // A name of this machine that, unlike localhost, is not a secure context.
-    "--host-resolver-rules=MAP anteroom.test 127.0.0.1",
+    // Names of this machine that, unlike localhost, are not a secure context.
+    "--host-resolver-rules=MAP *.test 127.0.0.1",
     "--window-size=1440,900",
     "--disable-dev-shm-usage",
 ];
