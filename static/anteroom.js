@@ -454,14 +454,13 @@ export class Room extends TypedEventTarget {
     return !mayAskToken || this.#refusals > 1;
   }
 
-  /** How long to wait before the next attempt, in ms: as the server asks, or longer each time.
+  /** How long to wait before the next attempt, in ms: longer each time, and at least as long as the server asks.
    * @param {number} code @param {string} reason */
   #retryDelay(code, reason) {
     const mayAsk = [CLOSE_RESTART, REFUSED_RATE, REFUSED_FULL].includes(code);
-    const asked = mayAsk && RETRY_DELAY.exec(reason);
-    if (asked) return Math.min(Number(asked[1]), MAX_ASKED_MS);
+    const asked = Number((mayAsk && RETRY_DELAY.exec(reason)?.[1]) || 0);
     const delay = Math.min(FIRST_RETRY_MS * 2 ** this.#attempts, MAX_RETRY_MS, this.#windowShare());
-    return Math.max(delay, FIRST_RETRY_MS) * (0.5 + Math.random() / 2);
+    return Math.max(Math.min(asked, MAX_ASKED_MS), Math.max(delay, FIRST_RETRY_MS) * (0.5 + Math.random() / 2));
   }
 
   /** How much longer the session can be resumed, in ms. */

@@ -160,7 +160,7 @@ async fn after_a_lost_session_sent_messages_reject_and_queued_ones_are_sent() {
         .await;
     let lost = within_deadline("the message", socket.next()).await;
     assert!(lost.unwrap().unwrap().to_text().unwrap().contains("lost"));
-    close(socket, 1012, "restart: retry in 40 ms").await;
+    close(socket, 1012, "restart: retry in 500 ms").await;
     assert_eq!(tab.run("return lost").await, "connection_lost");
     tab.run(
         "const controller = new AbortController();
@@ -190,7 +190,7 @@ async fn after_a_lost_session_sent_messages_reject_and_queued_ones_are_sent() {
         tab.run("return events").await,
         json!([
             ["statechange", {"state": "reconnecting", "code": 1012,
-                "reason": "restart: retry in 40 ms", "delay": 40}],
+                "reason": "restart: retry in 500 ms", "delay": 500}],
             ["peerleave", {"id": "c", "data": null, "newcomer": false}],
             ["peerjoin", {"id": "d", "data": null, "newcomer": false}],
             ["statechange", {"state": "open", "resumed": false}],
@@ -456,10 +456,13 @@ async fn a_refusal_that_says_why_ends_the_room_or_is_waited_for() {
         globalThis.queued = outcome(room.broadcast('x'))",
     )
     .await;
-    // The server tells how long to wait when the room is full or a rate is exceeded.
+    // The server tells how long to wait when the room is full or a rate is exceeded. A time shorter
+    // than the room's own delay does not count.
+    tab.run("Math.random = () => 0.5").await;
     for (code, reason) in [
-        (4503, "the room is full: retry in 40 ms"),
-        (4429, "too many: retry in 50 ms"),
+        (4503, "the room is full: retry in 400 ms"),
+        (4429, "too many: retry in 0 ms"),
+        (4503, "the room is full: retry in 0 ms"),
     ] {
         close(server.accept_without_hello().await, code, reason).await;
         tab.until(&format!("events.at(-1)[1].code === {code}"))
@@ -467,7 +470,7 @@ async fn a_refusal_that_says_why_ends_the_room_or_is_waited_for() {
     }
     assert_eq!(
         tab.run("return events.map(([, { delay }]) => delay)").await,
-        json!([40, 50])
+        json!([400, 750, 1500])
     );
     close(
         server.accept_without_hello().await,
