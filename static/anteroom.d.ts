@@ -49,6 +49,13 @@ export type Outgoing = {
     toAll?: boolean;
 };
 export type Timer = ReturnType<typeof setTimeout> | undefined;
+/** The data of a message, any JSON, and options: aborting `signal` withdraws a message that waits. Without data,
+ * the receivers get `null`. */
+export type Payload<Data> = [null & Data, undefined & Data] extends [never, never] ? [data: Data, options?: {
+    signal?: AbortSignal;
+}] : [data?: Data, options?: {
+    signal?: AbortSignal;
+}];
 /** The server's receipt: how many sessions a message was delivered to. */
 export type Receipt = {
     receivers: number;
@@ -154,18 +161,15 @@ export declare class Room<Messages extends Record<string, any> = Record<string, 
      * @template {Receiver extends "server" ? string : keyof Messages & string} Type
      * @param {Receiver} receiver a session id, `"all"` or `"server"`
      * @param {Type} type 1 to 64 bytes, chosen by the application
-     * @param {Receiver extends "server" ? unknown : Messages[Type]} [data] any JSON
-     * @param {{ signal?: AbortSignal }} [options] aborting withdraws a message that waits
-     * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if `data` is not JSON, or
+     * @param {Payload<Receiver extends "server" ? unknown : Messages[Type]>} payload
+     * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if the data is not JSON, or
      *   with the signal's reason */
-    send<Receiver extends string, Type extends Receiver extends "server" ? string : keyof Messages & string>(receiver: Receiver, type: Type, data?: Receiver extends "server" ? unknown : Messages[Type], { signal }?: {
-        signal?: AbortSignal;
-    }): Promise<Receipt>;
+    send<Receiver extends string, Type extends Receiver extends "server" ? string : keyof Messages & string>(receiver: Receiver, type: Type, ...payload: Payload<Receiver extends "server" ? unknown : Messages[Type]>): Promise<Receipt>;
     /** Sends a message to everyone else. Rejects with `empty_room` if there is nobody.
      * @template {keyof Messages & string} Type
-     * @param {Type} type @param {Messages[Type]} [data]
+     * @param {Type} type @param {Payload<Messages[Type]>} payload
      * @returns {Promise<Receipt>} */
-    broadcast<Type extends keyof Messages & string>(type: Type, data?: Messages[Type]): Promise<Receipt>;
+    broadcast<Type extends keyof Messages & string>(type: Type, ...payload: Payload<Messages[Type]>): Promise<Receipt>;
     /** Sends a text unchanged, for debugging. The event `wire` shows the answer.
      * @param {string} text
      * @throws {RoomError} if the room is not open, the text too large, or the queue full */

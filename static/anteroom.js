@@ -62,6 +62,13 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @typedef {{ ref?: number, text: string, bytes: number, toAll?: boolean }} Outgoing */
 /** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
 
+/** The data of a message, any JSON, and options: aborting `signal` withdraws a message that waits. Without data,
+ * the receivers get `null`.
+ * @template Data
+ * @typedef {[null & Data, undefined & Data] extends [never, never]
+ *   ? [data: Data, options?: { signal?: AbortSignal }]
+ *   : [data?: Data, options?: { signal?: AbortSignal }]} Payload */
+
 /** The server's receipt: how many sessions a message was delivered to.
  * @typedef {{ receivers: number }} Receipt */
 
@@ -244,11 +251,11 @@ export class Room extends TypedEventTarget {
    * @template {Receiver extends "server" ? string : keyof Messages & string} Type
    * @param {Receiver} receiver a session id, `"all"` or `"server"`
    * @param {Type} type 1 to 64 bytes, chosen by the application
-   * @param {Receiver extends "server" ? unknown : Messages[Type]} [data] any JSON
-   * @param {{ signal?: AbortSignal }} [options] aborting withdraws a message that waits
-   * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if `data` is not JSON, or
+   * @param {Payload<Receiver extends "server" ? unknown : Messages[Type]>} payload
+   * @returns {Promise<Receipt>} rejects with a `RoomError`, with a `TypeError` if the data is not JSON, or
    *   with the signal's reason */
-  send(receiver, type, data, { signal } = {}) {
+  send(receiver, type, ...payload) {
+    const [data, { signal } = {}] = /** @type {Payload<unknown>} */ (payload);
     const ref = ++this.#lastRef;
     const withdraw = () => {
       const index = this.#outgoing.findIndex((message) => message.ref === ref);
@@ -273,10 +280,10 @@ export class Room extends TypedEventTarget {
 
   /** Sends a message to everyone else. Rejects with `empty_room` if there is nobody.
    * @template {keyof Messages & string} Type
-   * @param {Type} type @param {Messages[Type]} [data]
+   * @param {Type} type @param {Payload<Messages[Type]>} payload
    * @returns {Promise<Receipt>} */
-  broadcast(type, data) {
-    return this.send("all", type, data);
+  broadcast(type, ...payload) {
+    return this.send("all", type, ...payload);
   }
 
   /** Sends a text unchanged, for debugging. The event `wire` shows the answer.

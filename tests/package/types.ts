@@ -4,6 +4,8 @@ import { join, Mesh, Room, RoomError, type Message, type Peer } from "anteroom-c
 interface Messages {
   chat: string;
   cursor: { x: number; y: number };
+  typing: boolean | null;
+  bye: undefined;
 }
 
 const room: Room<Messages> = join<Messages>("tea", { url: "https://example.org/" });
@@ -15,6 +17,16 @@ room.broadcast("chta", "hello");
 room.broadcast("chat", { x: 3, y: 4 });
 // @ts-expect-error the data lacks a property
 room.send("all", "cursor", { x: 3 });
+// @ts-expect-error the data is missing
+room.send("all", "chat");
+// @ts-expect-error the data is missing
+room.broadcast("cursor");
+room.send("all", "chat", "hello", { signal: AbortSignal.timeout(1000) });
+// @ts-expect-error there is no such option
+room.broadcast("chat", "hello", { abort: true });
+room.send("all", "typing");
+room.broadcast("typing", Math.random() > 0.5 ? null : true);
+room.broadcast("bye");
 // @ts-expect-error sessions do not answer the server's requests
 room.send("all", "ping");
 room.send("server", "ping");
@@ -24,7 +36,7 @@ join("tea", { uri: "https://example.org/" });
 
 room.addEventListener("message", ({ detail }) => {
   if (detail.type === "chat") detail.data.toUpperCase();
-  else detail.data.x.toFixed();
+  else if (detail.type === "cursor") detail.data.x.toFixed();
   // @ts-expect-error the type of the message is not known here
   detail.data.toUpperCase();
 });
@@ -43,6 +55,7 @@ room.state = "closed";
 // Without a type argument, every type of message is allowed and data is unknown.
 const untyped = join("tea");
 untyped.broadcast("anything", [1, 2, 3]);
+untyped.broadcast("anything");
 untyped.addEventListener("message", ({ detail }: CustomEvent<Message>) => {
   // @ts-expect-error unknown data needs a check
   detail.data.toUpperCase();
