@@ -880,8 +880,9 @@ export class Mesh extends TypedEventTarget {
    *   disconnects */
   constructor(room, { configuration = {}, maxPeers = 16 } = {}) {
     super();
-    this.#room = room;
+    if (MESHES.has(room)) throw new Error("the room has a mesh: close() that one first");
     MESHES.set(room, this);
+    this.#room = room;
     this.#maxPeers = maxPeers;
     this.#context = {
       id: randomId(),
@@ -950,7 +951,9 @@ export class Mesh extends TypedEventTarget {
 
   /** Closes all connections for good. The room stays open, and may get another mesh. */
   close() {
+    if (this.#lifetime.signal.aborted) return;
     this.#lifetime.abort();
+    MESHES.delete(this.#room);
     this.#waiting.clear();
     for (const negotiation of this.#all()) this.#disconnect(negotiation);
   }

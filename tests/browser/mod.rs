@@ -16,6 +16,7 @@
 //! | `life_cycle` | pages that are left, restored, frozen and hidden |
 //! | `package` | the npm package in applications that bundlers build, and in Node.js |
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
+//! | `client_mesh_limits` | the `Mesh` and hostile peers, `maxPeers`, listeners that close it |
 //! | `client_mesh_repairs` | the `Mesh` when signals, TURN, or the server fail |
 //!
 //! | file | what the tests use |
@@ -30,6 +31,7 @@ mod admin_page;
 mod call;
 mod chat;
 mod client_mesh;
+mod client_mesh_limits;
 mod client_mesh_repairs;
 mod client_room;
 mod deployment;
