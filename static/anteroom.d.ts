@@ -329,7 +329,5 @@ declare class Negotiation {
     applyAnswer(data: any): void;
     /** @param {any} candidate */
     addCandidate(candidate: any): void;
-    /** @param {number} [delay] @param {() => void} [callback] */
-    startTimer(delay?: number, callback?: () => void): void;
 }
 export {};

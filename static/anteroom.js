@@ -355,11 +355,11 @@ export class Room extends TypedEventTarget {
   }
 
   #ping() {
-    // `send` counts from 1: the receipt for 0 settles no promise.
-    this.#sendNow('{"type":"ping","receiver":"server","ref":0}', 0);
     this.#startTimer(this.#timeout, () => {
       this.#startTimer(LATE_PONG_MS, () => this.#drop("no pong in time"));
     });
+    // `send` counts from 1: the receipt for 0 settles no promise.
+    this.#sendNow('{"type":"ping","receiver":"server","ref":0}', 0);
   }
 
   /** Follows the life cycle of the page (WHATWG HTML, section 7.4.6; Page Lifecycle) and the network. */
@@ -965,15 +965,17 @@ export class Mesh extends TypedEventTarget {
   /** @param {string} id @param {boolean} offersFirst */
   #connect(id, offersFirst) {
     if (this.#lifetime.signal.aborted || this.#negotiations.has(id)) return;
+    // A listener may have left the room.
+    if (!this.#room.peers.has(id)) return;
     if (this.#negotiations.size >= this.#maxPeers) {
       this.#waiting.add(id);
       const error = new Error(`maxPeers is ${this.#maxPeers}: this session waits until another disconnects`);
       return this.#emit("error", { id, error });
     }
-    // In a cluster, a session that was lost may return.
-    for (const old of this.#kept) if (old.id === id) this.#disconnect(old);
     const negotiation = new Negotiation(this.#context, id);
     this.#negotiations.set(id, negotiation);
+    // In a cluster, a session that was lost may return.
+    for (const old of this.#kept) if (old.id === id) this.#disconnect(old);
     negotiation.open(offersFirst);
   }
 
@@ -1009,7 +1011,8 @@ export class Mesh extends TypedEventTarget {
       if (state === "failed" || state === "closed") this.#disconnect(negotiation);
     } else if (state === "connected" && negotiation.mesh) {
       for (const old of this.#kept) {
-        if (old.mesh === negotiation.mesh) old.startTimer(SUCCESSION_MS, () => this.#disconnect(old));
+        if (old.mesh !== negotiation.mesh) continue;
+        setTimeout(() => this.#kept.has(old) && this.#disconnect(old), SUCCESSION_MS);
       }
     }
   }
@@ -1125,7 +1128,10 @@ class Negotiation {
   /** Whether this side may make offers. A newcomer waits for the first. */
   #offers = false;
   #restarted = false;
+  /** Whether the browser refused the last connection. */
   #refused = false;
+  /** Listeners may close the mesh in the middle of a change. */
+  #closed = false;
   #attempts = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} Runs unless the connection is settled. */
   #timer;
@@ -1153,7 +1159,8 @@ class Negotiation {
   /** Replaces the connection.
    * @param {boolean} offersFirst */
   open(offersFirst) {
-    this.close();
+    this.#drop();
+    if (this.#closed) return;
     const { peers, tracks, configuration, stateChanged, emit } = this.#context;
     this.#lifetime = new AbortController();
     this.#offer = this.#remote = null;
@@ -1162,10 +1169,13 @@ class Negotiation {
     try {
       this.peer = new MeshPeer(this.id, new RTCPeerConnection(configuration()));
     } catch (error) {
-      if (!this.#refused) emit("error", { id: this.id, error });
+      const again = this.#refused;
       this.#refused = true;
-      return this.#check();
+      this.#check();
+      if (!again) emit("error", { id: this.id, error });
+      return;
     }
+    this.#refused = false;
     const { peer } = this;
     const { pc } = peer;
     peers.set(this.id, peer);
@@ -1188,6 +1198,11 @@ class Negotiation {
   }
 
   close() {
+    this.#closed = true;
+    this.#drop();
+  }
+
+  #drop() {
     this.keep();
     const { peer } = this;
     if (!peer) return;
@@ -1319,7 +1334,7 @@ class Negotiation {
     this.#answered = undefined;
     this.mesh = mesh;
     // ICE begins now.
-    if (isFirst) this.startTimer();
+    if (isFirst) this.#startTimer();
   }
 
   /** @param {any} candidate */
@@ -1384,7 +1399,7 @@ class Negotiation {
     this.#restarted = true;
     pc.restartIce();
     // A kept connection has no timer.
-    if (!this.#lifetime.signal.aborted) this.startTimer();
+    if (!this.#lifetime.signal.aborted) this.#startTimer();
   }
 
   /** Starts or stops the timer. */
@@ -1397,19 +1412,18 @@ class Negotiation {
       clearTimeout(this.#timer);
       this.#timer = undefined;
     } else if (this.#timer === undefined) {
-      this.startTimer();
+      this.#startTimer();
     }
   }
 
-  /** @param {number} [delay] @param {() => void} [callback] */
-  startTimer(delay, callback = () => this.#enqueue(() => this.#timedOut())) {
+  #startTimer() {
     const waits = this.peer !== null && !this.#offers && this.#remote === null;
     const attempt = Math.min(ATTEMPT_MS * 2 ** this.#attempts, MAX_ATTEMPT_MS) * (this.#polite ? POLITE_FACTOR : 1);
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
-      callback();
-    }, delay ?? (waits ? FIRST_OFFER_MS : attempt));
+      this.#enqueue(() => this.#timedOut());
+    }, waits ? FIRST_OFFER_MS : attempt);
   }
 
   async #timedOut() {

@@ -1,17 +1,18 @@
 //! The client module's `Mesh`: malformed signals, peers without a mesh, colliding offers, and the
 //! pages of the README and the guide.
 
-use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use super::{
     driver::Browser,
     page::until_videos_play,
-    scripted_server::{ScriptedServer, Socket, open_module_page, roster, send, static_server},
+    scripted_server::{
+        ScriptedServer, Socket, ack, open_module_page, receive, roster, send, static_server,
+    },
 };
 use crate::{
     guide::{CLIENT, README, blocks},
-    support::{Client, TestServer, within_deadline},
+    support::{Client, TestServer},
 };
 
 #[tokio::test]
@@ -147,8 +148,8 @@ async fn a_mesh_survives_malformed_signals_and_connects_to_a_peer_without_a_mesh
     browser.close().await;
 }
 
-/// Receives the next message of a type to a session. Adds the type and the receiver of those before
-/// it to `skipped`.
+/// Receives the next message of a type to a session, and acknowledges all. Adds the type and the
+/// receiver of those before it to `skipped`.
 pub async fn receive_type(
     socket: &mut Socket,
     kind: &str,
@@ -156,8 +157,8 @@ pub async fn receive_type(
     skipped: &mut Vec<(String, String)>,
 ) -> Value {
     loop {
-        let frame = within_deadline(kind, socket.next()).await.unwrap().unwrap();
-        let message: Value = serde_json::from_str(frame.to_text().unwrap()).unwrap();
+        let message = receive(socket).await;
+        send(socket, ack(&message)).await;
         let [found, to] =
             ["type", "receiver"].map(|field| message[field].as_str().unwrap().to_owned());
         if found == kind && to == receiver {

@@ -776,3 +776,36 @@ async fn the_path_of_the_module_tells_a_server_from_a_package() {
     }
     browser.close_regardless().await;
 }
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn leaving_while_a_ping_is_sent_stops_every_timer() {
+    let server = static_server().await;
+    let browser = Browser::start().await;
+    let script = "
+        const [wait, stop] = [setTimeout, clearTimeout];
+        globalThis.timers = new Set();
+        globalThis.setTimeout = (then, delay) => {
+            const timer = wait(() => {
+                timers.delete(timer);
+                then();
+            }, delay);
+            timers.add(timer);
+            return timer;
+        };
+        globalThis.clearTimeout = (timer) => {
+            timers.delete(timer);
+            stop(timer);
+        };
+        globalThis.room = await join('ping').opened;
+        room.addEventListener('wire', ({ detail: { text } }) => {
+            if (text.includes('ping')) room.leave();
+        });
+        dispatchEvent(new Event('offline'));";
+    let tab = open_module_page(&browser, &server, script).await;
+    assert_eq!(
+        tab.run("return [room.state, timers.size]").await,
+        json!(["closed", 0])
+    );
+    browser.close().await;
+}
