@@ -235,6 +235,7 @@ export type MeshContext = {
     configuration(): RTCConfiguration;
     renewIceServers(): Promise<void>;
     stateChanged(negotiation: Negotiation): void;
+    giveWay(negotiation: Negotiation): boolean;
     emit<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]): void;
 };
 /** A WebRTC connection to every peer of a room. A peer needs no `Mesh`, only the messages `offer` and
@@ -255,7 +256,7 @@ export declare class Mesh extends TypedEventTarget<MeshEvents> {
      * @param {object} [options]
      * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
      * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another
-     *   disconnects */
+     *   disconnects, or in turn with those that do not connect */
     constructor(room: Room<any>, { configuration, maxPeers }?: {
         configuration?: RTCConfiguration;
         maxPeers?: number;

@@ -838,7 +838,7 @@ const SUCCESSION_MS = 1000;
  * same mesh as an earlier one.
  * @typedef {{ id: string, room: Room, peers: Map<string, MeshPeer>, tracks: Map<MediaStreamTrack, MediaStream[]>,
  *   configuration(): RTCConfiguration, renewIceServers(): Promise<void>,
- *   stateChanged(negotiation: Negotiation): void,
+ *   stateChanged(negotiation: Negotiation): void, giveWay(negotiation: Negotiation): boolean,
  *   emit<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]): void }} MeshContext */
 
 /** A WebRTC connection to every peer of a room. A peer needs no `Mesh`, only the messages `offer` and
@@ -877,7 +877,7 @@ export class Mesh extends TypedEventTarget {
    * @param {object} [options]
    * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
    * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another
-   *   disconnects */
+   *   disconnects, or in turn with those that do not connect */
   constructor(room, { configuration = {}, maxPeers = 16 } = {}) {
     super();
     if (MESHES.has(room)) throw new Error("the room has a mesh: close() that one first");
@@ -895,6 +895,7 @@ export class Mesh extends TypedEventTarget {
       },
       renewIceServers: () => this.#renewIceServers(),
       stateChanged: (negotiation) => this.#stateChanged(negotiation),
+      giveWay: (negotiation) => this.#giveWay(negotiation),
       emit: (type, detail) => this.#emit(type, detail),
     };
     const { signal } = this.#lifetime;
@@ -906,6 +907,7 @@ export class Mesh extends TypedEventTarget {
     room.addEventListener("statechange", ({ detail }) => {
       if (detail.state === "closed") for (const negotiation of this.#kept) this.#disconnect(negotiation);
       if (detail.state === "open" && !detail.resumed) this.#sessionStarted();
+      this.#fill();
     }, { signal });
     // The caller adds its listeners first.
     queueMicrotask(() => {
@@ -984,10 +986,25 @@ export class Mesh extends TypedEventTarget {
     if (!negotiation) return;
     if (!this.#kept.delete(negotiation)) this.#negotiations.delete(negotiation.id);
     negotiation.close();
-    const [next] = this.#waiting;
-    if (next === undefined || this.#negotiations.size >= this.#maxPeers) return;
-    this.#waiting.delete(next);
-    this.#connect(next, true);
+    this.#fill();
+  }
+
+  /** Connects sessions that wait. A room that is not open may be about to report that they have left. */
+  #fill() {
+    for (const id of this.#waiting) {
+      if (this.#room.state !== "open" || this.#negotiations.size >= this.#maxPeers) return;
+      this.#waiting.delete(id);
+      this.#connect(id, true);
+    }
+  }
+
+  /** Lets the first session that waits have the place of one that does not connect. False if none waits.
+   * @param {Negotiation} negotiation */
+  #giveWay(negotiation) {
+    if (this.#waiting.size === 0) return false;
+    this.#waiting.add(negotiation.id);
+    this.#disconnect(negotiation);
+    return true;
   }
 
   /** @param {string} id */
@@ -1099,6 +1116,8 @@ const FIRST_OFFER_MS = 5000;
 /** How long an answer and ICE may take before the next attempt, in ms. Doubles with each attempt, up to the
  * second. */
 const [ATTEMPT_MS, MAX_ATTEMPT_MS] = [15_000, 120_000];
+/** After this many attempts, a session that waits has the place. */
+const ATTEMPTS_OF_A_TURN = 3;
 /** How much longer the polite side waits: usually one side is enough to begin afresh. */
 const POLITE_FACTOR = 1.2;
 /** The limit of queued signals of one peer. */
@@ -1431,9 +1450,10 @@ class Negotiation {
     if (this.#sending > 0 || this.#context.room.state !== "open") return;
     const { peer } = this;
     const connected = peer?.state === "connected";
+    if (peer && this.#remote === null && !this.#offers) return this.#offerFirst(peer);
     this.#attempts += 1;
-    if (peer && this.#remote === null && !this.#offers) this.#offerFirst(peer);
-    else if (this.#offer && (connected || this.#remote === null)) this.#send("offer", this.#offer);
+    if (!connected && this.#attempts >= ATTEMPTS_OF_A_TURN && this.#context.giveWay(this)) return;
+    if (this.#offer && (connected || this.#remote === null)) this.#send("offer", this.#offer);
     else if (peer?.state === "disconnected" && !this.#restarted) this.#restartIce(peer.pc);
     else this.open(true);
   }

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use super::{
     client_mesh::receive_type,
     driver::{Browser, Tab},
-    scripted_server::{ScriptedServer, Socket, open_module_page, roster, send, static_server},
+    scripted_server::{
+        ScriptedServer, Socket, ack, open_module_page, receive, roster, send, static_server,
+    },
 };
 
 /// A page with a mesh in a room of the session "m", which is impolite towards "a", "b" and "c". The
@@ -39,6 +41,10 @@ async fn page_with_mesh<'a>(
 
 fn signal(from: &str, kind: &str, data: &Value) -> Value {
     json!({"type": kind, "sender": from, "receiver": "m", "data": data})
+}
+
+fn new(id: &str) -> Value {
+    json!({"type": "new", "sender": id, "receiver": "all", "data": null})
 }
 
 /// The page's offer `offer`, as that of the `number`th connection of a peer.
@@ -78,6 +84,43 @@ async fn each_refusal_of_the_browser_after_a_connection_is_an_error() {
         }
         assert_eq!(tab.run("return errors.length").await, expected);
     }
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_session_that_does_not_connect_gives_its_place_to_one_that_waits() {
+    let browser = Browser::start().await;
+    let (_server, tab, mut socket) = page_with_mesh(&browser, "{ maxPeers: 1 }").await;
+    // The timers of attempts are fast.
+    tab.run(
+        "const wait = setTimeout;
+        globalThis.setTimeout = (then, delay) => wait(then, delay >= 5_000 ? delay / 100 : delay);",
+    )
+    .await;
+    // An answered session that does not connect is no better than one that does not answer.
+    send(
+        &mut socket,
+        json!({"type": "close", "sender": "a", "receiver": null, "data": null}),
+    )
+    .await;
+    send(&mut socket, new("a")).await;
+    send(&mut socket, new("b")).await;
+    let mut offers = String::new();
+    while offers.len() < 7 {
+        let message = receive(&mut socket).await;
+        send(&mut socket, ack(&message)).await;
+        if message["type"] == "offer" {
+            offers += message["receiver"].as_str().unwrap();
+        }
+    }
+    assert_eq!(offers, "aaabbba");
+    assert_eq!(tab.run("return [...mesh.peers.keys()]").await, json!(["a"]));
+    // A room that is left connects none of those that wait.
+    let made = "const before = connections.length;
+        room.leave();
+        return [connections.length - before, mesh.peers.size]";
+    assert_eq!(tab.run(made).await, json!([0, 0]));
     browser.close().await;
 }
 
