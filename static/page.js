@@ -4,7 +4,7 @@ import { Mesh, join } from "./anteroom.js";
 import { startCall } from "./call.js";
 import { $, on, recall, remember } from "./dom.js";
 import { isTransferring } from "./files.js";
-import { People, showPeople } from "./people.js";
+import { People, cleanName, showPeople } from "./people.js";
 import { startChat } from "./chat.js";
 import { startWire } from "./wire.js";
 
@@ -214,15 +214,16 @@ async function copyInviteLink() {
 
 /** The name chosen in this tab, or last in another, or a suggested one. */
 function rememberedName() {
-  const name = recall("name", "session") ?? recall("name") ?? suggestedName();
+  const name = cleanName(recall("name", "session")) || cleanName(recall("name")) || suggestedName();
   remember("name", name, "session");
   return name;
 }
 
 /** @param {string} chosen */
 function rename(chosen) {
-  if (chosen.trim() === "" || chosen.trim() === myName) return;
-  myName = chosen.trim();
+  const name = cleanName(chosen);
+  if (name === "" || name === myName) return;
+  myName = name;
   remember("name", myName);
   remember("name", myName, "session");
 }

@@ -4,13 +4,25 @@ import { $, element, icon, on, shortId, throttle } from "./dom.js";
 
 /** @import { Mesh, Room, MeshPeer, Quality } from "./anteroom.js" */
 
+/** @typedef {"microphone" | "camera" | "screen"} Device */
+
 /** What a session tells of its user, in a message of type `profile`: a name, and which devices are on.
- * @typedef {{ name: string, microphone: boolean, camera: boolean, screen: boolean }} Profile */
+ * @typedef {{ name: string } & Record<Device, boolean>} Profile */
+
+/** What a user can send. */
+export const DEVICES = /** @type {const} */ (["microphone", "camera", "screen"]);
 
 /** How often the connections are measured, in ms. */
 const MEASURE_MS = 2000;
 /** The longest name, in code points. */
 const MAX_NAME = 40;
+/** Invisible characters, spaces and line breaks. Joiners between visible characters and emoji selectors after one are
+ * exceptions: scripts and emoji need them. */
+const INVISIBLE = (() => {
+  const set = "\\p{C}\\p{Z}\\p{DI}\\u2800";
+  const [visible, selector, joiner] = [`[^${set}]`, "[\\ufe0e\\ufe0f]", "[\\u200c\\u200d]"];
+  return new RegExp(`(?!(?<=${visible})${selector}|(?<=${visible}${selector}?)${joiner}(?=${visible}))[${set}]+`, "gu");
+})();
 /** The golden angle, in degrees: its multiples are hues that differ, however many there are. */
 const GOLDEN_ANGLE = 137.508;
 /** The hue of the first session, in degrees. */
@@ -52,8 +64,8 @@ export class People extends EventTarget {
       this.setProfile({});
     });
     room.addEventListener("peerjoin", ({ detail: { id, data, newcomer } }) => {
-      const user = /** @type {any} */ (data)?.user;
-      if (user) this.#users.set(id, String(user));
+      const user = cleanName(/** @type {any} */ (data)?.user);
+      if (user) this.#users.set(id, user);
       // Everyone chooses colours in the order of joining, so that most see the same ones.
       if (newcomer && room.id) this.#chooseColor(room.id);
       this.#chooseColor(id);
@@ -142,14 +154,20 @@ export class People extends EventTarget {
   }
 }
 
+/** A name as it can be shown: `""` if nothing of it is visible.
+ * @param {unknown} name */
+export function cleanName(name) {
+  if (typeof name !== "string") return "";
+  const clean = [...name.trim()].slice(0, MAX_NAME).join("").replace(INVISIBLE, " ").trim();
+  // A mark alone is not visible everywhere.
+  return /[\p{L}\p{N}\p{P}\p{S}]/u.test(clean) ? clean : "";
+}
+
 /** @param {any} data of a received message
  * @returns {Profile} */
 function parseProfile(data) {
-  const name = typeof data?.name === "string" ? data.name : "";
   return {
-    // No line breaks, and no characters that turn the direction of the surrounding text.
-    name: [...name.replace(/[\p{Cc}\p{Cs}\p{Z}\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]+/gu, " ")]
-      .slice(0, MAX_NAME).join("").trim(),
+    name: cleanName(data?.name),
     microphone: data?.microphone === true,
     camera: data?.camera === true,
     screen: data?.screen === true,
@@ -178,7 +196,7 @@ export function showPeople({ room, mesh, people }) {
     const item = element("li", { dataset: { id } }, people.nameTag(id));
     if (own) item.append(" (you)");
     if (people.speaking.has(id)) item.dataset.speaking = "";
-    for (const name of /** @type {const} */ (["microphone", "camera", "screen"])) {
+    for (const name of DEVICES) {
       const text = element("span", { className: "sr-only" }, `, ${name} on`);
       if (profile[name]) item.append(element("span", { className: "badge", title: `${name} on` }, icon(name), text));
     }

@@ -400,3 +400,49 @@ async fn leaving_tells_the_room_at_once_and_coming_back_joins_again() {
     until_people(&other, 2).await;
     browser.close().await;
 }
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_name_has_no_invisible_characters() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=names", server.address);
+    let tab = browser.open(&url).await;
+    until_people(&tab, 1).await;
+    // Joiners stay where scripts and emoji need them.
+    let cleaned = [
+        ["Ada\u{61c} \u{2060}Lovelace\u{ad}", "Ada Lovelace"],
+        ["A\u{3164}B\u{2800}C\u{ffa0}D\u{202e}\n", "A B C D"],
+        ["\u{200d}Ada\u{fe0f}\u{200d}\u{200c}", "Ada\u{fe0f}"],
+        ["A\u{200d}\u{200d}B", "A B"],
+        ["می\u{200c}خواهم", "می\u{200c}خواهم"],
+        ["👁\u{fe0f}\u{200d}🗨\u{fe0f}", "👁\u{fe0f}\u{200d}🗨\u{fe0f}"],
+        ["\u{61c}\u{2060}\u{ad}\u{3164}", ""],
+        ["\u{115f}\u{1160}\u{ffa0}\u{2800}", ""],
+        ["\u{200d}", ""],
+        ["\u{301}", ""],
+    ];
+    let names = cleaned.map(|[name, _]| name);
+    let script = "return import('/people.js').then(({ cleanName }) => arguments[0].map(cleanName))";
+    let result = tab.run_with(script, vec![json!(names)]).await;
+    assert_eq!(result, json!(cleaned.map(|[_, clean]| clean)));
+
+    // A name of which nothing is visible is none: the page shows the id.
+    let mut mallory = Client::join(&server, "names").await;
+    until_people(&tab, 2).await;
+    let profile =
+        |name: &str| json!({"type": "profile", "receiver": "all", "data": {"name": name}});
+    let tag = "document.querySelector('#people-list li:nth-child(2) .name-tag').textContent";
+    mallory.send(profile("Mallory")).await;
+    tab.until(&format!("{tag} === 'Mallory'")).await;
+    mallory.send(profile("\u{3164}\u{2060}")).await;
+    tab.until(&format!("{tag} === '{}'", &mallory.id[..8]))
+        .await;
+    let name = tab
+        .run("return document.querySelector('#name').value")
+        .await;
+    rename(&tab, "\u{3164}").await;
+    tab.until(&format!("document.querySelector('#name').value === {name}"))
+        .await;
+    browser.close().await;
+}
