@@ -1,12 +1,13 @@
 // The call: what the user sends, with the buttons for microphone, camera and screen.
 
-import { startDevices } from "./devices.js";
+import { listDevices, startDevices } from "./devices.js";
 import { $, on, throttle } from "./dom.js";
+import { DEVICES } from "./people.js";
 import { showSpeakers } from "./speaking.js";
 import { showTiles } from "./tiles.js";
 
 /** @import { Mesh } from "./anteroom.js" */
-/** @import { RoomContext } from "./people.js" */
+/** @import { Device, RoomContext } from "./people.js" */
 
 /** Enough video for a tile, and little enough to send to each peer. */
 const CAMERA_CONSTRAINTS = { width: { ideal: 640 }, height: { ideal: 360 }, frameRate: { ideal: 24 } };
@@ -14,8 +15,6 @@ const CAMERA_CONSTRAINTS = { width: { ideal: 640 }, height: { ideal: 360 }, fram
 const CAMERA_RATES = { all: 3_000_000, min: 120_000, max: 900_000 };
 const SCREEN_RATES = { all: 6_000_000, min: 400_000, max: 2_500_000 };
 
-/** @typedef {"microphone" | "camera" | "screen"} Device */
-const DEVICES = /** @type {const} */ (["microphone", "camera", "screen"]);
 /** The keys that press a button, together with Alt: they work while the user types, and a single letter would
  * be pressed by speech input (WCAG 2.1.4).
  * @type {Record<string, Device>} */
@@ -75,63 +74,78 @@ function sendMedia({ room, mesh, people }) {
 
   /** @param {Device} name */
   const stop = (name) => {
+    wanted.delete(name);
     tracks[name]?.stop();
     tracks[name] = null;
     update();
   };
 
-  /** @param {Device} name
-   * @returns {Promise<MediaStream>} */
-  const requestStream = async (name) => {
+  /** @param {Device} name @param {string} [id] of the chosen device
+   * @returns {Promise<MediaStreamTrack>} */
+  const requestTrack = async (name, id) => {
     const { mediaDevices } = navigator;
-    if (name === "screen") return mediaDevices.getDisplayMedia({ video: true });
     // Chromium may ignore a device that is only ideal.
-    const deviceId = chosen[name] === undefined ? undefined : { exact: chosen[name] };
+    const deviceId = id && { exact: id };
     try {
-      return await mediaDevices.getUserMedia(
+      const stream = name === "screen" ? mediaDevices.getDisplayMedia({ video: true }) : mediaDevices.getUserMedia(
         name === "microphone" ? { audio: { deviceId } } : { video: { ...CAMERA_CONSTRAINTS, deviceId } },
       );
+      return (await stream).getTracks()[0];
     } catch (/** @type {any} */ error) {
-      if (error?.name !== "OverconstrainedError" || !deviceId) throw error;
+      if (error?.name !== "OverconstrainedError" || !id) throw error;
       // The chosen device is gone.
-      delete chosen[name];
-      return requestStream(name);
+      if (chosen[name] === id) delete chosen[name];
+      return requestTrack(name);
     }
   };
 
-  /** The devices that the browser asks the user about. */
-  const requested = new Set();
-  /** Opens a device, instead of the open one if there is one: the chosen device, or another without it.
+  /** The devices that the user wants on, and those that are opening: the browser may ask the user. */
+  const [wanted, opening] = [new Set(), new Set()];
+  /** Opens a device, instead of the open one if there is one: the chosen device, or another without it. While it
+   * opens, the user may switch it off and on, choose another one, or leave the room.
    * @param {Device} name */
   const open = async (name) => {
-    if (requested.has(name)) return;
-    requested.add(name);
+    wanted.add(name);
+    if (opening.has(name)) return;
+    opening.add(name);
     const old = tracks[name];
     // Many phones open only one camera at a time.
     old?.stop();
-    try {
-      const [track] = (await requestStream(name)).getTracks();
-      tracks[name] = track;
-      track.enabled = old?.enabled ?? true;
-      if (name === "screen") track.contentHint = "detail";
-      track.addEventListener("ended", () => ended(name, track));
-      $("call-hint").textContent = "";
-      update();
-    } catch (error) {
-      if (old) stop(name);
-      $("call-hint").textContent = explain(name, error);
-    }
-    requested.delete(name);
-    if (room.state === "closed") close();
+    /** @type {MediaStreamTrack | undefined} */
+    let track;
+    let id;
+    let hint = "";
+    do {
+      track?.stop();
+      track = undefined;
+      id = chosen[name];
+      try {
+        track = await requestTrack(name, id);
+        hint = "";
+      } catch (error) {
+        hint = explain(name, error);
+      }
+    } while (wanted.has(name) && chosen[name] && chosen[name] !== id);
+    opening.delete(name);
+    if (!wanted.has(name)) return track?.stop();
+    $("call-hint").textContent = hint;
+    if (!track) return stop(name);
+    tracks[name] = track;
+    track.enabled = old?.enabled ?? true;
+    if (name === "screen") track.contentHint = "detail";
+    on(track, "ended", () => ended(name, track));
+    update();
   };
 
   /** A device was unplugged: open another. Or the user has ended it with the browser's own button.
    * @param {Device} name @param {MediaStreamTrack} track */
   const ended = async (name, track) => {
     const { deviceId } = track.getSettings();
-    const devices = await navigator.mediaDevices.enumerateDevices();
-    if (tracks[name] !== track) return;
-    if (name === "screen" || devices.some((device) => device.deviceId === deviceId)) return stop(name);
+    const devices = await listDevices();
+    if (tracks[name] !== track || opening.has(name)) return;
+    // Without a list, nobody knows: the user may have wanted it off.
+    const isGone = devices.length > 0 && devices.every((device) => device.deviceId !== deviceId);
+    if (name === "screen" || !isGone) return stop(name);
     await open(name);
     const { label } = tracks[name] ?? {};
     if (label) $("call-hint").textContent = `The ${name} was disconnected. Now you use ${label}.`;

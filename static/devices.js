@@ -10,13 +10,22 @@ const canChooseSpeaker = "setSinkId" in HTMLMediaElement.prototype;
 
 let speaker = "";
 
+/** The devices, none if the browser does not tell. */
+export async function listDevices() {
+  try {
+    return await navigator.mediaDevices.enumerateDevices();
+  } catch {
+    return [];
+  }
+}
+
 /** Fills the menu, whose button is visible while there is a choice.
  * @param {Record<Input, MediaStreamTrack | null>} tracks the open devices
  * @param {(name: Input, id: string) => void} choose
  * @returns {() => void} to be called when other devices are open */
 export function startDevices(tracks, choose) {
   const refresh = async () => {
-    const devices = (await navigator.mediaDevices?.enumerateDevices()) ?? [];
+    const devices = await listDevices();
     let hasChoice = false;
     for (const [name, kind] of Object.entries(KINDS)) {
       const select = $(`${name}-device`);

@@ -1,6 +1,6 @@
 //! Calls: camera, microphone and screen, and people who leave.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     driver::{Browser, Tab},
@@ -371,5 +371,128 @@ async fn camera_and_microphone_cannot_be_switched_on_in_a_closed_room() {
     tab.until("globalThis.stream?.getTracks().every(({ readyState }) => readyState === 'ended')")
         .await;
     assert!(tab.text("#call-hint").await.contains("join again"));
+    browser.close().await;
+}
+
+/// Makes the page ask the test for each microphone or camera: `asked` lists the requests, and `permit`
+/// answers the oldest open one and returns the track.
+const ASK: &str = "
+    globalThis.asked = [];
+    const { mediaDevices } = navigator;
+    const request = mediaDevices.getUserMedia.bind(mediaDevices);
+    mediaDevices.getUserMedia = (constraints) => new Promise((resolve) => asked.push({ constraints, resolve }));
+    globalThis.permit = async () => {
+        const { constraints, resolve } = asked.shift();
+        const stream = await request(constraints);
+        resolve(stream);
+        [globalThis.opened] = stream.getTracks();
+    };
+    globalThis.choose = (name, index) => {
+        const select = document.querySelector(`#${name}-device`);
+        select.selectedIndex = index;
+        select.dispatchEvent(new Event('change'));
+        return select.value;
+    };";
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_device_that_opens_obeys_what_the_user_does_meanwhile() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = &open_tabs(&browser, &server, 1).await[0];
+    for name in ["camera", "microphone"] {
+        switch(tab, name, true).await;
+    }
+    tab.until("!document.querySelector('#devices-button').hidden")
+        .await;
+    tab.run(ASK).await;
+    let sent = "document.querySelector('#tiles video').srcObject";
+
+    // The camera is switched off while another one opens: it stays off, and the new one is closed.
+    tab.run("choose('camera', 2)").await;
+    tab.until("asked.length === 1").await;
+    switch(tab, "camera", false).await;
+    tab.run("return permit()").await;
+    tab.until("opened.readyState === 'ended'").await;
+    let off = format!(
+        "return [document.querySelector('#camera').ariaPressed, {sent}.getVideoTracks().length]"
+    );
+    assert_eq!(tab.run(&off).await, json!(["false", 0]));
+
+    // It is switched off and on while another one opens: it is on.
+    tab.click("#camera").await;
+    tab.until("asked.length === 1").await;
+    tab.run("return permit()").await;
+    tab.until("document.querySelector('#camera').ariaPressed === 'true'")
+        .await;
+    tab.run("choose('camera', 0)").await;
+    tab.until("asked.length === 1").await;
+    switch(tab, "camera", false).await;
+    tab.click("#camera").await;
+    tab.run("return permit()").await;
+    let live = format!(
+        "document.querySelector('#camera').ariaPressed === 'true' && {sent}.getVideoTracks()[0] === opened \
+         && opened.readyState === 'live'"
+    );
+    tab.until(&live).await;
+    assert_eq!(tab.run("return asked.length").await, 0);
+
+    // A third one is chosen while the second one opens: the third one is used.
+    tab.run("choose('camera', 2)").await;
+    tab.until("asked.length === 1").await;
+    let third = tab.run("return choose('camera', 0)").await;
+    tab.run("return permit()").await;
+    tab.until("asked.length === 1 && opened.readyState === 'ended'")
+        .await;
+    tab.run("return permit()").await;
+    tab.until(&live).await;
+    let used = "return opened.getSettings().deviceId";
+    assert_eq!(tab.run(used).await, third);
+
+    // The microphone is muted while another one opens: it stays muted.
+    tab.run("choose('microphone', 1)").await;
+    tab.until("asked.length === 1").await;
+    switch(tab, "microphone", false).await;
+    tab.run("return permit()").await;
+    tab.until(&format!("{sent}.getAudioTracks()[0] === opened"))
+        .await;
+    assert_eq!(tab.run("return opened.enabled").await, false);
+
+    // The user leaves while a camera opens.
+    tab.run("choose('camera', 2); document.querySelector('#leave').href = '#'")
+        .await;
+    tab.until("asked.length === 1").await;
+    tab.click("#leave").await;
+    tab.until("document.querySelector('#camera:disabled')")
+        .await;
+    tab.run("return permit()").await;
+    tab.until("opened.readyState === 'ended'").await;
+    assert!(tab.text("#call-hint").await.contains("join again"));
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn without_a_list_of_devices_a_camera_works_and_one_that_ends_stays_off() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = &open_tabs(&browser, &server, 1).await[0];
+    tab.run(
+        "globalThis.unhandled = 0;
+        addEventListener('unhandledrejection', () => { unhandled += 1; });
+        navigator.mediaDevices.enumerateDevices = () => Promise.reject(new DOMException('', 'NotAllowedError'));
+        navigator.mediaDevices.dispatchEvent(new Event('devicechange'));",
+    )
+    .await;
+    switch(tab, "camera", true).await;
+    tab.run(
+        "const [track] = document.querySelector('#tiles video').srcObject.getVideoTracks();
+        track.stop();
+        track.dispatchEvent(new Event('ended'));",
+    )
+    .await;
+    tab.until("document.querySelector('#camera').ariaPressed === 'false'")
+        .await;
+    assert_eq!(tab.run("return unhandled").await, 0);
     browser.close().await;
 }
