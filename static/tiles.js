@@ -17,6 +17,8 @@ const [MIN_SHARE, MAX_SHARE] = [0.22, 0.34];
 const [MIN_HEIGHT, SMALL_HEIGHT] = [72, 110];
 /** How long a click waits for a second one, in ms. */
 const DOUBLE_CLICK_MS = 250;
+/** What to do if the browser blocks sound. */
+const HEAR_HINT = "Click anywhere, or press a key, to hear the others.";
 /** The key of the own tile, which stays when the session's id changes. */
 const OWN = "";
 
@@ -219,7 +221,7 @@ function describeButton(button, action, name, pressed) {
 
 /** @param {HTMLElement} tile @param {any} video */
 function toggleFullScreen(tile, video) {
-  if (document.fullscreenElement) document.exitFullscreen();
+  if (document.fullscreenElement) document.exitFullscreen().catch(() => {});
   else if (tile.requestFullscreen) tile.requestFullscreen().catch(() => {});
   // An iPhone shows only videos in full screen.
   else video.webkitEnterFullscreen?.();
@@ -263,11 +265,20 @@ async function play(video, stream) {
   } catch (/** @type {any} */ error) {
     if (error.name !== "NotAllowedError") return;
     video.muted = true;
+    video.dataset.blocked = "";
     video.play().catch(() => {});
-    $("call-hint").textContent ||= "Click anywhere, or press a key, to hear the others.";
-    on(window, "click keydown", () => {
-      video.muted = false;
-      if (/to hear/.test($("call-hint").textContent)) $("call-hint").textContent = "";
-    }, { once: true });
+    $("call-hint").textContent ||= HEAR_HINT;
+    on(window, "click keydown", unmute);
   }
+}
+
+/** Unmutes the videos that the browser has blocked. */
+function unmute() {
+  for (const type of ["click", "keydown"]) window.removeEventListener(type, unmute);
+  for (const video of document.querySelectorAll("video")) {
+    if (video.dataset.blocked === undefined) continue;
+    video.muted = false;
+    delete video.dataset.blocked;
+  }
+  if ($("call-hint").textContent === HEAR_HINT) $("call-hint").textContent = "";
 }

@@ -496,3 +496,42 @@ async fn without_a_list_of_devices_a_camera_works_and_one_that_ends_stays_off() 
     assert_eq!(tab.run("return unhandled").await, 0);
     browser.close().await;
 }
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn one_click_unmutes_every_video_that_the_browser_has_blocked() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 3).await;
+    let tab = &tabs[0];
+    tab.run(
+        "globalThis.listeners = new Set();
+        const { addEventListener: add, removeEventListener: remove } = window;
+        window.addEventListener = (type, listener, ...options) => {
+            if (['click', 'keydown'].includes(type)) listeners.add(listener);
+            add(type, listener, ...options);
+        };
+        window.removeEventListener = (type, listener, ...options) => {
+            listeners.delete(listener);
+            remove(type, listener, ...options);
+        };
+        const play = HTMLMediaElement.prototype.play;
+        HTMLMediaElement.prototype.play = function () {
+            return this.muted ? play.call(this) : Promise.reject(new DOMException('', 'NotAllowedError'));
+        };",
+    )
+    .await;
+    for other in &tabs[1..] {
+        switch(other, "camera", true).await;
+    }
+    let muted = "[...document.querySelectorAll('#tiles video')].map(({ muted }) => muted).join()";
+    tab.until(&format!("{muted} === 'true,true,true'")).await;
+    assert_eq!(tab.run("return listeners.size").await, 1);
+    assert!(tab.text("#call-hint").await.contains("to hear"));
+    tab.click("h1").await;
+    // The own video stays muted.
+    tab.until(&format!("{muted} === 'true,false,false'")).await;
+    assert_eq!(tab.text("#call-hint").await, "");
+    assert_eq!(tab.run("return listeners.size").await, 0);
+    browser.close().await;
+}
