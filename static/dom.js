@@ -2,6 +2,8 @@
 
 /** How near its end a list counts as scrolled to the end, in px. */
 const AT_END_PX = 40;
+/** The most text that a list keeps, in UTF-16 code units. */
+export const MAX_TEXT = 2 ** 20;
 /** How long a throttled function waits for further calls, in ms. */
 const THROTTLE_MS = 30;
 
@@ -33,14 +35,18 @@ export function icon(name) {
   return svg;
 }
 
-/** Appends items to a list of at most `limit`, and scrolls to them if the list was at its end.
+/** Appends items to a list of at most `limit` and of `MAX_TEXT`, and scrolls to them if the list was at its end.
  * @param {HTMLElement} list
  * @param {HTMLElement[]} items
  * @param {number} limit */
 export function append(list, items, limit) {
   keepAtEnd(list, () => {
     list.append(...items);
-    while (list.children.length > limit) list.firstElementChild?.remove();
+    let size = 0;
+    [...list.children].reverse().forEach((item, index) => {
+      size += (/** @type {HTMLElement} */ (item).dataset.text ?? item.textContent ?? "").length;
+      if (index >= limit || (index > 0 && size > MAX_TEXT)) item.remove();
+    });
   });
 }
 

@@ -1,6 +1,6 @@
 // "On the wire": a log of all messages, and a form to send one as JSON. A wide page shows it if the user wants.
 
-import { $, append, element, json, on, recall, remember, time } from "./dom.js";
+import { $, MAX_TEXT, append, element, json, on, recall, remember, time } from "./dom.js";
 
 /** @import { Room, WireMessage } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
@@ -34,6 +34,7 @@ export function startWire(room, people) {
   // A hidden log has no elements: only what it shows when it appears.
   /** @type {(WireMessage & { date: Date })[]} */
   let hidden = [];
+  let size = 0;
   let visible = false;
   /** @param {typeof hidden} messages */
   const show = (messages) => {
@@ -45,13 +46,16 @@ export function startWire(room, people) {
     const message = { ...detail, date: new Date() };
     if (visible) return show([message]);
     hidden.push(message);
-    if (hidden.length > MAX_MESSAGES) hidden.shift();
+    size += message.text.length;
+    // The newest one stays, whatever its size.
+    while (hidden.length > MAX_MESSAGES || (hidden.length > 1 && size > MAX_TEXT)) size -= hidden.shift()?.text.length ?? 0;
   });
   new ResizeObserver(() => {
     visible = $("messages").checkVisibility();
     if (!visible || hidden.length === 0) return;
     show(hidden);
     hidden = [];
+    size = 0;
   }).observe($("messages"));
 
   /** @param {HTMLElement} item */

@@ -446,3 +446,47 @@ async fn a_name_has_no_invisible_characters() {
         .await;
     browser.close().await;
 }
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn the_message_log_is_bounded_by_its_text_whether_it_is_visible_or_not() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    tab.run(
+        "document.querySelector('#entry').hidden = true;
+        document.querySelector('#room').hidden = false;
+        return Promise.all([import('/people.js'), import('/wire.js')]).then(([{ People }, { startWire }]) => {
+            const room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', send() {} });
+            const mesh = Object.assign(new EventTarget(), { peers: new Map() });
+            startWire(room, new People(room, mesh, 'Me'));
+            globalThis.receive = (count, size) => {
+                for (let number = 0; number < count; number += 1) {
+                    const detail = { direction: 'in', text: `${number} ${'x'.repeat(size)}` };
+                    room.dispatchEvent(new CustomEvent('wire', { detail }));
+                }
+            };
+        })",
+    )
+    .await;
+    let texts = "[...document.querySelectorAll('#messages li')].map((item) => item.dataset.text)";
+    let last =
+        |condition: &str| format!("(() => {{ const texts = {texts}; return {condition}; }})()");
+    let bounded = last(
+        "texts.at(-1)?.startsWith('99 ') && texts.length > 10 && texts.join('').length <= 2 ** 20",
+    );
+    tab.run("receive(100, 60_000)").await;
+    tab.click("#fold").await;
+    tab.until(&bounded).await;
+    tab.run("document.querySelector('#clear').click(); receive(100, 60_000)")
+        .await;
+    tab.until(&bounded).await;
+    // The newest message stays, even if it is larger alone.
+    tab.run("receive(1, 2_000_000)").await;
+    tab.until(&last("texts.length === 1 && texts[0].length > 2_000_000"))
+        .await;
+    tab.click("#fold").await;
+    tab.until("!document.querySelector('#messages').checkVisibility()")
+        .await;
+    browser.close().await;
+}
