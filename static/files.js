@@ -93,7 +93,7 @@ async function sendBytes(file, channel, progress) {
     }
     while (channel.bufferedAmount > BLOCK_BYTES / 2 && channel.readyState === "open") {
       await new Promise((resolve) => {
-        on(channel, "bufferedamountlow close", resolve, { once: true });
+        channel.onbufferedamountlow = channel.onclose = resolve;
       });
     }
     progress(start + block.byteLength - channel.bufferedAmount);
@@ -102,17 +102,25 @@ async function sendBytes(file, channel, progress) {
 
 /** @param {RoomContext} context @param {(id: string, item: HTMLElement) => void} show */
 export function receiveFiles(context, show) {
-  /** @type {WeakMap<MeshPeer, number>} */
-  const running = new WeakMap();
-  context.mesh.addEventListener("datachannel", ({ detail: { peer, channel } }) => {
+  const { room, mesh, people } = context;
+  /** @type {Map<string, number>} The offers and transfers of each session, which can have one connection after another. */
+  const running = new Map();
+  mesh.addEventListener("datachannel", ({ detail: { peer, channel } }) => {
     if (channel.label !== "file") return;
-    const count = running.get(peer) ?? 0;
+    const count = running.get(peer.id) ?? 0;
     if (count >= MAX_TRANSFERS) return refuse(channel);
-    running.set(peer, count + 1);
+    running.set(peer.id, count + 1);
     receiveFile(context, peer, channel, (item) => show(peer.id, item), () => {
-      running.set(peer, (running.get(peer) ?? 1) - 1);
+      const left = running.get(peer.id);
+      if (left) running.set(peer.id, left - 1);
     });
   });
+  // Neither in the room nor connected: the id does not return.
+  const forget = () => {
+    for (const id of running.keys()) if (!people.others.includes(id)) running.delete(id);
+  };
+  room.addEventListener("peerleave", forget);
+  mesh.addEventListener("disconnect", forget);
 }
 
 /** Closes a channel over the limit. It may not be open yet.
@@ -150,7 +158,7 @@ function receiveFile(context, peer, channel, show, ended) {
     line?.begin();
     line?.button("Cancel", () => transfer.end("Cancelled", "cancel"));
     transfer.restartTimer(IDLE_MS);
-    channel.send("accept");
+    transfer.send("accept");
     if (header.size === 0) finish();
   };
   const finish = () => {
@@ -163,7 +171,7 @@ function receiveFile(context, peer, channel, show, ended) {
     line?.preview(file);
     // The conversation may have removed the line as one of the oldest.
     if (line && !line.item.isConnected) show(line.item);
-    channel.send("done");
+    transfer.send("done");
   };
 
   channel.addEventListener("message", ({ data }) => {
@@ -200,8 +208,8 @@ function parseHeader(data) {
   try {
     const { name, size } = JSON.parse(String(data));
     if (typeof name !== "string" || !Number.isSafeInteger(size) || size < 0) return null;
-    // A name, not a path, without characters that fake another extension.
-    const safeName = name.replace(/[\p{C}\p{Zl}\p{Zp}/\\]+/gu, "_").slice(-120);
+    // A name, not a path, without characters that fake another extension or are invisible.
+    const safeName = name.replace(/[\p{C}\p{Zl}\p{Zp}\u115f\u1160\u2800\u3164\uffa0/\\]+/gu, "_").slice(-120);
     return { name: safeName || "file", size };
   } catch {
     return null;
@@ -232,6 +240,12 @@ class Transfer {
       if (detail.peer === peer) lost();
     }, { signal });
     this.restartTimer(timeout);
+  }
+
+  /** Sends a text, unless the channel is closing.
+   * @param {string} text */
+  send(text) {
+    if (this.#channel.readyState === "open") this.#channel.send(text);
   }
 
   /** @param {number} timeout until the transfer fails, in ms */
@@ -275,7 +289,7 @@ class Transfer {
     this.#lifetime.abort();
     clearTimeout(this.#timer);
     this.finish();
-    if (reason && this.#channel.readyState === "open") this.#channel.send(reason);
+    if (reason) this.send(reason);
     this.#channel.close();
     this.#onEnd(outcome, complete);
   }

@@ -310,3 +310,140 @@ async fn a_file_under_way_is_not_left_without_asking_and_says_who_cancels() {
     }
     browser.close().await;
 }
+
+/// Defines `channel(receiver)` in the page, a data channel that calls the receiver for each text, and
+/// throws as a browser's does while it closes; and `start`, which starts to receive files.
+const FAKE_CHANNEL: &str = "
+    globalThis.channel = (receive = () => {}) => Object.assign(new EventTarget(), {
+        label: 'file',
+        readyState: 'open',
+        send(text) {
+            if (this.readyState !== 'open') throw new DOMException('closing', 'InvalidStateError');
+            receive.call(this, text);
+        },
+        close() {
+            this.readyState = 'closed';
+            this.dispatchEvent(new Event('close'));
+        },
+        say(data) {
+            this.dispatchEvent(new MessageEvent('message', { data }));
+        },
+    });
+    globalThis.room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', send() {} });
+    globalThis.mesh = Object.assign(new EventTarget(), { peers: new Map() });
+    globalThis.emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
+    globalThis.start = async () => {
+        const [{ People }, files] = await Promise.all([import('/people.js'), import('/files.js')]);
+        globalThis.context = { room, mesh, people: new People(room, mesh, 'Me') };
+        globalThis.items = [];
+        files.receiveFiles(context, (id, item) => { items.push(item); document.body.append(item); });
+        return files;
+    };";
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_new_connection_of_a_session_has_no_further_offers() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    tab.run(FAKE_CHANNEL).await;
+    let answers = tab
+        .run(
+            "return start().then(() => {
+                const answers = [];
+                const offer = (peer) => {
+                    const fake = channel((text) => answers.push(text));
+                    emit(mesh, 'datachannel', { peer, channel: fake });
+                    fake.say('{\"name\":\"x\",\"size\":1e12}');
+                };
+                const connect = () => {
+                    const peer = { id: 'one' };
+                    mesh.peers.set('one', peer);
+                    return peer;
+                };
+                const disconnect = (peer) => {
+                    mesh.peers.delete('one');
+                    emit(mesh, 'disconnect', { peer });
+                };
+                room.peers = new Map([['one', { id: 'one' }]]);
+                let peer = connect();
+                for (let count = 0; count < 9; count += 1) offer(peer);
+                disconnect(peer);
+                peer = connect();
+                offer(peer);
+                // The session has left, its connection has ended, and another one has its id.
+                room.peers = new Map();
+                emit(room, 'peerleave', { id: 'one' });
+                offer(peer);
+                disconnect(peer);
+                offer(connect());
+                return answers;
+            })",
+        )
+        .await;
+    let mut expected = vec!["large"; 8];
+    expected.extend(["busy", "busy", "busy", "large"]);
+    assert_eq!(answers, serde_json::json!(expected));
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_channel_that_closes_with_the_last_byte_has_delivered_the_file() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    tab.run(FAKE_CHANNEL).await;
+    tab.run(
+        "return start().then(() => {
+            const closing = channel(function () { this.readyState = 'closing'; });
+            emit(mesh, 'datachannel', { peer: { id: 'one' }, channel: closing });
+            closing.say('{\"name\":\"x\",\"size\":3}');
+            items[0].querySelector('[data-name=Accept]').click();
+            closing.say(new ArrayBuffer(3));
+        })",
+    )
+    .await;
+    assert_eq!(tab.text(".file em").await, "Received");
+    assert_eq!(tab.text("[data-name=Save]").await, "Save");
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_sender_adds_no_listener_for_each_block() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    tab.run(FAKE_CHANNEL).await;
+    let listeners = tab
+        .run(
+            "return start().then((files) => new Promise((resolve) => {
+                let listeners = 0;
+                const slow = channel(function (text) {
+                    if (typeof text === 'string') return;
+                    this.bufferedAmount += text.byteLength;
+                    setTimeout(() => {
+                        this.bufferedAmount = 0;
+                        this.dispatchEvent(new Event('bufferedamountlow'));
+                        this.onbufferedamountlow?.();
+                    });
+                });
+                const add = slow.addEventListener;
+                slow.addEventListener = (type, ...rest) => {
+                    if (type === 'close') listeners += 1;
+                    add.call(slow, type, ...rest);
+                };
+                slow.bufferedAmount = 0;
+                const peer = { id: 'one', pc: { createDataChannel: () => slow } };
+                const line = files.sendFile(context, peer, new File([new Uint8Array(4e6)], 'x'), false);
+                slow.say('accept');
+                const progress = line.querySelector('progress');
+                const check = () => progress.value === 4e6 ? resolve(listeners) : setTimeout(check, 20);
+                check();
+            }))",
+        )
+        .await;
+    assert_eq!(listeners, 1);
+    browser.close().await;
+}
