@@ -2,8 +2,8 @@
 
 use http::{HeaderMap, header::ACCEPT_ENCODING};
 
-/// A content coding (RFC 9110, section 8.4.1), the better for text the later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A content coding (RFC 9110, section 8.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     /// No coding.
     Identity,
@@ -41,11 +41,12 @@ impl Encoding {
             };
             find(encoding.name()).or(find("*")).unwrap_or(default)
         };
+        // The coding that compresses text best comes first.
         let mut accepted = [Encoding::Brotli, Encoding::Gzip, Encoding::Identity]
             .map(|encoding| (encoding, weigh(encoding)))
             .to_vec();
         accepted.retain(|(_, weight)| *weight > 0.0);
-        // The sort is stable: of equal weights, the better coding stays first.
+        // The sort is stable: of codings with equal weights, the one that compresses best stays first.
         accepted.sort_by(|(_, one), (_, other)| other.total_cmp(one));
         accepted.into_iter().map(|(encoding, _)| encoding).collect()
     }
