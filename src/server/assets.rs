@@ -1,7 +1,5 @@
 //! Static files: those of `static/`, which are embedded into the binary, or those of a folder.
 
-#[cfg(debug_assertions)]
-use std::io::Write;
 use std::{
     path::{Component, Path, PathBuf},
     time::UNIX_EPOCH,
@@ -17,7 +15,6 @@ use http::{
     },
 };
 use percent_encoding::percent_decode_str;
-use rust_embed_for_web::{EmbedableFile, RustEmbed};
 use tokio::fs;
 use tokio_util::io::ReaderStream;
 use warp::{
@@ -56,17 +53,6 @@ const WELL_KNOWN: &str = ".well-known";
 
 /// The folder of the admin page among the embedded files.
 const ADMIN_FOLDER: &str = "admin/";
-
-/// The files of `static/`, each also compressed where that makes it smaller. A debug build reads and
-/// compresses a file when it is requested.
-#[derive(RustEmbed)]
-#[folder = "static"]
-#[exclude = "*.png"]
-#[exclude = "*.tgz"]
-#[exclude = "node_modules/*"]
-#[exclude = "package.json"]
-#[exclude = "README.md"]
-struct Embedded;
 
 /// A file that is found.
 struct File {
@@ -127,57 +113,27 @@ pub(crate) fn files(source: Source) -> BoxedFilter<(Response,)> {
         .boxed()
 }
 
-/// An embedded file, in the best encoding that the request accepts.
+/// An embedded file, in the best encoding that the request accepts and that makes it smaller.
 fn embedded(path: &str, request: &HeaderMap) -> Option<File> {
-    // In a debug build the path leads to a file, which must not be outside the folder.
-    let mut components = Path::new(path).components();
-    if !components.all(|component| matches!(component, Component::Normal(_))) {
-        return None;
-    }
-    let file = Embedded::get(path)?;
     let accepted = Encoding::accepted(request).into_iter();
-    let (encoding, data) = accepted
-        .filter_map(|encoding| Some((encoding, encoded(&file, encoding)?)))
-        .next()
-        .unwrap_or_else(|| (Encoding::Identity, file.data()));
-    let etag = format!("{}-{}", file.hash(), encoding.name());
-    let mut response = Response::new(Bytes::from(data).into());
+    let (encoding, (etag, contents)) = accepted
+        .chain([Encoding::Identity])
+        .find_map(|encoding| Some((encoding, stored(path, encoding)?)))?;
+    let mut response = Response::new(Bytes::from_static(contents).into());
     if encoding != Encoding::Identity {
         let name = HeaderValue::from_static(encoding.name());
         response.headers_mut().insert(CONTENT_ENCODING, name);
     }
-    Some(File { etag, response })
+    Some(File {
+        etag: etag.to_owned(),
+        response,
+    })
 }
 
-/// The contents of an embedded file in this encoding; `None` if it does not make them smaller.
-#[cfg(not(debug_assertions))]
-fn encoded<F: EmbedableFile>(file: &F, encoding: Encoding) -> Option<F::Data> {
-    match encoding {
-        Encoding::Identity => Some(file.data()),
-        Encoding::Gzip => file.data_gzip(),
-        Encoding::Brotli => file.data_br(),
-    }
-}
-
-/// The same for a file that is read when it is requested.
-#[cfg(debug_assertions)]
-fn encoded(file: &impl EmbedableFile<Data = Vec<u8>>, encoding: Encoding) -> Option<Vec<u8>> {
-    let data = file.data();
-    let compressed = match encoding {
-        Encoding::Identity => return Some(data),
-        Encoding::Gzip => {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
-            encoder.write_all(&data).ok()?;
-            encoder.finish().ok()?
-        }
-        Encoding::Brotli => {
-            let mut compressed = Vec::new();
-            let parameters = Default::default();
-            brotli::BrotliCompress(&mut &*data, &mut compressed, &parameters).ok()?;
-            compressed
-        }
-    };
-    (compressed.len() < data.len()).then_some(compressed)
+/// A file of `static/` as the build script (`src/build.rs`) prepared it, with its ETag. `None` if there is no such
+/// file, or if this encoding does not make it smaller.
+fn stored(path: &str, encoding: Encoding) -> Option<(&'static str, &'static [u8])> {
+    include!(concat!(env!("OUT_DIR"), "/embedded_files.rs"))
 }
 
 /// Opens a file of a folder. `None` unless it is a regular file inside the folder, after `..` and
