@@ -95,6 +95,8 @@ impl Project {
             .args(arguments)
             .current_dir(&self.folder)
             .env("NO_COLOR", "1")
+            .env("DENO_NO_UPDATE_CHECK", "1")
+            .env("DENO_DIR", self.folder.join("deno"))
             .env("NODE_ENV", "development")
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -137,23 +139,30 @@ impl Project {
         self.build("tsc", &[&options[..], files].concat()).await;
     }
 
-    /// Runs a bot with Node.js, and talks to it.
-    async fn expect_bot(&self, node: &Path, file: &str) {
+    /// Runs a bot, and talks to it.
+    async fn expect_bot(&self, program: &str, arguments: &[&str]) {
         let mut client = Client::join(&self.server, "tea").await;
-        let mut command = self.command(node.to_str().unwrap(), &[file]);
-        let _bot = command.spawn().unwrap();
+        let _bot = self.command(program, arguments).spawn().unwrap();
         expect_answer(&mut client).await;
     }
 
     /// A Node.js with a global `WebSocket`.
-    fn node22(&self) -> PathBuf {
+    fn node22(&self) -> String {
+        self.node("node")
+    }
+
+    /// A Node.js without.
+    fn node20(&self) -> String {
+        self.node("node20")
+    }
+
+    fn node(&self, name: &str) -> String {
         ["x64", "arm64"]
-            .map(|cpu| {
-                self.tools
-                    .join(format!("node_modules/node-linux-{cpu}/bin/node"))
-            })
+            .map(|cpu| format!("node_modules/{name}-linux-{cpu}/bin/node"))
+            .map(|path| self.tools.join(path))
             .into_iter()
             .find(|path| path.exists())
+            .and_then(|path| path.into_os_string().into_string().ok())
             .expect("Node.js is installed")
     }
 }
@@ -175,6 +184,61 @@ fn the_package_has_the_version_and_the_licence_of_the_crate() {
     let package: Value = serde_json::from_str(&package).unwrap();
     assert_eq!(package["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(package["license"], env!("CARGO_PKG_LICENSE"));
+}
+
+#[tokio::test]
+#[ignore = "needs npm packages: tests/run installs them and starts this test"]
+async fn the_package_contains_the_module_its_types_and_the_licence() {
+    let project = Project::new("files").await;
+    let package = project.folder.join("node_modules/anteroom-client");
+    let mut files: Vec<_> = fs::read_dir(&package)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    assert_eq!(
+        files,
+        [
+            "LICENSE",
+            "README.md",
+            "anteroom.d.ts",
+            "anteroom.js",
+            "package.json"
+        ]
+    );
+    let licence = fs::read_to_string(package.join("LICENSE")).unwrap();
+    assert_eq!(licence, fs::read_to_string("LICENSE").unwrap());
+    assert!(!fs::exists("static/LICENSE").unwrap(), "a copy is left");
+}
+
+#[tokio::test]
+#[ignore = "needs npm packages: tests/run installs them and starts this test"]
+async fn the_modules_that_the_server_sends_are_the_same_program_as_their_sources() {
+    let project = Project::new("modules").await;
+    let server = TestServer::with(|config| {
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+    })
+    .await;
+    let minified = async |file| {
+        let options = [file, "--minify-whitespace", "--legal-comments=none"];
+        project.run("esbuild", &options).await
+    };
+    for (folder, address) in [
+        ("static", server.address()),
+        ("static/admin", server.admin.unwrap()),
+    ] {
+        for file in fs::read_dir(folder).unwrap() {
+            let source = fs::canonicalize(file.unwrap().path()).unwrap();
+            if source.extension().is_none_or(|extension| extension != "js") {
+                continue;
+            }
+            let name = source.file_name().unwrap().to_str().unwrap();
+            let url = format!("http://{address}/{name}");
+            project.run("curl", &["-sfo", name, &url]).await;
+            let source = source.to_str().unwrap();
+            assert_eq!(minified(name).await, minified(source).await, "{name}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -202,7 +266,9 @@ async fn webpack_builds_an_application() {
     let project = Project::new("webpack").await;
     project.write_recipe("bot.js");
     project.webpack("./bot.js", "main.cjs").await;
-    project.expect_bot(&project.node22(), "dist/main.cjs").await;
+    project
+        .expect_bot(&project.node22(), &["dist/main.cjs"])
+        .await;
 }
 
 #[tokio::test]
@@ -220,7 +286,7 @@ async fn esbuild_builds_an_application_in_every_format() {
         let copy = ["copy.js", "--bundle", "--log-level=warning", &format];
         project.run("esbuild", &copy).await;
         let file = format!("dist/{file}");
-        project.expect_bot(&project.node22(), &file).await;
+        project.expect_bot(&project.node22(), &[&file]).await;
     }
 }
 
@@ -247,7 +313,7 @@ async fn a_bundle_without_an_address_says_at_once_what_to_give() {
         "dist/esm.mjs",
         "dist/iife.cjs",
     ] {
-        let printed = project.run(node.to_str().unwrap(), &[file]).await;
+        let printed = project.run(&node, &[file]).await;
         assert!(printed.starts_with("TypeError "), "{file}: {printed}");
         assert!(printed.contains("give its address"), "{file}: {printed}");
     }
@@ -260,13 +326,10 @@ async fn the_bots_of_the_guide_answer() {
     for file in ["bot.js", "bot20.js"] {
         project.write_recipe(file);
     }
-    project.expect_bot(&project.node22(), "bot.js").await;
-    // Without the global, as in version 20.
-    let mut client = Client::join(&project.server, "tea").await;
-    let node = project.node22();
-    let options = ["--no-experimental-websocket", "bot20.js"];
-    let _bot = project.command(node.to_str().unwrap(), &options).spawn();
-    expect_answer(&mut client).await;
+    project.expect_bot(&project.node22(), &["bot.js"]).await;
+    project.expect_bot(&project.node20(), &["bot20.js"]).await;
+    let deno = ["run", "--cached-only", "--allow-net", "bot.js"];
+    project.expect_bot("deno", &deno).await;
 }
 
 #[tokio::test]
