@@ -210,3 +210,68 @@ impl Write for Summed {
         self.file.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(30);
+
+    /// A file with these bytes before the checksum.
+    fn with_checksum(json: &str) -> Vec<u8> {
+        let sum = URL_SAFE_NO_PAD.encode(Sha256::digest(json));
+        format!("{json}\n{sum}\n").into_bytes()
+    }
+
+    /// A file with this session, as often as given, that was written at 1,000,000 ms.
+    fn file(count: usize) -> Vec<u8> {
+        let session = r#"{"room":"tea","member":{"id":"6c1f0a52-9d0e-4f5b-8a37-2f6f6c1b7e11","joined":3,"data":{"user":"a\nb"}},"address":null,"token":"AAAAAAAAAAAAAAAAAAAAAA","permissions":null,"taken_in":7,"owed":[0,0],"sent":2,"missed":["{\"data\":\n1}"]}"#;
+        let sessions = vec![session; count].join(",");
+        with_checksum(&format!(
+            r#"{{"version":1,"saved":1000000,"sessions":[{sessions}]}}"#
+        ))
+    }
+
+    fn refusal(file: &[u8], now: u64) -> String {
+        decode(file, now, WINDOW).err().unwrap()
+    }
+
+    #[test]
+    fn sessions_are_read_within_the_window() {
+        for now in [0, 1_000_000, 1_030_000] {
+            let sessions = decode(&file(1), now, WINDOW).unwrap();
+            assert_eq!((sessions.len(), sessions[0].taken_in), (1, 7));
+            assert_eq!(sessions[0].missed[0].payload(), b"{\"data\":\n1}");
+        }
+        assert_eq!(
+            refusal(&file(1), 1_031_500),
+            "it was written 31 s ago, and sessions are kept for 30 s"
+        );
+    }
+
+    #[test]
+    fn a_file_with_any_byte_changed_or_missing_is_refused() {
+        let good = file(1);
+        for index in 0..good.len() {
+            let mut damaged = good.clone();
+            damaged[index] ^= 0x20;
+            assert!(refusal(&damaged, 1_000_000).starts_with("it is damaged"));
+            assert!(refusal(&good[..index], 1_000_000).starts_with("it is damaged"));
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_version_or_with_a_session_twice_is_refused() {
+        let other = with_checksum(r#"{"version":2,"sessions":"elsewhere"}"#);
+        assert_eq!(
+            refusal(&other, 0),
+            "it has version 2, and this server reads version 1"
+        );
+        assert_eq!(
+            refusal(&file(2), 1_000_000),
+            "it is damaged: it has a session twice"
+        );
+        let foreign = with_checksum("not JSON");
+        assert!(refusal(&foreign, 0).starts_with("it is damaged: expected"));
+    }
+}

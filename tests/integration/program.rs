@@ -42,7 +42,7 @@ fn invalid_options_are_one_line_and_exit_code_2() {
         &'static [(&'static str, &'static str)],
         &'static str,
     );
-    let cases: [Case; 15] = [
+    let cases: [Case; 17] = [
         (
             &["--listen", "nowhere"],
             &[],
@@ -101,6 +101,16 @@ fn invalid_options_are_one_line_and_exit_code_2() {
             &[],
             &[("ANTEROOM_DRAIN_SECONDS", "99999")],
             "--drain-seconds must be 0 to 3600",
+        ),
+        (
+            &["--sessions-file", "x", "--resume-seconds", "0"],
+            &[],
+            "--sessions-file needs --resume-seconds",
+        ),
+        (
+            &["--sessions-file", "x", "--cluster", "nats://nats"],
+            &[],
+            "--sessions-file is for a server without --cluster",
         ),
     ];
     for (options, environment, message) in cases {
@@ -222,6 +232,11 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
             "3",
         ),
         ("--drain-seconds <SECONDS>", "DRAIN_SECONDS", "5"),
+        (
+            "--sessions-file <FILE>",
+            "SESSIONS_FILE",
+            "a restart ends all sessions",
+        ),
     ];
     let own_options = help.matches("[env: ANTEROOM_").count();
     assert_eq!(options.len(), own_options, "one is not in the list above");
@@ -289,7 +304,7 @@ async fn every_server_that_the_guide_starts_does_start() {
         assert_eq!(program.exit_code().await, Some(0), "{options}");
         count += 1;
     }
-    assert_eq!(count, 8);
+    assert_eq!(count, 9);
     std::fs::remove_dir_all(folder).unwrap();
 }
 
