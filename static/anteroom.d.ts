@@ -49,9 +49,8 @@ export type Outgoing = {
     toAll?: boolean;
 };
 export type Timer = ReturnType<typeof setTimeout> | undefined;
-/** The data of a message, any JSON, and options: aborting `signal` withdraws a message that waits. Without data,
- * the receivers get `null`. */
-export type Payload<Data> = [null & Data, undefined & Data] extends [never, never] ? [data: Data, options?: {
+/** Any JSON, by default `null`. Aborting `signal` withdraws a message that waits. */
+export type Payload<Data> = [(null | undefined) & Data] extends [never] ? [data: Data, options?: {
     signal?: AbortSignal;
 }] : [data?: Data, options?: {
     signal?: AbortSignal;

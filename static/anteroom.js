@@ -62,11 +62,9 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @typedef {{ ref?: number, text: string, bytes: number, toAll?: boolean }} Outgoing */
 /** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
 
-/** The data of a message, any JSON, and options: aborting `signal` withdraws a message that waits. Without data,
- * the receivers get `null`.
+/** Any JSON, by default `null`. Aborting `signal` withdraws a message that waits.
  * @template Data
- * @typedef {[null & Data, undefined & Data] extends [never, never]
- *   ? [data: Data, options?: { signal?: AbortSignal }]
+ * @typedef {[(null | undefined) & Data] extends [never] ? [data: Data, options?: { signal?: AbortSignal }]
  *   : [data?: Data, options?: { signal?: AbortSignal }]} Payload */
 
 /** The server's receipt: how many sessions a message was delivered to.
@@ -895,18 +893,24 @@ export class Mesh extends TypedEventTarget {
       },
       renewIceServers: () => this.#renewIceServers(),
       stateChanged: (negotiation) => this.#stateChanged(negotiation),
-      giveWay: (negotiation) => this.#giveWay(negotiation),
+      giveWay: (negotiation) => {
+        if (this.#waiting.size === 0) return false;
+        this.#waiting.add(negotiation.id);
+        this.#disconnect(negotiation);
+        return true;
+      },
       emit: (type, detail) => this.#emit(type, detail),
     };
     const { signal } = this.#lifetime;
-    room.addEventListener("peerjoin", ({ detail }) => {
-      this.#connect(detail.id, detail.newcomer);
-    }, { signal });
+    room.addEventListener("peerjoin", ({ detail }) => this.#connect(detail.id, detail.newcomer), { signal });
     room.addEventListener("peerleave", ({ detail }) => this.#peerLeft(detail.id), { signal });
     room.addEventListener("message", ({ detail }) => this.#receive(detail), { signal });
     room.addEventListener("statechange", ({ detail }) => {
       if (detail.state === "closed") for (const negotiation of this.#kept) this.#disconnect(negotiation);
-      if (detail.state === "open" && !detail.resumed) this.#sessionStarted();
+      if (detail.state === "open" && !detail.resumed) {
+        this.#credentialsAt = performance.now();
+        for (const negotiation of this.#negotiations.values()) negotiation.sessionStarted();
+      }
       this.#fill();
     }, { signal });
     // The caller adds its listeners first.
@@ -966,9 +970,8 @@ export class Mesh extends TypedEventTarget {
 
   /** @param {string} id @param {boolean} offersFirst */
   #connect(id, offersFirst) {
-    if (this.#lifetime.signal.aborted || this.#negotiations.has(id)) return;
     // A listener may have left the room.
-    if (!this.#room.peers.has(id)) return;
+    if (this.#lifetime.signal.aborted || this.#negotiations.has(id) || !this.#room.peers.has(id)) return;
     if (this.#negotiations.size >= this.#maxPeers) {
       this.#waiting.add(id);
       const error = new Error(`maxPeers is ${this.#maxPeers}: this session waits until another disconnects`);
@@ -981,30 +984,20 @@ export class Mesh extends TypedEventTarget {
     negotiation.open(offersFirst);
   }
 
-  /** @param {Negotiation | undefined} negotiation */
+  /** @param {Negotiation} negotiation */
   #disconnect(negotiation) {
-    if (!negotiation) return;
     if (!this.#kept.delete(negotiation)) this.#negotiations.delete(negotiation.id);
     negotiation.close();
     this.#fill();
   }
 
-  /** Connects sessions that wait. A room that is not open may be about to report that they have left. */
+  /** Connects sessions that wait, unless the room is about to report that they have left. */
   #fill() {
     for (const id of this.#waiting) {
       if (this.#room.state !== "open" || this.#negotiations.size >= this.#maxPeers) return;
       this.#waiting.delete(id);
       this.#connect(id, true);
     }
-  }
-
-  /** Lets the first session that waits have the place of one that does not connect. False if none waits.
-   * @param {Negotiation} negotiation */
-  #giveWay(negotiation) {
-    if (this.#waiting.size === 0) return false;
-    this.#waiting.add(negotiation.id);
-    this.#disconnect(negotiation);
-    return true;
   }
 
   /** @param {string} id */
@@ -1016,7 +1009,7 @@ export class Mesh extends TypedEventTarget {
       this.#negotiations.delete(id);
       this.#kept.add(negotiation);
       negotiation.keep();
-    } else {
+    } else if (negotiation) {
       this.#disconnect(negotiation);
     }
   }
@@ -1040,11 +1033,6 @@ export class Mesh extends TypedEventTarget {
     if (type === "offer") negotiation?.applyOffer(data);
     else if (type === "answer") negotiation?.applyAnswer(data);
     else if (type === "candidate") negotiation?.addCandidate(data);
-  }
-
-  #sessionStarted() {
-    this.#credentialsAt = performance.now();
-    for (const negotiation of this.#negotiations.values()) negotiation.sessionStarted();
   }
 
   /** Asks for new ICE servers if they have credentials that may have expired. */
@@ -1116,14 +1104,16 @@ const FIRST_OFFER_MS = 5000;
 /** How long an answer and ICE may take before the next attempt, in ms. Doubles with each attempt, up to the
  * second. */
 const [ATTEMPT_MS, MAX_ATTEMPT_MS] = [15_000, 120_000];
-/** After this many attempts, a session that waits has the place. */
-const ATTEMPTS_OF_A_TURN = 3;
+/** After this many attempts, a session that waits gets the place. */
+const MAX_ATTEMPTS = 3;
 /** How much longer the polite side waits: usually one side is enough to begin afresh. */
 const POLITE_FACTOR = 1.2;
+/** A peer can cause one repeated description and one new connection in this time, in ms. */
+const PEER_INTERVAL_MS = 1000;
 /** The limit of queued signals of one peer. */
 const MAX_SIGNALS = 256;
 /** A signal that fails for these reasons needs no event: the peer has gone, or the next attempt repeats it. */
-const EXPECTED = ["unknown_receiver", "closed", "connection_lost", "queue_full", "rate_limited"];
+const EXPECTED = ["unknown_receiver", "closed", "connection_lost", "queue_full"];
 
 /** @typedef {{ type: "offer" | "answer", sdp: string, id?: string, mesh: string }} Description */
 
@@ -1147,11 +1137,13 @@ class Negotiation {
   /** Whether this side may make offers. A newcomer waits for the first. */
   #offers = false;
   #restarted = false;
-  /** Whether the browser refused the last connection. */
   #refused = false;
   /** Listeners may close the mesh in the middle of a change. */
   #closed = false;
   #attempts = 0;
+  /** When the peer last caused that. */
+  #repeatedAt = -Infinity;
+  #replacedAt = -Infinity;
   /** @type {ReturnType<typeof setTimeout> | undefined} Runs unless the connection is settled. */
   #timer;
   /** The end and the length of the queue. */
@@ -1171,6 +1163,10 @@ class Negotiation {
     this.#ownId = context.room.id;
   }
 
+  get #awaitsOffer() {
+    return this.peer !== null && !this.#offers && this.#remote === null;
+  }
+
   get #polite() {
     return (this.#context.room.id ?? "") < this.id;
   }
@@ -1188,11 +1184,9 @@ class Negotiation {
     try {
       this.peer = new MeshPeer(this.id, new RTCPeerConnection(configuration()));
     } catch (error) {
-      const again = this.#refused;
+      if (!this.#refused) emit("error", { id: this.id, error });
       this.#refused = true;
-      this.#check();
-      if (!again) emit("error", { id: this.id, error });
-      return;
+      return this.#check();
     }
     this.#refused = false;
     const { peer } = this;
@@ -1298,24 +1292,41 @@ class Negotiation {
   applyOffer(data) {
     this.#enqueue(async () => {
       const { id, remote, sdp } = parse(data);
-      if (id !== undefined && id === this.#answered) return this.#sendAnswer();
+      if (id !== undefined && id === this.#answered) return this.#mayRepeat() && this.#sendAnswer();
       const replaced = this.#remote !== null && this.#remote !== remote;
       if (this.#offer && !this.#polite) {
         // The peer withdraws its offer when it gets the own one: perhaps it had no mesh then.
-        if (replaced) this.open(true);
-        else if (this.#remote === null) this.#send("offer", this.#offer);
+        if (replaced) await this.#replace(true);
+        else if (this.#remote === null && this.#mayRepeat()) await this.#send("offer", this.#offer);
         return;
       }
       // In the collision of first offers, a second channel `mesh` and unused transceivers would remain.
-      if (!this.peer || replaced || (this.#offer && this.#remote === null)) this.open(false);
+      if (!this.peer || replaced || (this.#offer && this.#remote === null)) await this.#replace(false);
       const pc = await this.#prepare();
       if (!pc) return;
       await pc.setRemoteDescription({ type: "offer", sdp });
       this.#described(data, remote);
       await pc.setLocalDescription();
       this.#answered = id;
-      this.#sendAnswer();
+      await this.#sendAnswer();
     });
+  }
+
+  #mayRepeat() {
+    const now = performance.now();
+    if (now - this.#repeatedAt < PEER_INTERVAL_MS) return false;
+    this.#repeatedAt = now;
+    return true;
+  }
+
+  /** Replaces the connection when the peer wants it.
+   * @param {boolean} offersFirst */
+  async #replace(offersFirst) {
+    const wait = this.#replacedAt + PEER_INTERVAL_MS - performance.now();
+    if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
+    this.#lifetime.signal.throwIfAborted();
+    this.#replacedAt = performance.now();
+    this.open(offersFirst);
   }
 
   /** @param {any} data */
@@ -1389,16 +1400,17 @@ class Negotiation {
       if (pc.signalingState !== "stable") return;
       const { sdp = "" } = await pc.createOffer();
       this.#offer = { type: "offer", sdp, id: randomId(), mesh: this.#context.id };
-      this.#send("offer", this.#offer);
+      await this.#send("offer", this.#offer);
     });
   }
 
   #sendAnswer() {
     const sdp = this.peer?.pc.localDescription?.sdp ?? "";
-    this.#send("answer", { type: "answer", sdp, id: this.#answered, mesh: this.#context.id });
+    return this.#send("answer", { type: "answer", sdp, id: this.#answered, mesh: this.#context.id });
   }
 
-  /** @param {string} type @param {Description | RTCIceCandidate} data */
+  /** Waits for the receipt. The queue waits for a description's: at most one is on its way.
+   * @param {string} type @param {Description | RTCIceCandidate} data */
   async #send(type, data) {
     const { signal } = this.#lifetime;
     this.#sending += 1;
@@ -1417,13 +1429,11 @@ class Negotiation {
   #restartIce(pc) {
     this.#restarted = true;
     pc.restartIce();
-    // A kept connection has no timer.
-    if (!this.#lifetime.signal.aborted) this.#startTimer();
+    this.#startTimer();
   }
 
   /** Starts or stops the timer. */
   #check() {
-    if (this.#lifetime.signal.aborted) return;
     const pc = this.peer?.pc;
     if (pc?.connectionState === "connected" && pc.signalingState === "stable" && !this.#offer) {
       this.#attempts = 0;
@@ -1436,24 +1446,25 @@ class Negotiation {
   }
 
   #startTimer() {
-    const waits = this.peer !== null && !this.#offers && this.#remote === null;
+    // A kept or closed connection has no timer.
+    if (this.#lifetime.signal.aborted) return;
     const attempt = Math.min(ATTEMPT_MS * 2 ** this.#attempts, MAX_ATTEMPT_MS) * (this.#polite ? POLITE_FACTOR : 1);
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
-      this.#enqueue(() => this.#timedOut());
-    }, waits ? FIRST_OFFER_MS : attempt);
+      // Signals that are on their way get as much time again.
+      if (this.#sending > 0 || this.#context.room.state !== "open") this.#startTimer();
+      else this.#enqueue(() => this.#timedOut());
+    }, this.#awaitsOffer ? FIRST_OFFER_MS : attempt);
   }
 
   async #timedOut() {
-    // The signals are on their way.
-    if (this.#sending > 0 || this.#context.room.state !== "open") return;
     const { peer } = this;
     const connected = peer?.state === "connected";
-    if (peer && this.#remote === null && !this.#offers) return this.#offerFirst(peer);
+    if (peer && this.#awaitsOffer) return this.#offerFirst(peer);
     this.#attempts += 1;
-    if (!connected && this.#attempts >= ATTEMPTS_OF_A_TURN && this.#context.giveWay(this)) return;
-    if (this.#offer && (connected || this.#remote === null)) this.#send("offer", this.#offer);
+    if (!connected && this.#attempts >= MAX_ATTEMPTS && this.#context.giveWay(this)) return;
+    if (this.#offer && (connected || this.#remote === null)) await this.#send("offer", this.#offer);
     else if (peer?.state === "disconnected" && !this.#restarted) this.#restartIce(peer.pc);
     else this.open(true);
   }

@@ -54,6 +54,76 @@ async fn offer_of_connection(tab: &Tab<'_>, number: usize) -> Value {
     tab.run_with(script, vec![json!(number)]).await
 }
 
+/// Sends a signal 500 times, and acknowledges nothing before a message of the page to "c" has
+/// arrived. Returns how many messages of the type `counted` were before it.
+async fn flood(tab: &Tab<'_>, socket: &mut Socket, repeated: &Value, counted: &str) -> usize {
+    for _ in 0..500 {
+        send(socket, repeated.clone()).await;
+    }
+    send(socket, signal("a", "end", &Value::Null)).await;
+    tab.until(
+        "events.some(([type, { type: message }]) => type === 'message' && message === 'end')",
+    )
+    .await;
+    let settled = tab
+        .run(
+            "events.length = 0;
+            globalThis.sent = outcome(room.send('c', 'chat', 'hello'));
+            return Promise.race([sent, new Promise((next) => setTimeout(next, 0))])",
+        )
+        .await;
+    assert_eq!(settled, Value::Null, "the queue has room");
+    let mut skipped = Vec::new();
+    receive_type(socket, "chat", "c", &mut skipped).await;
+    assert_eq!(tab.run("return sent").await, 1);
+    skipped.iter().filter(|(kind, _)| kind == counted).count()
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn repeated_offers_leave_the_queue_to_other_messages() {
+    let browser = Browser::start().await;
+    let (_server, tab, mut socket) = page_with_mesh(&browser, "{}").await;
+    let offer = offer_of_connection(&tab, 1).await;
+    send(&mut socket, signal("a", "offer", &offer)).await;
+    receive_type(&mut socket, "answer", "a", &mut Vec::new()).await;
+    // The page has answered this offer.
+    let repeated = signal("a", "offer", &json!({"id": "offer 1"}));
+    let answers = flood(&tab, &mut socket, &repeated, "answer").await;
+    assert!(answers <= 1, "{answers}");
+
+    // The page's own first offer is open.
+    send(&mut socket, new("b")).await;
+    receive_type(&mut socket, "offer", "b", &mut Vec::new()).await;
+    let repeated = signal("b", "offer", &json!({}));
+    let offers = flood(&tab, &mut socket, &repeated, "offer").await;
+    assert!(offers <= 1, "{offers}");
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_peer_can_replace_its_connection_once_a_second() {
+    let browser = Browser::start().await;
+    let (_server, tab, mut socket) = page_with_mesh(&browser, "{}").await;
+    for number in 1..20 {
+        let offer = offer_of_connection(&tab, number).await;
+        send(&mut socket, signal("a", "offer", &offer)).await;
+    }
+    for number in 1..5 {
+        let answer = receive_type(&mut socket, "answer", "a", &mut Vec::new()).await;
+        assert_eq!(answer["data"]["id"], format!("offer {number}"));
+    }
+    let gaps =
+        "return connects.slice(0, 4).map(([, time], i) => time - connects[Math.max(0, i - 1)][1])";
+    let gaps: Vec<f64> = serde_json::from_value(tab.run(gaps).await).unwrap();
+    // The first replacement is at once, and timers may be a little early.
+    assert!(gaps[2..].iter().all(|gap| *gap > 990.0), "{gaps:?}");
+    assert_eq!(tab.run("return errors").await, json!([]));
+    tab.run("mesh.close()").await;
+    browser.close().await;
+}
+
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn each_refusal_of_the_browser_after_a_connection_is_an_error() {
@@ -196,5 +266,43 @@ async fn a_listener_can_close_the_mesh_or_leave_the_room_at_every_event() {
             assert_eq!(left, json!([0, 0]), "{end} at {kind}");
         }
     }
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_connection_whose_dtls_handshake_fails_is_replaced() {
+    let server = static_server().await;
+    let browser = Browser::start().await;
+    // Every answer of the first RTCPeerConnection that answers has another certificate's fingerprint.
+    let script = "
+        const wait = setTimeout;
+        globalThis.setTimeout = (then, delay) => wait(then, delay >= 12_000 ? delay / 30 : delay);
+        const { send } = Room.prototype;
+        let broken;
+        Room.prototype.send = function (receiver, type, data, ...rest) {
+            if (type === 'answer') {
+                const [origin] = /^o=\\S+ \\S+/m.exec(data.sdp);
+                broken ??= origin;
+                const sdp = data.sdp.replace(/^(a=fingerprint:\\S+ ).*/gm, `$1${'AB:'.repeat(31)}AB`);
+                if (origin === broken) data = { ...data, sdp };
+            }
+            return send.call(this, receiver, type, data, ...rest);
+        };
+        globalThis.failed = 0;
+        globalThis.meshes = [0, 1].map(() => {
+            const mesh = new Mesh(join('dtls'));
+            mesh.addEventListener('statechange', ({ detail: { peer } }) => {
+                if (peer.state === 'failed') failed += 1;
+            });
+            return mesh;
+        });";
+    let tab = open_module_page(&browser, &server, script).await;
+    tab.until("failed > 0").await;
+    tab.until(
+        "connections.length > 2 && meshes.every(({ peers }) =>
+            [...peers.values()].every(({ state, pc }) => state === 'connected' && pc.signalingState === 'stable'))",
+    )
+    .await;
     browser.close().await;
 }

@@ -136,6 +136,9 @@ async fn lost_offers_and_answers_are_repeated_and_applied_once() {
     let candidate = json!({"candidate": "candidate:1 1 udp 1 127.0.0.1 9 typ host",
         "sdpMid": "0", "usernameFragment": "gone"});
     send(&mut socket, signal("candidate", &candidate)).await;
+    // An answer is repeated at most once a second.
+    tab.run("const now = performance.now.bind(performance); performance.now = () => now() + 1000")
+        .await;
     send(&mut socket, signal("offer", &offer)).await;
     receive_type(&mut socket, "answer", "a", &mut skipped).await;
     assert_eq!(tab.run("return errors").await, json!([]));
