@@ -196,6 +196,7 @@ async fn the_admin_page_shows_and_closes_sessions() {
         "document.querySelector({close:?}).closest('tr').matches('.gone')"
     ))
     .await;
+    assert_eq!(axe_violations(&tab, &axe).await, [""; 0], "a row is gone");
     tab.click(&close).await;
     tab.click("h1").await;
     tab.until("document.querySelectorAll('#sessions tr').length === 1")
