@@ -1,6 +1,6 @@
 // The conversation: chat messages, people joining and leaving, and files.
 
-import { $, append, element, json, on, time } from "./dom.js";
+import { $, append, element, json, on, stayAtEnd, time } from "./dom.js";
 import { receiveFiles, sendFile } from "./files.js";
 
 /** @import { People, RoomContext } from "./people.js" */
@@ -27,6 +27,7 @@ export function startChat(context) {
     $("announcement").textContent = item.textContent;
     $("views").querySelector("[data-view=chat]").dataset.unread = "true";
   };
+  stayAtEnd($("chat-log"));
   const countUnread = showUnread();
   /** @param {...(Node | string)} content */
   const notice = (...content) => show(element("div", { className: "notice" }, ...content));

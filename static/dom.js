@@ -50,13 +50,26 @@ export function append(list, items, limit) {
   });
 }
 
+/** @param {Element} list */
+const isAtEnd = (list) => list.scrollHeight - list.scrollTop - list.clientHeight < AT_END_PX;
+
 /** Changes what a list shows. A list that was scrolled to its end is afterwards, too.
  * @param {Element | null} list
  * @param {() => void} change */
 export function keepAtEnd(list, change) {
-  const atEnd = list && list.scrollHeight - list.scrollTop - list.clientHeight < AT_END_PX;
+  const atEnd = list && isAtEnd(list);
   change();
   if (atEnd) list.scrollTop = list.scrollHeight;
+}
+
+/** Keeps a list at its end while its size changes, as by a phone's keyboard or by becoming visible.
+ * @param {HTMLElement} list */
+export function stayAtEnd(list) {
+  let atEnd = true;
+  on(list, "scroll", () => (atEnd = isAtEnd(list)));
+  new ResizeObserver(() => {
+    if (atEnd) list.scrollTop = list.scrollHeight;
+  }).observe(list);
 }
 
 /** An element with the current time.

@@ -113,8 +113,6 @@ function showView(name) {
     button.ariaCurrent = String(button.dataset.view === name);
     if (button.dataset.view === name) delete button.dataset.unread;
   }
-  // A hidden list does not scroll to new items.
-  for (const id of ["chat-log", "messages"]) $(id).scrollTop = $(id).scrollHeight;
 }
 
 /** Shows the state of the connection: in a word in the header, and in a banner if something is wrong.

@@ -1,6 +1,6 @@
 // "On the wire": a log of all messages, and a form to send one as JSON. A wide page shows it if the user wants.
 
-import { $, MAX_TEXT, append, element, json, on, recall, remember, time } from "./dom.js";
+import { $, MAX_TEXT, append, element, json, on, recall, remember, stayAtEnd, time } from "./dom.js";
 
 /** @import { Room, WireMessage } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
@@ -57,6 +57,7 @@ export function startWire(room, people) {
     hidden = [];
     size = 0;
   }).observe($("messages"));
+  stayAtEnd($("messages"));
 
   /** @param {HTMLElement} item */
   const filter = (item) => {

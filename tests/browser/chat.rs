@@ -403,6 +403,69 @@ async fn leaving_tells_the_room_at_once_and_coming_back_joins_again() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
+async fn a_conversation_at_its_end_stays_there_in_every_size_and_view() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=end", server.address);
+    let tab = browser.open(&url).await;
+    let other = browser.open(&url).await;
+    until_people(&other, 2).await;
+    let resize = async |width: u32, height: u32| {
+        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500});
+        tab.devtools("Emulation.setDeviceMetricsOverride", metrics)
+            .await;
+        tab.devtools("Page.bringToFront", json!({})).await;
+    };
+    let say = |from: u32| {
+        format!(
+            "for (let number = {from}; number < {from} + 60; number += 1) {{
+                document.querySelector('#text').value = `number ${{number}}`;
+                document.querySelector('#chat-form').requestSubmit();
+            }}"
+        )
+    };
+    let at_end = "(() => {
+        const { scrollHeight, scrollTop, clientHeight } = document.querySelector('#chat-log');
+        return clientHeight > 0 && scrollHeight > clientHeight && scrollHeight - scrollTop - clientHeight < 2;
+    })()";
+    resize(390, 844).await;
+    tab.click("nav [data-view=chat]").await;
+    other.run(&say(0)).await;
+    until_message(&tab, "number 59").await;
+    tab.until(at_end).await;
+    // The keyboard of a phone takes half of the height.
+    resize(390, 420).await;
+    tab.until(at_end).await;
+    resize(390, 844).await;
+    // Messages arrive while the conversation is hidden, and a wide window shows it.
+    tab.click("nav [data-view=people]").await;
+    other.run(&say(60)).await;
+    until_message(&tab, "number 119").await;
+    resize(1280, 800).await;
+    tab.until(at_end).await;
+
+    // Who reads older messages is not moved.
+    tab.run("document.querySelector('#chat-log').scrollTop = 100")
+        .await;
+    tab.run(
+        "return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))",
+    )
+    .await;
+    resize(1280, 760).await;
+    tab.until("innerHeight === 760").await;
+    tab.run(
+        "return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))",
+    )
+    .await;
+    let place = tab
+        .run("return document.querySelector('#chat-log').scrollTop")
+        .await;
+    assert_eq!(place, 100);
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
 async fn a_name_has_no_invisible_characters() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
