@@ -156,8 +156,9 @@ export function showTiles({ room, mesh, people }, outgoing) {
       size = layout.beside
         ? fit(tiles.size - 1, width - layout.width - gap, height, gap)
         : fit(tiles.size - 1, width, height - layout.height - gap, gap);
-      const least = Math.min(MIN_HEIGHT, height / 3);
-      scrolls = size[1] < least;
+      const least = leastHeight(height);
+      // Rounding may take a fraction of a pixel.
+      scrolls = size[1] < least - 1;
       if (scrolls) size = [least * MIN_ASPECT, least];
     }
     list.classList.toggle("scrolls", scrolls);
@@ -196,6 +197,10 @@ function fit(count, width, height, gap) {
   return best;
 }
 
+/** The height of the smallest tile beside a large one.
+ * @param {number} height of all */
+const leastHeight = (height) => Math.min(MIN_HEIGHT, height / 3);
+
 /** The size of a large tile, and whether the others are beside it or below: where its picture is larger.
  * @param {number} aspect of the picture @param {number} width @param {number} height @param {number} gap */
 function besideLarge(aspect, width, height, gap) {
@@ -204,7 +209,7 @@ function besideLarge(aspect, width, height, gap) {
   const leave = (all, needed) => {
     return Math.min(Math.max(needed, all * (1 - MAX_SHARE)), all * (1 - MIN_SHARE)) - gap;
   };
-  const below = leave(height, width / aspect);
+  const below = Math.min(leave(height, width / aspect), height - leastHeight(height) - gap);
   const beside = leave(width, height * aspect);
   return Math.min(width, below * aspect) >= Math.min(beside, height * aspect)
     ? { width, height: below, beside: false }

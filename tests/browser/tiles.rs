@@ -42,6 +42,21 @@ async fn a_shared_screen_is_large_in_every_window_until_the_user_pins_another_ti
         ))
         .await;
     }
+    // No tile is cut off, also in a small part of the window.
+    resize(tab, 900, 800).await;
+    for fold in ["open", "folded"] {
+        tab.click("#fold").await;
+        tab.until(&format!(
+            "document.querySelector('#room').dataset.wire === '{fold}'
+            && [...document.querySelectorAll('#tiles li')].every((tile) => {{
+                const box = document.querySelector('#tiles').getBoundingClientRect();
+                const {{ top, bottom, height }} = tile.getBoundingClientRect();
+                return height > 50 && top >= box.top - 1 && bottom <= box.bottom + 1;
+            }})"
+        ))
+        .await;
+    }
+    resize(tab, 1440, 900).await;
     let pins = "[...document.querySelectorAll('#tiles .pin')].map((pin) => pin.ariaPressed).join()";
     tab.until(&format!("{pins} === 'false,true,false'")).await;
 
@@ -199,5 +214,106 @@ async fn the_header_scrolls_away_at_a_zoom_of_400_percent() {
         let visible = "document.querySelector('nav').getBoundingClientRect().bottom <= innerHeight";
         tab.until(visible).await;
     }
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_double_click_fills_the_screen_and_a_button_moves_the_video_out_of_the_page() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 2).await;
+    switch(&tabs[1], "camera", true).await;
+    let tab = &tabs[0];
+    tab.devtools("Page.bringToFront", json!({})).await;
+    let tile = "document.querySelector('#tiles [data-video=true]')";
+    tab.until(tile).await;
+    let double_click = async || {
+        let center = tab
+            .run(&format!(
+                "const {{ x, y, width, height }} = {tile}.getBoundingClientRect();
+                return [x + width / 2, y + height / 2]"
+            ))
+            .await;
+        for count in [1, 2] {
+            for event in ["mousePressed", "mouseReleased"] {
+                let click = json!({"type": event, "x": center[0], "y": center[1], "button": "left", "clickCount": count});
+                tab.devtools("Input.dispatchMouseEvent", click).await;
+            }
+        }
+    };
+    double_click().await;
+    tab.until(&format!("document.fullscreenElement === {tile}"))
+        .await;
+    // The video fills the screen, and the button says so.
+    tab.until(&format!(
+        "{tile}.querySelector('.full').ariaPressed === 'true'
+        && {tile}.querySelector('video').clientWidth === innerWidth"
+    ))
+    .await;
+    double_click().await;
+    tab.until("!document.fullscreenElement").await;
+    // Neither click has pinned the tile.
+    assert_eq!(
+        tab.run("return document.querySelector('#tiles .large')")
+            .await,
+        Value::Null
+    );
+
+    tab.click("#tiles [data-video=true] .pin").await;
+    for pressed in [true, false] {
+        tab.click("#tiles .large .popout").await;
+        tab.until(&format!(
+            "(document.pictureInPictureElement === {tile}.querySelector('video')) === {pressed}
+            && {tile}.querySelector('.popout').ariaPressed === '{pressed}'"
+        ))
+        .await;
+    }
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn every_video_plays_on_the_chosen_speaker() {
+    let server = TestServer::start().await;
+    let browser = Browser::start().await;
+    let tabs = open_tabs(&browser, &server, 2).await;
+    let tab = &tabs[0];
+    tab.run(
+        "const set = HTMLMediaElement.prototype.setSinkId;
+        globalThis.chosen = new Map();
+        HTMLMediaElement.prototype.setSinkId = function (id) {
+            chosen.set(this, id);
+            return set.call(this, id);
+        };",
+    )
+    .await;
+    // Devices have names once a microphone is on.
+    switch(tab, "microphone", true).await;
+    tab.until("document.querySelectorAll('#speaker-device option').length > 1")
+        .await;
+    let speaker = tab
+        .run(
+            "const select = document.querySelector('#speaker-device');
+            select.selectedIndex = 1;
+            select.dispatchEvent(new Event('change'));
+            return select.value;",
+        )
+        .await;
+    let all = |count: usize| {
+        format!(
+            "(() => {{
+                const videos = [...document.querySelectorAll('#tiles video')];
+                return videos.length === {count} && videos.every((video) => chosen.get(video) === {speaker});
+            }})()"
+        )
+    };
+    tab.until(&all(2)).await;
+    // So does that of somebody who joins later.
+    let url = format!("http://{}/?room=call", server.address);
+    browser.open(&url).await;
+    tab.until(&all(3)).await;
+    tab.until("[...chosen.keys()].every((video) => video.sinkId !== '')")
+        .await;
     browser.close().await;
 }
