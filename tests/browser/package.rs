@@ -219,7 +219,7 @@ async fn the_modules_that_the_server_sends_are_the_same_program_as_their_sources
         config.admin.listen = Some(([127, 0, 0, 1], 0).into());
     })
     .await;
-    let minified = async |file| {
+    let minified = async |file: &str| {
         let options = [file, "--minify-whitespace", "--legal-comments=none"];
         project.run("esbuild", &options).await
     };
