@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `chat` | people, names, chat messages, the message log, the invite link, the keyboard |
 //! | `call` | camera, microphone and screen |
-//! | `tiles` | large tiles, colours, who is speaking, an empty room |
+//! | `tiles` | large tiles, full screen, speakers, colours, who is speaking, an empty room |
 //! | `file_transfer` | files from browser to browser |
 //! | `reconnecting` | a server or network that fails and returns |
 //! | `accessibility` | axe-core at every window size, pages outside a secure context |

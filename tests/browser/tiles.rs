@@ -1,4 +1,4 @@
-//! The tiles of the call: large ones, colours, who is speaking, and an empty room.
+//! The tiles of the call: large ones, full screen, speakers, colours, who is speaking, and an empty room.
 
 use serde_json::{Value, json};
 
