@@ -1325,8 +1325,8 @@ class Negotiation {
     const wait = this.#replacedAt + PEER_INTERVAL_MS - performance.now();
     if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
     this.#lifetime.signal.throwIfAborted();
-    this.#replacedAt = performance.now();
     this.open(offersFirst);
+    this.#replacedAt = performance.now();
   }
 
   /** @param {any} data */
