@@ -29,6 +29,8 @@ pub(super) fn catch_up(
     let own = transfer.member.id;
     let mut known: BTreeSet<SessionId> = transfer.known.iter().copied().collect();
     let seen: BTreeMap<NodeId, u64> = transfer.seen.iter().copied().collect();
+    // The session's last node has sent it the events that the node had seen.
+    let was_seen = |source, number| seen.get(&source).is_some_and(|seen| number <= *seen);
     let new = |id: SessionId, member: &Member| {
         let data = member.info.public.as_deref();
         protocol::joined(id, data)
@@ -53,16 +55,14 @@ pub(super) fn catch_up(
     } in recorded
     {
         match event {
+            // A session that has come and gone before the transfer is not known, and has been announced.
+            RecordedEvent::Joined(id, _)
+                if was_seen(source, number) && !members.contains_key(&id) => {}
             RecordedEvent::Joined(id, frame) if id != own && known.insert(id) => push(frame),
             RecordedEvent::Left(id, frame) if known.remove(&id) => push(frame),
             RecordedEvent::Broadcast(sender, _) | RecordedEvent::Unicast(sender, _)
                 if sender.is_some_and(|id| id != own && !known.contains(&id)) => {}
-            // The session's last node has sent it the events that the node had seen.
-            RecordedEvent::Broadcast(_, frame)
-                if seen.get(&source).is_none_or(|seen| number > *seen) =>
-            {
-                push(frame);
-            }
+            RecordedEvent::Broadcast(_, frame) if !was_seen(source, number) => push(frame),
             RecordedEvent::Unicast(_, frame) => push(frame),
             _ => {}
         }
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn a_session_receives_what_it_missed_once_and_in_order() {
         let node = NodeId::random();
-        let [own, known, left, joined, silent] = [(); 5].map(|()| SessionId::random());
+        let [own, known, left, joined, silent, brief] = [(); 6].map(|()| SessionId::random());
         let transfer = SessionTransfer {
             room: RoomName::default_room(),
             seek: 1,
@@ -128,7 +128,12 @@ mod tests {
         let message = |sender, text| RecordedEvent::Broadcast(Some(sender), relayed_frame(text));
         let recorded = [
             (16, RecordedEvent::Unicast(None, relayed_frame("5"))),
-            // The session has received this on its last node.
+            // The session has received these on its last node.
+            (
+                8,
+                RecordedEvent::Joined(brief, protocol::joined(brief, None)),
+            ),
+            (9, RecordedEvent::Left(brief, protocol::left(brief))),
             (10, message(known, "0")),
             (11, message(left, "1")),
             (12, RecordedEvent::Left(left, protocol::left(left))),
