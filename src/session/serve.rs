@@ -75,12 +75,12 @@ impl Session {
         slot: SessionSlot,
         owed: [u64; 2],
     ) -> Session {
-        let (id, sender) = (join_guard.id(), outbox.sender());
+        let sender = outbox.sender();
         shared.metrics.joins.inc();
         let permissions = permissions.map(|permissions| {
             let expiry = shared
                 .expiries
-                .register(permissions.expires, id, sender.clone());
+                .register(permissions.expires, sender.clone());
             Box::new(Permissions::new(permissions, expiry))
         });
         if shared.stopping.is_cancelled() {
@@ -88,7 +88,7 @@ impl Session {
             shared.stop_session(&sender, 0);
         }
         Session {
-            heartbeat: shared.heartbeat.register(id, sender),
+            heartbeat: shared.heartbeat.register(sender),
             pace: Pace::new(&shared.config.limits, owed),
             shared,
             join_guard,

@@ -1,42 +1,56 @@
 //! Sessions that end when their tokens expire. No I/O and no clock: time is counted in seconds since 1970.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use parking_lot::Mutex;
 
 use crate::{
     outbox::Sender,
-    protocol::{Close, CloseCode, SessionId},
+    protocol::{Close, CloseCode},
 };
 
 /// The sessions that expire, in the order in which they do.
 #[derive(Default)]
-pub(crate) struct Expiries(Mutex<BTreeMap<(u64, SessionId), Sender>>);
+pub(crate) struct Expiries {
+    /// By the time, and the number of the registration. A session that has moved to another node and come back is
+    /// registered twice for a while, so its id is no key.
+    sessions: Mutex<BTreeMap<(u64, u64), Sender>>,
+    /// How many sessions were ever registered.
+    registered: AtomicU64,
+}
 
 /// The time at which a session expires. Dropping it cancels the expiry.
 pub(crate) struct ExpiryGuard {
     expiries: Arc<Expiries>,
-    key: (u64, SessionId),
+    key: (u64, u64),
 }
 
 impl Expiries {
     /// Closes the session of `sender` at `time`.
-    pub(crate) fn register(
-        self: &Arc<Expiries>,
-        time: u64,
-        id: SessionId,
-        sender: Sender,
-    ) -> ExpiryGuard {
-        self.0.lock().insert((time, id), sender);
+    pub(crate) fn register(self: &Arc<Expiries>, time: u64, sender: Sender) -> ExpiryGuard {
+        let key = (time, self.registered.fetch_add(1, Relaxed));
+        self.sessions.lock().insert(key, sender);
         ExpiryGuard {
             expiries: self.clone(),
-            key: (time, id),
+            key,
         }
+    }
+
+    /// Whether no session has a time at which it expires.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sessions.lock().is_empty()
     }
 
     /// Closes the sessions that have expired.
     pub(crate) fn tick(&self, now: u64) {
-        let mut expiries = self.0.lock();
+        let mut expiries = self.sessions.lock();
         while let Some(first) = expiries.first_entry()
             && first.key().0 <= now
         {
@@ -54,7 +68,7 @@ impl ExpiryGuard {
 
     /// Changes the time. Without effect once the session has expired.
     pub(crate) fn renew(&mut self, time: u64) {
-        let mut expiries = self.expiries.0.lock();
+        let mut expiries = self.expiries.sessions.lock();
         if let Some(sender) = expiries.remove(&self.key) {
             self.key.0 = time;
             expiries.insert(self.key, sender);
@@ -64,7 +78,7 @@ impl ExpiryGuard {
 
 impl Drop for ExpiryGuard {
     fn drop(&mut self) {
-        self.expiries.0.lock().remove(&self.key);
+        self.expiries.sessions.lock().remove(&self.key);
     }
 }
 
@@ -82,7 +96,7 @@ mod tests {
             .into_iter()
             .map(|time| {
                 let (sender, outbox, stream) = outbox_to(1000, 1000);
-                let expiry = expiries.register(time, SessionId::random(), sender);
+                let expiry = expiries.register(time, sender);
                 (expiry, outbox, stream)
             })
             .collect();
@@ -99,16 +113,16 @@ mod tests {
         assert_eq!(ended(29), [false, true, true, true]);
         assert_eq!(ended(31), [true, true, true, true]);
         drop(sessions);
-        assert!(expiries.0.lock().is_empty());
+        assert!(expiries.sessions.lock().is_empty());
     }
 
     #[test]
     fn an_expiry_can_be_moved_or_cancelled() {
         let expiries = Arc::new(Expiries::default());
         let (sender, outbox, _stream) = outbox_to(1000, 1000);
-        let mut expiry = expiries.register(10, SessionId::random(), sender.clone());
+        let mut expiry = expiries.register(10, sender.clone());
         expiry.renew(20);
-        drop(expiries.register(10, SessionId::random(), sender));
+        drop(expiries.register(10, sender));
         expiries.tick(19);
         assert!(matches!(flush(&outbox), Poll::Ready(Ok(()))));
         expiries.tick(20);
@@ -119,6 +133,6 @@ mod tests {
         // The session has expired already.
         expiry.renew(30);
         drop(expiry);
-        assert!(expiries.0.lock().is_empty());
+        assert!(expiries.sessions.lock().is_empty());
     }
 }

@@ -5,7 +5,13 @@
 //! slot, and checks the pongs of another. Thus one ticker pings every session once a period, a few at a
 //! time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use nohash_hasher::IntMap;
 use parking_lot::Mutex;
@@ -13,21 +19,29 @@ use tokio::time::Instant;
 
 use crate::{
     outbox::{FlushSet, Sender},
-    protocol::{Close, CloseCode, SessionId},
+    protocol::{Close, CloseCode},
     websocket::Frame,
 };
+
+/// Spreads consecutive numbers over all 64 bits, each to another one: 2^64 divided by the golden ratio (Knuth, The
+/// Art of Computer Programming, volume 3, section 6.4).
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// All sessions, by the second of the ping period in which they are pinged.
 pub(crate) struct Heartbeat {
     /// How long a session may take to answer a ping, in seconds.
     pong_seconds: u64,
     slots: Box<[Mutex<Slot>]>,
+    /// How many sessions were ever registered.
+    registered: AtomicU64,
 }
 
 /// Sessions that are pinged in the same second.
 #[derive(Default)]
 struct Slot {
-    pulses: IntMap<SessionId, Pulse>,
+    /// By the keys of their guards. A session that has moved to another node and come back is registered twice
+    /// for a while, so its id is no key.
+    pulses: IntMap<u64, Pulse>,
     /// When they were last pinged.
     pinged: Option<Instant>,
 }
@@ -50,7 +64,7 @@ enum PulseState {
 /// Keeps a session among those that are pinged. Dropping it ends that.
 pub(crate) struct HeartbeatGuard {
     heartbeat: Arc<Heartbeat>,
-    id: SessionId,
+    key: u64,
 }
 
 impl Heartbeat {
@@ -61,13 +75,15 @@ impl Heartbeat {
         Heartbeat {
             pong_seconds,
             slots,
+            registered: AtomicU64::new(0),
         }
     }
 
     /// Pings the session of `sender` from now on.
-    pub(crate) fn register(self: &Arc<Heartbeat>, id: SessionId, sender: Sender) -> HeartbeatGuard {
-        self.slot(id).lock().pulses.insert(
-            id,
+    pub(crate) fn register(self: &Arc<Heartbeat>, sender: Sender) -> HeartbeatGuard {
+        let key = self.registered.fetch_add(1, Relaxed).wrapping_mul(SPREAD);
+        self.slot(key).lock().pulses.insert(
+            key,
             Pulse {
                 sender,
                 state: PulseState::Answered,
@@ -75,7 +91,7 @@ impl Heartbeat {
         );
         HeartbeatGuard {
             heartbeat: self.clone(),
-            id,
+            key,
         }
     }
 
@@ -83,7 +99,7 @@ impl Heartbeat {
     /// the server runs.
     pub(crate) fn tick(&self, now: u64) {
         if let Some(due) = now.checked_sub(self.pong_seconds) {
-            for pulse in self.slot_at(due).lock().pulses.values() {
+            for pulse in self.slot(due).lock().pulses.values() {
                 if matches!(pulse.state, PulseState::Pinged(pinged) if pinged <= due) {
                     let reason = format!("no pong within {} s", self.pong_seconds);
                     let close = Close::new(CloseCode::GoingAway, reason);
@@ -93,7 +109,7 @@ impl Heartbeat {
         }
         let ping = Frame::ping(b"");
         let mut flush_set = FlushSet::default();
-        let mut slot = self.slot_at(now).lock();
+        let mut slot = self.slot(now).lock();
         slot.pinged = Some(Instant::now());
         for pulse in slot.pulses.values_mut() {
             let is_pinged = pulse.sender.ping(&ping, &mut flush_set);
@@ -103,12 +119,15 @@ impl Heartbeat {
         }
     }
 
-    fn slot(&self, id: SessionId) -> &Mutex<Slot> {
-        &self.slots[(id.bits() % self.slots.len() as u128) as usize]
+    /// How many sessions are pinged.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(crate) fn len(&self) -> usize {
+        self.slots.iter().map(|slot| slot.lock().pulses.len()).sum()
     }
 
-    fn slot_at(&self, second: u64) -> &Mutex<Slot> {
-        &self.slots[(second % self.slots.len() as u64) as usize]
+    /// The slot of a key or of a second.
+    fn slot(&self, number: u64) -> &Mutex<Slot> {
+        &self.slots[(number % self.slots.len() as u64) as usize]
     }
 }
 
@@ -116,8 +135,8 @@ impl HeartbeatGuard {
     /// Notes that the session has answered, or has another connection. Returns the time since the ping, if a
     /// pong was due.
     pub(crate) fn pong(&self) -> Option<Duration> {
-        let mut slot = self.heartbeat.slot(self.id).lock();
-        let pulse = slot.pulses.get_mut(&self.id)?;
+        let mut slot = self.heartbeat.slot(self.key).lock();
+        let pulse = slot.pulses.get_mut(&self.key)?;
         let PulseState::Pinged(_) = pulse.state else {
             return None;
         };
@@ -128,8 +147,8 @@ impl HeartbeatGuard {
     /// Notes that the server pauses or resumes reading from the session. The session's pongs may be behind data
     /// that was not read yet, so the session owes none until the next ping.
     pub(crate) fn pause(&self, paused: bool) {
-        let mut slot = self.heartbeat.slot(self.id).lock();
-        if let Some(pulse) = slot.pulses.get_mut(&self.id) {
+        let mut slot = self.heartbeat.slot(self.key).lock();
+        if let Some(pulse) = slot.pulses.get_mut(&self.key) {
             pulse.state = match paused {
                 true => PulseState::Paused,
                 false => PulseState::Answered,
@@ -140,7 +159,11 @@ impl HeartbeatGuard {
 
 impl Drop for HeartbeatGuard {
     fn drop(&mut self) {
-        self.heartbeat.slot(self.id).lock().pulses.remove(&self.id);
+        self.heartbeat
+            .slot(self.key)
+            .lock()
+            .pulses
+            .remove(&self.key);
     }
 }
 
@@ -167,7 +190,7 @@ mod tests {
         fn register(heartbeat: &Arc<Heartbeat>) -> Session {
             let (sender, outbox, stream) = outbox_to(100_000, 1000);
             Session {
-                beat: heartbeat.register(SessionId::random(), sender),
+                beat: heartbeat.register(sender),
                 outbox,
                 stream,
             }
@@ -232,6 +255,17 @@ mod tests {
         session.beat.pause(false);
         (100..108).for_each(|now| heartbeat.tick(now));
         assert_eq!(session.pings(), Err(CloseCode::GoingAway));
+    }
+
+    #[test]
+    fn a_session_that_has_come_back_is_pinged_when_its_first_stay_ends() {
+        let heartbeat = Arc::new(Heartbeat::new(1, 10));
+        let (sender, outbox, mut stream) = outbox_to(100_000, 1000);
+        let [first, second] = [(); 2].map(|()| heartbeat.register(sender.clone()));
+        drop(first);
+        heartbeat.tick(1);
+        assert!(flush(&outbox).is_ready() && read(&mut stream) > 0);
+        assert!(second.pong().is_some());
     }
 
     #[test]
