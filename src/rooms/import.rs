@@ -247,6 +247,26 @@ impl Room {
     }
 }
 
+impl Room {
+    /// Announces the sessions again that have come here and that their last nodes still forward messages to: the
+    /// first announcement may be lost, and without it those nodes take the session for lost.
+    pub(super) fn announce_imports(&self) {
+        let members = self.members.read();
+        let Some(remote) = members.remote.as_ref().filter(|it| !it.lookups.is_empty()) else {
+            return;
+        };
+        for (id, member) in &members.sessions {
+            if let Location::Importing(lookup, _) = &member.location
+                && let Some(from) = remote.lookups.forwarding_node(*lookup)
+            {
+                let member = member.to_record(*id);
+                // If this node is disconnected, it sends everything when it is connected again.
+                let _ = remote.send_event(&self.name, Event::Arrive { member, from });
+            }
+        }
+    }
+}
+
 impl Members {
     /// Sends an imported session the events that it has missed.
     fn catch_up(&mut self, lookup: u64, transfer: &SessionTransfer, sender: &Sender) {

@@ -133,6 +133,11 @@ impl Lookup {
 }
 
 impl Lookups {
+    /// Whether no session is looked up.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
     /// Begins a lookup under a new number.
     pub(super) fn insert(&mut self, number: u64, lookup: Lookup) {
         self.0.get_mut().insert(number, lookup);
@@ -208,6 +213,13 @@ impl Lookups {
         if let Some(lookup) = self.0.get_mut().get_mut(&number) {
             lookup.forwarding = Some((from, done));
         }
+    }
+
+    /// The node that still forwards messages for the session of a lookup.
+    pub(super) fn forwarding_node(&self, number: u64) -> Option<NodeId> {
+        let lookups = self.0.lock();
+        let forwarding = lookups.get(&number)?.forwarding.as_ref();
+        forwarding.map(|(from, _)| *from)
     }
 
     /// Notes that a node is down: no lookup waits for it.

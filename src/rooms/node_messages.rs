@@ -45,11 +45,12 @@ impl Rooms {
 
 /// Messages that this node sends in chunks.
 impl Rooms {
-    /// Asks again the nodes that have not answered.
+    /// Asks again the nodes that have not answered, and announces again what no node has answered to.
     pub(crate) fn ask_again(&self) {
         let mut asked = BTreeMap::new();
         for room in self.all() {
             room.list_unknown(&mut asked);
+            room.announce_imports();
         }
         for (node, rooms) in asked {
             self.snapshot_tasks.ask(node, rooms);
