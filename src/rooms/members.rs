@@ -166,7 +166,7 @@ impl Members {
         for (id, own) in &self.sessions {
             // A session that is still joining finds the earlier one among its peers instead.
             let joined_earlier =
-                remote.is_join_pending(*id) && (record.joined, record.id) < (own.joined, *id);
+                remote.expects_earlier(*id) && (record.joined, record.id) < (own.joined, *id);
             if let Location::Local(sender) = &own.location
                 && !joined_earlier
             {

@@ -62,6 +62,8 @@ struct EventWaiter {
 struct PendingJoin {
     /// The number of the event that announced the session.
     number: u64,
+    /// Whether a node has gone down since: its sessions have left, and are new if they come back.
+    has_lost_node: bool,
     done: Option<oneshot::Sender<()>>,
 }
 
@@ -108,6 +110,8 @@ impl RemoteView {
         self.snapshots.remove(&node);
         self.lookups.node_down(node);
         self.migrations.node_down(node);
+        let joins = self.pending_joins.values_mut();
+        joins.for_each(|join| join.has_lost_node = true);
     }
 
     /// The view of a node, if the node is up.
@@ -280,7 +284,11 @@ impl RemoteView {
     /// seen yet.
     pub(super) fn add_pending_join(&mut self, id: SessionId, number: u64) {
         if !self.is_seen_by_all(number) {
-            let join = PendingJoin { number, done: None };
+            let join = PendingJoin {
+                number,
+                has_lost_node: false,
+                done: None,
+            };
             self.pending_joins.insert(id, join);
         }
     }
@@ -290,9 +298,10 @@ impl RemoteView {
         self.pending_joins.remove(&id);
     }
 
-    /// Whether some other node may not have seen a session.
-    pub(super) fn is_join_pending(&self, id: SessionId) -> bool {
-        self.pending_joins.contains_key(&id)
+    /// Whether a session still learns which sessions joined before it.
+    pub(super) fn expects_earlier(&self, id: SessionId) -> bool {
+        let join = self.pending_joins.get(&id);
+        join.is_some_and(|join| !join.has_lost_node)
     }
 
     /// A wait until all other nodes have seen a session; `None` if they have.
