@@ -90,6 +90,12 @@ impl Migration {
 }
 
 impl Migrations {
+    /// Whether no session migrates or is offered.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(super) fn is_empty(&self) -> bool {
+        self.sessions.is_empty() && self.offers.is_empty()
+    }
+
     /// Begins a migration.
     pub(super) fn insert(&mut self, migration: Migration) {
         self.sessions.insert(migration.record.id, migration);

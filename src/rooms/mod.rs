@@ -28,6 +28,8 @@ mod catch_up;
 mod import;
 mod index;
 mod join_guard;
+#[cfg(all(test, feature = "cluster"))]
+mod leftovers;
 mod location;
 mod lookups;
 mod member;

@@ -88,9 +88,9 @@ impl NodeView {
         self.settles(|_| self.was_complete)
     }
 
-    /// Whether the node's event with this number has been seen here.
+    /// Whether the node's event with this number and all before it have been seen here.
     pub(super) fn is_observed(&self, number: u64) -> bool {
-        self.settles(|last| last >= number)
+        self.settles(|last| last >= number && self.is_known())
     }
 
     /// Whether a wait for the node can end: it is absent, or it is present and `is_met`.
@@ -286,7 +286,7 @@ mod tests {
         assert!(matches!(view.observe(6, 5), EventOrder::Duplicate));
         assert!(view.is_known());
         assert!(matches!(view.observe(9, 8), EventOrder::AfterGap));
-        assert!(!view.is_known() && view.has_answered() && view.is_observed(9));
+        assert!(!view.is_known() && view.has_answered() && !view.is_observed(9));
 
         let (first, second) = (SessionId::random(), SessionId::random());
         let known = vec![first, second];
@@ -294,7 +294,7 @@ mod tests {
         let outcome = outcome.unwrap();
         assert_eq!((outcome.gone.len(), outcome.is_complete), (2, false));
         let rest = view.receive_chunk(&chunk(9, Some(first.max(second)), None), Vec::new());
-        assert!(rest.unwrap().is_complete && view.is_known());
+        assert!(rest.unwrap().is_complete && view.is_known() && view.is_observed(9));
     }
 
     #[test]

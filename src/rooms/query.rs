@@ -88,6 +88,12 @@ impl Queries {
         Err(Busy)
     }
 
+    /// Whether no query is under way.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
     /// Joins the query of a room, or begins it.
     fn begin(
         &self,

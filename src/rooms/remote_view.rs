@@ -343,6 +343,23 @@ impl RemoteView {
         !self.event_waiters.is_empty()
     }
 
+    /// The nodes of which a session waits for events that have not come: they may be lost.
+    pub(super) fn awaited_nodes(&self) -> BTreeSet<NodeId> {
+        let waiters = self.event_waiters.iter().filter(|it| !it.done.is_closed());
+        let events = waiters.flat_map(|waiter| &waiter.events);
+        let missing = events.filter(|event| !self.has_seen(&[**event]));
+        missing.map(|(node, _)| *node).collect()
+    }
+
+    /// Whether a session or an operator waits for something.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(super) fn has_waits(&self) -> bool {
+        let is_waiting = |waiter: &oneshot::Sender<()>| !waiter.is_closed();
+        !self.pending_joins.is_empty()
+            || self.snapshot_waiters.iter().any(is_waiting)
+            || self.event_waiters.iter().any(|it| is_waiting(&it.done))
+    }
+
     /// Ends the waits that need not go on.
     pub(super) fn end_waits(&mut self) {
         for waiter in mem::take(&mut self.event_waiters) {

@@ -268,23 +268,31 @@ impl Room {
 
 /// Repair after lost messages.
 impl Room {
-    /// Adds the room to the list of each node whose sessions in it are not known.
+    /// Adds the room to the list of each node whose sessions in it are not known, or whose events are waited for.
     pub(super) fn list_unknown(&self, rooms: &mut BTreeMap<NodeId, Vec<RoomName>>) {
         // In most rooms nothing is missing, and the lock for reading is enough.
         let all_known = {
             let members = self.members.read();
-            let mut views = members.remote.iter().flat_map(|remote| remote.views());
-            views.all(NodeView::is_known)
+            let remote = members.remote.as_ref();
+            remote.is_none_or(|remote| {
+                remote.views().all(NodeView::is_known) && !remote.has_event_waiters()
+            })
         };
         if all_known {
             return;
         }
         let mut members = self.members.write();
-        let views = members.remote.iter_mut();
-        for (node, view) in views.flat_map(|remote| remote.views_mut()) {
+        let Some(remote) = &mut members.remote else {
+            return;
+        };
+        let mut nodes = remote.awaited_nodes();
+        for (node, view) in remote.views_mut() {
             if view.must_ask_again() {
-                rooms.entry(node).or_default().push(self.name.clone());
+                nodes.insert(node);
             }
+        }
+        for node in nodes {
+            rooms.entry(node).or_default().push(self.name.clone());
         }
     }
 
