@@ -74,6 +74,8 @@ mod random;
 mod rooms;
 mod server;
 mod session;
+#[cfg(all(test, feature = "cluster"))]
+mod simulation;
 mod spare_capacity;
 mod state;
 mod web;

@@ -269,6 +269,12 @@ impl Admission {
         self.slots.close();
     }
 
+    /// How many slots of the server are free.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(crate) fn free_slots(&self) -> usize {
+        self.slots.available_permits()
+    }
+
     /// Whether new sessions are admitted.
     pub(crate) fn is_open(&self) -> bool {
         !self.slots.is_closed()

@@ -187,6 +187,20 @@ impl Outbound {
         }
     }
 
+    /// What waits in the queue, or is not acknowledged, or is taken and not given back. Empty once nothing is
+    /// under way.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut left = self.queue.lock().leftovers();
+        if self.line.try_lock().is_err() {
+            left.push("the line of joins and migrations".to_owned());
+        }
+        if self.migrations.available_permits() < MIGRATIONS {
+            left.push("permits of migrations".to_owned());
+        }
+        left
+    }
+
     /// Whether items of this epoch are still to be written: the queue has not been closed since.
     pub(super) fn is_current(&self, epoch: u64) -> bool {
         self.queue.lock().epoch() == epoch

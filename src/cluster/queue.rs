@@ -251,6 +251,29 @@ impl Queue {
         }
     }
 
+    /// What waits, or is not acknowledged.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(super) fn leftovers(&self) -> Vec<String> {
+        let unacknowledged = self
+            .windows
+            .values()
+            .any(|window| window.unacknowledged() > 0);
+        [
+            (
+                !self.is_empty() || self.bytes > 0,
+                "messages in the outbound queue",
+            ),
+            (unacknowledged, "messages that a node has not acknowledged"),
+            (
+                !self.waiters.is_empty(),
+                "sessions that wait for the outbound queue",
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(is_left, what)| is_left.then(|| what.to_owned()))
+        .collect()
+    }
+
     /// Whether there is room for another message of this kind.
     pub(super) fn has_room_for_kind(&self, kind: Kind) -> bool {
         self.usage.has_room(kind)

@@ -168,7 +168,8 @@ impl Service {
         }
     }
 
-    async fn serve(
+    /// Serves a connection until it ends or is upgraded.
+    pub(super) async fn serve(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: SocketAddr,

@@ -9,6 +9,8 @@ mod assets;
 mod certificates;
 mod encoding;
 mod handle;
+#[cfg(all(test, feature = "cluster"))]
+mod in_memory;
 mod lookup;
 mod request_limits;
 mod routes;
@@ -18,4 +20,6 @@ mod status;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
 
+#[cfg(all(test, feature = "cluster"))]
+pub(crate) use self::in_memory::InMemoryServer;
 pub use self::{anteroom::Anteroom, standalone::Server};

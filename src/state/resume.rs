@@ -181,6 +181,12 @@ impl Resumes {
         sender.take_over(received, close, takeover, |takeover| mailbox.put(takeover))
     }
 
+    /// How many sessions are registered.
+    #[cfg(all(test, feature = "cluster"))]
+    pub(crate) fn len(&self) -> usize {
+        self.sessions.lock().len()
+    }
+
     fn find(
         &self,
         token: &TokenHash,

@@ -1,0 +1,25 @@
+//! A simulation of whole clusters: nodes of the real code, on a simulated NATS and with clients on streams in
+//! memory, under faults that follow from a seed. A virtual clock drives them in one thread, so that the same seed
+//! gives the same run.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `schedule` | what happens in a run: a list of timed actions, made from a seed |
+//! | `bus` | the simulated NATS |
+//! | `stream` | a connection between a client and a node |
+//! | `session_log` | what one session has sent and received, checked message by message |
+//! | `world` | the nodes, and the clients with what they do |
+//! | `checks` | what must be true at the end |
+//! | `run` | one run, from its schedule to its verdict |
+//! | `shrink` | makes the schedule of a failed run short |
+//! | `tests` | runs with many seeds |
+
+mod bus;
+mod checks;
+mod run;
+mod schedule;
+mod session_log;
+mod shrink;
+mod stream;
+mod tests;
+mod world;
