@@ -10,7 +10,7 @@ use tokio::{
 use super::{
     checks,
     schedule::{Schedule, Target},
-    world::{DOWN_SECONDS, RESUME_SECONDS, World},
+    world::{DOWN_SECONDS, DRAIN_SECONDS, RESUME_SECONDS, World},
 };
 use crate::random::seeded;
 
@@ -101,7 +101,7 @@ async fn simulate(schedule: &Schedule, with_text: bool) -> Outcome {
     checks::leftovers(&world, "without sessions");
 
     world.stop_all();
-    sleep(Duration::from_secs(10)).await;
+    sleep(Duration::from_secs(DRAIN_SECONDS + 5)).await;
     let mut state = world.state.lock();
     for node in 0..state.nodes.len() {
         if !state.nodes[node].has_stopped() {

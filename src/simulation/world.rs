@@ -36,7 +36,7 @@ pub(super) const DOWN_SECONDS: u64 = 3;
 pub(super) const RESUME_SECONDS: u64 = 12;
 
 /// How long a node that stops waits for its clients, in seconds.
-const DRAIN_SECONDS: u64 = 3;
+pub(super) const DRAIN_SECONDS: u64 = 10;
 
 /// The code with which a client ends a session.
 const NORMAL: u16 = 1000;
