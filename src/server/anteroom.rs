@@ -7,7 +7,10 @@ use std::{
 };
 
 use log::{error, info, warn};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use warp::{filters::BoxedFilter, reply::Response};
 
@@ -198,14 +201,9 @@ impl Anteroom {
             shared.stopped.cancel();
             shared.tasks.wait().await;
         }
-        if let Some(file) = &shared.sessions_file {
-            let sessions = shared.to_save.close();
-            // The process ends now, so that this task may block.
-            match file.write(&sessions) {
-                Ok(()) => info!("saved {} session(s)", sessions.len()),
-                Err(error) => error!("{} session(s) are lost: {}", sessions.len(), Escaped(error)),
-            }
-        }
+        let shared = Arc::clone(shared);
+        // It fails only if it panics.
+        let _ = spawn_blocking(move || save_sessions(&shared)).await;
         info!("stopped");
     }
 
@@ -230,6 +228,18 @@ async fn tick(shared: Arc<Shared>) {
                 shared.admission.tick();
             }
         }
+    }
+}
+
+/// Writes the sessions that are kept over a restart, if there is a file for them.
+fn save_sessions(shared: &Shared) {
+    let Some(file) = &shared.sessions_file else {
+        return;
+    };
+    let sessions = shared.to_save.close();
+    match file.write(&sessions) {
+        Ok(()) => info!("saved {} session(s)", sessions.len()),
+        Err(error) => error!("{} session(s) are lost: {}", sessions.len(), Escaped(error)),
     }
 }
 
