@@ -41,6 +41,7 @@
 //! | `config` | every option, and the files and values that options name |
 //! | `keyed_map`, `spare_capacity` | maps whose keys clients choose, and spare capacity of maps |
 //! | `random` | random bits |
+//! | `model_check` | the model checker of threads, for tests |
 //! | `guide` | this guide |
 //!
 //! # Features
@@ -62,12 +63,18 @@
     allow(dead_code, unused_imports)
 )]
 
+/// The locks of the model checker, in place of parking_lot's.
+#[cfg(shuttle)]
+extern crate shuttle_parking_lot as parking_lot;
+
 mod access;
 mod cluster;
 pub mod config;
 pub mod guide;
 mod keyed_map;
 mod metrics;
+#[cfg(shuttle)]
+mod model_check;
 mod outbox;
 mod protocol;
 mod random;

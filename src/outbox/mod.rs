@@ -9,6 +9,8 @@
 //! connection and attached to the next one.
 
 mod flush;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod queue;
 mod replay_buffer;
 mod sender;

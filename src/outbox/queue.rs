@@ -1,15 +1,19 @@
 //! The bounded queue of frames, and the state of the connection behind it.
 
+#[cfg(not(shuttle))]
+use std::sync::OnceLock;
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use parking_lot::Mutex;
 
 use super::replay_buffer::ReplayBuffer;
+#[cfg(shuttle)]
+use crate::model_check::OnceLock;
 use crate::{
     protocol::{Close, CloseCode},
     websocket::{Frame, Writer},

@@ -273,20 +273,11 @@ impl Drop for SuspendedGuard {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicBool, Ordering::SeqCst},
-        thread,
-    };
-
-    use tokio::io::duplex;
-    use tokio_util::either::Either;
-
     use super::*;
     use crate::{
         cluster::NodeId,
-        outbox::{Command, Outbox, detached_outbox},
+        outbox::{Outbox, detached_outbox},
         rooms::MigrationRequest,
-        websocket::{Frame, Writer},
     };
 
     /// A suspended session in the lobby, without a user.
@@ -371,52 +362,6 @@ mod tests {
     }
 
     #[test]
-    fn of_takeovers_that_come_at_once_one_gets_the_session_and_keeps_it() {
-        for _ in 0..2000 {
-            let resumes = Arc::new(Resumes::default());
-            let (outbox, registration) = suspended(&resumes);
-            let token = registration.hash();
-            let is_delivered = AtomicBool::new(false);
-            let mut owner = None;
-            thread::scope(|scope| {
-                scope.spawn(|| {
-                    thread::scope(|scope| {
-                        for seek in [1, 2] {
-                            let resumes = &resumes;
-                            scope.spawn(move || assert!(take_over(resumes, &token, seek).is_ok()));
-                        }
-                    });
-                    is_delivered.store(true, SeqCst);
-                });
-                // The session's part, as in `session::suspended`.
-                loop {
-                    let is_last_look = is_delivered.load(SeqCst);
-                    if owner.is_some() && outbox.command().is_some() {
-                        outbox.detach();
-                        owner = None;
-                    }
-                    if owner.is_none()
-                        && let Some(takeover) = registration.take()
-                    {
-                        let (near, _far) = duplex(1000);
-                        let writer = Writer::new(Either::Right(Box::new(near)), Arc::default());
-                        let first = Frame::text(|_| {});
-                        assert!(outbox.attach(first, 0, writer).is_ok());
-                        owner = Some(number(takeover));
-                        if registration.has_takeover() {
-                            outbox.give_up(Close::taken_over());
-                        }
-                    } else if is_last_look {
-                        break;
-                    }
-                }
-            });
-            assert!(owner.is_some(), "nobody has the session");
-            assert!(!matches!(outbox.command(), Some(Command::Detach(_))));
-        }
-    }
-
-    #[test]
     fn a_request_has_a_token_and_a_count_only_if_they_are_valid() {
         let good = "AAAAAAAAAAAAAAAAAAAAAA";
         let request = ResumeRequest::parse(good, Some("3"));
@@ -435,6 +380,88 @@ mod tests {
         for count in ["", "-1", "+1", "1.5", "18446744073709551616", "many"] {
             let request = ResumeRequest::parse(good, Some(count));
             assert_eq!(request.received, None, "{count}");
+        }
+    }
+
+    #[cfg(shuttle)]
+    mod interleavings {
+        use std::{future::poll_fn, task::Poll};
+
+        use shuttle::{future::block_on, sync::mpsc::channel, thread};
+        use tokio::io::duplex;
+        use tokio_util::either::Either;
+
+        use super::*;
+        use crate::{
+            model_check::{check_all, check_random},
+            outbox::{Command, FlushError},
+            websocket::{Frame, Writer},
+        };
+
+        #[test]
+        fn of_two_takeovers_that_come_at_once_the_last_gets_the_session_and_keeps_it() {
+            check_all(2, two_takeovers);
+            check_random(two_takeovers);
+        }
+
+        /// Two takeovers come at once, each in a thread of its own, to a suspended session.
+        fn two_takeovers() {
+            let resumes = Arc::new(Resumes::default());
+            let (outbox, registration) = suspended(&resumes);
+            let (sender, token) = (outbox.sender(), registration.hash());
+            let (attached, owners) = channel();
+            let session = thread::spawn(move || {
+                serve(&outbox, &registration, |owner| {
+                    attached.send(owner).unwrap()
+                })
+            });
+            let takeovers = [1, 2].map(|seek| {
+                let resumes = resumes.clone();
+                thread::spawn(move || take_over(&resumes, &token, seek).ok().unwrap())
+            });
+            let replaced = takeovers.map(|takeover| takeover.join().unwrap().map(number));
+            // Each takeover is replaced by the other in the mailbox, or gets the session.
+            let replaced: Vec<_> = replaced.into_iter().flatten().collect();
+            let owners: Vec<_> = owners.iter().take(2 - replaced.len()).collect();
+            let mut numbers = [replaced, owners.clone()].concat();
+            numbers.sort_unstable();
+            assert_eq!(numbers, [1, 2]);
+            sender.close(Close::taken_over());
+            assert_eq!(session.join().unwrap(), owners.last().copied());
+        }
+
+        /// What the task of a suspended session does until the session is closed, as in `session::suspended`.
+        /// Tells `on_attach` each takeover that gets the session, and returns the one that has it at the end.
+        fn serve(
+            outbox: &Outbox,
+            registration: &ResumeRegistration,
+            on_attach: impl Fn(u64),
+        ) -> Option<u64> {
+            loop {
+                let takeover = block_on(poll_fn(|cx| match outbox.poll_closed(cx) {
+                    Poll::Ready(_) => Poll::Ready(None),
+                    Poll::Pending => registration
+                        .take()
+                        .map_or(Poll::Pending, |it| Poll::Ready(Some(it))),
+                }));
+                let owner = number(takeover?);
+                let (near, _far) = duplex(1000);
+                let writer = Writer::new(Either::Right(Box::new(near)), Arc::default());
+                assert!(outbox.attach(Frame::text(|_| {}), 0, writer).is_ok());
+                if registration.has_takeover() {
+                    outbox.give_up(Close::taken_over());
+                }
+                on_attach(owner);
+                let command = block_on(poll_fn(|cx| match outbox.poll_flush(cx) {
+                    Poll::Ready(Err(FlushError::Command(command))) => Poll::Ready(command),
+                    Poll::Ready(Err(FlushError::Lost)) => panic!("the stream broke"),
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                }));
+                match command {
+                    Command::Close(_) => return Some(owner),
+                    Command::Detach(_) => drop(outbox.detach()),
+                }
+            }
         }
     }
 }
