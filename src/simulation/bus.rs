@@ -295,6 +295,7 @@ impl State {
             }
             _ => false,
         };
+        let mut copy = None;
         if is_disturbed(&packet) && !state.faults.is_empty() {
             let (skip, count, copied) = &mut state.faults[0];
             let copied = *copied;
@@ -308,8 +309,7 @@ impl State {
                 let Some(copied) = copied else {
                     return;
                 };
-                let copy = Due::Copy(link, packet.clone());
-                self.schedule(Duration::from_millis(delay + copied), copy);
+                copy = Some((Duration::from_millis(copied), packet.clone()));
             }
         }
         let state = self.link(link);
@@ -317,6 +317,10 @@ impl State {
             .last
             .max(Instant::now() + Duration::from_millis(delay));
         state.last = at;
+        if let Some((later, copy)) = copy {
+            // A copy never comes before the message itself.
+            self.schedule(at + later - Instant::now(), Due::Copy(link, copy));
+        }
         self.count += 1;
         self.due
             .push(Reverse((at, self.count, Due::Arrival(link, packet))));

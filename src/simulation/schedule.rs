@@ -184,7 +184,8 @@ impl Schedule {
                     .collect(),
             },
             77..79 => Action::Start,
-            79..81 => Action::Stop { node },
+            // A node that misses the farewell of another shows its sessions for the down time.
+            79..81 if self.kind != Kind::Gentle => Action::Stop { node },
             _ => self.fault(random, node),
         }
     }
