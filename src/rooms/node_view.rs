@@ -25,12 +25,10 @@ pub(super) struct NodeView {
 enum Presence {
     /// The node has not answered.
     Asked,
-    Absent,
+    /// The node is not in the room; `last` is the number of the event with which it left, if that has come.
+    Absent { last: Option<u64> },
     /// The node is in the room; `last` is the number of its last event there.
-    Present {
-        last: u64,
-        sync: Sync,
-    },
+    Present { last: u64, sync: Sync },
 }
 
 /// Whether all sessions of a node are known.
@@ -64,11 +62,12 @@ impl NodeView {
         }
     }
 
-    /// The number of the node's last event, if the node is in the room.
+    /// The number of the node's last event in the room, if it is known.
     pub(super) fn last_event(&self) -> Option<u64> {
         match self.presence {
             Presence::Present { last, .. } => Some(last),
-            Presence::Asked | Presence::Absent => None,
+            Presence::Absent { last } => last,
+            Presence::Asked => None,
         }
     }
 
@@ -97,7 +96,7 @@ impl NodeView {
     fn settles(&self, is_met: impl FnOnce(u64) -> bool) -> bool {
         match self.presence {
             Presence::Asked => false,
-            Presence::Absent => true,
+            Presence::Absent { .. } => true,
             Presence::Present { last, .. } => is_met(last),
         }
     }
@@ -119,12 +118,12 @@ impl NodeView {
     /// Notes that the node has answered that it is not in the room.
     pub(super) fn answer_absent(&mut self) {
         self.was_complete = true;
-        self.presence = Presence::Absent;
+        self.presence = Presence::Absent { last: None };
     }
 
-    /// Notes that the node has left the room.
-    pub(super) fn exit(&mut self) {
-        self.presence = Presence::Absent;
+    /// Notes that the node has left the room with this event.
+    pub(super) fn exit(&mut self, number: u64) {
+        self.presence = Presence::Absent { last: Some(number) };
     }
 
     /// Notes an event of the node, which follows the event with the number `after`.
@@ -146,7 +145,7 @@ impl NodeView {
             // An event is true even before the node's snapshot comes.
             Presence::Asked => EventOrder::Next,
             // The node is in the room after all.
-            Presence::Absent => {
+            Presence::Absent { .. } => {
                 *self = NodeView {
                     seen: self.seen,
                     ..NodeView::asked()
@@ -170,7 +169,7 @@ impl NodeView {
                 Sync::Receiving(receiver) => (Some(receiver), Some(*last)),
                 Sync::Incomplete | Sync::Complete => (None, Some(*last)),
             },
-            Presence::Asked | Presence::Absent => (None, None),
+            Presence::Asked | Presence::Absent { .. } => (None, None),
         };
         let (mut receiver, mut outcome) = SnapshotReceiver::receive(receiver, chunk, known)?;
         if chunk.after.is_some() && last.is_some_and(|last| last != chunk.last) {
@@ -196,7 +195,7 @@ impl NodeView {
     pub(super) fn is_known(&self) -> bool {
         matches!(
             self.presence,
-            Presence::Absent
+            Presence::Absent { .. }
                 | Presence::Present {
                     sync: Sync::Complete,
                     ..
@@ -227,7 +226,7 @@ impl NodeView {
             }
             // The node has been asked already.
             Presence::Asked | Presence::Present { .. } => true,
-            Presence::Absent => false,
+            Presence::Absent { .. } => false,
         }
     }
 
@@ -357,7 +356,7 @@ mod tests {
         assert!(!view.end_digest() && !view.is_known());
 
         let mut view = complete(5);
-        view.exit();
+        view.exit(3);
         assert!(!view.agrees_with(&digest(6, 7), 7));
     }
 }

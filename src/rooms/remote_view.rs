@@ -11,7 +11,7 @@
 //! may be silent; a session that becomes known later is new.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     sync::Arc,
 };
@@ -33,6 +33,10 @@ use crate::{
     websocket::Frame,
 };
 
+/// How many nodes that are down are remembered, each for its last event. Sessions that migrate soon afterwards need
+/// them.
+const MAX_PAST: usize = 8;
+
 /// A room's view of the other nodes.
 pub(super) struct RemoteView {
     pub(super) outbound: Arc<Outbound>,
@@ -40,6 +44,8 @@ pub(super) struct RemoteView {
     sequence: Sequence,
     /// All other nodes of the cluster.
     views: BTreeMap<NodeId, NodeView>,
+    /// Nodes that have gone down, with the numbers of their last events.
+    past: VecDeque<(NodeId, u64)>,
     /// How many sessions of other nodes are in the room.
     pub(super) remote_sessions: usize,
     /// Sessions of this node that not all other nodes have seen.
@@ -81,6 +87,7 @@ impl RemoteView {
             outbound: outbound.clone(),
             sequence,
             views: views.collect(),
+            past: VecDeque::new(),
             remote_sessions: 0,
             pending_joins: BTreeMap::new(),
             snapshot_waiters: Vec::new(),
@@ -101,12 +108,19 @@ impl RemoteView {
 impl RemoteView {
     /// Notes that a node is up.
     pub(super) fn add_node(&mut self, node: NodeId) {
+        self.past.retain(|(past, _)| *past != node);
         self.views.entry(node).or_insert_with(NodeView::asked);
     }
 
     /// Notes that a node is down.
     pub(super) fn remove_node(&mut self, node: NodeId) {
-        self.views.remove(&node);
+        let view = self.views.remove(&node);
+        if let Some(last) = view.and_then(|view| view.last_event()) {
+            if self.past.len() >= MAX_PAST {
+                self.past.pop_front();
+            }
+            self.past.push_back((node, last));
+        }
         self.snapshots.remove(&node);
         self.lookups.node_down(node);
         self.migrations.node_down(node);
@@ -160,7 +174,10 @@ impl RemoteView {
         let own = (self.outbound.node(), self.sequence.last());
         let others = self.views.iter();
         let others = others.filter_map(|(node, view)| Some((*node, view.last_event()?)));
-        others.chain([own]).collect()
+        others
+            .chain(self.past.iter().copied())
+            .chain([own])
+            .collect()
     }
 }
 

@@ -136,7 +136,7 @@ impl Room {
                 }
             }
             Event::Exit => {
-                view.exit();
+                view.exit(number);
                 if let Some(remote) = &mut members.remote {
                     remote.snapshots.remove(&node);
                 }
