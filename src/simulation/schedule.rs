@@ -136,7 +136,33 @@ impl Schedule {
             schedule.actions.push((at, action));
         }
         schedule.actions.sort_by_key(|(at, _)| *at);
+        schedule.space_out();
         schedule
+    }
+
+    /// Removes faults that follow others too soon, so that no node is silent for the down time, unless the schedule
+    /// is harsh.
+    fn space_out(&mut self) {
+        let pause = match self.kind {
+            Kind::Calm => 100,
+            Kind::Gentle => 2_500,
+            Kind::Harsh => return,
+        };
+        let mut quiet_until = 0;
+        self.actions.retain(|(at, action)| {
+            let time = match action {
+                Action::Stall { time, .. }
+                | Action::Block { time, .. }
+                | Action::Outage { time, .. } => *time,
+                Action::Reset { .. } => 0,
+                _ => return true,
+            };
+            let is_kept = *at >= quiet_until;
+            if is_kept {
+                quiet_until = at + time + pause;
+            }
+            is_kept
+        });
     }
 
     fn join(&self, random: &mut StdRng, client: usize) -> Action {
@@ -192,8 +218,8 @@ impl Schedule {
 
     fn fault(&self, random: &mut StdRng, node: usize) -> Action {
         let (short, long) = match self.kind {
-            Kind::Calm => (100..1_200, 0),
-            Kind::Gentle => (100..1_500, 0),
+            Kind::Calm => (50..800, 0),
+            Kind::Gentle => (100..1_200, 0),
             Kind::Harsh => (100..8_000, 1),
         };
         let time = random.random_range(short);
