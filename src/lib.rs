@@ -97,6 +97,11 @@ pub use crate::{
     server::{Anteroom, Server},
 };
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[path = "../tests/fuzz/targets.rs"]
+pub mod fuzz_targets;
+
 /// Compiles the examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

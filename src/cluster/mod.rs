@@ -42,7 +42,7 @@ mod outbound;
 mod queue;
 #[cfg(feature = "cluster")]
 mod status;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod test_link;
 #[cfg(feature = "cluster")]
 mod transport;
@@ -52,6 +52,8 @@ mod writer;
 
 #[cfg(not(feature = "cluster"))]
 pub(crate) use self::no_cluster::{Cluster, Nats, Transport, run};
+#[cfg(fuzzing)]
+pub(crate) use self::wire::{decode, encode};
 pub(crate) use self::{
     batch::Sequence,
     delegate::Delegate,
@@ -70,5 +72,5 @@ pub(crate) use self::{
     queue::Subject,
     transport::{Connection, ConnectionEvent, Payload},
 };
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use self::{test_link::TestLink, wire::Envelope};

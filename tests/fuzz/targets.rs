@@ -1,0 +1,198 @@
+//! The fuzz targets that need the internals of the crate. This file is a module of the crate in the builds of
+//! cargo-fuzz, which pass `--cfg fuzzing`. Each target takes any bytes, and panics where the crate breaks a
+//! promise.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio_util::{either::Either, task::TaskTracker};
+
+use crate::{
+    cluster::{Broadcast, Envelope, Message, NodeId, TestLink, decode, encode},
+    config::Limits,
+    outbox::{FlushSet, Outbox, outbox},
+    protocol::{self, Receiver, RoomName, SessionId},
+    rooms::{JoinGuard, Replies, Rooms, SessionInfo},
+    websocket::Writer,
+};
+
+/// The separator of the messages in one input: a byte that JSON does not contain unescaped.
+const SEPARATOR: u8 = 0x1e;
+
+/// The most nodes that an input can have.
+const MAX_NODES: usize = 4;
+
+/// The capacity of an outbox, in bytes.
+const OUTBOX_BYTES: usize = 1 << 20;
+
+/// The sessions of this node, which an input can name, and their rooms.
+const SESSIONS: [(&str, &str); 3] = [
+    ("00000000-0000-4000-8000-000000000001", "a"),
+    ("00000000-0000-4000-8000-000000000002", "a"),
+    ("00000000-0000-4000-8000-000000000003", "b"),
+];
+
+/// A client's message is relayed as JSON of four fields, with `type` and `data` as the client wrote them, or is
+/// rejected with a reason.
+pub fn client_messages(input: &[u8]) {
+    #[derive(Deserialize)]
+    struct Written<'a> {
+        r#type: String,
+        receiver: String,
+        #[serde(borrow)]
+        data: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Relayed<'a> {
+        r#type: String,
+        sender: String,
+        receiver: String,
+        #[serde(borrow)]
+        data: &'a RawValue,
+    }
+    #[derive(Deserialize)]
+    struct Error {
+        data: Reason,
+    }
+    #[derive(Deserialize)]
+    struct Reason {
+        code: String,
+        message: String,
+    }
+    let Ok(text) = str::from_utf8(input) else {
+        return;
+    };
+    let [(id, _), ..] = SESSIONS;
+    let sender = SessionId::parse(id).unwrap();
+    match protocol::parse(text) {
+        Ok(message) => {
+            let frame = protocol::relayed(&message, sender, None);
+            let relayed: Relayed<'_> = serde_json::from_slice(frame.payload()).unwrap();
+            let written: Written<'_> = serde_json::from_str(text).unwrap();
+            assert_eq!(relayed.r#type, written.r#type);
+            assert_eq!((&*relayed.sender, &*relayed.receiver), (id, "all"));
+            assert_eq!(
+                relayed.data.get(),
+                written.data.map_or("null", RawValue::get)
+            );
+            match message.receiver {
+                Receiver::All => assert_eq!(written.receiver, "all"),
+                Receiver::Server => assert_eq!(written.receiver, "server"),
+                Receiver::Session(id) => assert_eq!(written.receiver, id.to_string()),
+                Receiver::Unknown(name) => assert_eq!(written.receiver, name),
+            }
+        }
+        Err(invalid) => {
+            let frame = protocol::error(sender, &invalid.problem, invalid.reference);
+            let error: Error = serde_json::from_slice(frame.payload()).unwrap();
+            assert_eq!(error.data.code, "bad_message");
+            assert!(!error.data.message.is_empty());
+        }
+    }
+}
+
+/// Messages of other nodes are decoded, encoded and decoded again without a change, and applied to rooms. When
+/// those nodes are down, nothing of them is left.
+pub fn node_messages(input: &[u8]) {
+    let link = TestLink::open();
+    let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()));
+    let rooms = Arc::new(rooms);
+    let mut sessions: Vec<_> = SESSIONS.iter().map(|it| join(&rooms, *it)).collect();
+    let mut nodes: Vec<NodeId> = Vec::new();
+    for item in input.split(|byte| *byte == SEPARATOR) {
+        let mut replies = Replies::default();
+        let mut flush_set = FlushSet::default();
+        match item {
+            b"ask" => rooms.ask_again(),
+            b"digest" => rooms.send_digests(),
+            b"down" => {
+                if let Some(node) = nodes.pop() {
+                    rooms.node_down(node);
+                }
+            }
+            b"leave" => {
+                // It comes back at once.
+                let left = sessions.remove(0);
+                let (id, room) = (left.0.id().to_string(), left.0.room().as_str().to_owned());
+                drop(left);
+                sessions.push(join(&rooms, (&id, &room)));
+            }
+            bytes => {
+                let Ok(envelope) = decode(bytes) else {
+                    continue;
+                };
+                check_encoding(&envelope);
+                let node = envelope.node;
+                if !nodes.contains(&node) {
+                    if nodes.len() == MAX_NODES || node == link.node {
+                        continue;
+                    }
+                    nodes.push(node);
+                    let outbound = link.outbound.clone();
+                    link.node_up(&TestLink { node, outbound });
+                    rooms.node_up(node);
+                }
+                apply(&rooms, envelope, &mut replies, &mut flush_set);
+            }
+        }
+        rooms.send_chunks();
+        replies.send(&link.outbound);
+        flush_set.flush(&TaskTracker::new());
+    }
+    nodes.into_iter().for_each(|node| rooms.node_down(node));
+    for (name, count) in [("a", 2), ("b", 1)] {
+        let query = rooms.query(&room(name), Duration::ZERO).now_or_never();
+        assert_eq!(query.unwrap().map_or(0, |sessions| sessions.len()), count);
+    }
+    drop(sessions);
+    assert_eq!((rooms.len(), rooms.session_count()), (0, 0));
+}
+
+/// A session in its room. Its connection accepts everything.
+fn join(rooms: &Arc<Rooms>, (id, name): (&str, &str)) -> (JoinGuard, Outbox) {
+    let writer = Writer::new(Either::Right(Box::new(tokio::io::sink())), Arc::default());
+    let (sender, outbox) = outbox(OUTBOX_BYTES, writer);
+    let reservation = rooms.reserve(&room(name)).ok().unwrap();
+    let id = SessionId::parse(id).unwrap();
+    let guard = reservation.join(id, sender, SessionInfo::new(None, None));
+    (guard, outbox)
+}
+
+fn room(name: &str) -> RoomName {
+    RoomName::from_segment(name).ok().unwrap()
+}
+
+/// Asserts that encoding and decoding do not change a message.
+fn check_encoding(envelope: &Envelope<'_>) {
+    let Envelope {
+        node,
+        number,
+        count,
+        message,
+        text,
+        ..
+    } = envelope;
+    let bytes = encode(*node, *number, *count, message, text.as_bytes());
+    let again = decode(&bytes).unwrap();
+    assert_eq!(
+        (again.node, again.number, again.count),
+        (*node, *number, *count)
+    );
+    assert_eq!(format!("{:?}", again.message), format!("{message:?}"));
+    assert_eq!(again.text, *text);
+}
+
+fn apply(rooms: &Rooms, envelope: Envelope<'_>, replies: &mut Replies, flush_set: &mut FlushSet) {
+    let (node, number, text) = (envelope.node, envelope.number, envelope.text);
+    match envelope.message {
+        Message::All(Broadcast::Enter { room }) => {
+            rooms.apply_enter(node, number, room, replies, flush_set);
+        }
+        Message::Room(event) => rooms.apply_event(node, number, event, text, replies, flush_set),
+        Message::Node(direct) => rooms.apply_direct(node, number, direct, text, replies, flush_set),
+        Message::All(_) => {}
+    }
+}
