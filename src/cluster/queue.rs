@@ -270,7 +270,8 @@ impl Queue {
             ),
         ]
         .into_iter()
-        .filter_map(|(is_left, what)| is_left.then(|| what.to_owned()))
+        .filter(|(is_left, _)| *is_left)
+        .map(|(_, what)| what.to_owned())
         .collect()
     }
 

@@ -428,19 +428,19 @@ impl State {
                     let _ = sender.send(Message { subject, bytes });
                 }
             }
-            (Link::Route(from, to), Packet::Publish(route, subject, bytes, node)) => {
-                if self.servers[to].routes[from] == route && self.servers[to].is_up {
-                    self.publish(to, node, &subject, &bytes, false);
-                }
+            (Link::Route(from, to), Packet::Publish(route, subject, bytes, node))
+                if self.servers[to].routes[from] == route && self.servers[to].is_up =>
+            {
+                self.publish(to, node, &subject, &bytes, false);
             }
-            (Link::Route(from, to), Packet::Interest(route, subject, has_interest)) => {
-                if self.servers[to].routes[from] == route {
-                    let interest = &mut self.servers[to].interest;
-                    match has_interest {
-                        true => interest.insert((subject, from)),
-                        false => interest.remove(&(subject, from)),
-                    };
-                }
+            (Link::Route(from, to), Packet::Interest(route, subject, has_interest))
+                if self.servers[to].routes[from] == route =>
+            {
+                let interest = &mut self.servers[to].interest;
+                match has_interest {
+                    true => interest.insert((subject, from)),
+                    false => interest.remove(&(subject, from)),
+                };
             }
             _ => {}
         }

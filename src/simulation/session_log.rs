@@ -10,7 +10,6 @@ use super::schedule::Kind;
 
 /// A session as its client sees it.
 pub(super) struct SessionLog {
-    pub(super) client: usize,
     pub(super) room: usize,
     pub(super) id: Option<String>,
     /// When the client asked for it, and when the server answered its first `hello`, in milliseconds.
@@ -95,9 +94,8 @@ struct Incoming<'a> {
 }
 
 impl SessionLog {
-    pub(super) fn new(client: usize, room: usize, began: u64) -> SessionLog {
+    pub(super) fn new(room: usize, began: u64) -> SessionLog {
         SessionLog {
-            client,
             room,
             id: None,
             began,

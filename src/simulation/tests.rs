@@ -2,6 +2,9 @@
 
 use std::{
     env,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,43 +20,67 @@ fn number(variable: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|_| panic!("{variable} must be a number, not {value}")))
 }
 
-/// Runs a seed. If it fails, prints its schedule, shrinks that, prints it too, and panics.
-fn check(seed: u64) {
+/// The smallest of these seeds that fails, among those that are run before `end`, and how many are run.
+fn first_failure(seeds: RangeInclusive<u64>, end: Option<Instant>) -> (Option<u64>, u64) {
+    let next = AtomicU64::new(*seeds.start());
+    let failed = AtomicU64::new(u64::MAX);
+    let is_over = || end.is_some_and(|end| Instant::now() >= end);
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Relaxed);
+            if !seeds.contains(&seed) || seed > failed.load(Relaxed) || is_over() {
+                return;
+            }
+            if !run(&Schedule::new(seed), false).violations.is_empty() {
+                failed.fetch_min(seed, Relaxed);
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, |count| count.get());
+    thread::scope(|scope| (0..threads).for_each(|_| _ = scope.spawn(work)));
+    let failed = failed.into_inner();
+    let count = next.into_inner().min(*seeds.end()) - seeds.start();
+    ((failed < u64::MAX).then_some(failed), count)
+}
+
+/// Prints the schedule of a seed that fails. Then shortens it, prints what happens in the run, and panics.
+fn explain(seed: u64) {
     let schedule = Schedule::new(seed);
     let outcome = run(&schedule, false);
     let Some((class, what)) = outcome.violations.first() else {
-        return;
+        return println!("seed {seed} does not fail");
     };
-    eprintln!("{schedule}\n{class}: {what}\n");
+    println!("{schedule}\n{class}: {what}\n");
     let short = shrink(&schedule, class);
     let again = run(&short, true);
-    eprintln!(
-        "{}\nthe shortest that fails in the same way:\n{short}",
+    println!(
+        "{}\na shorter schedule that breaks the same promise:\n{short}",
         again.text
     );
     for (class, what) in &again.violations {
-        eprintln!("{class}: {what}");
+        println!("{class}: {what}");
     }
-    panic!("seed {seed}: {class}");
+    panic!("seed {seed} fails, see above: {class}");
 }
 
 #[test]
 fn every_promise_holds() {
     if let Some(seed) = number("SEED") {
-        return check(seed);
+        return explain(seed);
     }
     let first = number("FIRST_SEED").unwrap_or(0);
-    if let Some(seconds) = number("SECONDS") {
-        let end = Instant::now() + Duration::from_secs(seconds);
-        let mut seed = first;
-        while Instant::now() < end {
-            check(seed);
-            seed += 1;
-        }
-        return println!("{} seeds", seed - first);
+    let seconds = number("SECONDS_TO_SIMULATE").map(Duration::from_secs);
+    let end = seconds.map(|seconds| Instant::now() + seconds);
+    let seeds = match (number("SEEDS"), end) {
+        (Some(count), _) => count,
+        (None, Some(_)) => u64::MAX - first,
+        (None, None) => SEEDS,
+    };
+    let (failed, count) = first_failure(first..=first + seeds - 1, end);
+    if let Some(seed) = failed {
+        explain(seed);
     }
-    let count = number("SEEDS").unwrap_or(SEEDS);
-    (first..first + count).for_each(check);
+    println!("{count} seeds");
 }
 
 #[test]
@@ -67,25 +94,4 @@ fn the_same_seed_gives_the_same_run() {
             panic!("seed {seed} differs: {first:?}");
         }
     }
-}
-
-#[test]
-#[ignore = "prints what fails, and how often"]
-fn survey() {
-    let mut classes = std::collections::BTreeMap::<_, Vec<u64>>::new();
-    let first = number("FIRST_SEED").unwrap_or(0);
-    for seed in first..first + number("SEEDS").unwrap_or(SEEDS) {
-        let schedule = Schedule::new(seed);
-        let outcome = run(&schedule, env::var("TRACE").is_ok());
-        print!("{}", outcome.text);
-        if let Some((class, what)) = outcome.violations.first() {
-            let all = classes.entry((*class, format!("{:?}", schedule.kind)));
-            let all = all.or_default();
-            all.push(seed);
-            if all.len() < 4 {
-                println!("{seed} {:?} {class}: {what}", schedule.kind);
-            }
-        }
-    }
-    println!("{classes:#?}");
 }

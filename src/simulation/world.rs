@@ -571,7 +571,7 @@ impl World {
         is_resumable: bool,
     ) {
         let session = state.sessions.len();
-        let mut log = SessionLog::new(client, room, self.now());
+        let mut log = SessionLog::new(room, self.now());
         let connection = state.clients[client].connection(number);
         log.node = connection.map_or(0, |connection| connection.node);
         let data = format!(r#"{{"resume":{is_resumable}}}"#);
