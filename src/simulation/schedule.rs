@@ -6,9 +6,6 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::bus::Link;
 
-/// Whether a node that stops keeps the resumable sessions until their clients come back through other nodes.
-pub(super) const STOPPED_NODES_KEEP_SESSIONS: bool = true;
-
 /// Which faults a schedule has, and so which promises hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     bus::{Bus, Link},
-    schedule::{Action, Kind, STOPPED_NODES_KEEP_SESSIONS, Schedule, Target},
+    schedule::{Action, Kind, Schedule, Target},
     session_log::{End, SessionLog, To},
     stream::Wire,
 };
@@ -721,9 +721,8 @@ impl World {
         };
         let session = connection.session;
         let ends = match code {
-            Some(1012) => !STOPPED_NODES_KEEP_SESSIONS,
             // The connection alone is given up, if the session can be resumed.
-            Some(1001 | 1008 | 1013) => false,
+            Some(1001 | 1008 | 1012 | 1013) => false,
             // It answers the client's own.
             Some(NORMAL) | None => return,
             Some(_) => true,
@@ -736,7 +735,7 @@ impl World {
             this.current = None;
             state.sessions[session].end = Some(End::Closed);
         }
-        if ends && code != Some(1012) {
+        if ends {
             self.violation(state, "closed by the server", format!("{client}: {code:?}"));
         }
     }
