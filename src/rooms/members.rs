@@ -165,8 +165,8 @@ impl Members {
         let new = protocol::joined(record.id, record.data.as_deref());
         for (id, own) in &self.sessions {
             // A session that is still joining finds the earlier one among its peers instead.
-            let joined_earlier =
-                remote.expects_earlier(*id) && (record.joined, record.id) < (own.joined, *id);
+            let joined_earlier = (record.joined, record.id) < (own.joined, *id)
+                && remote.expects_earlier(*id, record.id);
             if let Location::Local(sender) = &own.location
                 && !joined_earlier
             {
@@ -217,6 +217,7 @@ impl Members {
         if let Some(remote) = &mut self.remote {
             drop(remote.migrations.remove(id));
             remote.remote_sessions -= 1;
+            remote.note_left(id);
             let event = RecordedEvent::Left(id, close);
             remote.lookups.record(node, number, &event);
         }

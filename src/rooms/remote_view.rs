@@ -50,6 +50,9 @@ pub(super) struct RemoteView {
     pub(super) remote_sessions: usize,
     /// Sessions of this node that not all other nodes have seen.
     pending_joins: BTreeMap<SessionId, PendingJoin>,
+    /// Sessions of other nodes that have left while there was a pending join, each with the number of the last
+    /// event of this node then.
+    left: BTreeMap<SessionId, u64>,
     /// Sessions and operators that wait until all other nodes have listed their sessions.
     snapshot_waiters: Vec<oneshot::Sender<()>>,
     event_waiters: Vec<EventWaiter>,
@@ -68,8 +71,6 @@ struct EventWaiter {
 struct PendingJoin {
     /// The number of the event that announced the session.
     number: u64,
-    /// Whether a node has gone down since: its sessions have left, and are new if they come back.
-    has_lost_node: bool,
     done: Option<oneshot::Sender<()>>,
 }
 
@@ -90,6 +91,7 @@ impl RemoteView {
             past: VecDeque::new(),
             remote_sessions: 0,
             pending_joins: BTreeMap::new(),
+            left: BTreeMap::new(),
             snapshot_waiters: Vec::new(),
             event_waiters: Vec::new(),
             lookups: Lookups::default(),
@@ -124,8 +126,6 @@ impl RemoteView {
         self.snapshots.remove(&node);
         self.lookups.node_down(node);
         self.migrations.node_down(node);
-        let joins = self.pending_joins.values_mut();
-        joins.for_each(|join| join.has_lost_node = true);
     }
 
     /// The view of a node, if the node is up.
@@ -301,11 +301,7 @@ impl RemoteView {
     /// seen yet.
     pub(super) fn add_pending_join(&mut self, id: SessionId, number: u64) {
         if !self.is_seen_by_all(number) {
-            let join = PendingJoin {
-                number,
-                has_lost_node: false,
-                done: None,
-            };
+            let join = PendingJoin { number, done: None };
             self.pending_joins.insert(id, join);
         }
     }
@@ -313,12 +309,30 @@ impl RemoteView {
     /// Ends a session's wait for the other nodes.
     pub(super) fn remove_pending_join(&mut self, id: SessionId) {
         self.pending_joins.remove(&id);
+        self.forget_left();
     }
 
-    /// Whether a session still learns which sessions joined before it.
-    pub(super) fn expects_earlier(&self, id: SessionId) -> bool {
-        let join = self.pending_joins.get(&id);
-        join.is_some_and(|join| !join.has_lost_node)
+    /// Notes that a session of another node has left.
+    pub(super) fn note_left(&mut self, id: SessionId) {
+        if !self.pending_joins.is_empty() {
+            self.left.insert(id, self.sequence.last());
+        }
+    }
+
+    fn forget_left(&mut self) {
+        if self.pending_joins.is_empty() {
+            self.left = BTreeMap::new();
+        }
+    }
+
+    /// Whether a session of this node still learns that `earlier` joined before it. A session that it was told
+    /// has left is new to it.
+    pub(super) fn expects_earlier(&self, id: SessionId, earlier: SessionId) -> bool {
+        let Some(join) = self.pending_joins.get(&id) else {
+            return false;
+        };
+        let left = self.left.get(&earlier);
+        left.is_none_or(|number| *number < join.number)
     }
 
     /// A wait until all other nodes have seen a session; `None` if they have.
@@ -405,6 +419,7 @@ impl RemoteView {
                 let _ = done.send(());
             }
         }
+        self.forget_left();
     }
 
     /// Whether all other nodes have seen this node's event with this number.

@@ -727,6 +727,12 @@ impl World {
             Some(NORMAL) | None => return,
             Some(_) => true,
         };
+        if let Some(End::Left(is_whole)) =
+            session.and_then(|session| state.sessions[session].end.as_mut())
+        {
+            // The node was the first to close, and has read nothing more.
+            *is_whole = false;
+        }
         if ends
             && let Some(session) = session
             && this.session == Some(session)
