@@ -8,8 +8,9 @@ use tokio::{
 };
 
 use super::{
+    bus::Link,
     checks,
-    schedule::{Schedule, Target},
+    schedule::{Action, Schedule, Target},
     world::{DOWN_SECONDS, DRAIN_SECONDS, RESUME_SECONDS, World},
 };
 use crate::random::seeded;
@@ -65,6 +66,44 @@ pub(super) fn run(schedule: &Schedule, with_text: bool) -> Outcome {
     outcome
 }
 
+/// Lets a node miss that a session joins on another. The next event of the room shows the gap, and the node must ask
+/// at once: not when it repeats its requests, and not when digests are compared.
+async fn lost_join(world: &World) {
+    let Some((speaker, listener)) = world.apart() else {
+        return;
+    };
+    let newcomer = world.add_client();
+    let (room, from, to) = {
+        let state = world.state.lock();
+        let log = |client: usize| {
+            let session = state.clients[client].session.unwrap_or_default();
+            &state.sessions[session]
+        };
+        (log(speaker).room, log(speaker).node, log(listener).node)
+    };
+    world.bus.quicken();
+    sleep(SETTLING).await;
+    world.bus.disturb(Link::Down(to), 0, 1, None);
+    world.act(&Action::Join {
+        client: newcomer,
+        room,
+        node: from,
+        is_resumable: false,
+    });
+    sleep(Duration::from_millis(30)).await;
+    world.say(&mut world.state.lock(), speaker, Target::All, false);
+    sleep(Duration::from_millis(100)).await;
+    let state = &mut *world.state.lock();
+    let peers = |client: usize| {
+        let session = state.clients[client].session.unwrap_or_default();
+        state.sessions[session].view.peers.len()
+    };
+    if peers(speaker) != peers(listener) {
+        let what = format!("client {listener} does not know of client {newcomer}");
+        world.violation(state, "a gap is not asked for", what);
+    }
+}
+
 async fn simulate(schedule: &Schedule, with_text: bool) -> Outcome {
     let world = World::new(schedule, with_text);
     tokio::spawn(world.bus.clone().run());
@@ -94,6 +133,8 @@ async fn simulate(schedule: &Schedule, with_text: bool) -> Outcome {
     sleep(SETTLING).await;
     checks::leftovers(&world, "with sessions");
 
+    lost_join(&world).await;
+    let clients = world.state.lock().clients.len();
     for client in 0..clients {
         world.leave(&mut world.state.lock(), client);
     }

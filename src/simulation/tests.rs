@@ -39,7 +39,7 @@ fn first_failure(seeds: RangeInclusive<u64>, end: Option<Instant>) -> (Option<u6
     let threads = thread::available_parallelism().map_or(1, |count| count.get());
     thread::scope(|scope| (0..threads).for_each(|_| _ = scope.spawn(work)));
     let failed = failed.into_inner();
-    let count = next.into_inner().min(*seeds.end()) - seeds.start();
+    let count = next.into_inner().min(seeds.end().saturating_add(1)) - seeds.start();
     ((failed < u64::MAX).then_some(failed), count)
 }
 

@@ -99,23 +99,17 @@ struct Connection {
     /// The next message to send.
     next: usize,
     is_closing: bool,
+    /// When it was opened, in milliseconds.
+    opened: u64,
 }
 
 impl World {
     pub(super) fn new(schedule: &Schedule, with_text: bool) -> World {
-        let client = |index: usize| Client {
-            random: StdRng::seed_from_u64(schedule.seed.wrapping_mul(31) + index as u64),
-            wants: None,
-            session: None,
-            connections: Vec::new(),
-            current: None,
-            next_connection: 0,
-            is_connecting: false,
-            is_hasty: false,
-        };
         let state = State {
             nodes: Vec::new(),
-            clients: (0..schedule.clients).map(client).collect(),
+            clients: (0..schedule.clients)
+                .map(|client| Client::new(schedule.seed, client))
+                .collect(),
             sessions: Vec::new(),
             violations: Vec::new(),
             trace: DefaultHasher::new(),
@@ -362,6 +356,34 @@ impl World {
         }
     }
 
+    /// Adds a client and returns its number.
+    pub(super) fn add_client(&self) -> usize {
+        let state = &mut *self.state.lock();
+        let number = state.clients.len();
+        state.clients.push(Client::new(0, number));
+        number
+    }
+
+    /// Two clients with sessions in one room, on different nodes.
+    pub(super) fn apart(&self) -> Option<(usize, usize)> {
+        let state = self.state.lock();
+        let place = |client: usize| {
+            let session = state.clients[client].session?;
+            let log = &state.sessions[session];
+            state.clients[client]
+                .is_connected()
+                .then_some((log.room, log.node))
+        };
+        let clients = 0..state.clients.len();
+        let mut pairs = clients
+            .clone()
+            .flat_map(|one| clients.clone().map(move |other| (one, other)));
+        pairs.find(|(one, other)| match (place(*one), place(*other)) {
+            (Some((room, node)), Some((same, another))) => room == same && node != another,
+            _ => false,
+        })
+    }
+
     /// Has a client ask who is there.
     pub(super) fn hello(&self, client: usize) {
         let state = &mut *self.state.lock();
@@ -459,6 +481,7 @@ impl World {
             state,
             &format!("client {client} connects to node {node} as {number}, resumes {resumes:?}"),
         );
+        let opened = self.now();
         let this = &mut state.clients[client];
         this.connections.push(Connection {
             number,
@@ -469,6 +492,7 @@ impl World {
             place,
             next: 0,
             is_closing: false,
+            opened,
         });
         tokio::spawn(self.clone().serve(client, number, wire, room, is_resumable));
         // A client does not wait for ever.
@@ -571,9 +595,10 @@ impl World {
         is_resumable: bool,
     ) {
         let session = state.sessions.len();
-        let mut log = SessionLog::new(room, self.now());
         let connection = state.clients[client].connection(number);
-        log.node = connection.map_or(0, |connection| connection.node);
+        let (node, opened) = connection.map_or((0, 0), |it| (it.node, it.opened));
+        let mut log = SessionLog::new(room, opened);
+        log.node = node;
         let data = format!(r#"{{"resume":{is_resumable}}}"#);
         log.say("hello", None, false, &data);
         state.sessions.push(log);
@@ -807,6 +832,19 @@ impl Node {
 }
 
 impl Client {
+    fn new(seed: u64, number: usize) -> Client {
+        Client {
+            random: StdRng::seed_from_u64(seed.wrapping_mul(31) + number as u64),
+            wants: None,
+            session: None,
+            connections: Vec::new(),
+            current: None,
+            next_connection: 0,
+            is_connecting: false,
+            is_hasty: false,
+        }
+    }
+
     /// Whether its session has a connection.
     pub(super) fn is_connected(&self) -> bool {
         self.session.is_some() && self.current.is_some()
