@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     operating::Coturn,
-    support::{Program, TestServer},
+    support::{Folder, Program, TestServer},
 };
 
 /// Defines `enter(options)` in the page: joins `room` at the global `url` with a `Mesh` of these
@@ -187,31 +187,95 @@ async fn lost_signals_leave_no_connection_between_states() {
     browser.close().await;
 }
 
+/// Neither restart ends a connection, and the server's is not noticed at all.
 #[tokio::test]
 #[ignore = "needs Chromium and coturn: tests/run starts it"]
-async fn a_relayed_connection_recovers_when_the_turn_server_restarts() {
+async fn a_relayed_call_survives_turn_and_a_server_with_a_sessions_file() {
+    let folder = Folder::new("mesh-sessions");
     let mut coturn = Coturn::start().await;
-    let server = TestServer::with(|config| {
-        config.serving.static_dir = Some("static".into());
-        config.webrtc.turn_url = vec![coturn.url.parse().unwrap()];
-        config.webrtc.turn_secret_file = Some(coturn.secret.path());
-    })
-    .await;
+    let (turn, secret) = (coturn.url.clone(), coturn.secret.path());
+    let sessions = folder.file("sessions");
+    let start = async |address: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
+        command
+            .args(["--listen", address, "--turn-url", &turn])
+            .arg("--turn-secret-file")
+            .arg(&secret)
+            .arg("--sessions-file")
+            .arg(&sessions)
+            // The clients come back within two seconds, and have all the time that they need.
+            .args(["--drain-seconds", "4", "--resume-seconds", "300"]);
+        Program::run(command).await
+    };
+    let mut server = start("127.0.0.1:0").await;
+    let address = server.address.to_string();
+    let pages = static_server().await;
     let browser = Browser::start().await;
-    let enter =
-        "for (let i = 0; i < 2; i += 1) enter({ configuration: { iceTransportPolicy: 'relay' } });
+    let tab = open_page(
+        &browser,
+        &pages,
+        &format!("globalThis.url = 'http://{address}/';"),
+    )
+    .await;
+    // `frames` are the decoded frames of every received video. `pictures` tells whether all have got
+    // more since `mark`.
+    tab.run(
+        "globalThis.noticed = [];
         globalThis.failed = 0;
-        for (const mesh of meshes) mesh.addEventListener('statechange', ({ detail }) => {
-            if (detail.peer.state === 'failed') failed += 1;
-        });";
-    let tab = open_page(&browser, &server, enter).await;
-    tab.until("complete(2)").await;
+        globalThis.frames = async () => {
+            const counts = [];
+            for (const { peers } of meshes) for (const { pc } of peers.values()) {
+                const stats = [...(await pc.getStats()).values()];
+                const video = stats.find(({ type, kind }) => type === 'inbound-rtp' && kind === 'video');
+                counts.push(video?.framesDecoded ?? 0);
+            }
+            return counts;
+        };
+        globalThis.mark = async () => void (globalThis.before = await frames());
+        globalThis.pictures = async () => (await frames()).every((count, i) => count > before[i]);
+        globalThis.before = Array(12).fill(0);
+        for (let i = 0; i < 4; i += 1) {
+            const mesh = enter({ configuration: { iceTransportPolicy: 'relay' } });
+            mesh.addTrack(camera());
+            mesh.addEventListener('statechange', ({ detail }) => {
+                if (detail.peer.state === 'failed') failed += 1;
+            });
+            for (const [target, types] of [[mesh, 'connect disconnect statechange'], [mesh.room, 'peerjoin peerleave']]) {
+                for (const type of types.split(' ')) target.addEventListener(type, () => noticed.push([i, type]));
+            }
+        }",
+    )
+    .await;
+    tab.until("complete(4)").await;
+    tab.until("await pictures()").await;
+
     coturn.restart().await;
-    tab.until("!complete(2)").await;
     tab.until("failed > 0").await;
-    tab.until("complete(2)").await;
-    // ICE restarts were enough.
-    assert_eq!(tab.run("return connections.length").await, 2);
+    tab.until("complete(4)").await;
+    tab.run("await mark()").await;
+    tab.until("await pictures()").await;
+
+    tab.run("noticed = []; globalThis.ids = meshes.map(({ room }) => room.id)")
+        .await;
+    server.signal("TERM").await;
+    server.exit_code().await;
+    tab.until("meshes.every(({ room }) => room.state === 'reconnecting')")
+        .await;
+    tab.run("await mark()").await;
+    tab.until("await pictures()").await;
+    let _server = start(&address).await;
+    tab.until("meshes.every(({ room }) => room.state === 'open')")
+        .await;
+    tab.run("await mark()").await;
+    tab.until("complete(4) && await pictures()").await;
+    assert_eq!(tab.run("return noticed").await, json!([]));
+    assert_eq!(
+        tab.run("return meshes.every(({ room }, i) => room.id === ids[i])")
+            .await,
+        true
+    );
+    assert_eq!(tab.run("return connections.length").await, 12);
+    assert_eq!(tab.run("return errors").await, json!([]));
     browser.close_regardless().await;
 }
 
