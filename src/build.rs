@@ -31,7 +31,7 @@ fn main() -> io::Result<()> {
         for path in files(&Path::new("static").join(folder))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let mut text = fs::read_to_string(&path)?;
-            if name.ends_with(".js") && name != CLIENT_MODULE {
+            if (name.ends_with(".js") && name != CLIENT_MODULE) || name.ends_with(".css") {
                 text = without_comments(&text);
             }
             let contents = text.into_bytes();
@@ -72,14 +72,14 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A module without the comments that begin a line: those of `//`, and the blocks of `/**`. Every line keeps its
-/// number. A line of a string must not begin like a comment.
-fn without_comments(module: &str) -> String {
+/// A module or style sheet without the comments that begin a line: those of `//`, and the blocks of `/*`. Every
+/// line keeps its number. A line of a string must not begin like a comment.
+fn without_comments(file: &str) -> String {
     let mut text = String::new();
     let mut in_block = false;
-    for line in module.lines() {
+    for line in file.lines() {
         let start = line.trim_start();
-        if in_block || start.starts_with("/**") {
+        if in_block || start.starts_with("/*") {
             let code = start.split_once("*/").map(|(_, code)| code);
             in_block = code.is_none();
             text += code.unwrap_or_default();

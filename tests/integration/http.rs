@@ -214,11 +214,14 @@ async fn embedded_files_are_sent_in_the_encoding_that_the_client_prefers() {
 }
 
 #[tokio::test]
-async fn modules_are_sent_without_the_comments_of_whole_lines_except_the_client_module() {
+async fn files_are_sent_without_the_comments_of_whole_lines_except_the_client_module() {
     let server = TestServer::start().await;
     for file in std::fs::read_dir("static").unwrap() {
         let path = file.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "js") {
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "js" && extension != "css")
+        {
             continue;
         }
         let name = path.file_name().unwrap().to_str().unwrap();
@@ -235,13 +238,13 @@ async fn modules_are_sent_without_the_comments_of_whole_lines_except_the_client_
             let comment = source.strip_suffix(line).unwrap().trim();
             let is_comment = comment.starts_with("//")
                 || comment.starts_with('*')
-                || comment.starts_with("/**") && (line.is_empty() || comment.ends_with("*/"));
+                || comment.starts_with("/*") && (line.is_empty() || comment.ends_with("*/"));
             assert!(
                 comment.is_empty() || is_comment,
                 "{name}:{number}: {source}"
             );
             let rest = line.trim_start();
-            let begins_with_comment = rest.starts_with("//") || rest.starts_with("/**");
+            let begins_with_comment = rest.starts_with("//") || rest.starts_with("/*");
             assert!(!begins_with_comment, "{name}:{number}: {source}");
         }
     }
