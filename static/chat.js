@@ -62,8 +62,11 @@ export function startChat(context) {
     show(element("div", { className: "error" }, detail.message));
   });
 
+  // When a server returns without its sessions, everyone is said to have left: the roster tells who is back.
+  let entered = false;
+  room.opened.then(() => (entered = true), () => {});
   room.addEventListener("peerjoin", ({ detail: { id, newcomer } }) => {
-    if (newcomer) notice(people.nameTag(id), " joined");
+    if (newcomer || entered) notice(people.nameTag(id), " joined");
   });
   room.addEventListener("peerleave", ({ detail: { id } }) => {
     if (room.state !== "closed") notice(people.nameTag(id), " left");

@@ -71,6 +71,16 @@ async fn a_call_continues_while_a_killed_server_restarts() {
         tab.until("document.querySelectorAll('#tiles [data-video=true]').length === 3")
             .await;
     }
+    // Whoever the server has lost is said to have left, and to have joined again.
+    for tab in &tabs {
+        tab.until(
+            "((lines) => lines.filter((line) => line.endsWith(' left')).length === 2
+                && lines.slice(lines.findLastIndex((line) => line.endsWith(' left')))
+                    .filter((line) => line.endsWith(' joined')).length === 2
+            )([...document.querySelectorAll('#chat-log .notice')].map((line) => line.textContent))",
+        )
+        .await;
+    }
     // The queued message is sent, or rejected: that depends on whether another tab has reconnected
     // before.
     tabs[0]
