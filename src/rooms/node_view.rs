@@ -356,7 +356,8 @@ mod tests {
         assert!(!view.end_digest() && !view.is_known());
 
         let mut view = complete(5);
-        view.exit(3);
+        view.exit(6);
+        assert_eq!(view.last_event(), Some(6));
         assert!(!view.agrees_with(&digest(6, 7), 7));
     }
 }

@@ -117,6 +117,16 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_has_come_back_expires_though_its_first_stay_has_ended() {
+        let expiries = Arc::new(Expiries::default());
+        let (sender, outbox, _stream) = outbox_to(1000, 1000);
+        let [first, _second] = [(); 2].map(|()| expiries.register(10, sender.clone()));
+        drop(first);
+        expiries.tick(10);
+        assert!(matches!(flush(&outbox), Poll::Ready(Err(_))));
+    }
+
+    #[test]
     fn an_expiry_can_be_moved_or_cancelled() {
         let expiries = Arc::new(Expiries::default());
         let (sender, outbox, _stream) = outbox_to(1000, 1000);
