@@ -261,7 +261,7 @@ impl World {
                 let node = node % nodes;
                 if state.nodes[node].is_up && state.nodes.iter().filter(|it| it.is_up).count() > 1 {
                     state.nodes[node].is_up = false;
-                    self.stop(&mut state, node);
+                    self.stop(&mut state, node, true);
                 }
             }
             Action::Kill { node } => {
@@ -274,7 +274,7 @@ impl World {
                         wire.break_client();
                         wire.break_node();
                     }
-                    self.stop(&mut state, node);
+                    self.stop(&mut state, node, false);
                 }
             }
             Action::Stall { node, time } => {
@@ -322,14 +322,17 @@ impl World {
         }
     }
 
-    fn stop(&self, state: &mut State, node: usize) {
+    /// Stops a node. It keeps resumable sessions until their clients have come back, unless it is cut off.
+    fn stop(&self, state: &mut State, node: usize, is_reachable: bool) {
         for client in 0..state.clients.len() {
             let this = &state.clients[client];
             let is_coming = this
                 .connections
                 .iter()
                 .any(|connection| connection.node == node);
+            let is_kept = is_reachable && this.wants.is_some_and(|(_, is_resumable)| is_resumable);
             if let Some(session) = this.session
+                && !is_kept
                 && (is_coming || state.sessions[session].node == node)
             {
                 state.sessions[session].is_doomed = true;
@@ -351,7 +354,7 @@ impl World {
         for node in 0..state.nodes.len() {
             if state.nodes[node].is_up {
                 state.nodes[node].is_up = false;
-                self.stop(state, node);
+                self.stop(state, node, false);
             }
         }
     }
