@@ -236,7 +236,9 @@ fn save_sessions(shared: &Shared) {
     let Some(file) = &shared.sessions_file else {
         return;
     };
-    let sessions = shared.to_save.close();
+    let Some(sessions) = shared.to_save.close() else {
+        return;
+    };
     match file.write(&sessions) {
         Ok(()) => info!("saved {} session(s)", sessions.len()),
         Err(error) => error!("{} session(s) are lost: {}", sessions.len(), Escaped(error)),

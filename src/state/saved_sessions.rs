@@ -1,6 +1,6 @@
 //! Sessions that outlive the server process.
 
-use std::net::IpAddr;
+use std::{mem, net::IpAddr};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -43,12 +43,24 @@ pub(crate) trait Save: Send {
 /// The suspended sessions that a server saves when all others have ended. It takes none before the server
 /// stops.
 #[derive(Default)]
-pub(crate) struct SessionsToSave(Mutex<Option<Vec<Box<dyn Save>>>>);
+pub(crate) struct SessionsToSave(Mutex<Phase>);
+
+#[derive(Default)]
+enum Phase {
+    #[default]
+    Before,
+    Open(Vec<Box<dyn Save>>),
+    /// The sessions are saved. They are saved once, however often the server is shut down.
+    After,
+}
 
 impl SessionsToSave {
-    /// Takes sessions from now on.
+    /// Takes sessions from now on, unless they are saved already.
     pub(crate) fn open(&self) {
-        self.0.lock().get_or_insert_default();
+        let mut phase = self.0.lock();
+        if let Phase::Before = *phase {
+            *phase = Phase::Open(Vec::new());
+        }
     }
 
     /// Takes a session in, which goes on receiving messages.
@@ -58,20 +70,22 @@ impl SessionsToSave {
     /// The session, if none are taken.
     pub(crate) fn add<S: Save + 'static>(&self, session: S) -> Result<(), S> {
         match &mut *self.0.lock() {
-            Some(sessions) => sessions.push(Box::new(session)),
-            None => return Err(session),
+            Phase::Open(sessions) => sessions.push(Box::new(session)),
+            Phase::Before | Phase::After => return Err(session),
         }
         Ok(())
     }
 
     /// Takes no more sessions, and saves those that are here. Those that end leave their rooms first, so that
-    /// the others are told.
-    pub(crate) fn close(&self) -> Vec<SavedSession> {
-        let sessions = self.0.lock().take().unwrap_or_default();
+    /// the others are told. `None` if no sessions were taken.
+    pub(crate) fn close(&self) -> Option<Vec<SavedSession>> {
+        let Phase::Open(sessions) = mem::replace(&mut *self.0.lock(), Phase::After) else {
+            return None;
+        };
         let (ended, saved): (Vec<_>, Vec<_>) =
             sessions.into_iter().partition(|session| session.is_ended());
         drop(ended);
-        saved.into_iter().map(Save::save).collect()
+        Some(saved.into_iter().map(Save::save).collect())
     }
 }
 

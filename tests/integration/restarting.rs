@@ -10,7 +10,7 @@ use crate::{
     operating::free_port,
     proxy::{Fate, Proxy},
     resuming::{Crew, reconnect},
-    support::{Client, Folder, Program, TestServer, operator},
+    support::{Client, Folder, Program, TestServer, operator, within_deadline},
 };
 
 /// The sessions file of a test.
@@ -267,6 +267,20 @@ async fn a_file_that_cannot_be_used_is_moved_aside() {
         back.expect_resume_failed().await;
         drop(server);
     }
+}
+
+#[tokio::test]
+async fn a_server_that_is_shut_down_twice_saves_its_sessions_once() {
+    let folder = Folder::new("shut-down-twice");
+    let server = start(&folder).await;
+    let (alice, token) = resumable(&server).await;
+    let alice = suspend(&server, alice, 1).await;
+    let anteroom = server.anteroom.clone();
+    stop(server).await;
+    within_deadline("the second shutdown", anteroom.shut_down()).await;
+    let server = start(&folder).await;
+    let mut back = reconnect(&server, "tea", &token, 2).await;
+    back.expect_resumed(&alice, 2).await;
 }
 
 #[test]
