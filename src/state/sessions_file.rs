@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::saved_sessions::SavedSession;
-use crate::protocol::Escaped;
+use crate::{cluster::MAX_NUMBER, protocol::Escaped};
 
 /// The version of the format. A change of any field needs another.
 const VERSION: u32 = 1;
@@ -65,7 +65,7 @@ impl SessionsFile {
     /// The file cannot be read, moved or removed; the message names it.
     pub(crate) fn take(&self, window: Duration) -> io::Result<Vec<SavedSession>> {
         let path = self.0.display();
-        let content = match fs::read(&self.0) {
+        let content = match read_regular(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             content => content.map_err(|error| self.name("cannot read", error))?,
         };
@@ -168,12 +168,25 @@ fn decode(file: &[u8], now: u64, window: Duration) -> Result<Vec<SavedSession>, 
         ));
     }
     let (mut ids, mut tokens) = (HashSet::new(), HashSet::new());
-    let is_twice =
-        |session: &SavedSession| !ids.insert(session.member.id) || !tokens.insert(session.token);
-    match content.sessions.iter().any(is_twice) {
-        true => Err("it is damaged: it has a session twice".into()),
-        false => Ok(content.sessions),
+    for session in &content.sessions {
+        if !ids.insert(session.member.id) || !tokens.insert(session.token) {
+            return Err("it is damaged: it has a session twice".into());
+        }
+        // No session lives long enough to count so far, and the counts go on from here.
+        if session.sent.max(session.taken_in) > MAX_NUMBER {
+            return Err(format!("it is damaged: a count is over {MAX_NUMBER}"));
+        }
     }
+    Ok(content.sessions)
+}
+
+/// Reads a file, but no FIFO or device, of which a read may never end.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        let message = "it is not a regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    fs::read(path)
 }
 
 /// Creates a file that only this user can read.
@@ -257,6 +270,22 @@ mod tests {
             damaged[index] ^= 0x20;
             assert!(refusal(&damaged, 1_000_000).starts_with("it is damaged"));
             assert!(refusal(&good[..index], 1_000_000).starts_with("it is damaged"));
+        }
+    }
+
+    #[test]
+    fn a_file_with_a_count_that_cannot_go_on_is_refused() {
+        let good = String::from_utf8(file(1)).unwrap();
+        let json = good.lines().next().unwrap();
+        for (count, other) in [
+            ("\"sent\":2", "\"sent\":"),
+            ("\"taken_in\":7", "\"taken_in\":"),
+        ] {
+            let refused = json.replace(count, &format!("{other}{}", u64::MAX));
+            assert_eq!(
+                refusal(&with_checksum(&refused), 1_000_000),
+                "it is damaged: a count is over 9007199254740991"
+            );
         }
     }
 

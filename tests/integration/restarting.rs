@@ -283,19 +283,34 @@ async fn a_server_that_is_shut_down_twice_saves_its_sessions_once() {
     back.expect_resumed(&alice, 2).await;
 }
 
+/// The error of a server that starts with this sessions file. It must name the file.
+fn start_error(path: PathBuf) -> String {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _guard = runtime.enter();
+    let mut config = Config::default();
+    config.serving.listen = ([127, 0, 0, 1], 0).into();
+    config.stopping.sessions_file = Some(path.clone());
+    let error = Server::bind(config).err().unwrap().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    error
+}
+
 #[test]
 fn a_sessions_file_that_cannot_be_written_is_an_error_at_the_start() {
     let folder = Folder::new("unwritable");
     fs::create_dir(file(&folder)).unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let _guard = runtime.enter();
-    for path in [folder.file("missing/sessions"), file(&folder)] {
-        let mut config = Config::default();
-        config.serving.listen = ([127, 0, 0, 1], 0).into();
-        config.stopping.sessions_file = Some(path.clone());
-        let error = Server::bind(config).err().unwrap().to_string();
-        assert!(error.contains(path.to_str().unwrap()), "{error}");
-    }
+    start_error(folder.file("missing/sessions"));
+    start_error(file(&folder));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_sessions_file_that_is_a_device_is_an_error_at_the_start() {
+    let folder = Folder::new("device");
+    // A read of this device never ends.
+    std::os::unix::fs::symlink("/dev/zero", file(&folder)).unwrap();
+    let error = start_error(file(&folder));
+    assert!(error.ends_with("it is not a regular file"), "{error}");
 }
 
 #[cfg(feature = "cli")]
