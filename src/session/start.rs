@@ -25,7 +25,7 @@ use crate::{
     protocol::{self, Close, CloseCode, Problem, ResumeToken, RoomName, SessionId},
     rooms::{LookupOutcome, MigrationRequest, Reservation, SessionInfo},
     state::{Reconnection, ResumeRequest, SavedSession, Shared, Takeover},
-    websocket::{self, Reader, Writer},
+    websocket::{self, Frame, Reader, Writer},
 };
 
 /// The first pause before the nodes are asked again for a session that is moving between them. Each
@@ -401,7 +401,9 @@ async fn import(
 
 /// Continues a session that another process has saved. It is suspended from now on.
 pub(crate) fn restore(shared: &Arc<Shared>, saved: SavedSession) {
-    let outbox_bytes = shared.config.limits.outbox_bytes;
+    // A limit that is lower now loses no message.
+    let missed_bytes = saved.missed.iter().map(Frame::cost).sum();
+    let outbox_bytes = shared.config.limits.outbox_bytes.max(missed_bytes);
     let (sender, outbox) = detached_outbox(outbox_bytes, saved.sent, saved.missed);
     let user = saved.permissions.as_ref().and_then(|it| it.user.clone());
     let registration =

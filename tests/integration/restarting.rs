@@ -3,7 +3,7 @@
 use std::{fs, num::NonZeroU32, path::PathBuf, process::Stdio};
 
 use anteroom::{Config, Server};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{
@@ -193,13 +193,19 @@ async fn a_lower_limit_after_a_restart_ends_no_session() {
     let one = NonZeroU32::new(1);
     let server = start(&folder).await;
     let (alice, alices) = resumable(&server).await;
-    let (bob, bobs) = resumable(&server).await;
-    let (alice, bob) = (
-        suspend(&server, alice, 1).await,
-        suspend(&server, bob, 2).await,
-    );
+    let (mut bob, bobs) = resumable(&server).await;
+    let alice = suspend(&server, alice, 1).await;
+    // Alice misses more than an outbox holds after the restart.
+    for number in 0..40 {
+        let data = json!([number, "x".repeat(2500)]);
+        bob.send(json!({"type": "note", "receiver": alice, "data": data}))
+            .await;
+    }
+    bob.expect_quiet().await;
+    let bob = suspend(&server, bob, 2).await;
     stop(server).await;
     let server = start_with(&folder, |config| {
+        config.limits.outbox_bytes = 67_000;
         config.limits.max_sessions = Some(1);
         config.limits.max_room_sessions = one;
         config.limits.max_address_sessions = one;
@@ -207,8 +213,11 @@ async fn a_lower_limit_after_a_restart_ends_no_session() {
     .await;
     let mut first = reconnect(&server, "tea", &alices, 3).await;
     first.expect_resumed(&alice, 2).await;
-    let mut second = reconnect(&server, "tea", &bobs, 2).await;
-    second.expect_resumed(&bob, 2).await;
+    for number in 0..40 {
+        assert_eq!(first.next().await["data"][0], number);
+    }
+    let mut second = reconnect(&server, "tea", &bobs, 3).await;
+    second.expect_resumed(&bob, 43).await;
     first.leave().await;
     second.expect_left(&alice).await;
 }
