@@ -1,6 +1,13 @@
 //! What a token allows a session.
 
-use crate::{access::Grant, cluster, state::ExpiryGuard};
+use std::sync::Arc;
+
+use crate::{
+    access::Grant,
+    cluster,
+    outbox::Sender,
+    state::{Expiries, ExpiryGuard},
+};
 
 /// What its token allows a session. A session has it where the server asks for tokens.
 pub(super) struct Permissions {
@@ -11,13 +18,27 @@ pub(super) struct Permissions {
     expiry: ExpiryGuard,
 }
 
+impl From<Grant> for cluster::Permissions {
+    fn from(grant: Grant) -> cluster::Permissions {
+        cluster::Permissions {
+            user: grant.user,
+            may_send: grant.may_send,
+            expires: grant.expires,
+        }
+    }
+}
+
 impl Permissions {
-    /// Permissions that last as long as `expiry` says.
-    pub(super) fn new(permissions: cluster::Permissions, expiry: ExpiryGuard) -> Permissions {
+    /// Permissions of the session behind `sender`, which ends when they expire.
+    pub(super) fn new(
+        permissions: cluster::Permissions,
+        expiries: &Arc<Expiries>,
+        sender: Sender,
+    ) -> Permissions {
         Permissions {
             user: permissions.user,
             may_send: permissions.may_send,
-            expiry,
+            expiry: expiries.register(permissions.expires, sender),
         }
     }
 

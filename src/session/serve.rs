@@ -78,10 +78,8 @@ impl Session {
         let sender = outbox.sender();
         shared.metrics.joins.inc();
         let permissions = permissions.map(|permissions| {
-            let expiry = shared
-                .expiries
-                .register(permissions.expires, sender.clone());
-            Box::new(Permissions::new(permissions, expiry))
+            let permissions = Permissions::new(permissions, &shared.expiries, sender.clone());
+            Box::new(permissions)
         });
         if shared.stopping.is_cancelled() {
             // The session began too late to be told with the others.

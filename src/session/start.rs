@@ -289,11 +289,7 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
     } = client;
     let public = grant.as_mut().and_then(|grant| grant.public.take());
     let join_guard = reservation.join(id, sender, SessionInfo::new(public, address));
-    let permissions = grant.map(|grant| cluster::Permissions {
-        user: grant.user,
-        may_send: grant.may_send,
-        expires: grant.expires,
-    });
+    let permissions = grant.map(cluster::Permissions::from);
     let session = Session::new(shared, join_guard, outbox, permissions, slot, [0, 0]);
     debug!("{id} joined {}", session.join_guard.room());
     (session, reader)
@@ -405,7 +401,10 @@ pub(crate) fn restore(shared: &Arc<Shared>, saved: SavedSession) {
     let missed_bytes = saved.missed.iter().map(Frame::cost).sum();
     let outbox_bytes = shared.config.limits.outbox_bytes.max(missed_bytes);
     let (sender, outbox) = detached_outbox(outbox_bytes, saved.sent, saved.missed);
-    let user = saved.permissions.as_ref().and_then(|it| it.user.clone());
+    // A server that asks for no tokens now could not tell the user again.
+    let takes_tokens = shared.admission.tokens().is_some();
+    let permissions = saved.permissions.filter(|_| takes_tokens);
+    let user = permissions.as_ref().and_then(|it| it.user.clone());
     let registration =
         shared
             .resumes
@@ -415,8 +414,14 @@ pub(crate) fn restore(shared: &Arc<Shared>, saved: SavedSession) {
     let info = join_guard.info();
     info.taken_in.store(saved.taken_in, Relaxed);
     *info.address.lock() = saved.address;
-    let (permissions, owed) = (saved.permissions, saved.owed);
-    let mut session = Session::new(shared.clone(), join_guard, outbox, permissions, slot, owed);
+    let mut session = Session::new(
+        shared.clone(),
+        join_guard,
+        outbox,
+        permissions,
+        slot,
+        saved.owed,
+    );
     session.registration = Some(Box::new(registration));
     shared.tasks.spawn(run(session, None));
 }

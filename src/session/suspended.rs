@@ -118,11 +118,17 @@ impl Session {
         self.shared.metrics.resumes("resumed").inc();
         let client = reconnection.client;
         *self.join_guard.info().address.lock() = client.address;
-        // The client may come with its first token while the session has a newer one.
-        if let (Some(permissions), Some(grant)) = (&mut self.permissions, client.grant)
-            && grant.expires > permissions.expires()
-        {
-            permissions.renew(grant);
+        match (&mut self.permissions, client.grant) {
+            // The client may come with its first token while the session has a newer one.
+            (Some(permissions), Some(grant)) if grant.expires > permissions.expires() => {
+                permissions.renew(grant);
+            }
+            // The server asked for no tokens before it was restarted.
+            (None, Some(grant)) => {
+                let (expiries, sender) = (&self.shared.expiries, self.outbox.sender());
+                self.permissions = Some(Permissions::new(grant.into(), expiries, sender).into());
+            }
+            _ => {}
         }
         if let (Some(registration), Some(token)) = (&mut self.registration, reconnection.token) {
             registration.learn_token(token);

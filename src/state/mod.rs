@@ -11,7 +11,7 @@ mod takeover;
 mod token_keys;
 
 pub(crate) use self::{
-    expiry::ExpiryGuard,
+    expiry::{Expiries, ExpiryGuard},
     heartbeat::{Heartbeat, HeartbeatGuard},
     ice::IceServers,
     resume::{ResumeRegistration, ResumeRequest, Resumes, SuspendedGuard},

@@ -12,6 +12,11 @@ use crate::{
     resuming::{Crew, reconnect},
     support::{Client, Folder, Program, TestServer, operator, within_deadline},
 };
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
+use crate::{
+    support::{File, in_seconds},
+    tokens::{SECRET, sign, with_secret},
+};
 
 /// The sessions file of a test.
 fn file(folder: &Folder) -> PathBuf {
@@ -220,6 +225,51 @@ async fn a_lower_limit_after_a_restart_ends_no_session() {
     second.expect_resumed(&bob, 43).await;
     first.leave().await;
     second.expect_left(&alice).await;
+}
+
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
+#[tokio::test]
+async fn a_session_from_before_the_server_asked_for_tokens_has_the_permissions_of_its_token() {
+    let folder = Folder::new("tokens-on");
+    let secret = File::new("tokens-on-secret", SECRET);
+    let server = start(&folder).await;
+    let (alice, alices) = resumable(&server).await;
+    let (bob, bobs) = resumable(&server).await;
+    let (alice, bob) = (
+        suspend(&server, alice, 1).await,
+        suspend(&server, bob, 2).await,
+    );
+    stop(server).await;
+    let server = start_with(&folder, |config| with_secret(config, &secret)).await;
+    let token = sign(json!({"send": false}));
+    let mut listener = reconnect(&server, "tea", &alices, format!("3&token={token}")).await;
+    listener.expect_resumed(&alice, 2).await;
+    listener.id.clone_from(&alice);
+    listener.send(json!({"type": "x", "receiver": "all"})).await;
+    listener.expect_error("not_allowed").await;
+    let token = sign(json!({"exp": in_seconds(2)}));
+    let mut brief = reconnect(&server, "tea", &bobs, format!("2&token={token}")).await;
+    brief.expect_resumed(&bob, 2).await;
+    assert_eq!(brief.expect_close().await.0, 1008);
+}
+
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
+#[tokio::test]
+async fn a_session_goes_on_when_the_server_asks_for_no_tokens_any_more() {
+    let folder = Folder::new("tokens-off");
+    let secret = File::new("tokens-off-secret", SECRET);
+    let server = start_with(&folder, |config| with_secret(config, &secret)).await;
+    let token = sign(json!({"sub": "alice", "send": false}));
+    let mut alice = Client::connect(server.address, &format!("/room/tea?token={token}")).await;
+    let resume = alice.ask_for_resume_token().await;
+    let alice = suspend(&server, alice, 1).await;
+    stop(server).await;
+    let server = start(&folder).await;
+    let mut back = reconnect(&server, "tea", &resume, 1).await;
+    back.expect_resumed(&alice, 1).await;
+    back.id.clone_from(&alice);
+    back.send(json!({"type": "x", "receiver": "all"})).await;
+    back.expect_error("empty_room").await;
 }
 
 #[tokio::test]
