@@ -1103,7 +1103,7 @@ export class MeshPeer {
 const FIRST_OFFER_MS = 5000;
 /** How long an answer and ICE may take before the next attempt, in ms. Doubles with each attempt, up to the
  * second. */
-const [ATTEMPT_MS, MAX_ATTEMPT_MS] = [15_000, 120_000];
+const [ATTEMPT_MS, MAX_ATTEMPT_MS] = [15_000, 30_000];
 /** After this many attempts, a session that waits gets the place. */
 const MAX_ATTEMPTS = 3;
 /** How much longer the polite side waits: usually one side is enough to begin afresh. */
