@@ -233,15 +233,13 @@ async fn tick(shared: Arc<Shared>) {
 
 /// Writes the sessions that are kept over a restart, if there is a file for them.
 fn save_sessions(shared: &Shared) {
-    let Some(file) = &shared.sessions_file else {
-        return;
-    };
-    let Some(sessions) = shared.to_save.close() else {
-        return;
-    };
-    match file.write(&sessions) {
-        Ok(()) => info!("saved {} session(s)", sessions.len()),
-        Err(error) => error!("{} session(s) are lost: {}", sessions.len(), Escaped(error)),
+    if let Some(file) = &shared.sessions_file
+        && let Some(sessions) = shared.to_save.close()
+    {
+        match file.write(&sessions) {
+            Ok(()) => info!("saved {} session(s)", sessions.len()),
+            Err(error) => error!("{} session(s) are lost: {}", sessions.len(), Escaped(error)),
+        }
     }
 }
 

@@ -10,6 +10,8 @@ mod shared;
 mod takeover;
 mod token_keys;
 
+#[cfg(fuzzing)]
+pub(crate) use self::sessions_file::{decode as decode_sessions, encode as encode_sessions};
 pub(crate) use self::{
     expiry::{Expiries, ExpiryGuard},
     heartbeat::{Heartbeat, HeartbeatGuard},

@@ -103,18 +103,8 @@ impl SessionsFile {
     }
 
     fn write_to(&self, temporary: &Path, sessions: &[SavedSession]) -> io::Result<()> {
-        let content = Content {
-            version: VERSION,
-            saved: now_millis(),
-            sessions,
-        };
-        let mut file = Summed {
-            file: BufWriter::new(create_private(temporary)?),
-            sum: Sha256::new(),
-        };
-        serde_json::to_writer(&mut file, &content)?;
-        let Summed { mut file, sum } = file;
-        write!(file, "\n{}\n", URL_SAFE_NO_PAD.encode(sum.finalize()))?;
+        let mut file = BufWriter::new(create_private(temporary)?);
+        encode(&mut file, now_millis(), sessions)?;
         file.into_inner()?.sync_all()?;
         fs::rename(temporary, &self.0)?;
         // The new name is in the folder only when that is on the disk, too.
@@ -139,12 +129,26 @@ impl SessionsFile {
     }
 }
 
+/// Writes the content of a file at a time in milliseconds since 1970.
+pub(crate) fn encode(file: &mut impl Write, now: u64, sessions: &[SavedSession]) -> io::Result<()> {
+    let content = Content {
+        version: VERSION,
+        saved: now,
+        sessions,
+    };
+    let sum = Sha256::new();
+    let mut summed = Summed { file, sum };
+    serde_json::to_writer(&mut summed, &content)?;
+    let Summed { file, sum } = summed;
+    write!(file, "\n{}\n", URL_SAFE_NO_PAD.encode(sum.finalize()))
+}
+
 /// Reads the content of a file at a time in milliseconds since 1970.
 ///
 /// # Errors
 ///
 /// Why it cannot be used, as text for the log.
-fn decode(file: &[u8], now: u64, window: Duration) -> Result<Vec<SavedSession>, String> {
+pub(crate) fn decode(file: &[u8], now: u64, window: Duration) -> Result<Vec<SavedSession>, String> {
     let damaged = "it is damaged";
     let (json, checksum) = file.split_last_chunk::<CHECKSUM_BYTES>().ok_or(damaged)?;
     let expected = format!("\n{}\n", URL_SAFE_NO_PAD.encode(Sha256::digest(json)));
@@ -207,12 +211,12 @@ fn now_millis() -> u64 {
 }
 
 /// A file, and the checksum of what is written to it.
-struct Summed {
-    file: BufWriter<File>,
+struct Summed<'a, W> {
+    file: &'a mut W,
     sum: Sha256,
 }
 
-impl Write for Summed {
+impl<W: Write> Write for Summed<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write(bytes)?;
         self.sum.update(&bytes[..count]);

@@ -4,17 +4,20 @@
 
 use std::{sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use tokio_util::{either::Either, task::TaskTracker};
 
 use crate::{
     cluster::{Broadcast, Envelope, Message, NodeId, TestLink, decode, encode},
     config::Limits,
-    outbox::{FlushSet, Outbox, outbox},
+    outbox::{FlushSet, Outbox, detached_outbox, outbox},
     protocol::{self, Receiver, RoomName, SessionId},
     rooms::{JoinGuard, Replies, Rooms, SessionInfo},
+    state::{SavedSession, decode_sessions, encode_sessions},
     websocket::Writer,
 };
 
@@ -92,6 +95,46 @@ pub fn client_messages(input: &[u8]) {
             assert!(!error.data.message.is_empty());
         }
     }
+}
+
+/// A sessions file is refused, or read, written and read again without a change, and its sessions return to
+/// their rooms. The checksum of the input is added: otherwise no change of a valid file would get any further.
+pub fn sessions_file(input: &[u8]) {
+    let window = Duration::MAX;
+    let read = |file: &[u8]| decode_sessions(file, 0, window);
+    let _ = read(input);
+    let sum = URL_SAFE_NO_PAD.encode(Sha256::digest(input));
+    let Ok(sessions) = read(&[input, format!("\n{sum}\n").as_bytes()].concat()) else {
+        return;
+    };
+    let write = |sessions: &[SavedSession]| {
+        let mut file = Vec::new();
+        encode_sessions(&mut file, 0, sessions).unwrap();
+        file
+    };
+    let file = write(&sessions);
+    assert!(file == write(&read(&file).unwrap()));
+    let rooms = Arc::new(Rooms::new(&Limits::default(), None));
+    let restored = sessions.into_iter().map(|session| {
+        let (sender, outbox) = detached_outbox(OUTBOX_BYTES, session.sent, session.missed);
+        (rooms.restore(&session.room, session.member, sender), outbox)
+    });
+    let mut restored: Vec<_> = restored.collect();
+    for session in SESSIONS {
+        if !restored
+            .iter()
+            .any(|(guard, _)| guard.id().to_string() == session.0)
+        {
+            restored.push(join(&rooms, session));
+        }
+    }
+    for (guard, _) in restored {
+        let (room, id) = (guard.room().clone(), guard.id());
+        guard.with_peers(|peers| assert!(peers.iter().all(|peer| peer.id != id)));
+        let record = guard.into_record();
+        assert!(record.id == id && !room.as_str().is_empty());
+    }
+    assert_eq!(rooms.len(), 0);
 }
 
 /// Messages of other nodes are decoded, encoded and decoded again without a change, and applied to rooms. When
