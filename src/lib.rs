@@ -41,7 +41,7 @@
 //! | `config` | every option, and the files and values that options name |
 //! | `keyed_map`, `spare_capacity` | maps whose keys clients choose, and spare capacity of maps |
 //! | `random` | random bits |
-//! | `model_check` | the model checker of threads, for tests |
+//! | `model_check`, `simulation` | the model checker of threads and simulated clusters, for tests |
 //! | `guide` | this guide |
 //!
 //! # Features

@@ -180,7 +180,7 @@ export function showPeople({ room, mesh, people }) {
   const qualities = new Map();
 
   const show = throttle(() => {
-    const ids = [...(room.state === "open" && room.id ? [room.id] : []), ...people.others];
+    const ids = [...(room.state !== "closed" && room.id ? [room.id] : []), ...people.others];
     $("people-list").replaceChildren(...ids.map(person));
     $("people-title").textContent = ids.length > 1 ? `Here now: ${ids.length}` : "Here now";
     for (const hint of document.querySelectorAll(".alone")) {

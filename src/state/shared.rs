@@ -63,7 +63,7 @@ impl Shared {
         let sessions = self.rooms.local_senders();
         let (count, drain) = (sessions.len(), self.config.stopping.drain());
         info!(
-            "stopping: {} s to leave for {count} session(s)",
+            "stopping: waiting up to {} s for {count} session(s)",
             drain.as_secs()
         );
         // Resumable sessions need time to resume after the delay.

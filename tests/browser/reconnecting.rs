@@ -185,6 +185,7 @@ async fn a_network_failure_loses_no_session_and_no_message() {
             other.type_into("#text", &format!("second {sent}\n")).await;
             tab.until(disconnected).await;
             until_videos_play(tab, 1).await;
+            assert_eq!(tab.run(ids).await, rosters[lost]);
             tab.type_into("#text", &format!("first {}\n", sent + 1))
                 .await;
             other

@@ -598,7 +598,7 @@ async fn the_default_log_has_only_what_an_operator_must_know() {
         "refusing new sessions: --max-sessions is reached"
     );
     assert!(
-        messages[2].starts_with("stopping: 5 s to leave for "),
+        messages[2].starts_with("stopping: waiting up to 5 s for "),
         "{log}"
     );
     assert_eq!(messages[3..], ["stopped"]);
