@@ -1,6 +1,6 @@
 //! Random bits.
 
-/// Bits from the operating system's random generator. A test that has called [`seeded::seed`] gets those of its
+/// Bits from the operating system's random generator. A test that has called `seeded::seed` gets those of its
 /// seed.
 pub(crate) fn bits<const N: usize>() -> [u8; N] {
     let mut bits = [0; N];

@@ -84,18 +84,15 @@ impl Config {
         #[cfg(feature = "cluster")]
         self.cluster.check()?;
         self.stopping.check()?;
-        if self.stopping.sessions_file.is_some() {
-            if self.liveness.resume_seconds == 0 {
-                return Err("--sessions-file needs --resume-seconds of at least 1".into());
-            }
-            #[cfg(feature = "cluster")]
-            if !self.cluster.servers.is_empty() {
-                return Err(
-                    "--sessions-file is for a server without --cluster: in a cluster, sessions go on \
-                     at the other nodes"
-                        .into(),
-                );
-            }
+        let keeps_sessions = self.stopping.sessions_file.is_some();
+        if keeps_sessions && self.liveness.resume_seconds == 0 {
+            return Err("--sessions-file needs --resume-seconds of at least 1".into());
+        }
+        #[cfg(feature = "cluster")]
+        if keeps_sessions && !self.cluster.servers.is_empty() {
+            let message = "--sessions-file is for a server without --cluster: in a cluster, sessions \
+                           go on at the other nodes";
+            return Err(message.into());
         }
         Ok(())
     }
