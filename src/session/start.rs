@@ -362,8 +362,12 @@ async fn import(
                 return try_again(shared, connection);
             }
             LookupOutcome::NotFound(reservation) => {
-                connection.admitted = Some(Admitted { reservation, slot });
-                return begin_anew(shared, connection);
+                // The session may have moved here since, with an earlier connection of the client.
+                if let Err(mut connection) = take_over(&shared, &token, connection) {
+                    connection.admitted = Some(Admitted { reservation, slot });
+                    begin_anew(shared, connection);
+                }
+                return;
             }
         }
         // Of two nodes that look for the session at once, each may have missed it.
