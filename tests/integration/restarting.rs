@@ -316,7 +316,8 @@ async fn a_file_that_cannot_be_used_is_moved_aside() {
         assert!(!file(&folder).exists());
         let mut back = reconnect(&server, "tea", &token, 2).await;
         back.expect_resume_failed().await;
-        drop(server);
+        drop(back);
+        stop(server).await;
     }
 }
 
