@@ -6,11 +6,12 @@ use anteroom::{Config, Server};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+#[cfg(feature = "cli")]
+use crate::support::Program;
 use crate::{
-    operating::free_port,
     proxy::{Fate, Proxy},
     resuming::{Crew, reconnect},
-    support::{Client, Folder, Program, TestServer, operator, within_deadline},
+    support::{Client, Folder, TestServer, operator, within_deadline},
 };
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 use crate::{
@@ -369,24 +370,24 @@ fn a_sessions_file_that_is_a_device_is_an_error_at_the_start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_message_is_lost_over_restarts_of_the_program() {
     let folder = Folder::new("program");
-    let (port, path) = (free_port(), file(&folder));
-    let start = async || {
+    let start = async |listen: String| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
         command
-            .args(["--listen", &format!("127.0.0.1:{port}")])
-            .args(["--drain-seconds", "10", "--sessions-file"])
-            .arg(&path)
+            .args(["--listen", &listen, "--drain-seconds", "10"])
+            .arg("--sessions-file")
+            .arg(file(&folder))
             .stderr(Stdio::null());
         Program::run(command).await
     };
-    let mut program = start().await;
-    let proxy = Proxy::start(program.address, || Fate::NONE).await;
+    let mut program = start("127.0.0.1:0".to_owned()).await;
+    let address = program.address;
+    let proxy = Proxy::start(address, || Fate::NONE).await;
     let crew = Crew::begin(&proxy, "tea", 8).await;
     for _ in 0..3 {
         crew.expect_progress().await;
         program.signal("TERM").await;
         assert_eq!(program.exit_code().await, Some(0));
-        program = start().await;
+        program = start(address.to_string()).await;
     }
     crew.end().await;
 }
