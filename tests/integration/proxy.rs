@@ -73,6 +73,8 @@ pub struct Proxy {
     held: watch::Sender<[bool; 2]>,
     /// Whether the proxy closes new connections at once.
     refusing: Arc<AtomicBool>,
+    /// Whether new connections wait before the proxy connects to the server.
+    waiting: watch::Sender<bool>,
     accepting: JoinHandle<()>,
 }
 
@@ -95,11 +97,15 @@ impl Proxy {
         let (held, holding) = watch::channel([false; 2]);
         let refusing = Arc::new(AtomicBool::new(false));
         let refuse = refusing.clone();
+        let (waiting, mut on_waiting) = watch::channel(false);
         let accepting = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 if refuse.load(Relaxed) {
                     continue;
+                }
+                if on_waiting.wait_for(|waits| !waits).await.is_err() {
+                    return;
                 }
                 let (fate, on_all, count) = (fates(), on_all.clone(), count.clone());
                 // If the server does not accept, the proxy closes the connection.
@@ -122,6 +128,7 @@ impl Proxy {
             all,
             held,
             refusing,
+            waiting,
             accepting,
         }
     }
@@ -129,6 +136,11 @@ impl Proxy {
     /// Sets whether the proxy closes new connections at once.
     pub fn refuse(&self, refuse: bool) {
         self.refusing.store(refuse, Relaxed);
+    }
+
+    /// Sets whether new connections wait, for example while the server restarts.
+    pub fn wait(&self, wait: bool) {
+        self.waiting.send_replace(wait);
     }
 
     /// Sets whether bytes to the server (`up`) and from it (`down`) are held back, as by a network that

@@ -11,6 +11,7 @@ use crate::support::Program;
 use crate::{
     proxy::{Fate, Proxy},
     resuming::{Crew, reconnect},
+    shutdown::delay,
     support::{Client, Folder, TestServer, operator, within_deadline},
 };
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
@@ -149,6 +150,34 @@ async fn stop_with<const N: usize>(mut server: TestServer, clients: [Client; N])
         read_to_restart(client).await;
     }
     server.stopped().await;
+}
+
+#[tokio::test]
+async fn clients_of_kept_sessions_are_asked_back_in_the_first_half_of_the_time() {
+    for (drain_seconds, resume_seconds, longest) in [(8, 30, 4000), (60, 8, 4000)] {
+        let folder = Folder::new(&format!("asked-back-{drain_seconds}"));
+        let mut server = start_with(&folder, |config| {
+            config.stopping.drain_seconds = drain_seconds;
+            config.liveness.resume_seconds = resume_seconds;
+        })
+        .await;
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            clients.push(resumable(&server).await.0);
+        }
+        server.stop();
+        let mut delays = Vec::new();
+        for client in &mut clients {
+            let (code, reason) = client.expect_close().await;
+            assert_eq!(code, 1012);
+            delays.push(delay(&reason));
+        }
+        delays.sort_unstable();
+        let quarter = longest / 4;
+        assert_eq!(delays, [0, quarter, 2 * quarter, 3 * quarter]);
+        drop(clients);
+        server.stopped().await;
+    }
 }
 
 #[tokio::test]
@@ -385,9 +414,11 @@ async fn no_message_is_lost_over_restarts_of_the_program() {
     let crew = Crew::begin(&proxy, "tea", 8).await;
     for _ in 0..3 {
         crew.expect_progress().await;
+        proxy.wait(true);
         program.signal("TERM").await;
         assert_eq!(program.exit_code().await, Some(0));
         program = start(address.to_string()).await;
+        proxy.wait(false);
     }
     crew.end().await;
 }

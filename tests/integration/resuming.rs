@@ -16,7 +16,7 @@ use anteroom::Config;
 use futures_util::{SinkExt, StreamExt, future::join_all};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::sleep};
+use tokio::{net::TcpStream, sync::watch, task::JoinHandle};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{Error, Message},
@@ -29,9 +29,6 @@ use crate::{
         within_deadline,
     },
 };
-
-/// The pause of a client between two attempts to resume.
-const RETRY: Duration = Duration::from_millis(20);
 
 /// A client that loses no message: it counts what it receives, keeps what it has sent until the server has
 /// confirmed it, and resumes its session whenever the connection is lost.
@@ -114,15 +111,10 @@ impl ResumingClient {
             loop {
                 self.stalls_before = *stalls.borrow();
                 let before = self.stalls_before;
-                let is_resumed = tokio::select! {
-                    resumed = self.try_resume() => resumed.is_ok(),
-                    _ = stalls.wait_for(|stalls| *stalls > before) => false,
-                };
-                if is_resumed {
-                    break;
+                tokio::select! {
+                    resumed = self.try_resume() => if resumed.is_ok() { break },
+                    _ = stalls.wait_for(|stalls| *stalls > before) => {}
                 }
-                // While a server restarts, every attempt fails at once.
-                sleep(RETRY).await;
             }
         };
         within_deadline("the resume", attempts).await;

@@ -11,7 +11,7 @@ use crate::support::Program;
 use crate::support::{Client, Raw, TestServer, handshake, within_deadline};
 
 /// The N of `retry in N ms`.
-fn delay(reason: &str) -> u64 {
+pub fn delay(reason: &str) -> u64 {
     let (_, rest) = reason.split_once("retry in ").unwrap();
     rest.strip_suffix(" ms").unwrap().parse().unwrap()
 }
