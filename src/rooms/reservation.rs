@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{index::Rooms, room::Room};
+use super::{
+    index::{Index, Rooms},
+    room::Room,
+};
 use crate::{protocol::RoomName, spare_capacity::release_spare_capacity};
 
 /// A reserved place in a room. Dropping it gives the place back, and the last one removes the room.
@@ -33,39 +36,33 @@ impl Rooms {
         if index.rooms.len() >= self.max_rooms && !index.rooms.contains_key(name) {
             return Err(Full::Rooms);
         }
-        let entry = index.entry(name, self.outbound.as_ref());
-        if entry.sessions >= self.max_room_sessions {
+        let entry = index.rooms.get(name);
+        if entry.is_some_and(|entry| entry.sessions >= self.max_room_sessions) {
             return Err(Full::Room);
         }
-        entry.sessions += 1;
-        Ok(Reservation {
-            rooms: self.clone(),
-            room: entry.room.clone(),
-            is_backend: false,
-        })
+        Ok(self.add(&mut index, name, false))
     }
 
     /// Reserves a place for a session from before a restart. Limits do not apply.
     pub(super) fn reserve_again(self: &Arc<Rooms>, name: &RoomName) -> Reservation {
-        let mut index = self.index.lock();
-        let entry = index.entry(name, self.outbound.as_ref());
-        entry.sessions += 1;
-        Reservation {
-            rooms: self.clone(),
-            room: entry.room.clone(),
-            is_backend: false,
-        }
+        self.add(&mut self.index.lock(), name, false)
     }
 
     /// Keeps a room for a backend that sends to it. Limits of rooms and sessions do not apply.
     pub(crate) fn reserve_for_backend(self: &Arc<Rooms>, name: &RoomName) -> Reservation {
-        let mut index = self.index.lock();
+        self.add(&mut self.index.lock(), name, true)
+    }
+
+    fn add(self: &Arc<Rooms>, index: &mut Index, name: &RoomName, is_backend: bool) -> Reservation {
         let entry = index.entry(name, self.outbound.as_ref());
-        entry.backends += 1;
+        match is_backend {
+            true => entry.backends += 1,
+            false => entry.sessions += 1,
+        }
         Reservation {
             rooms: self.clone(),
             room: entry.room.clone(),
-            is_backend: true,
+            is_backend,
         }
     }
 }

@@ -190,8 +190,7 @@ fn admit(
         let can_resume = shared.resumes.can_resume(request, room, client.user());
         can_resume && !shared.stopping.is_cancelled()
     });
-    let can_ask = shared.cluster.as_ref().is_none_or(|it| it.can_ask());
-    if resume.is_some() && !resumable && !can_ask {
+    if resume.is_some() && !resumable && !shared.can_ask_nodes() {
         return Err(HttpError::unavailable(
             "the server cannot ask its cluster for the session: try again later, another may answer",
         ));

@@ -167,13 +167,6 @@ fn close(shared: Arc<Shared>, disconnect: Disconnect, connection: Reconnection) 
     tasks.spawn(handshake.run(reader));
 }
 
-fn can_ask(shared: &Shared) -> bool {
-    shared
-        .cluster
-        .as_ref()
-        .is_none_or(|cluster| cluster.can_ask())
-}
-
 /// Closes a connection whose client wants to resume a session that may be on a node that cannot be asked now.
 fn try_again(shared: Arc<Shared>, connection: Box<Reconnection>) {
     let reason = "other nodes cannot be asked for the session now: try again";
@@ -358,7 +351,7 @@ async fn import(
                 return try_again(shared, connection);
             }
             // This node has given the others up because it is disconnected itself.
-            LookupOutcome::NotFound(_) if !can_ask(&shared) => {
+            LookupOutcome::NotFound(_) if !shared.can_ask_nodes() => {
                 return try_again(shared, connection);
             }
             LookupOutcome::NotFound(reservation) => {

@@ -86,6 +86,12 @@ impl Shared {
         }
     }
 
+    /// Whether the nodes that may have a session can be asked for it. Without a cluster there are none.
+    pub(crate) fn can_ask_nodes(&self) -> bool {
+        let cluster = self.cluster.as_ref();
+        cluster.is_none_or(|cluster| cluster.can_ask())
+    }
+
     /// Whether resumable sessions outlive this server process.
     fn keeps_sessions(&self) -> bool {
         self.cluster.is_some() || self.sessions_file.is_some()
