@@ -19,8 +19,8 @@ const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(2).expect("it is not zero");
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
 /// How many sessions of other nodes one network may look up in a second. It may be an office whose
-/// clients all reconnect because their node has died.
-const LOOKUPS_OF_ADDRESS: NonZeroU32 = NonZeroU32::new(50).expect("it is not zero");
+/// clients all reconnect because their node has died or is replaced.
+const LOOKUPS_OF_ADDRESS: NonZeroU32 = NonZeroU32::new(200).expect("it is not zero");
 
 /// How many sessions a node looks up in a second. Every other node answers each lookup.
 const LOOKUPS_OF_NODE: NonZeroU32 = NonZeroU32::new(1000).expect("it is not zero");

@@ -24,7 +24,7 @@ use crate::{
     outbox::{detached_outbox, outbox},
     protocol::{self, Close, CloseCode, Problem, ResumeToken, RoomName, SessionId},
     rooms::{LookupOutcome, MigrationRequest, Reservation, SessionInfo},
-    state::{Reconnection, ResumeRequest, SavedSession, Shared, Takeover},
+    state::{Reconnection, ResumeAttempt, ResumeRequest, SavedSession, Shared, Takeover},
     websocket::{self, Frame, Reader, Writer},
 };
 
@@ -51,6 +51,8 @@ pub(crate) fn start(
     resume: Option<ResumeRequest>,
     admitted: Option<Admitted>,
 ) {
+    let request = resume.as_ref().and_then(ResumeRequest::read);
+    let attempt = request.map(|(token, _)| shared.resumes.attempt(token.hash()));
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
         let Some((reader, writer)) = upgraded(&shared, connection).await else {
@@ -65,16 +67,16 @@ pub(crate) fn start(
             room,
             admitted,
         });
-        let Some(request) = resume else {
-            return begin(shared, connection, None);
-        };
-        let Some((token, received)) = request.read() else {
-            return begin_anew(shared, connection);
+        let (Some((token, received)), Some(attempt)) = (request, attempt) else {
+            return match resume {
+                Some(_) => begin_anew(shared, connection),
+                None => begin(shared, connection, None),
+            };
         };
         connection.token = Some(token);
         connection.received = received;
-        if let Err(connection) = take_over(&shared, &token, connection) {
-            look_up(shared, connection, token).await;
+        if let Err(connection) = take_over(&shared, &attempt, connection) {
+            look_up(shared, connection, token, attempt).await;
         }
     });
 }
@@ -105,26 +107,23 @@ async fn upgraded(shared: &Shared, connection: OnUpgrade) -> Option<(Reader, Wri
     Some(websocket::split(upgraded, max_message_bytes, traffic))
 }
 
-/// Makes a session of this node continue with a connection.
+/// Makes a session of this node continue with a connection, or rejects the connection if a later one is there.
 ///
 /// # Errors
 ///
 /// The connection, if this node has no such session or the session cannot continue with it.
 fn take_over(
     shared: &Arc<Shared>,
-    token: &ResumeToken,
+    attempt: &ResumeAttempt,
     connection: Box<Reconnection>,
 ) -> Result<(), Box<Reconnection>> {
     let (room, user) = (connection.room.clone(), connection.client.user());
     let user = user.map(str::to_owned);
     let takeover = Takeover::Local(connection);
-    let delivered = shared
-        .resumes
-        .take_over(&token.hash(), &room, user.as_deref(), takeover);
-    match delivered {
-        Ok(earlier) => {
-            if let Some(earlier) = earlier {
-                reject(shared, earlier);
+    match attempt.take_over(&room, user.as_deref(), takeover) {
+        Ok(lost) => {
+            if let Some(lost) = lost {
+                reject(shared, lost);
             }
             Ok(())
         }
@@ -290,7 +289,12 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
 
 /// Looks on the other nodes for the session that a client wants to resume, and begins a new one if no node
 /// has it.
-async fn look_up(shared: Arc<Shared>, connection: Box<Reconnection>, token: ResumeToken) {
+async fn look_up(
+    shared: Arc<Shared>,
+    connection: Box<Reconnection>,
+    token: ResumeToken,
+    attempt: ResumeAttempt,
+) {
     let Some(cluster) = &shared.cluster else {
         return begin_anew(shared, connection);
     };
@@ -306,7 +310,7 @@ async fn look_up(shared: Arc<Shared>, connection: Box<Reconnection>, token: Resu
     }
     tokio::select! {
         biased;
-        () = import(shared.clone(), connection, token, limit) => {}
+        () = import(shared.clone(), connection, token, attempt, limit) => {}
         // No node is waited for any more.
         () = stopped.cancelled() => {}
     }
@@ -318,6 +322,7 @@ async fn import(
     shared: Arc<Shared>,
     mut connection: Box<Reconnection>,
     token: ResumeToken,
+    attempt: ResumeAttempt,
     limit: Duration,
 ) {
     // A new session tells the client why it is refused.
@@ -334,6 +339,10 @@ async fn import(
     let deadline = Instant::now() + limit;
     let mut pause = LOOK_UP_AGAIN;
     let mut imported = loop {
+        if attempt.is_superseded() {
+            // The nodes give the session to the connection for which they are asked last.
+            return reject(&shared, Takeover::Local(connection));
+        }
         let left = deadline - Instant::now();
         let lookup = reservation.look_up(
             token.hash(),
@@ -356,7 +365,7 @@ async fn import(
             }
             LookupOutcome::NotFound(reservation) => {
                 // The session may have moved here since, with an earlier connection of the client.
-                if let Err(mut connection) = take_over(&shared, &token, connection) {
+                if let Err(mut connection) = take_over(&shared, &attempt, connection) {
                     connection.admitted = Some(Admitted { reservation, slot });
                     begin_anew(shared, connection);
                 }
@@ -367,7 +376,7 @@ async fn import(
         sleep(pause).await;
         pause *= 2;
         // The session may have moved here in the meantime.
-        match take_over(&shared, &token, connection) {
+        match take_over(&shared, &attempt, connection) {
             Ok(()) => return,
             Err(returned) => connection = returned,
         }
@@ -381,7 +390,7 @@ async fn import(
     let registration = shared
         .resumes
         .register_token(token, room, user, sender.clone());
-    if let Err(connection) = take_over(&shared, &token, connection) {
+    if let Err(connection) = take_over(&shared, &attempt, connection) {
         // The client has missed more than this node keeps.
         begin_anew(shared.clone(), connection);
     }

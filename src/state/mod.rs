@@ -16,7 +16,7 @@ pub(crate) use self::{
     expiry::{Expiries, ExpiryGuard},
     heartbeat::{Heartbeat, HeartbeatGuard},
     ice::IceServers,
-    resume::{ResumeRegistration, ResumeRequest, Resumes, SuspendedGuard},
+    resume::{ResumeAttempt, ResumeRegistration, ResumeRequest, Resumes, SuspendedGuard},
     saved_sessions::{Save, SavedSession, SessionsToSave},
     sessions_file::SessionsFile,
     shared::Shared,

@@ -2,7 +2,7 @@
 //! take it over.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -33,6 +33,7 @@ pub(crate) struct ResumeRequest {
 #[derive(Default)]
 pub(crate) struct Resumes {
     sessions: Mutex<HashMap<TokenHash, Resumable>>,
+    attempts: Mutex<HashMap<TokenHash, Attempts>>,
     /// How many sessions have no connection.
     suspended: AtomicUsize,
     keys: TokenKeys,
@@ -44,6 +45,23 @@ struct Resumable {
     user: Option<String>,
     sender: Sender,
     mailbox: Arc<Mailbox>,
+}
+
+/// The connections to this node that try to resume one session, numbered in the order in which they came.
+#[derive(Default)]
+struct Attempts {
+    count: u64,
+    /// Those that have neither succeeded nor failed.
+    open: BTreeSet<u64>,
+    /// The last one that has succeeded; 0 if none has.
+    succeeded: u64,
+}
+
+/// A connection that tries to resume a session. Dropping it tells that the connection has failed.
+pub(crate) struct ResumeAttempt {
+    resumes: Arc<Resumes>,
+    hash: TokenHash,
+    number: u64,
 }
 
 /// A session's entry in the registry. Dropping it removes the entry.
@@ -161,6 +179,21 @@ impl Resumes {
         })
     }
 
+    /// Notes that a connection has come to resume the session whose token has this hash. Of several that try at
+    /// once, each may wait for other nodes for a while; the last one is to have the session.
+    pub(crate) fn attempt(self: &Arc<Resumes>, hash: TokenHash) -> ResumeAttempt {
+        let mut attempts = self.attempts.lock();
+        let of_session = attempts.entry(hash).or_default();
+        of_session.count += 1;
+        let number = of_session.count;
+        of_session.open.insert(number);
+        ResumeAttempt {
+            resumes: self.clone(),
+            hash,
+            number,
+        }
+    }
+
     /// Makes the session of this user in this room, whose token has this hash, continue with `takeover`.
     /// Returns the earlier takeover that has lost the session by that.
     ///
@@ -208,6 +241,57 @@ impl Resumes {
     /// How many sessions have no connection.
     pub(crate) fn count_suspended(&self) -> usize {
         self.suspended.load(Relaxed)
+    }
+}
+
+impl ResumeAttempt {
+    /// Whether a connection that came later tries to resume the session, or has resumed it.
+    pub(crate) fn is_superseded(&self) -> bool {
+        let attempts = self.resumes.attempts.lock();
+        let of_session = attempts.get(&self.hash);
+        of_session.is_some_and(|it| it.supersede(self.number))
+    }
+
+    /// Makes the session of this user in this room continue with `takeover`, which has this connection. Returns
+    /// the takeover that has lost the session by that: an earlier one, or this one if it is superseded.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Resumes::take_over`].
+    pub(crate) fn take_over(
+        &self,
+        room: &RoomName,
+        user: Option<&str>,
+        takeover: Takeover,
+    ) -> Result<Option<Takeover>, Takeover> {
+        let mut attempts = self.resumes.attempts.lock();
+        let of_session = attempts.entry(self.hash).or_default();
+        if of_session.supersede(self.number) {
+            return Ok(Some(takeover));
+        }
+        let lost = self.resumes.take_over(&self.hash, room, user, takeover)?;
+        of_session.succeeded = self.number;
+        Ok(lost)
+    }
+}
+
+impl Attempts {
+    /// Whether an attempt with a higher number is open or has succeeded.
+    fn supersede(&self, number: u64) -> bool {
+        self.succeeded > number || self.open.last() > Some(&number)
+    }
+}
+
+impl Drop for ResumeAttempt {
+    fn drop(&mut self) {
+        let mut attempts = self.resumes.attempts.lock();
+        if let Entry::Occupied(mut entry) = attempts.entry(self.hash) {
+            entry.get_mut().open.remove(&self.number);
+            if entry.get().open.is_empty() {
+                entry.remove();
+                release_spare_capacity(&mut attempts);
+            }
+        }
     }
 }
 
@@ -287,22 +371,25 @@ mod tests {
         (outbox, registration)
     }
 
-    /// Lets another node take a session over. The number tells the takeovers apart.
+    /// Lets another node take a session over.
     fn take_over(
         resumes: &Resumes,
         token: &TokenHash,
         seek: u64,
     ) -> Result<Option<Takeover>, Takeover> {
-        let room = RoomName::default_room();
-        let takeover = Takeover::Remote(MigrationRequest {
+        resumes.take_over(token, &RoomName::default_room(), None, from_node(seek))
+    }
+
+    /// A takeover of another node. The number tells the takeovers apart.
+    fn from_node(seek: u64) -> Takeover {
+        Takeover::Remote(MigrationRequest {
             node: NodeId::random(),
-            room: room.clone(),
+            room: RoomName::default_room(),
             seek,
-            token: *token,
+            token: ResumeToken::random(None).hash(),
             received: 0,
             seen: Vec::new(),
-        });
-        resumes.take_over(token, &room, None, takeover)
+        })
     }
 
     fn number(takeover: Takeover) -> u64 {
@@ -359,6 +446,28 @@ mod tests {
         assert_eq!(later_stay.take().map(number), Some(1));
         drop(later_stay);
         assert!(resumes.sessions.lock().is_empty());
+    }
+
+    #[test]
+    fn of_several_attempts_the_last_that_does_not_fail_gets_the_session() {
+        let resumes = Arc::new(Resumes::default());
+        let (_outbox, registration) = suspended(&resumes);
+        let [first, second, third] = [(); 3].map(|()| resumes.attempt(registration.hash()));
+        let take_over = |attempt: &ResumeAttempt, seek| {
+            let lost = attempt.take_over(&RoomName::default_room(), None, from_node(seek));
+            lost.ok().unwrap().map(number)
+        };
+        assert!(first.is_superseded() && second.is_superseded() && !third.is_superseded());
+        assert_eq!(take_over(&second, 1), Some(1));
+        // The connection of the third is lost.
+        drop(third);
+        assert!(first.is_superseded() && !second.is_superseded());
+        assert_eq!(take_over(&second, 2), None);
+        drop(second);
+        assert_eq!(take_over(&first, 3), Some(3));
+        assert_eq!(registration.take().map(number), Some(2));
+        drop(first);
+        assert!(resumes.attempts.lock().is_empty());
     }
 
     #[test]

@@ -28,10 +28,13 @@ const CHECKSUM_BYTES: usize = 45;
 /// The path of the file.
 pub(crate) struct SessionsFile(PathBuf);
 
-/// The part of the object that every version has.
+/// What is read first.
 #[derive(Deserialize)]
 struct Header {
     version: u32,
+    /// As in [`Content`]; other versions may not have it.
+    #[serde(default)]
+    saved: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -156,14 +159,13 @@ pub(crate) fn decode(file: &[u8], now: u64, window: Duration) -> Result<Vec<Save
         return Err("it is damaged: its checksum is wrong".into());
     }
     let invalid = |error| format!("it is damaged: {error}");
-    let Header { version } = serde_json::from_slice(json).map_err(invalid)?;
+    let Header { version, saved } = serde_json::from_slice(json).map_err(invalid)?;
     if version != VERSION {
         return Err(format!(
             "it has version {version}, and this server reads version {VERSION}"
         ));
     }
-    let content: Content<Vec<SavedSession>> = serde_json::from_slice(json).map_err(invalid)?;
-    let age = Duration::from_millis(now.saturating_sub(content.saved));
+    let age = Duration::from_millis(now.saturating_sub(saved));
     if age > window {
         return Err(format!(
             "it was written {} s ago, and sessions are kept for {} s",
@@ -171,6 +173,7 @@ pub(crate) fn decode(file: &[u8], now: u64, window: Duration) -> Result<Vec<Save
             window.as_secs()
         ));
     }
+    let content: Content<Vec<SavedSession>> = serde_json::from_slice(json).map_err(invalid)?;
     let (mut ids, mut tokens) = (HashSet::new(), HashSet::new());
     for session in &content.sessions {
         if !ids.insert(session.member.id) || !tokens.insert(session.token) {
