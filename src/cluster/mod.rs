@@ -62,7 +62,8 @@ pub(crate) use self::{
     queue::Disconnected,
     wire::{
         Answer, Broadcast, Digest, Direct, Event, MAX_IDS, MAX_NUMBER, MAX_ROOMS, Message, NodeId,
-        PART_BYTES, Permissions, RoomEvent, SessionRecord, SessionTransfer, SnapshotChunk, Want,
+        PART_BYTES, Permissions, RoomEvent, SessionRecord, SessionState, SessionTransfer,
+        SnapshotChunk, Want,
     },
 };
 #[cfg(feature = "cluster")]

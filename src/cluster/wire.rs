@@ -8,6 +8,7 @@
 use std::{
     fmt::{self, Display},
     str::{self, FromStr},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -130,6 +131,11 @@ pub(crate) enum Event {
     Join(SessionRecord),
     /// A session left.
     Leave(SessionId),
+    /// A session says something of itself.
+    State {
+        id: SessionId,
+        state: Arc<SessionState>,
+    },
     /// A session has migrated from the node `from` to the sender.
     Arrive { member: SessionRecord, from: NodeId },
     /// A session, or a backend (`None`), sends the text after the line to all.
@@ -249,12 +255,35 @@ pub(crate) struct SessionRecord {
     /// How often it has migrated. If two nodes claim the session, the higher number is right.
     #[serde(default)]
     pub(crate) moves: u32,
+    /// The last state that it has set, if it has set one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) state: Option<Arc<SessionState>>,
+}
+
+/// What a session says of itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SessionState {
+    /// How many states the session has set, with this one. Of two states of a session, the one with the higher
+    /// number is the later.
+    #[serde(rename = "n")]
+    pub(crate) number: u64,
+    /// JSON; `None` if the session has cleared its state.
+    pub(crate) value: Option<Box<RawValue>>,
 }
 
 impl SessionRecord {
     /// Its approximate length on the wire, in bytes.
     pub(crate) fn len(&self) -> usize {
-        96 + self.data.as_ref().map_or(0, |data| data.get().len())
+        let data = self.data.as_ref().map_or(0, |data| data.get().len());
+        let state = self.state.as_ref().map_or(0, |state| state.len());
+        96 + data + state
+    }
+}
+
+impl SessionState {
+    /// Its approximate length on the wire, in bytes.
+    fn len(&self) -> usize {
+        32 + self.value.as_ref().map_or(0, |value| value.get().len())
     }
 }
 
@@ -310,6 +339,9 @@ pub(crate) struct SessionTransfer {
     pub(crate) part: usize,
     /// Sessions that its client knows of, and sessions that joined before it.
     pub(crate) known: Vec<SessionId>,
+    /// Those of them that have set a state, each with the number of the state that its client knows.
+    #[serde(default)]
+    pub(crate) states: Vec<(SessionId, u64)>,
     /// Whether more parts follow.
     pub(crate) more: bool,
 }
@@ -331,6 +363,9 @@ pub(crate) struct Digest {
     pub(crate) last: u64,
     /// The exclusive or of the ids of its sessions.
     pub(crate) hash: u64,
+    /// The exclusive or of the hashes of their states.
+    #[serde(default)]
+    pub(crate) states: u64,
 }
 
 /// A message to any number of nodes.
@@ -426,7 +461,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
         _ => 0,
     };
     let ids = match &line.message {
-        Message::Node(Direct::Handed(handed)) => handed.known.len(),
+        Message::Node(Direct::Handed(handed)) => handed.known.len().max(handed.states.len()),
         _ => 0,
     };
     if length > MAX_ROOMS || ids > MAX_IDS {
@@ -478,6 +513,7 @@ mod tests {
             data: data.map(|data| RawValue::from_string(data.into()).unwrap()),
             since: 1,
             moves: 0,
+            state: None,
         }
     }
 

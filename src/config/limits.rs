@@ -34,6 +34,13 @@ pub struct Limits {
     ))]
     pub max_message_bytes: usize,
 
+    /// Longest state that a session may set, in bytes
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_MAX_STATE_BYTES", value_name = "BYTES",
+        default_value_t = Limits::default().max_state_bytes
+    ))]
+    pub max_state_bytes: usize,
+
     /// Most bytes that wait for one session, in its outbox or its replay buffer; each message
     /// counts 64 bytes more than its length; a session beyond the limit is closed (1013)
     #[cfg_attr(feature = "cli", arg(
@@ -113,6 +120,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_message_bytes: 65_536,
+            max_state_bytes: 4096,
             outbox_bytes: 1 << 20,
             max_sessions: None,
             max_room_sessions: None,
@@ -134,6 +142,11 @@ impl Limits {
             "--max-message-bytes",
             bytes(self.max_message_bytes),
             1..=GIB,
+        )?;
+        within(
+            "--max-state-bytes",
+            bytes(self.max_state_bytes),
+            0..=KIB * KIB,
         )?;
         within("--outbox-bytes", bytes(self.outbox_bytes), 1..=4 * GIB)?;
         if let Some(sessions) = self.max_sessions {

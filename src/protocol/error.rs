@@ -70,6 +70,14 @@ impl Problem {
         }
     }
 
+    /// The room has no other session of this user.
+    pub(crate) fn unknown_user(name: &str) -> Problem {
+        Problem {
+            code: ErrorCode::UnknownReceiver,
+            message: format!("no other session of user {} in this room", quote(name)),
+        }
+    }
+
     /// No other session is in the room.
     pub(crate) fn empty_room() -> Problem {
         Problem {
@@ -90,11 +98,16 @@ impl Problem {
     }
 
     /// A request to the server with invalid `data`.
-    pub(crate) fn bad_message(message: &str) -> Problem {
+    pub(crate) fn bad_message(message: impl Into<String>) -> Problem {
         Problem {
             code: ErrorCode::BadMessage,
             message: message.into(),
         }
+    }
+
+    /// The token allows to listen only.
+    pub(crate) fn listens_only() -> Problem {
+        Problem::not_allowed("your token lets you listen only")
     }
 
     /// The token does not allow a message.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     error::{ErrorCode, Problem},
     id::SessionId,
-    message::Message,
+    message::{Message, Receiver, USER_PREFIX},
     resume_token::ResumeToken,
     room_name::RoomName,
 };
@@ -19,15 +19,28 @@ use crate::{
 };
 
 /// The value of `sender` or `receiver`.
-enum AddressField {
+enum AddressField<'a> {
     Session(SessionId),
     Server,
     All,
-    /// `null`, the receiver of a `close`.
+    /// All sessions of a user.
+    User(&'a str),
+    /// `null`, the receiver of what only the server can say.
     Nobody,
 }
 
-impl AddressField {
+impl AddressField<'_> {
+    /// The receiver of a message that is delivered to sessions.
+    fn of<'a>(receiver: &'a Receiver<'_>) -> AddressField<'a> {
+        match receiver {
+            Receiver::All => AddressField::All,
+            Receiver::Server => AddressField::Server,
+            Receiver::Session(id) => AddressField::Session(*id),
+            Receiver::User(name) => AddressField::User(name),
+            Receiver::Unknown(_) => AddressField::Nobody,
+        }
+    }
+
     /// Writes the value as JSON.
     fn write(&self, buffer: &mut Vec<u8>) {
         match self {
@@ -38,13 +51,23 @@ impl AddressField {
             }
             AddressField::Server => buffer.extend_from_slice(br#""server""#),
             AddressField::All => buffer.extend_from_slice(br#""all""#),
+            AddressField::User(name) => {
+                let address = format!("{USER_PREFIX}{name}");
+                serde_json::to_writer(buffer, &address)
+                    .expect("a string always serializes, and a Vec takes every write");
+            }
             AddressField::Nobody => buffer.extend_from_slice(b"null"),
         }
     }
 }
 
 /// A message: the four fields in the order of the protocol.
-fn frame(kind: &str, sender: AddressField, receiver: AddressField, data: impl Serialize) -> Frame {
+fn frame(
+    kind: &str,
+    sender: AddressField<'_>,
+    receiver: AddressField<'_>,
+    data: impl Serialize,
+) -> Frame {
     fn write(buffer: &mut Vec<u8>, json: impl Serialize) {
         serde_json::to_writer(buffer, &json)
             .expect("strings and checked JSON always serialize, and a Vec takes every write");
@@ -72,14 +95,19 @@ pub(crate) fn left(id: SessionId) -> Frame {
     frame("close", AddressField::Session(id), AddressField::Nobody, ())
 }
 
-/// A client's message to `receiver`, or to all if there is none. `sender` is the session that sent it,
-/// whatever the client wrote.
-pub(crate) fn relayed(
-    message: &Message<'_>,
-    sender: SessionId,
-    receiver: Option<SessionId>,
-) -> Frame {
-    let receiver = receiver.map_or(AddressField::All, AddressField::Session);
+/// The event `state`, to the others in a room: what a session says of itself, if anything.
+pub(crate) fn state(id: SessionId, value: Option<&RawValue>) -> Frame {
+    frame(
+        "state",
+        AddressField::Session(id),
+        AddressField::Nobody,
+        value,
+    )
+}
+
+/// A client's message to its receivers. `sender` is the session that sent it, whatever the client wrote.
+pub(crate) fn relayed(message: &Message<'_>, sender: SessionId) -> Frame {
+    let receiver = AddressField::of(&message.receiver);
     frame(
         &message.kind,
         AddressField::Session(sender),
@@ -88,10 +116,9 @@ pub(crate) fn relayed(
     )
 }
 
-/// A message of the application's backend to `receiver`, or to all if there is none. The sender is the
-/// server.
-pub(crate) fn announced(message: &Message<'_>, receiver: Option<SessionId>) -> Frame {
-    let receiver = receiver.map_or(AddressField::All, AddressField::Session);
+/// A message of the application's backend to its receivers. The sender is the server.
+pub(crate) fn announced(message: &Message<'_>) -> Frame {
+    let receiver = AddressField::of(&message.receiver);
     frame(&message.kind, AddressField::Server, receiver, message.data)
 }
 
@@ -215,6 +242,9 @@ pub(crate) struct Peer<'a> {
     pub(crate) id: SessionId,
     /// The `data` of the session's `new`.
     pub(crate) data: Option<&'a RawValue>,
+    /// What the session says of itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) state: Option<&'a RawValue>,
 }
 
 /// The limits of a session.
@@ -222,6 +252,7 @@ pub(crate) struct Peer<'a> {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Limits {
     pub(crate) message_bytes: usize,
+    pub(crate) state_bytes: usize,
     /// `None` without a limit, here and below.
     pub(crate) messages_per_second: Option<NonZeroU32>,
     pub(crate) bytes_per_second: Option<NonZeroU32>,

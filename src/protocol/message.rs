@@ -14,6 +14,9 @@ use super::{
     text::{Text, quote},
 };
 
+/// What the name of a user follows in `receiver`.
+pub(super) const USER_PREFIX: &str = "user:";
+
 /// The longest `type`, in bytes.
 const MAX_TYPE: usize = 64;
 
@@ -45,8 +48,22 @@ pub(crate) enum Receiver<'a> {
     Server,
     /// One session.
     Session(SessionId),
+    /// All sessions of the user with this name.
+    User(Cow<'a, str>),
     /// No session can have this id.
     Unknown(Cow<'a, str>),
+}
+
+impl Receiver<'_> {
+    /// The error that no session receives a message.
+    pub(crate) fn problem(&self) -> Problem {
+        match self {
+            Receiver::All | Receiver::Server => Problem::empty_room(),
+            Receiver::Session(id) => Problem::unknown_receiver(id),
+            Receiver::User(name) => Problem::unknown_user(name),
+            Receiver::Unknown(name) => Problem::unknown_receiver(name),
+        }
+    }
 }
 
 /// An invalid message, and its `ref` if that is valid.
@@ -116,7 +133,10 @@ impl<'a> Fields<'a> {
         let receiver = match &*receiver {
             "all" => Receiver::All,
             "server" => Receiver::Server,
-            text => SessionId::parse(text).map_or(Receiver::Unknown(receiver), Receiver::Session),
+            text => match (SessionId::parse(text), receiver) {
+                (Some(id), _) => Receiver::Session(id),
+                (None, receiver) => user(receiver),
+            },
         };
         if self.reference.is_some_and(|raw| !is_reference(raw.get())) {
             return Err(format!(
@@ -213,6 +233,20 @@ impl<'de> Visitor<'de> for NameVisitor {
 
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
         Ok(Name(text.as_bytes().to_vec().into()))
+    }
+}
+
+/// The receiver that is not the id of a session.
+fn user(text: Cow<'_, str>) -> Receiver<'_> {
+    match text {
+        Cow::Borrowed(text) => match text.strip_prefix(USER_PREFIX) {
+            Some(name) => Receiver::User(name.into()),
+            None => Receiver::Unknown(text.into()),
+        },
+        Cow::Owned(text) => match text.strip_prefix(USER_PREFIX) {
+            Some(name) => Receiver::User(name.to_owned().into()),
+            None => Receiver::Unknown(text.into()),
+        },
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) use self::{
     escape::Escaped,
     event::{
         Hello, HelloRequest, IceServer, Limits, Peer, Resume, ack, announced, error, hello, joined,
-        left, pong, relayed, resumed,
+        left, pong, relayed, resumed, state,
     },
     id::SessionId,
     message::{Message, Receiver, parse},

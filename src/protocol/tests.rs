@@ -129,7 +129,11 @@ proptest! {
                 Receiver::All => prop_assert_eq!(receiver, "all"),
                 Receiver::Server => prop_assert_eq!(receiver, "server"),
                 Receiver::Session(id) => prop_assert_eq!(receiver, id.to_string()),
-                Receiver::Unknown(other) => prop_assert_eq!(receiver, other),
+                Receiver::User(name) => prop_assert_eq!(receiver, format!("user:{name}")),
+                Receiver::Unknown(other) => {
+                    prop_assert!(!receiver.starts_with("user:"));
+                    prop_assert_eq!(receiver, other);
+                }
             }
         }
     }
@@ -159,7 +163,7 @@ proptest! {
     ) {
         let text = format!(r#"{{"type":"x","data":{space}{data}{space},"receiver":"all"}}"#);
         let message = parse(&text).unwrap();
-        let relayed = relayed(&message, id(), None);
+        let relayed = relayed(&message, id());
         let head = format!(r#"{{"type":"x","sender":"{}","receiver":"all","data":"#, id());
         let expected = head + &data + "}";
         prop_assert!(relayed.bytes().ends_with(expected.as_bytes()));
@@ -170,7 +174,7 @@ proptest! {
         kind in "\\PC{1,16}|[\u{0}-\u{1f}\"\\\\]{1,64}",
     ) {
         let text = format!(r#"{{"type":{},"receiver":"all"}}"#, Value::from(&*kind));
-        let relayed = relayed(&parse(&text).unwrap(), id(), None);
+        let relayed = relayed(&parse(&text).unwrap(), id());
         let start = relayed.bytes().windows(7).position(|bytes| bytes == b"{\"type\"").unwrap();
         let back: Value = serde_json::from_slice(&relayed.bytes()[start..]).unwrap();
         prop_assert_eq!(&back["type"], &*kind);

@@ -27,13 +27,22 @@ pub(super) fn catch_up(
 ) {
     recorded.sort_by_key(|it| (it.number, it.source));
     let own = transfer.member.id;
-    let mut known: BTreeSet<SessionId> = transfer.known.iter().copied().collect();
+    // Each session that the client knows, with the number of the state that it knows.
+    let known = transfer.known.iter().map(|id| (*id, 0));
+    let mut known: BTreeMap<SessionId, u64> =
+        known.chain(transfer.states.iter().copied()).collect();
     let seen: BTreeMap<NodeId, u64> = transfer.seen.iter().copied().collect();
     // The session's last node has sent it the events that the node had seen.
     let was_seen = |source, number| seen.get(&source).is_some_and(|seen| number <= *seen);
     let new = |id: SessionId, member: &Member| {
         let data = member.info.public.as_deref();
         protocol::joined(id, data)
+    };
+    // The state of a session, if it is later than the one with the number that the client knows.
+    let later_state = |id: SessionId, member: &Member, number: u64| {
+        let state = member.state.as_ref();
+        let later = state.filter(|state| state.number > number);
+        later.map(|state| protocol::state(id, state.value.as_deref()))
     };
 
     // A session that joined without a recorded event gets its `new` before its messages.
@@ -43,8 +52,10 @@ pub(super) fn catch_up(
     });
     let joined: BTreeSet<SessionId> = joined.collect();
     for (id, member) in members {
-        if *id != own && !joined.contains(id) && known.insert(*id) {
+        if *id != own && !joined.contains(id) && !known.contains_key(id) {
+            known.insert(*id, member.state_number());
             push(new(*id, member));
+            later_state(*id, member, 0).into_iter().for_each(&mut push);
         }
     }
 
@@ -58,10 +69,19 @@ pub(super) fn catch_up(
             // A session that has come and gone before the transfer is not known, and has been announced.
             RecordedEvent::Joined(id, _)
                 if was_seen(source, number) && !members.contains_key(&id) => {}
-            RecordedEvent::Joined(id, frame) if id != own && known.insert(id) => push(frame),
-            RecordedEvent::Left(id, frame) if known.remove(&id) => push(frame),
+            RecordedEvent::Joined(id, frame) if id != own && !known.contains_key(&id) => {
+                known.insert(id, 0);
+                push(frame);
+            }
+            RecordedEvent::Left(id, frame) if known.remove(&id).is_some() => push(frame),
+            RecordedEvent::State(id, number, frame) => {
+                if let Some(last) = known.get_mut(&id).filter(|last| **last < number) {
+                    *last = number;
+                    push(frame);
+                }
+            }
             RecordedEvent::Broadcast(sender, _) | RecordedEvent::Unicast(sender, _)
-                if sender.is_some_and(|id| id != own && !known.contains(&id)) => {}
+                if sender.is_some_and(|id| id != own && !known.contains_key(&id)) => {}
             RecordedEvent::Broadcast(_, frame) if !was_seen(source, number) => push(frame),
             RecordedEvent::Unicast(_, frame) => push(frame),
             _ => {}
@@ -69,14 +89,19 @@ pub(super) fn catch_up(
     }
 
     // The last differences from the room, which no recorded event explains.
-    for id in &known {
+    for id in known.keys() {
         if !members.contains_key(id) {
             push(protocol::left(*id));
         }
     }
     for (id, member) in members {
-        if *id != own && !known.contains(id) {
-            push(new(*id, member));
+        if *id != own {
+            let known_state = known.get(id).copied();
+            if known_state.is_none() {
+                push(new(*id, member));
+            }
+            let later = later_state(*id, member, known_state.unwrap_or_default());
+            later.into_iter().for_each(&mut push);
         }
     }
 }
@@ -90,7 +115,7 @@ mod tests {
         *,
     };
     use crate::{
-        cluster::SessionRecord,
+        cluster::{SessionRecord, SessionState},
         protocol::{ResumeToken, RoomName},
     };
 
@@ -101,6 +126,7 @@ mod tests {
             data: None,
             since: 0,
             moves: 0,
+            state: None,
         }
     }
 
@@ -123,9 +149,14 @@ mod tests {
             seen: vec![(node, 10)],
             part: 0,
             known: vec![known, left],
+            states: vec![(known, 2)],
             more: false,
         };
         let message = |sender, text| RecordedEvent::Broadcast(Some(sender), relayed_frame(text));
+        let state = |id, number| {
+            let frame = relayed_frame(&format!("state {number}"));
+            RecordedEvent::State(id, number, frame)
+        };
         let recorded = [
             (16, RecordedEvent::Unicast(None, relayed_frame("5"))),
             // The session has received these on its last node.
@@ -135,6 +166,9 @@ mod tests {
             ),
             (9, RecordedEvent::Left(brief, protocol::left(brief))),
             (10, message(known, "0")),
+            (10, state(known, 2)),
+            (10, state(known, 3)),
+            (10, state(known, 1)),
             (11, message(left, "1")),
             (12, RecordedEvent::Left(left, protocol::left(left))),
             (13, message(left, "2")),
@@ -146,6 +180,7 @@ mod tests {
                 14,
                 RecordedEvent::Joined(joined, protocol::joined(joined, None)),
             ),
+            (15, state(joined, 1)),
             (15, message(joined, "3")),
             (15, message(silent, "4")),
             (15, RecordedEvent::Joined(own, protocol::joined(own, None))),
@@ -156,7 +191,12 @@ mod tests {
             event,
         });
         let members = [own, joined, silent].map(|id| {
-            let member = Member::from_record(record(id), Location::Remote(node));
+            let mut member = Member::from_record(record(id), Location::Remote(node));
+            // The events of the states that two of them have set last were lost.
+            member.state = (id != own).then(|| {
+                let value = None;
+                SessionState { number: 2, value }.into()
+            });
             (id, member)
         });
         let mut received = Vec::new();
@@ -166,14 +206,19 @@ mod tests {
         });
         let expected = [
             text(protocol::joined(silent, None)),
+            text(protocol::state(silent, None)),
+            "state 3".into(),
             "1".into(),
             text(protocol::left(left)),
             text(protocol::joined(joined, None)),
+            "state 1".into(),
             "3".into(),
             "4".into(),
             "5".into(),
             // It left without a recorded event.
             text(protocol::left(known)),
+            // The event of its last state was lost.
+            text(protocol::state(joined, None)),
         ];
         assert_eq!(received, expected);
     }

@@ -19,7 +19,7 @@ use crate::{
     config::Limits,
     keyed_map::KeyedMap,
     outbox::{FlushSet, Sender},
-    protocol::{Close, RoomName, SessionId},
+    protocol::{Close, Receiver, RoomName},
     websocket::Frame,
 };
 
@@ -149,12 +149,12 @@ impl Rooms {
         }
     }
 
-    /// Sends a message of the server to one session of a room, or to all. Returns to how many, or `None`
-    /// if no session is in the room.
+    /// Sends a message of the server to its receivers in a room. Returns to how many, or `None` if no session is in
+    /// the room.
     pub(crate) fn announce(
         &self,
         name: &RoomName,
-        receiver: Option<SessionId>,
+        receiver: &Receiver<'_>,
         frame: &Frame,
     ) -> Option<usize> {
         let room = self.find(name)?;
@@ -163,10 +163,7 @@ impl Rooms {
         }
         let mut flush_set = FlushSet::default();
         let speaker = Speaker::default();
-        Some(match receiver {
-            Some(id) => usize::from(room.send(speaker, id, frame.clone(), &mut flush_set)),
-            None => room.broadcast(speaker, frame, &mut flush_set),
-        })
+        Some(room.route(speaker, receiver, frame, &mut flush_set))
     }
 
     /// Sends a message of the server to every session of this node. Returns to how many. Other tasks have

@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
+use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::{reservation::Reservation, session_info::SessionInfo, speaker::Speaker};
 use crate::{
     cluster::{NodeId, Quota},
     outbox::{FlushSet, Sender},
-    protocol::{Peer, RoomName, SessionId},
+    protocol::{Peer, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -67,26 +68,28 @@ impl JoinGuard {
         self.info.taken_in.store(count + 1, Relaxed);
     }
 
-    /// Sends to one session of the room. Returns `false` if no session with that id takes messages.
-    pub(crate) fn send(
+    /// Sends to the receivers of a message; returns how many receive it.
+    pub(crate) fn route(
         &self,
         speaker: Speaker<'_>,
-        receiver: SessionId,
-        frame: Frame,
-        flush_set: &mut FlushSet,
-    ) -> bool {
-        let room = &self.reservation.room;
-        room.send(speaker, receiver, frame, flush_set)
-    }
-
-    /// Sends to every other session of the room; returns how many receive it.
-    pub(crate) fn broadcast(
-        &self,
-        speaker: Speaker<'_>,
+        receiver: &Receiver<'_>,
         frame: &Frame,
         flush_set: &mut FlushSet,
     ) -> usize {
-        self.reservation.room.broadcast(speaker, frame, flush_set)
+        let room = &self.reservation.room;
+        room.route(speaker, receiver, frame, flush_set)
+    }
+
+    /// Sets what the session says of itself, and tells the others. Returns the number of bytes that this sends.
+    pub(crate) fn set_state(
+        &self,
+        speaker: Speaker<'_>,
+        value: Option<Box<RawValue>>,
+        flush_set: &mut FlushSet,
+    ) -> usize {
+        let room = &self.reservation.room;
+        let mut members = room.members.write();
+        members.set_state(&room.name, self.id, speaker, value, flush_set)
     }
 
     /// Calls `f` with the other sessions, longest-joined first. No session joins or leaves while `f` runs,
@@ -96,8 +99,12 @@ impl JoinGuard {
         let others = members.sessions.iter().filter(|(id, _)| **id != self.id);
         let mut others: Vec<(u64, Peer<'_>)> = others
             .map(|(id, member)| {
-                let data = member.info.public.as_deref();
-                (member.joined, Peer { id: *id, data })
+                let peer = Peer {
+                    id: *id,
+                    data: member.info.public.as_deref(),
+                    state: member.state.as_ref().and_then(|it| it.value.as_deref()),
+                };
+                (member.joined, peer)
             })
             .collect();
         others.sort_unstable_by_key(|(joined, peer)| (*joined, peer.id));

@@ -287,6 +287,7 @@ impl Lookups {
             Some((parts, session)) if session.from == node && *parts == transfer.part => {
                 *parts += 1;
                 session.transfer.known.extend(transfer.known);
+                session.transfer.states.extend(transfer.states);
                 session.missed.extend(missed);
             }
             received if transfer.part == 0 => {
@@ -368,6 +369,7 @@ mod tests {
                 data: None,
                 since: 0,
                 moves: 0,
+                state: None,
             },
             taken_in: 0,
             owed: [0, 0],
@@ -375,6 +377,7 @@ mod tests {
             seen: Vec::new(),
             part,
             known: vec![SessionId::random()],
+            states: Vec::new(),
             more,
         })
     }

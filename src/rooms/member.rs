@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::{location::Location, session_info::SessionInfo};
-use crate::{cluster::SessionRecord, protocol::SessionId};
+use crate::{
+    cluster::{SessionRecord, SessionState},
+    protocol::SessionId,
+};
 
 /// A session in a room, on this node or on another.
 pub(super) struct Member {
@@ -14,6 +17,8 @@ pub(super) struct Member {
     /// How many nodes the session has left behind.
     pub(super) moves: u32,
     pub(super) info: Arc<SessionInfo>,
+    /// The last state that it has set, if it has set one.
+    pub(super) state: Option<Arc<SessionState>>,
 }
 
 impl Member {
@@ -24,6 +29,7 @@ impl Member {
             joined: record.joined,
             moves: record.moves,
             info: Arc::new(SessionInfo::remote(record.data, record.since)),
+            state: record.state,
         }
     }
 
@@ -35,6 +41,12 @@ impl Member {
             data: self.info.public.clone(),
             since: self.info.since_millis(),
             moves: self.moves,
+            state: self.state.clone(),
         }
+    }
+
+    /// The number of the last state that the session has set; 0 if it has set none.
+    pub(super) fn state_number(&self) -> u64 {
+        self.state.as_ref().map_or(0, |state| state.number)
     }
 }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use log::debug;
 use nohash_hasher::IntMap;
+use serde_json::value::RawValue;
 
 use super::{
     location::Location, member::Member, recorded_event::RecordedEvent, remote_view::RemoteView,
-    session_info::SessionInfo,
+    session_info::SessionInfo, speaker::Speaker,
 };
 use crate::{
-    cluster::{Event, MAX_NUMBER, NodeId, SessionRecord},
+    cluster::{Event, MAX_NUMBER, NodeId, SessionRecord, SessionState},
     outbox::{FlushSet, Sender},
     protocol::{self, RoomName, SessionId},
     spare_capacity::release_spare_capacity,
@@ -23,6 +24,9 @@ use crate::{
 
 /// How many sessions of other nodes may be in a room. It bounds the memory that a faulty node can use.
 const MAX_REMOTE_SESSIONS: usize = 1 << 20;
+
+/// The factor of multiplicative hashing: 2^64 divided by the golden ratio.
+const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The sessions of a room.
 #[derive(Default)]
@@ -79,6 +83,7 @@ impl Members {
             joined: self.clock,
             moves: 0,
             info,
+            state: None,
         };
         if let Some(remote) = &mut self.remote {
             let number = remote.send_event(room, Event::Join(member.to_record(id)));
@@ -122,6 +127,39 @@ impl Members {
         }
     }
 
+    /// Sets what a session of this node says of itself, and tells the others. Returns the number of bytes that
+    /// this sends.
+    pub(super) fn set_state(
+        &mut self,
+        room: &RoomName,
+        id: SessionId,
+        speaker: Speaker<'_>,
+        value: Option<Box<RawValue>>,
+        flush_set: &mut FlushSet,
+    ) -> usize {
+        let Some(member) = self.sessions.get_mut(&id) else {
+            return 0;
+        };
+        let number = member.state_number().saturating_add(1);
+        let frame = protocol::state(id, value.as_deref());
+        let state = Arc::new(SessionState { number, value });
+        member.state = Some(state.clone());
+        for (other, sender) in self.local() {
+            if other != id {
+                // A session that takes nothing more is leaving, and needs no news.
+                let _ = sender.push(frame.clone(), flush_set);
+            }
+        }
+        self.introduce(room, Some(id));
+        if let Some(remote) = &self.remote {
+            // If this node is disconnected, it sends everything when it is connected again.
+            let event = Event::State { id, state };
+            let sent = remote.send_message(room, event, &[], speaker);
+            remote.record_own(sent, &RecordedEvent::State(id, number, frame.clone()));
+        }
+        frame.len().saturating_mul(self.sessions.len() - 1)
+    }
+
     /// Announces a session that is about to send something, if the snapshot for some node has not come to
     /// it yet. That node would otherwise ignore what the session sends.
     pub(super) fn introduce(&self, room: &RoomName, id: Option<SessionId>) {
@@ -152,7 +190,11 @@ impl Members {
         flush_set: &mut FlushSet,
     ) {
         if self.sessions.contains_key(&record.id) {
-            return self.update_owner(room, node, &record);
+            self.update_owner(room, node, &record);
+            if let Some(state) = record.state {
+                self.update_state(node, number, record.id, state, flush_set);
+            }
+            return;
         }
         let Some(remote) = &mut self.remote else {
             return;
@@ -163,6 +205,8 @@ impl Members {
         remote.remote_sessions += 1;
         self.clock = self.clock.max(record.joined.min(MAX_NUMBER));
         let new = protocol::joined(record.id, record.data.as_deref());
+        let state = record.state.as_ref();
+        let state = state.map(|it| (it.number, protocol::state(record.id, it.value.as_deref())));
         for (id, own) in &self.sessions {
             // A session that is still joining finds the earlier one among its peers instead.
             let joined_earlier = (record.joined, record.id) < (own.joined, *id)
@@ -172,13 +216,46 @@ impl Members {
             {
                 // A session that takes nothing more is leaving, and needs no news.
                 let _ = sender.push(new.clone(), flush_set);
+                if let Some((_, state)) = &state {
+                    let _ = sender.push(state.clone(), flush_set);
+                }
             }
         }
         let event = RecordedEvent::Joined(record.id, new);
         remote.lookups.record(node, number, &event);
+        if let Some((state_number, state)) = state {
+            let event = RecordedEvent::State(record.id, state_number, state);
+            remote.lookups.record(node, number, &event);
+        }
         let id = record.id;
         let member = Member::from_record(record, Location::Remote(node));
         self.sessions.insert(id, member);
+    }
+
+    /// Takes in the state of a session that a node owns, unless a later one is known. `number` is the number of the
+    /// event.
+    pub(super) fn update_state(
+        &mut self,
+        node: NodeId,
+        number: u64,
+        id: SessionId,
+        state: Arc<SessionState>,
+        flush_set: &mut FlushSet,
+    ) {
+        let member = self.sessions.get_mut(&id);
+        let Some(member) = member.filter(|member| member.location.is_on(node)) else {
+            return;
+        };
+        if state.number <= member.state_number() {
+            return;
+        }
+        let frame = protocol::state(id, state.value.as_deref());
+        let event = RecordedEvent::State(id, state.number, frame.clone());
+        member.state = Some(state);
+        self.push_to_local(&frame, flush_set);
+        if let Some(remote) = &self.remote {
+            remote.lookups.record(node, number, &event);
+        }
     }
 
     /// Notes that a session has migrated from the node `from` to `node`.
@@ -254,13 +331,20 @@ impl Members {
         remote.map(|(id, _)| *id).collect()
     }
 
-    /// The exclusive or of all ids of sessions at these locations, which a digest compares.
-    pub(super) fn hash_ids(&self, includes: impl Fn(&Location) -> bool) -> u64 {
+    /// The exclusive or of all ids of sessions at these locations, and that of the hashes of their states, which a
+    /// digest compares.
+    pub(super) fn hashes(&self, includes: impl Fn(&Location) -> bool) -> [u64; 2] {
         let sessions = self.sessions.iter();
-        let ids = sessions.filter(|(_, member)| includes(&member.location));
-        ids.fold(0, |hash, (id, _)| {
+        let included = sessions.filter(|(_, member)| includes(&member.location));
+        included.fold([0, 0], |[ids, states], (id, member)| {
             let bits = id.bits();
-            hash ^ (bits >> 64) as u64 ^ bits as u64
+            let id = (bits >> 64) as u64 ^ bits as u64;
+            let state = match member.state_number() {
+                0 => 0,
+                // The product depends on the id, so that the same change of two states shows.
+                number => id.wrapping_add(number).wrapping_mul(HASH_FACTOR),
+            };
+            [ids ^ id, states ^ state]
         })
     }
 }

@@ -117,8 +117,10 @@ impl JoinGuard {
         }
         let record = member.to_record(self.id);
         let missed = outbox.take_missed(to.received, may_close)?;
-        let known = members.sessions.keys().copied();
-        let known: Vec<SessionId> = known.filter(|id| *id != self.id).collect();
+        let known = members.sessions.iter().filter(|(id, _)| **id != self.id);
+        let known: Vec<(SessionId, u64)> = known
+            .map(|(id, member)| (*id, member.state_number()))
+            .collect();
         let remote = members.remote.as_mut()?;
         // The session may have migrated from here before, and be back.
         let waiters = remote.migrations.remove(self.id);
@@ -136,6 +138,7 @@ impl JoinGuard {
             seen: remote.seen_events(),
             part: 0,
             known: Vec::new(),
+            states: Vec::new(),
             more: false,
         };
         send_parts(&remote.outbound, to.node, &transfer, &known, &missed);
@@ -150,14 +153,14 @@ fn send_parts(
     outbound: &Outbound,
     node: NodeId,
     transfer: &SessionTransfer,
-    known: &[SessionId],
+    known: &[(SessionId, u64)],
     missed: &[Frame],
 ) {
     let mut batch = outbound.batch();
     let mut known = known.chunks(MAX_IDS);
     let mut texts = json_arrays(missed).into_iter().peekable();
     for part in 0.. {
-        let (ids, text) = (known.next(), texts.next());
+        let (ids, text) = (known.next().unwrap_or_default(), texts.next());
         let more = known.len() > 0 || texts.peek().is_some();
         let transfer = SessionTransfer {
             room: transfer.room.clone(),
@@ -165,7 +168,12 @@ fn send_parts(
             permissions: transfer.permissions.clone(),
             seen: transfer.seen.clone(),
             part,
-            known: ids.unwrap_or_default().to_vec(),
+            known: ids.iter().map(|(id, _)| *id).collect(),
+            states: ids
+                .iter()
+                .filter(|(_, state)| *state > 0)
+                .copied()
+                .collect(),
             more,
             ..*transfer
         };

@@ -224,6 +224,7 @@ mod tests {
             data: None,
             since: 0,
             moves: 0,
+            state: None,
         };
         let (migration, _) = Migration::new(record, to, 7, token);
         migrations.insert(migration);

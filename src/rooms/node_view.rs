@@ -209,16 +209,18 @@ impl NodeView {
         !mem::take(&mut self.has_recent_chunk) && !self.is_known()
     }
 
-    /// Compares the known sessions of the node, which have this hash, with the node's digest of the room. Returns `false` if the node must be asked.
+    /// Compares the known sessions of the node, which have these hashes, with the node's digest of the room. Returns
+    /// `false` if the node must be asked.
     #[must_use]
-    pub(super) fn agrees_with(&mut self, digest: &Digest, hash: u64) -> bool {
+    pub(super) fn agrees_with(&mut self, digest: &Digest, hashes: [u64; 2]) -> bool {
         self.is_in_digest = true;
         match &mut self.presence {
             Presence::Present {
                 last,
                 sync: sync @ Sync::Complete,
             } => {
-                let agrees = digest.last < *last || (digest.last == *last && digest.hash == hash);
+                let agrees = digest.last < *last
+                    || (digest.last == *last && [digest.hash, digest.states] == hashes);
                 if !agrees {
                     *sync = Sync::Incomplete;
                 }
@@ -266,9 +268,14 @@ mod tests {
         }
     }
 
-    fn digest(last: u64, hash: u64) -> Digest {
+    fn digest(last: u64, [hash, states]: [u64; 2]) -> Digest {
         let room = RoomName::default_room();
-        Digest { room, last, hash }
+        Digest {
+            room,
+            last,
+            hash,
+            states,
+        }
     }
 
     fn complete(last: u64) -> NodeView {
@@ -339,17 +346,21 @@ mod tests {
     #[test]
     fn a_digest_that_differs_makes_the_node_unknown() {
         let mut view = complete(5);
-        assert!(view.agrees_with(&digest(5, 7), 7));
+        assert!(view.agrees_with(&digest(5, [7, 3]), [7, 3]));
         // Events of which the node did not know yet.
-        assert!(view.agrees_with(&digest(4, 1), 7));
+        assert!(view.agrees_with(&digest(4, [1, 3]), [7, 3]));
         assert!(view.end_digest() && view.is_known());
-        assert!(!view.agrees_with(&digest(5, 1), 7));
+        assert!(!view.agrees_with(&digest(5, [1, 3]), [7, 3]));
         // The node has been asked by now.
-        assert!(view.agrees_with(&digest(5, 1), 7) && !view.is_known());
+        assert!(view.agrees_with(&digest(5, [1, 3]), [7, 3]) && !view.is_known());
         assert!(view.end_digest());
 
         let mut view = complete(5);
-        assert!(!view.agrees_with(&digest(6, 7), 7));
+        assert!(!view.agrees_with(&digest(6, [7, 3]), [7, 3]));
+
+        // A session has another state.
+        let mut view = complete(5);
+        assert!(!view.agrees_with(&digest(5, [7, 4]), [7, 3]));
 
         // The node lists its rooms, but not this one.
         let mut view = complete(5);
@@ -358,6 +369,6 @@ mod tests {
         let mut view = complete(5);
         view.exit(6);
         assert_eq!(view.last_event(), Some(6));
-        assert!(!view.agrees_with(&digest(6, 7), 7));
+        assert!(!view.agrees_with(&digest(6, [7, 3]), [7, 3]));
     }
 }

@@ -149,6 +149,7 @@ impl Queries {
                     id: record.id,
                     location: Location::Remote(node),
                     info: Arc::new(SessionInfo::remote(record.data, record.since)),
+                    state: record.state,
                 };
                 (record.joined, snapshot)
             });

@@ -15,6 +15,8 @@ pub(super) struct Recorded {
 pub(super) enum RecordedEvent {
     Joined(SessionId, Frame),
     Left(SessionId, Frame),
+    /// The state of a session, with its number among the states of that session.
+    State(SessionId, u64, Frame),
     /// A message to all; the sender is `None` for a backend.
     Broadcast(Option<SessionId>, Frame),
     /// A message to the migrating session alone; the sender is `None` for a backend.
@@ -27,6 +29,7 @@ impl RecordedEvent {
         match self {
             RecordedEvent::Joined(_, frame)
             | RecordedEvent::Left(_, frame)
+            | RecordedEvent::State(_, _, frame)
             | RecordedEvent::Broadcast(_, frame)
             | RecordedEvent::Unicast(_, frame) => frame,
         }

@@ -193,14 +193,15 @@ impl RemoteView {
         batch.tell_room(room, &self.sequence, event, &[], load)
     }
 
-    /// Sends a message to all to the other nodes in the room; returns its number.
-    pub(super) fn broadcast(
+    /// Sends what a session or a backend says to all to the other nodes in the room; returns its number.
+    pub(super) fn send_message(
         &self,
         room: &RoomName,
-        speaker: Speaker<'_>,
+        event: Event,
         text: &[u8],
+        speaker: Speaker<'_>,
     ) -> Result<u64, Disconnected> {
-        let (event, nodes) = (Event::Broadcast(speaker.id), self.present_nodes());
+        let nodes = self.present_nodes();
         let mut batch = self.outbound.batch();
         batch.broadcast(room, &self.sequence, event, text, speaker.quota, nodes)
     }

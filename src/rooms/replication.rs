@@ -120,6 +120,7 @@ impl Room {
                 members.add_remote(&self.name, node, number, record, flush_set);
                 replies.add_seen(node, &self.name, number);
             }
+            Event::State { id, state } => members.update_state(node, number, id, state, flush_set),
             Event::Leave(id) => members.remove_remote(node, number, id, flush_set),
             Event::Arrive { member, from } => {
                 members.migrate_remote(&self.name, node, number, member, from, flush_set);
@@ -299,9 +300,9 @@ impl Room {
     /// Compares the known sessions of a node with the node's digest.
     pub(super) fn compare_digest(&self, node: NodeId, digest: &Digest, replies: &mut Replies) {
         let mut members = self.members.write();
-        let hash = members.hash_ids(|location| location.is_on(node));
+        let hashes = members.hashes(|location| location.is_on(node));
         if let Some(view) = members.view(node)
-            && !view.agrees_with(digest, hash)
+            && !view.agrees_with(digest, hashes)
         {
             replies.ask(node, &self.name);
         }

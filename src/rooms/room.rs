@@ -15,9 +15,9 @@ use super::{
     speaker::Speaker,
 };
 use crate::{
-    cluster::NodeId,
+    cluster::{Event, NodeId},
     outbox::{FlushSet, Sender},
-    protocol::{RoomName, SessionId},
+    protocol::{Receiver, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -55,6 +55,7 @@ impl Room {
                 id: *id,
                 location: member.location.clone(),
                 info: member.info.clone(),
+                state: member.state.clone(),
             };
             (member.joined, snapshot)
         });
@@ -68,8 +69,24 @@ impl Room {
         remote.is_some_and(|remote| remote.remote_sessions > 0)
     }
 
+    /// Sends to the receivers of a message; returns how many receive it.
+    pub(super) fn route(
+        &self,
+        speaker: Speaker<'_>,
+        receiver: &Receiver<'_>,
+        frame: &Frame,
+        flush_set: &mut FlushSet,
+    ) -> usize {
+        match receiver {
+            Receiver::All => self.broadcast(speaker, frame, flush_set),
+            Receiver::Session(id) => usize::from(self.send(speaker, *id, frame.clone(), flush_set)),
+            Receiver::User(name) => self.send_to_user(speaker, name, frame, flush_set),
+            Receiver::Server | Receiver::Unknown(_) => 0,
+        }
+    }
+
     /// Sends to one session. Returns `false` if no session with that id takes messages.
-    pub(super) fn send(
+    fn send(
         &self,
         speaker: Speaker<'_>,
         receiver: SessionId,
@@ -92,12 +109,7 @@ impl Room {
     }
 
     /// Sends to every session but the sender; returns how many receive it.
-    pub(super) fn broadcast(
-        &self,
-        speaker: Speaker<'_>,
-        frame: &Frame,
-        flush_set: &mut FlushSet,
-    ) -> usize {
+    fn broadcast(&self, speaker: Speaker<'_>, frame: &Frame, flush_set: &mut FlushSet) -> usize {
         let sender = speaker.id;
         let members = self.members.read();
         let (mut local, mut remote_count) = (0, 0);
@@ -115,12 +127,39 @@ impl Room {
         match &members.remote {
             Some(remote) if remote_count > 0 => {
                 members.introduce(&self.name, speaker.id);
-                let number = remote.broadcast(&self.name, speaker, frame.payload());
+                let event = Event::Broadcast(sender);
+                let number = remote.send_message(&self.name, event, frame.payload(), speaker);
                 remote.record_own(number, &RecordedEvent::Broadcast(sender, frame.clone()));
                 local + number.map_or(0, |_| remote_count)
             }
             _ => local,
         }
+    }
+
+    /// Sends to every session of a user but the sender; returns how many receive it.
+    fn send_to_user(
+        &self,
+        speaker: Speaker<'_>,
+        user: &str,
+        frame: &Frame,
+        flush_set: &mut FlushSet,
+    ) -> usize {
+        let receivers: Vec<SessionId> = {
+            let members = self.members.read();
+            let of_user = members.sessions.iter().filter(|(id, member)| {
+                member.info.user.as_deref() == Some(user) && Some(**id) != speaker.id
+            });
+            of_user.map(|(id, _)| *id).collect()
+        };
+        // One session that cannot be reached is no error.
+        let speaker = Speaker {
+            reference: None,
+            ..speaker
+        };
+        let receivers = receivers.into_iter();
+        receivers
+            .filter(|receiver| self.send(speaker, *receiver, frame.clone(), flush_set))
+            .count()
     }
 
     /// Sends to every session of this node; returns how many receive it.

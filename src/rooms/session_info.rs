@@ -7,15 +7,18 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::location::Location;
-use crate::protocol::SessionId;
+use crate::{cluster::SessionState, protocol::SessionId};
 
 /// A session's data, apart from its place in a room.
 pub(crate) struct SessionInfo {
     /// The data that the other sessions see in its `new`.
     pub(crate) public: Option<Box<RawValue>>,
+    /// The user, which is a part of that data; `None` if its token names none.
+    pub(super) user: Option<Box<str>>,
     /// The client's address; `None` for a session of another node.
     pub(crate) address: Mutex<Option<IpAddr>>,
     /// When the session joined.
@@ -30,13 +33,22 @@ pub(crate) struct SessionSnapshot {
     pub(crate) id: SessionId,
     pub(crate) location: Location,
     pub(crate) info: Arc<SessionInfo>,
+    /// The last state that it has set, if it has set one.
+    pub(crate) state: Option<Arc<SessionState>>,
 }
 
 impl SessionInfo {
     /// A session that joins now.
     pub(crate) fn new(public: Option<Box<RawValue>>, address: Option<IpAddr>) -> SessionInfo {
+        #[derive(Deserialize)]
+        struct Public {
+            user: Option<Box<str>>,
+        }
+        let parsed = public.as_deref().map(|it| serde_json::from_str(it.get()));
+        let parsed: Option<Public> = parsed.and_then(Result::ok);
         SessionInfo {
             public,
+            user: parsed.and_then(|it| it.user),
             address: Mutex::new(address),
             since: SystemTime::now(),
             taken_in: AtomicU64::new(0),

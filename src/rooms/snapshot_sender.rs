@@ -91,6 +91,7 @@ mod tests {
             data: Some(RawValue::from_string(data).unwrap()),
             since: 0,
             moves: 0,
+            state: None,
         }
     }
 

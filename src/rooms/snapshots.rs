@@ -186,10 +186,14 @@ impl Room {
     fn digest(&self, node: NodeId) -> Option<Digest> {
         let members = self.members.read();
         let remote = members.remote.as_ref()?;
-        remote.is_present(node).then(|| Digest {
-            room: self.name.clone(),
-            last: remote.last_event(),
-            hash: members.hash_ids(|location| location.is_own()),
+        remote.is_present(node).then(|| {
+            let [hash, states] = members.hashes(|location| location.is_own());
+            Digest {
+                room: self.name.clone(),
+                last: remote.last_event(),
+                hash,
+                states,
+            }
         })
     }
 }

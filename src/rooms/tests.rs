@@ -19,7 +19,7 @@ use crate::{
         FlushSet, Sender,
         tests::{flush, outbox_to},
     },
-    protocol::{RoomName, SessionId},
+    protocol::{Receiver, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -190,7 +190,7 @@ fn a_session_that_sends_before_its_chunk_is_announced_first() {
     let frame = Frame::text(|buffer| buffer.extend_from_slice(b"\"words\""));
     for _ in 0..2 {
         let speaker = Speaker::session(last.id(), None, None);
-        last.broadcast(speaker, &frame, &mut FlushSet::default());
+        last.route(speaker, &Receiver::All, &frame, &mut FlushSet::default());
         carry();
     }
     while many.rooms.has_chunks() {

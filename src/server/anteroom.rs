@@ -201,9 +201,11 @@ impl Anteroom {
             shared.stopped.cancel();
             shared.tasks.wait().await;
         }
-        let shared = Arc::clone(shared);
-        // It fails only if it panics.
-        let _ = spawn_blocking(move || save_sessions(&shared)).await;
+        if shared.sessions_file.is_some() {
+            let shared = Arc::clone(shared);
+            // It fails only if it panics.
+            let _ = spawn_blocking(move || save_sessions(&shared)).await;
+        }
         info!("stopped");
     }
 

@@ -7,9 +7,10 @@ use serde_json::value::RawValue;
 use super::permissions::Permissions;
 use crate::{
     access::{Denied, unix_seconds},
-    outbox::Outbox,
+    cluster::Quota,
+    outbox::{FlushSet, Outbox},
     protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
-    rooms::JoinGuard,
+    rooms::{JoinGuard, Speaker},
     state::{ResumeRegistration, Shared},
 };
 
@@ -21,6 +22,8 @@ enum Request {
     Ping,
     /// Here is a newer token of mine.
     Token,
+    /// Here is what the others may know of me.
+    State,
 }
 
 /// The parts of a session that requests read and change.
@@ -30,6 +33,9 @@ pub(super) struct RequestContext<'a> {
     pub(super) outbox: &'a Outbox,
     pub(super) permissions: &'a mut Option<Box<Permissions>>,
     pub(super) registration: &'a mut Option<Box<ResumeRegistration>>,
+    /// The session's share of the queue to other nodes.
+    pub(super) quota: Option<&'a Arc<Quota>>,
+    pub(super) flush_set: &'a mut FlushSet,
 }
 
 impl Request {
@@ -38,13 +44,14 @@ impl Request {
             "hello" => Some(Request::Hello),
             "ping" => Some(Request::Ping),
             "token" => Some(Request::Token),
+            "state" => Some(Request::State),
             _ => None,
         }
     }
 }
 
-/// Answers a request into the outbox of the session that sent it. Returns the length of the answer in
-/// bytes.
+/// Answers a request into the outbox of the session that sent it. Returns the number of bytes that this
+/// sends.
 pub(super) fn answer(
     context: &mut RequestContext<'_>,
     message: &Message<'_>,
@@ -53,11 +60,12 @@ pub(super) fn answer(
     match Request::of_type(&message.kind) {
         Some(Request::Hello) => Ok(hello(context, &HelloRequest::parse(message.data))),
         Some(Request::Ping) => Ok(ping(context, message.data)),
+        Some(Request::State) => state(context, message.data),
         Some(Request::Token) if takes_tokens => token(context, message.data).map(|()| 0),
         Some(Request::Token) | None => {
             let known = match takes_tokens {
-                true => "hello, ping and token",
-                false => "hello and ping",
+                true => "hello, ping, state and token",
+                false => "hello, ping and state",
             };
             Err(Problem::unknown_request(&message.kind, known))
         }
@@ -71,6 +79,7 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
         outbox,
         permissions,
         registration,
+        ..
     } = context;
     let config = &shared.config;
     let user = permissions.as_ref().and_then(|it| it.user.as_deref());
@@ -96,6 +105,7 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
             }),
             limits: Limits {
                 message_bytes: config.limits.max_message_bytes,
+                state_bytes: config.limits.max_state_bytes,
                 messages_per_second: config.limits.messages_per_second,
                 bytes_per_second: config.limits.bytes_per_second,
             },
@@ -122,6 +132,28 @@ fn ping(context: &RequestContext<'_>, data: Option<&RawValue>) -> usize {
     let bytes = pong.len();
     context.outbox.push(pong);
     bytes
+}
+
+/// Sets what the session says of itself, and tells the others.
+fn state(context: &mut RequestContext<'_>, data: Option<&RawValue>) -> Result<usize, Problem> {
+    let permissions = context.permissions.as_ref();
+    if permissions.is_some_and(|it| !it.may_send) {
+        return Err(Problem::listens_only());
+    }
+    let value = data.filter(|data| data.get() != "null");
+    let (length, limit) = (
+        value.map_or(0, |value| value.get().len()),
+        context.shared.config.limits.max_state_bytes,
+    );
+    if length > limit {
+        let message = format!("data has {length} bytes, and a state at most {limit}");
+        return Err(Problem::bad_message(message));
+    }
+    let speaker = Speaker::session(context.join_guard.id(), context.quota, None);
+    let value = value.map(ToOwned::to_owned);
+    Ok(context
+        .join_guard
+        .set_state(speaker, value, context.flush_set))
 }
 
 /// Replaces the session's token by another one of the same user.

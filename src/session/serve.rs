@@ -295,37 +295,26 @@ impl Session {
         message: &Message<'_>,
         flush_set: &mut FlushSet,
     ) -> Result<Routed, Problem> {
+        if self.shared.cluster.is_some() {
+            self.pace.get_or_insert_default().ensure_quota();
+        }
         if let Receiver::Server = message.receiver {
-            let bytes = requests::answer(&mut self.request_context(), message)?;
+            let bytes = requests::answer(&mut self.request_context(flush_set), message)?;
             let receivers = 1;
             return Ok(Routed { receivers, bytes });
         }
         if self.permissions.as_ref().is_some_and(|it| !it.may_send) {
-            return Err(Problem::not_allowed("your token lets you listen only"));
+            return Err(Problem::listens_only());
         }
-        if self.shared.cluster.is_some() {
-            self.pace.get_or_insert_default().ensure_quota();
+        let frame = protocol::relayed(message, self.id());
+        let speaker = self.speaker(message.reference);
+        let receivers = self
+            .join_guard
+            .route(speaker, &message.receiver, &frame, flush_set);
+        if receivers == 0 {
+            return Err(message.receiver.problem());
         }
-        let join_guard = &self.join_guard;
-        let (bytes, receivers) = match &message.receiver {
-            Receiver::Session(id) => {
-                let frame = protocol::relayed(message, join_guard.id(), Some(*id));
-                let bytes = frame.len();
-                let speaker = self.speaker(message.reference);
-                match join_guard.send(speaker, *id, frame, flush_set) {
-                    true => (bytes, 1),
-                    false => return Err(Problem::unknown_receiver(id)),
-                }
-            }
-            Receiver::Unknown(name) => return Err(Problem::unknown_receiver(name)),
-            Receiver::All | Receiver::Server => {
-                let frame = protocol::relayed(message, join_guard.id(), None);
-                match join_guard.broadcast(self.speaker(None), &frame, flush_set) {
-                    0 => return Err(Problem::empty_room()),
-                    receivers => (frame.len().saturating_mul(receivers), receivers),
-                }
-            }
-        };
+        let bytes = frame.len().saturating_mul(receivers);
         self.shared
             .metrics
             .traffic
@@ -334,13 +323,15 @@ impl Session {
         Ok(Routed { receivers, bytes })
     }
 
-    fn request_context(&mut self) -> RequestContext<'_> {
+    fn request_context<'a>(&'a mut self, flush_set: &'a mut FlushSet) -> RequestContext<'a> {
         RequestContext {
             shared: &self.shared,
             join_guard: &self.join_guard,
             outbox: &self.outbox,
             permissions: &mut self.permissions,
             registration: &mut self.registration,
+            quota: self.pace.as_ref().and_then(|pace| pace.quota()),
+            flush_set,
         }
     }
 

@@ -20,7 +20,7 @@ use super::saved_sessions::SavedSession;
 use crate::{cluster::MAX_NUMBER, protocol::Escaped};
 
 /// The version of the format. A change of any field needs another.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The length of the last line: a line feed, a SHA-256 in base64url, and a line feed.
 const CHECKSUM_BYTES: usize = 45;
@@ -248,7 +248,7 @@ mod tests {
         let session = r#"{"room":"tea","member":{"id":"6c1f0a52-9d0e-4f5b-8a37-2f6f6c1b7e11","joined":3,"data":{"user":"a\nb"}},"address":null,"token":"AAAAAAAAAAAAAAAAAAAAAA","permissions":null,"taken_in":7,"owed":[0,0],"sent":2,"missed":["{\"data\":\n1}"]}"#;
         let sessions = vec![session; count].join(",");
         with_checksum(&format!(
-            r#"{{"version":1,"saved":1000000,"sessions":[{sessions}]}}"#
+            r#"{{"version":2,"saved":1000000,"sessions":[{sessions}]}}"#
         ))
     }
 
@@ -298,10 +298,10 @@ mod tests {
 
     #[test]
     fn a_file_of_another_version_or_with_a_session_twice_is_refused() {
-        let other = with_checksum(r#"{"version":2,"sessions":"elsewhere"}"#);
+        let other = with_checksum(r#"{"version":3,"sessions":"elsewhere"}"#);
         assert_eq!(
             refusal(&other, 0),
-            "it has version 2, and this server reads version 1"
+            "it has version 3, and this server reads version 2"
         );
         assert_eq!(
             refusal(&file(2), 1_000_000),

@@ -36,6 +36,7 @@ use crate::{
         eventually_async, metric_value, operator, operator_at, total, within_deadline,
     },
     tls::Authority,
+    tokens::{SECRET, sign, with_secret},
 };
 
 /// A NATS server on a free port, killed when dropped.
@@ -274,6 +275,89 @@ async fn a_session_migrates_between_nodes_and_the_room_notices_nothing() {
         a.anteroom.sessions() == 0 && b.anteroom.sessions() == 2 && c.anteroom.sessions() == 1
     })
     .await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn states_are_known_on_all_nodes_and_migrate_with_their_sessions() {
+    let nats = Nats::start().await;
+    let [a, b, c] = nats.nodes().await;
+    let mut bob = Client::join(&c, "tea").await;
+    let (mut alice, token) = resumable_beside(&mut bob, &a).await;
+    let id = alice.id.clone();
+    alice.set_state(json!({"name": "Alice"})).await;
+    bob.expect_state(&id, json!({"name": "Alice"})).await;
+    bob.set_state(json!("first")).await;
+    alice.expect_state(&bob.id, json!("first")).await;
+    let mut carol = Client::join(&b, "tea").await;
+    let states = [
+        (bob.id.clone(), json!("first")),
+        (id.clone(), json!({"name": "Alice"})),
+    ];
+    assert_eq!(carol.states().await, states);
+    alice.expect_new(&carol.id).await;
+    bob.expect_new(&carol.id).await;
+
+    // Bob's next state is told to Alice on the node that she comes back to.
+    drop(alice.into_raw());
+    a.expect_suspended(1).await;
+    bob.set_state(json!("second")).await;
+    carol.expect_state(&bob.id, json!("second")).await;
+    // A `hello`, a receipt, a state and a `new` were received.
+    let mut alice = reconnect(&b, "tea", &token, 4).await;
+    alice.expect_resumed(&id, 2).await;
+    alice.expect_state(&bob.id, json!("second")).await;
+    alice.set_state(json!(null)).await;
+    for client in [&mut bob, &mut carol] {
+        client.expect_state(&id, Value::Null).await;
+    }
+    alice.set_state(json!(3)).await;
+    for client in [&mut bob, &mut carol] {
+        client.expect_state(&id, json!(3)).await;
+    }
+    let sessions = operator(&a, "GET", "/rooms/tea", "").await.json();
+    let states = sessions["sessions"].as_array().unwrap().iter();
+    let states: Vec<_> = states.map(|session| &session["state"]).collect();
+    assert_eq!(states, [&json!("second"), &json!(3), &Value::Null]);
+    for client in [&mut alice, &mut bob, &mut carol] {
+        client.expect_quiet().await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_message_to_a_user_reaches_sessions_on_all_nodes() {
+    let nats = Nats::start().await;
+    let key = File::new("users-of-nodes", SECRET);
+    let nodes: [TestServer; 3] = nats.nodes_with(|config| with_secret(config, &key)).await;
+    let mut devices = Vec::new();
+    for node in &nodes {
+        let path = format!("/room/tea?token={}", sign(json!({"sub": "alice"})));
+        let mut device = Client::connect(node.address, &path).await;
+        device.id = device.hello().await["receiver"].as_str().unwrap().into();
+        devices.push(device);
+    }
+    devices[0].expect_any_new().await;
+    devices[0].expect_any_new().await;
+    devices[1].expect_any_new().await;
+    let message = json!({"type": "x", "receiver": "user:alice", "ref": 1});
+    devices[1].send(message).await;
+    let receipt = devices[1].next().await;
+    assert_eq!(receipt["data"], json!({"ref": 1, "receivers": 2}));
+    for other in [0, 2] {
+        assert_eq!(devices[other].next().await["sender"], devices[1].id);
+    }
+    let answer = operator(
+        &nodes[0],
+        "POST",
+        "/rooms/tea/messages",
+        r#"{"type":"y","receiver":"user:alice"}"#,
+    );
+    assert_eq!(answer.await.json()["receivers"], 3);
+    for device in &mut devices {
+        assert_eq!(device.next().await["receiver"], "user:alice");
+        device.expect_quiet().await;
+    }
 }
 
 #[tokio::test]

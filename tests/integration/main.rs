@@ -10,6 +10,7 @@
 //! | `refusals` | close codes that tell a web page why it gets no session |
 //! | `routing` | unicast, broadcast, requests to the server; receipts |
 //! | `requests` | `hello` and `ping` |
+//! | `state` | what sessions say of themselves |
 //! | `messages` | validation of messages, and `data` that is relayed unchanged |
 //! | `frames` | RFC 6455: fragments, control frames, violations, close codes |
 //! | `backpressure` | clients that read too slowly |
@@ -87,6 +88,7 @@ mod restarting;
 mod resuming;
 mod routing;
 mod shutdown;
+mod state;
 mod support;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tls"))]
 mod tls;

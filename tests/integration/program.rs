@@ -168,6 +168,7 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
             "any origin, and clients that are not browsers",
         ),
         ("--max-message-bytes <BYTES>", "MAX_MESSAGE_BYTES", "65536"),
+        ("--max-state-bytes <BYTES>", "MAX_STATE_BYTES", "4096"),
         ("--outbox-bytes <BYTES>", "OUTBOX_BYTES", "1048576"),
         ("--ping-seconds <SECONDS>", "PING_SECONDS", "20"),
         ("--pong-seconds <SECONDS>", "PONG_SECONDS", "10"),

@@ -79,6 +79,28 @@ fn ids(peers: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
+async fn the_state_of_a_session_outlives_a_restart() {
+    let folder = Folder::new("state");
+    let server = start(&folder).await;
+    let (mut alice, token) = resumable(&server).await;
+    alice.set_state(json!({"name": "Alice\n"})).await;
+    let id = suspend(&server, alice, 1).await;
+    stop(server).await;
+    let server = start(&folder).await;
+    let mut bob = Client::join(&server, "tea").await;
+    assert_eq!(
+        bob.states().await,
+        [(id.clone(), json!({"name": "Alice\n"}))]
+    );
+    // Two `hello`s and a receipt were received.
+    let mut alice = reconnect(&server, "tea", &token, 3).await;
+    alice.expect_resumed(&id, 3).await;
+    alice.expect_new(&bob.id).await;
+    alice.set_state(json!(2)).await;
+    bob.expect_state(&id, json!(2)).await;
+}
+
+#[tokio::test]
 async fn a_session_outlives_a_restart_and_the_room_notices_nothing() {
     let folder = Folder::new("outlives");
     let mut server = start(&folder).await;

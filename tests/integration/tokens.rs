@@ -1241,3 +1241,64 @@ async fn a_page_learns_from_a_close_code_that_its_token_does_not_admit_it() {
         expect_refusal(&server, &format!("/room/tea{query}"), "", status).await;
     }
 }
+
+#[tokio::test]
+async fn a_message_to_a_user_reaches_all_other_sessions_of_that_user_in_the_room() {
+    let (server, _file) = server("users").await;
+    let token = |name: &str| sign(json!({"sub": name}));
+    let mut phone = join(&server, "tea", &token("alice")).await;
+    let mut laptop = join(&server, "tea", &token("alice")).await;
+    let mut bob = join(&server, "tea", &token("bob")).await;
+    let mut elsewhere = join(&server, "coffee", &token("alice")).await;
+    let mut nobody = join(&server, "tea", &sign(json!({}))).await;
+    for _ in 0..3 {
+        phone.expect_any_new().await;
+    }
+    laptop.expect_any_new().await;
+    laptop.expect_any_new().await;
+    bob.expect_any_new().await;
+
+    let send = |receiver: &str| json!({"type": "x", "receiver": receiver, "ref": 1});
+    bob.send(send("user:alice")).await;
+    assert_eq!(bob.next().await["data"]["receivers"], 2);
+    for device in [&mut phone, &mut laptop] {
+        let message =
+            json!({"type": "x", "sender": bob.id, "receiver": "user:alice", "data": null});
+        assert_eq!(device.next().await, message);
+    }
+    phone.send(send("user:alice")).await;
+    assert_eq!(phone.next().await["data"]["receivers"], 1);
+    assert_eq!(laptop.next().await["sender"], phone.id);
+
+    for name in ["user:carol", "user:", "user:Alice", "user:\"b\u{1}ob\""] {
+        bob.send(send(name)).await;
+        let error = bob.expect_error("unknown_receiver").await;
+        let named = format!("no other session of user {} in this room", &name[5..]);
+        assert!(name.contains('"') || error["message"] == named, "{error}");
+        assert_eq!(error["ref"], 1);
+    }
+    // The only session of a user, and a session without one.
+    bob.send(send("user:bob")).await;
+    bob.expect_error("unknown_receiver").await;
+    for client in [
+        &mut phone,
+        &mut laptop,
+        &mut bob,
+        &mut elsewhere,
+        &mut nobody,
+    ] {
+        client.expect_quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_lets_its_bearer_listen_only_sets_no_state() {
+    let (server, _file) = server("mute-state").await;
+    let mut bob = join(&server, "tea", &sign(json!({}))).await;
+    let mut mute = join(&server, "tea", &sign(json!({"send": false}))).await;
+    bob.expect_new(&mute.id).await;
+    mute.send(json!({"type": "state", "receiver": "server", "data": 1}))
+        .await;
+    mute.expect_error("not_allowed").await;
+    bob.expect_quiet().await;
+}

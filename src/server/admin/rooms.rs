@@ -22,7 +22,9 @@ use crate::{
 
 /// The message types of the server itself. The backend may not send them: clients would take such a
 /// message for an event or an answer.
-const SERVER_TYPES: [&str; 7] = ["new", "close", "hello", "pong", "ack", "error", "resumed"];
+const SERVER_TYPES: [&str; 8] = [
+    "new", "close", "state", "hello", "pong", "ack", "error", "resumed",
+];
 
 const UNKNOWN_ROOM: ApiError = ApiError::new(StatusCode::NOT_FOUND, "unknown_room", "no such room");
 
@@ -82,17 +84,15 @@ pub(super) async fn close_session(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// `POST /rooms/{room}/messages`: sends a message as `server`, to all sessions of a room or to one.
+/// `POST /rooms/{room}/messages`: sends a message as `server`, to all sessions of a room, to those of a user, or to
+/// one.
 pub(super) async fn send(room: String, body: Bytes, handle: Handle) -> Result<Response, ApiError> {
     let message = message(&body)?;
-    let receiver = match message.receiver {
-        Receiver::All => None,
-        Receiver::Session(id) => Some(id),
-        Receiver::Server | Receiver::Unknown(_) => {
-            return Err(bad_message(r#"receiver must be "all" or a session id"#));
-        }
-    };
-    let frame = protocol::announced(&message, receiver);
+    if let Receiver::Server | Receiver::Unknown(_) = message.receiver {
+        let receivers = r#"receiver must be "all", "user:" and a name, or a session id"#;
+        return Err(bad_message(receivers));
+    }
+    let frame = protocol::announced(&message);
     let room = room_name(&room)?;
     snapshots(&room, &handle).await?;
     let limit = handle.cluster.as_ref().map(|cluster| cluster.down);
@@ -106,7 +106,7 @@ pub(super) async fn send(room: String, body: Bytes, handle: Handle) -> Result<Re
     }
     let line = timeout(limit, handle.rooms.wait_in_line()).await;
     let _line = line.map_err(|_| BUSY)?;
-    let receivers = handle.rooms.announce(&room, receiver, &frame);
+    let receivers = handle.rooms.announce(&room, &message.receiver, &frame);
     let receivers = receivers.ok_or(UNKNOWN_ROOM)?;
     if receivers == 0 {
         return Err(UNKNOWN_SESSION);
@@ -123,7 +123,7 @@ pub(super) async fn send_to_all(body: Bytes, handle: Handle) -> Result<Response,
             r#"receiver must be "all": send to one session at /rooms/{room}/messages"#,
         ));
     }
-    let frame = protocol::announced(&message, None);
+    let frame = protocol::announced(&message);
     let receivers = handle.rooms.announce_to_local(&frame).await;
     handle.metrics.traffic.deliveries.inc_by(receivers as u64);
     Ok(json(&serde_json::json!({ "receivers": receivers })))
@@ -156,6 +156,9 @@ struct Session {
     id: SessionId,
     /// The public claims of its token.
     data: Option<Box<RawValue>>,
+    /// What the session says of itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<Box<RawValue>>,
     /// When it started, in RFC 3339 with milliseconds.
     since: String,
     #[serde(flatten)]
@@ -181,7 +184,13 @@ struct LocalSession {
 }
 
 impl From<SessionSnapshot> for Session {
-    fn from(SessionSnapshot { id, location, info }: SessionSnapshot) -> Session {
+    fn from(snapshot: SessionSnapshot) -> Session {
+        let SessionSnapshot {
+            id,
+            location,
+            info,
+            state,
+        } = snapshot;
         let since = Timestamp::try_from(info.since).unwrap_or_default();
         let (local, node) = match location {
             Location::Local(sender) | Location::Importing(_, sender) => {
@@ -200,6 +209,7 @@ impl From<SessionSnapshot> for Session {
         Session {
             id,
             data: info.public.clone(),
+            state: state.and_then(|state| state.value.clone()),
             since: format!("{since:.3}"),
             local,
             node,
