@@ -107,6 +107,9 @@ pub(super) fn deliveries(world: &World) {
                 wrong.push(("two receipts", format!("{:?}: {number}", log.id)));
             }
         }
+        if is_alive && log.view.leaving > 0 && world.kind != Kind::Harsh {
+            wrong.push(("a wrong count in a receipt", format!("{:?}", log.id)));
+        }
         for receiver in &alive {
             let other = &state.sessions[*receiver];
             if other.room == log.room && *receiver != sender {
