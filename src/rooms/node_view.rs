@@ -25,7 +25,7 @@ pub(super) struct NodeView {
 enum Presence {
     /// The node has not answered.
     Asked,
-    /// The node is not in the room; `last` is the number of the event with which it left, if that has come.
+    /// The node is not in the room; `last` is the number of its last event there, if one has come.
     Absent { last: Option<u64> },
     /// The node is in the room; `last` is the number of its last event there.
     Present { last: u64, sync: Sync },
@@ -118,7 +118,9 @@ impl NodeView {
     /// Notes that the node has answered that it is not in the room.
     pub(super) fn answer_absent(&mut self) {
         self.was_complete = true;
-        self.presence = Presence::Absent { last: None };
+        self.presence = Presence::Absent {
+            last: self.last_event(),
+        };
     }
 
     /// Notes that the node has left the room with this event.
@@ -368,6 +370,8 @@ mod tests {
 
         let mut view = complete(5);
         view.exit(6);
+        assert_eq!(view.last_event(), Some(6));
+        view.answer_absent();
         assert_eq!(view.last_event(), Some(6));
         assert!(!view.agrees_with(&digest(6, [7, 3]), [7, 3]));
     }
