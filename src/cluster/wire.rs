@@ -333,8 +333,11 @@ pub(crate) struct SessionTransfer {
     /// The permissions of its token, if the server requires tokens.
     #[serde(rename = "permit")]
     pub(crate) permissions: Option<Permissions>,
-    /// For each node, the number up to which the client was told of its messages.
+    /// For each node, the number up to which the client was told of its messages about the room.
     pub(crate) seen: Vec<(NodeId, u64)>,
+    /// For each node, the number of its last message to one session that was delivered.
+    #[serde(default)]
+    pub(crate) delivered: Vec<(NodeId, u64)>,
     /// The index of this part.
     pub(crate) part: usize,
     /// Sessions that its client knows of, and sessions that joined before it.
@@ -457,7 +460,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
         Message::Node(Direct::Ask(rooms) | Direct::Absent(rooms)) => rooms.len(),
         Message::Node(Direct::Digest { rooms, .. }) => rooms.len(),
         Message::All(Broadcast::Want(want)) => want.seen.len(),
-        Message::Node(Direct::Handed(handed)) => handed.seen.len(),
+        Message::Node(Direct::Handed(handed)) => handed.seen.len().max(handed.delivered.len()),
         _ => 0,
     };
     let ids = match &line.message {

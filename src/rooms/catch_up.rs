@@ -34,6 +34,9 @@ pub(super) fn catch_up(
     let seen: BTreeMap<NodeId, u64> = transfer.seen.iter().copied().collect();
     // The session's last node has sent it the events that the node had seen.
     let was_seen = |source, number| seen.get(&source).is_some_and(|seen| number <= *seen);
+    // A message to all that the node has lost must not follow a later one to the session alone.
+    let delivered: BTreeMap<NodeId, u64> = transfer.delivered.iter().copied().collect();
+    let is_late = |source, number| delivered.get(&source).is_some_and(|last| number <= *last);
     let new = |id: SessionId, member: &Member| {
         let data = member.info.public.as_deref();
         protocol::joined(id, data)
@@ -82,7 +85,11 @@ pub(super) fn catch_up(
             }
             RecordedEvent::Broadcast(sender, _) | RecordedEvent::Unicast(sender, _)
                 if sender.is_some_and(|id| id != own && !known.contains_key(&id)) => {}
-            RecordedEvent::Broadcast(_, frame) if !was_seen(source, number) => push(frame),
+            RecordedEvent::Broadcast(_, frame)
+                if !was_seen(source, number) && !is_late(source, number) =>
+            {
+                push(frame);
+            }
             RecordedEvent::Unicast(_, frame) => push(frame),
             _ => {}
         }
@@ -136,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_session_receives_what_it_missed_once_and_in_order() {
-        let node = NodeId::random();
+        let (node, other) = (NodeId::random(), NodeId::random());
         let [own, known, left, joined, silent, brief] = [(); 6].map(|()| SessionId::random());
         let transfer = SessionTransfer {
             room: RoomName::default_room(),
@@ -147,6 +154,7 @@ mod tests {
             owed: [0, 0],
             permissions: None,
             seen: vec![(node, 10)],
+            delivered: vec![(node, 9), (other, 21)],
             part: 0,
             known: vec![known, left],
             states: vec![(known, 2)],
@@ -185,11 +193,16 @@ mod tests {
             (15, message(silent, "4")),
             (15, RecordedEvent::Joined(own, protocol::joined(own, None))),
         ];
-        let recorded = recorded.map(|(number, event)| Recorded {
-            source: node,
+        // The session has received message 21 of the other node, and no longer message 20.
+        let late = (20, message(known, "late"));
+        let recorded = recorded.map(|event| (node, event));
+        let recorded = recorded.into_iter().chain([(other, late)]);
+        let recorded = recorded.map(|(source, (number, event))| Recorded {
+            source,
             number,
             event,
         });
+        let recorded = recorded.collect();
         let members = [own, joined, silent].map(|id| {
             let mut member = Member::from_record(record(id), Location::Remote(node));
             // The events of the states that two of them have set last were lost.
@@ -201,7 +214,7 @@ mod tests {
         });
         let mut received = Vec::new();
         let members = members.into_iter().collect();
-        catch_up(&transfer, recorded.into(), &members, |frame| {
+        catch_up(&transfer, recorded, &members, |frame| {
             received.push(text(frame));
         });
         let expected = [

@@ -375,6 +375,7 @@ mod tests {
             owed: [0, 0],
             permissions: None,
             seen: Vec::new(),
+            delivered: Vec::new(),
             part,
             known: vec![SessionId::random()],
             states: Vec::new(),

@@ -136,6 +136,7 @@ impl JoinGuard {
             owed,
             permissions,
             seen: remote.seen_events(),
+            delivered: remote.delivered(),
             part: 0,
             known: Vec::new(),
             states: Vec::new(),
@@ -167,6 +168,7 @@ fn send_parts(
             member: transfer.member.clone(),
             permissions: transfer.permissions.clone(),
             seen: transfer.seen.clone(),
+            delivered: transfer.delivered.clone(),
             part,
             known: ids.iter().map(|(id, _)| *id).collect(),
             states: ids

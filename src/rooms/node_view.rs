@@ -1,6 +1,9 @@
 //! Pure data: a room's view of one other node, and how complete the view is.
 
-use std::mem;
+use std::{
+    mem,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use super::snapshot_receiver::{ChunkOutcome, SnapshotReceiver};
 use crate::{
@@ -13,6 +16,8 @@ pub(super) struct NodeView {
     presence: Presence,
     /// The number of the last event of this node that the other node has seen.
     seen: u64,
+    /// The number of the last message of the node that was delivered to one session of this node.
+    delivered: AtomicU64,
     /// Whether all sessions of the node have been known at some time since it was first asked.
     was_complete: bool,
     /// Whether a chunk has come since the last check for nodes that must be asked again.
@@ -56,6 +61,7 @@ impl NodeView {
         NodeView {
             presence: Presence::Asked,
             seen: 0,
+            delivered: AtomicU64::new(0),
             was_complete: false,
             has_recent_chunk: false,
             is_in_digest: false,
@@ -99,6 +105,16 @@ impl NodeView {
             Presence::Absent { .. } => true,
             Presence::Present { last, .. } => is_met(last),
         }
+    }
+
+    /// Notes that a message of the node with this number was delivered to one session of this node.
+    pub(super) fn note_delivered(&self, number: u64) {
+        self.delivered.fetch_max(number, Relaxed);
+    }
+
+    /// The number of the last message of the node that was delivered to one session of this node.
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered.load(Relaxed)
     }
 
     /// Notes that the node has seen the events of this node up to this number.

@@ -181,6 +181,24 @@ impl RemoteView {
     }
 }
 
+/// Messages of the other nodes.
+impl RemoteView {
+    /// Notes that a message of a node with this number was delivered to one session of this node.
+    pub(super) fn note_delivered(&self, node: NodeId, number: u64) {
+        if let Some(view) = self.views.get(&node) {
+            view.note_delivered(number);
+        }
+    }
+
+    /// For each node, the number of its last message that was delivered to one session of this node.
+    pub(super) fn delivered(&self) -> Vec<(NodeId, u64)> {
+        let views = self.views.iter();
+        views
+            .map(|(node, view)| (*node, view.delivered()))
+            .collect()
+    }
+}
+
 /// Messages to the other nodes.
 impl RemoteView {
     /// Tells the other nodes about an event in the room; returns its number.

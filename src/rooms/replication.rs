@@ -198,6 +198,7 @@ impl Room {
         let location = member.map(|member| &member.location);
         match (location, remote.migrations.destination(receiver)) {
             (Some(Location::Local(outbox)), _) => {
+                remote.note_delivered(node, number);
                 outbox.push(relayed_frame(text), flush_set).is_ok()
             }
             (Some(Location::Importing(lookup, _)), _) => {
