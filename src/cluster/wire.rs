@@ -136,8 +136,14 @@ pub(crate) enum Event {
         id: SessionId,
         state: Arc<SessionState>,
     },
-    /// A session has migrated from the node `from` to the sender.
-    Arrive { member: SessionRecord, from: NodeId },
+    /// A session has migrated from the node `from` to the sender. All that the session has sent from there was
+    /// sent before the message `last` of that node about the room.
+    Arrive {
+        member: SessionRecord,
+        from: NodeId,
+        #[serde(default)]
+        last: u64,
+    },
     /// A session, or a backend (`None`), sends the text after the line to all.
     Broadcast(Option<SessionId>),
     /// The sender is no longer in the room.
@@ -213,7 +219,13 @@ pub(crate) enum Direct {
         reference: Option<Box<RawValue>>,
     },
     /// No more messages are forwarded to the receiver.
-    Done { room: RoomName, seek: u64 },
+    Done {
+        room: RoomName,
+        seek: u64,
+        /// For each node, the number up to which the sender has received its messages about the room.
+        #[serde(default)]
+        seen: Vec<(NodeId, u64)>,
+    },
     /// Digests of the sender's sessions in the rooms that both nodes are in, with which the receiver compares
     /// what it knows.
     Digest {
@@ -461,6 +473,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
         Message::Node(Direct::Digest { rooms, .. }) => rooms.len(),
         Message::All(Broadcast::Want(want)) => want.seen.len(),
         Message::Node(Direct::Handed(handed)) => handed.seen.len().max(handed.delivered.len()),
+        Message::Node(Direct::Done { seen, .. }) => seen.len(),
         _ => 0,
     };
     let ids = match &line.message {

@@ -13,7 +13,7 @@ use super::{
     catch_up::catch_up,
     join_guard::JoinGuard,
     location::Location,
-    lookups::{Lookup, LookupResult, ReceivedSession, TooMuchRecorded},
+    lookups::{Forwarding, Lookup, LookupResult, ReceivedSession, TooMuchRecorded},
     member::Member,
     members::Members,
     migrations::Waiter,
@@ -22,7 +22,7 @@ use super::{
     session_info::SessionInfo,
 };
 use crate::{
-    cluster::{Answer, Event, SessionRecord, SessionTransfer, Want},
+    cluster::{Answer, Event, NodeId, SessionRecord, SessionTransfer, Want},
     outbox::{FlushSet, Sender},
     protocol::{Close, CloseCode, TokenHash},
     websocket::Frame,
@@ -197,9 +197,14 @@ impl ImportedSession {
             moves,
             info,
         };
-        let _ = timeout(limit, waiting).await;
-        // The session's last node may have seen events that this node has not, and has sent them to it.
-        room.wait_for_events(&transfer.seen, limit).await;
+        let forwarded = timeout(limit, waiting).await;
+        // The session's last node may have seen events that this node has not: it has sent them to the session, or has
+        // forwarded messages that follow them.
+        let seen = match &forwarded {
+            Ok(Ok(seen)) => seen,
+            _ => &transfer.seen,
+        };
+        room.wait_for_events(seen, limit).await;
 
         let mut members = room.members.write();
         members.catch_up(lookup.number, transfer, &sender);
@@ -218,9 +223,12 @@ impl Room {
         received: &ReceivedSession,
         lookup: u64,
         sender: &Sender,
-        done: oneshot::Sender<()>,
+        done: oneshot::Sender<Vec<(NodeId, u64)>>,
     ) -> Arc<SessionInfo> {
         let (id, from) = (record.id, received.from);
+        let seen = &received.transfer.seen;
+        let last = seen.iter().find(|(node, _)| *node == from);
+        let last = last.map_or(0, |(_, last)| *last);
         let mut flush_set = FlushSet::default();
         let mut members = self.members.write();
         // If this node took the last node for down, it has removed the session: others get its `new`.
@@ -237,11 +245,13 @@ impl Room {
         if let Some(remote) = &mut members.remote {
             // A node that is down forwards nothing, and nothing is waited for: `done` is dropped.
             if remote.is_up(from) {
-                remote.lookups.expect_forwarding(lookup, from, done);
+                let forwarding = Forwarding { from, last, done };
+                remote.lookups.expect_forwarding(lookup, forwarding);
             }
             let member = record;
+            let arrive = Event::Arrive { member, from, last };
             // If this node is disconnected, it sends everything when it is connected again.
-            let _ = remote.send_event(&self.name, Event::Arrive { member, from });
+            let _ = remote.send_event(&self.name, arrive);
         }
         info
     }
@@ -257,11 +267,12 @@ impl Room {
         };
         for (id, member) in &members.sessions {
             if let Location::Importing(lookup, _) = &member.location
-                && let Some(from) = remote.lookups.forwarding_node(*lookup)
+                && let Some((from, last)) = remote.lookups.forwarding_node(*lookup)
             {
                 let member = member.to_record(*id);
+                let arrive = Event::Arrive { member, from, last };
                 // If this node is disconnected, it sends everything when it is connected again.
-                let _ = remote.send_event(&self.name, Event::Arrive { member, from });
+                let _ = remote.send_event(&self.name, arrive);
             }
         }
     }

@@ -39,13 +39,22 @@ pub(super) struct Lookup {
     received: Option<(usize, ReceivedSession)>,
     /// Gets the result, once.
     result: Option<oneshot::Sender<LookupResult>>,
-    /// The node that forwards messages for the session, and a notification for when it has forwarded all.
-    forwarding: Option<(NodeId, oneshot::Sender<()>)>,
+    /// What the session's last node still forwards.
+    forwarding: Option<Forwarding>,
     /// Events that the session would have received since the lookup began.
     recorded: Vec<Recorded>,
     recorded_bytes: usize,
     /// The most bytes that may be recorded.
     max_bytes: usize,
+}
+
+/// The messages that the last node of a session forwards to this one.
+pub(super) struct Forwarding {
+    pub(super) from: NodeId,
+    /// The number of the node's last event before the transfer.
+    pub(super) last: u64,
+    /// Gets the last event of each node that `from` has seen when it has forwarded the last message.
+    pub(super) done: oneshot::Sender<Vec<(NodeId, u64)>>,
 }
 
 /// The end of a lookup.
@@ -203,32 +212,26 @@ impl Lookups {
         })
     }
 
-    /// Has `done` notified when `from` has forwarded the last message for the session.
-    pub(super) fn expect_forwarding(
-        &mut self,
-        number: u64,
-        from: NodeId,
-        done: oneshot::Sender<()>,
-    ) {
+    /// Notes that a node forwards messages for the session of a lookup.
+    pub(super) fn expect_forwarding(&mut self, number: u64, forwarding: Forwarding) {
         if let Some(lookup) = self.0.get_mut().get_mut(&number) {
-            lookup.forwarding = Some((from, done));
+            lookup.forwarding = Some(forwarding);
         }
     }
 
-    /// The node that still forwards messages for the session of a lookup.
-    pub(super) fn forwarding_node(&self, number: u64) -> Option<NodeId> {
+    /// The node that still forwards messages for the session of a lookup, and the number of its last event before
+    /// the transfer.
+    pub(super) fn forwarding_node(&self, number: u64) -> Option<(NodeId, u64)> {
         let lookups = self.0.lock();
         let forwarding = lookups.get(&number)?.forwarding.as_ref();
-        forwarding.map(|(from, _)| *from)
+        forwarding.map(|it| (it.from, it.last))
     }
 
     /// Notes that a node is down: no lookup waits for it.
     pub(super) fn node_down(&mut self, node: NodeId) {
         for lookup in self.0.get_mut().values_mut() {
             lookup.exclude(node);
-            if let Some((_, done)) = lookup.forwarding.take_if(|(from, _)| *from == node) {
-                let _ = done.send(());
-            }
+            lookup.forwarding.take_if(|it| it.from == node);
         }
     }
 
@@ -326,12 +329,13 @@ impl Lookups {
         })
     }
 
-    /// Notes that a node has forwarded the last message for a session.
-    pub(super) fn forwarding_done(&self, node: NodeId, number: u64) {
+    /// Notes that a node has forwarded the last message for a session, and has seen these events.
+    pub(super) fn forwarding_done(&self, node: NodeId, number: u64, seen: Vec<(NodeId, u64)>) {
         if let Some(lookup) = self.0.lock().get_mut(&number)
-            && let Some((_, done)) = lookup.forwarding.take_if(|(from, _)| *from == node)
+            && let Some(forwarding) = lookup.forwarding.take_if(|it| it.from == node)
         {
-            let _ = done.send(());
+            // The wait may have ended.
+            let _ = forwarding.done.send(seen);
         }
     }
 }

@@ -258,16 +258,20 @@ impl Members {
         }
     }
 
-    /// Notes that a session has migrated from the node `from` to `node`.
+    /// Notes that a session has migrated to `node` from another, up to whose event with this number it has sent
+    /// from there.
     pub(super) fn migrate_remote(
         &mut self,
         room: &RoomName,
         node: NodeId,
         number: u64,
         record: SessionRecord,
-        from: NodeId,
+        (from, last): (NodeId, u64),
         flush_set: &mut FlushSet,
     ) {
+        if let Some(remote) = &mut self.remote {
+            remote.note_moved(from, record.id, last);
+        }
         let is_unknown = !self.sessions.contains_key(&record.id);
         let id = record.id;
         self.add_remote(room, node, number, record, flush_set);
@@ -293,6 +297,7 @@ impl Members {
         self.push_to_local(&close, flush_set);
         if let Some(remote) = &mut self.remote {
             drop(remote.migrations.remove(id));
+            remote.forget_late(id);
             remote.remote_sessions -= 1;
             remote.note_left(id);
             let event = RecordedEvent::Left(id, close);
@@ -313,7 +318,7 @@ impl Members {
         }
         if let Some(remote) = &mut self.remote {
             let finished = remote.migrations.redirected(node, None);
-            remote.end_waits();
+            remote.end_waits(room);
             remote.send_forwarding_done(room, finished);
         }
     }
@@ -322,6 +327,14 @@ impl Members {
     pub(super) fn is_on(&self, node: NodeId, id: SessionId) -> bool {
         let member = self.sessions.get(&id);
         member.is_some_and(|member| member.location.is_on(node))
+    }
+
+    /// Whether a message that comes from a node may be of this session: the session is there, or was when it sent
+    /// the message.
+    pub(super) fn may_speak(&self, node: NodeId, id: SessionId) -> bool {
+        let remote = self.remote.as_ref();
+        let is_late = || remote.is_some_and(|remote| remote.is_late(node, id));
+        self.is_on(node, id) || self.sessions.contains_key(&id) && is_late()
     }
 
     /// The sessions of another node.

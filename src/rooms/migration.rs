@@ -4,8 +4,9 @@
 //! 2. This node stops the session and transfers it: its state, the sessions it knows, and the number of the
 //!    last event that it has seen of each node.
 //! 3. The other node announces that the session has arrived.
-//! 4. All nodes send messages for the session to its new node, and tell this node that they do. This node
-//!    forwards messages that still come here, and tells the new node when no more can come.
+//! 4. All nodes send messages for the session to its new node. Once they have taken in what the session has sent
+//!    from here, they tell this node so. This node forwards messages that still come here, and tells the new node
+//!    when no more can come.
 //! 5. The new node sends the session the events that it has missed, in the order of their numbers.
 //!
 //! The other sessions of the room notice nothing.
@@ -24,7 +25,8 @@ use super::{
 };
 use crate::{
     cluster::{
-        Answer, Direct, Load, MAX_IDS, NodeId, Outbound, PART_BYTES, Permissions, SessionTransfer,
+        Answer, Direct, Event, Load, MAX_IDS, NodeId, Outbound, PART_BYTES, Permissions,
+        SessionTransfer,
     },
     outbox::Outbox,
     protocol::SessionId,
@@ -125,6 +127,9 @@ impl JoinGuard {
         // The session may have migrated from here before, and be back.
         let waiters = remote.migrations.remove(self.id);
         remote.send_ask_again(&room.name, waiters);
+        // This event follows all that the session has sent, also to single sessions. If this node is disconnected,
+        // the session cannot arrive.
+        let _ = remote.send_event(&room.name, Event::Join(record.clone()));
         let (migration, waiting) = Migration::new(record.clone(), to.node, to.seek, to.token);
         remote.migrations.insert(migration);
         let transfer = SessionTransfer {

@@ -253,8 +253,8 @@ impl Rooms {
                     replies.add_undelivered(source, &room, message);
                 }
             }
-            Direct::Done { room, seek } => self.with_room(&room, |room| {
-                room.with_lookups(|lookups| lookups.forwarding_done(node, seek));
+            Direct::Done { room, seek, seen } => self.with_room(&room, |room| {
+                room.with_lookups(|lookups| lookups.forwarding_done(node, seek, seen));
             }),
 
             // The cluster handles it; it is about no room.

@@ -37,6 +37,9 @@ use crate::{
 /// them.
 const MAX_PAST: usize = 8;
 
+/// How many sessions that have moved on are waited for. It bounds the memory that a faulty node can use.
+const MAX_LATE: usize = 1 << 16;
+
 /// A room's view of the other nodes.
 pub(super) struct RemoteView {
     pub(super) outbound: Arc<Outbound>,
@@ -56,6 +59,9 @@ pub(super) struct RemoteView {
     /// Sessions and operators that wait until all other nodes have listed their sessions.
     snapshot_waiters: Vec<oneshot::Sender<()>>,
     event_waiters: Vec<EventWaiter>,
+    /// Sessions that have moved on from these nodes, whose events up to these numbers this node has not seen: what the
+    /// sessions have sent from there may still come.
+    late: BTreeMap<(NodeId, SessionId), u64>,
     pub(super) lookups: Lookups,
     pub(super) migrations: Migrations,
     /// The snapshots of this node's sessions that are being sent, by their receivers.
@@ -94,6 +100,7 @@ impl RemoteView {
             left: BTreeMap::new(),
             snapshot_waiters: Vec::new(),
             event_waiters: Vec::new(),
+            late: BTreeMap::new(),
             lookups: Lookups::default(),
             migrations: Migrations::default(),
             snapshots: BTreeMap::new(),
@@ -283,8 +290,12 @@ impl RemoteView {
         self.lookups.record(self.outbound.node(), number, event);
     }
 
-    /// Tells a node that messages to a session go to another node from now on.
+    /// Tells a node that messages to a session go to another node from now on. The session goes on there when
+    /// all nodes have said so: this one says it once it has all that the session has sent before.
     pub(super) fn send_redirected(&self, room: &RoomName, node: NodeId, id: SessionId) {
+        if self.is_late(node, id) {
+            return;
+        }
         let room = room.clone();
         let redirected = Direct::Turned { room, id };
         self.outbound.batch().notify(node, redirected);
@@ -295,7 +306,8 @@ impl RemoteView {
         let mut batch = self.outbound.batch();
         for (node, seek) in lookups {
             let room = room.clone();
-            batch.notify(node, Direct::Done { room, seek });
+            let seen = self.seen_events();
+            batch.notify(node, Direct::Done { room, seek, seen });
         }
     }
 
@@ -388,17 +400,36 @@ impl RemoteView {
         Some(waiting)
     }
 
-    /// Whether a session waits for events.
-    pub(super) fn has_event_waiters(&self) -> bool {
-        !self.event_waiters.is_empty()
+    /// Notes that a session has moved on from a node. What it has sent from there was sent up to the node's event
+    /// with the number `last`.
+    pub(super) fn note_moved(&mut self, node: NodeId, id: SessionId, last: u64) {
+        if self.late.len() < MAX_LATE && !self.has_seen(&[(node, last)]) {
+            self.late.insert((node, id), last);
+        }
     }
 
-    /// The nodes of which a session waits for events that have not come: they may be lost.
+    /// Notes that a session of another node has left: nothing that it has sent is taken in any more.
+    pub(super) fn forget_late(&mut self, id: SessionId) {
+        self.late.retain(|(_, late), _| *late != id);
+    }
+
+    /// Whether messages may still come that a session has sent from a node before it moved on.
+    pub(super) fn is_late(&self, node: NodeId, id: SessionId) -> bool {
+        self.late.contains_key(&(node, id))
+    }
+
+    /// Whether events are waited for.
+    pub(super) fn has_event_waiters(&self) -> bool {
+        !self.event_waiters.is_empty() || !self.late.is_empty()
+    }
+
+    /// The nodes of which events are waited for that have not come: they may be lost.
     pub(super) fn awaited_nodes(&self) -> BTreeSet<NodeId> {
         let waiters = self.event_waiters.iter().filter(|it| !it.done.is_closed());
         let events = waiters.flat_map(|waiter| &waiter.events);
         let missing = events.filter(|event| !self.has_seen(&[**event]));
-        missing.map(|(node, _)| *node).collect()
+        let late = self.late.keys().map(|(node, _)| *node);
+        missing.map(|(node, _)| *node).chain(late).collect()
     }
 
     /// Whether a session or an operator waits for something.
@@ -408,10 +439,18 @@ impl RemoteView {
         !self.pending_joins.is_empty()
             || self.snapshot_waiters.iter().any(is_waiting)
             || self.event_waiters.iter().any(|it| is_waiting(&it.done))
+            || !self.late.is_empty()
     }
 
     /// Ends the waits that need not go on.
-    pub(super) fn end_waits(&mut self) {
+    pub(super) fn end_waits(&mut self, room: &RoomName) {
+        for ((node, id), last) in mem::take(&mut self.late) {
+            if self.has_seen(&[(node, last)]) {
+                self.send_redirected(room, node, id);
+            } else {
+                self.late.insert((node, id), last);
+            }
+        }
         for waiter in mem::take(&mut self.event_waiters) {
             if waiter.done.is_closed() {
                 continue;

@@ -90,7 +90,7 @@ impl Room {
         for record in chunk.members {
             members.add_remote(&self.name, node, number, record, flush_set);
         }
-        members.end_waits();
+        members.end_waits(&self.name);
         if outcome.is_complete {
             replies.add_seen(node, &self.name, chunk.last);
         }
@@ -122,12 +122,13 @@ impl Room {
             }
             Event::State { id, state } => members.update_state(node, number, id, state, flush_set),
             Event::Leave(id) => members.remove_remote(node, number, id, flush_set),
-            Event::Arrive { member, from } => {
+            Event::Arrive { member, from, last } => {
+                let from = (from, last);
                 members.migrate_remote(&self.name, node, number, member, from, flush_set);
             }
             Event::Broadcast(sender) => {
                 // A session of another node speaks only through that node.
-                if sender.is_none_or(|id| members.is_on(node, id)) {
+                if sender.is_none_or(|id| members.may_speak(node, id)) {
                     let frame = relayed_frame(text);
                     members.push_to_local(&frame, flush_set);
                     if let Some(remote) = &members.remote {
@@ -147,7 +148,7 @@ impl Room {
         if let Some(remote) = &mut members.remote
             && remote.has_event_waiters()
         {
-            remote.end_waits();
+            remote.end_waits(&self.name);
         }
     }
 
@@ -156,7 +157,7 @@ impl Room {
         let mut members = self.members.write();
         if let Some(view) = members.view(node) {
             view.note_seen(number);
-            members.end_waits();
+            members.end_waits(&self.name);
         }
     }
 
@@ -191,7 +192,7 @@ impl Room {
         };
         let (sender, receiver) = (message.sender, message.receiver);
         // A session speaks only through its own node, and a backend only through a node in the room.
-        if !sender.map_or(remote.is_present(node), |id| members.is_on(node, id)) {
+        if !sender.map_or(remote.is_present(node), |id| members.may_speak(node, id)) {
             return false;
         }
         let member = members.sessions.get(&receiver);
@@ -325,9 +326,9 @@ impl Members {
         self.remote.as_mut()?.view(node)
     }
 
-    fn end_waits(&mut self) {
+    fn end_waits(&mut self, room: &RoomName) {
         if let Some(remote) = &mut self.remote {
-            remote.end_waits();
+            remote.end_waits(room);
         }
     }
 }
