@@ -173,6 +173,17 @@ impl Migrations {
         stranded.for_each(|migration| migration.finished = None);
     }
 
+    /// Notes that a node may send to this session over this node, if it migrates.
+    pub(super) fn add_sender(&mut self, node: NodeId, id: SessionId) {
+        let Some(migration) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        migration.redirected.remove(&node);
+        if let Phase::Arrived(waiting) = &mut migration.phase {
+            waiting.insert(node);
+        }
+    }
+
     /// The sessions that have arrived.
     pub(super) fn arrived_ids(&self) -> impl Iterator<Item = SessionId> {
         let arrived = self.sessions.iter().filter(|(_, it)| it.has_arrived());

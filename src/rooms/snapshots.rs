@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::{members::Members, room::Room, snapshot_sender::SnapshotSender};
 use crate::{
     cluster::{Digest, Direct, Load, MAX_ROOMS, NodeId, Outbound, Quota, SnapshotChunk},
-    protocol::RoomName,
+    protocol::{RoomName, SessionId},
 };
 
 /// How many chunks are sent at once. Between such batches the node listens to the others.
@@ -168,6 +168,7 @@ impl Room {
             return false;
         };
         let chunk = members.next_chunk(&self.name, &mut snapshot);
+        members.note_listed(node, &chunk);
         let more = chunk.until.is_some();
         // If this node is disconnected, it sends everything when it is connected again.
         let sent = outbound
@@ -199,6 +200,18 @@ impl Room {
 }
 
 impl Members {
+    /// Notes that a node in the room is told of these sessions. Some migrate to other nodes, and it may send to them
+    /// over this one until it knows that.
+    fn note_listed(&mut self, node: NodeId, chunk: &SnapshotChunk) {
+        let Some(remote) = self.remote.as_mut().filter(|it| it.is_present(node)) else {
+            return;
+        };
+        let listed = chunk.members.iter().map(|record| record.id);
+        let outbox = |id: &SessionId| self.sessions.get(id)?.location.outbox();
+        let migrated = listed.filter(|id| outbox(id).is_none());
+        migrated.for_each(|id| remote.migrations.add_sender(node, id));
+    }
+
     /// The next chunk of a snapshot of this node's sessions.
     fn next_chunk(&self, room: &RoomName, snapshot: &mut SnapshotSender) -> SnapshotChunk {
         let remote = self.remote.as_deref();
