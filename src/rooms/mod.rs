@@ -36,6 +36,8 @@ mod member;
 mod members;
 mod migration;
 mod migration_request;
+#[cfg(test)]
+mod migration_tests;
 mod migrations;
 mod node_messages;
 mod node_view;
