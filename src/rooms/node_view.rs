@@ -14,6 +14,8 @@ use crate::{
 /// A room's view of another node.
 pub(super) struct NodeView {
     presence: Presence,
+    /// The number of the node's last event in the room, if one has come.
+    last: Option<u64>,
     /// The number of the last event of this node that the other node has seen.
     seen: u64,
     /// The number of the last message of the node that was delivered to one session of this node.
@@ -30,10 +32,10 @@ pub(super) struct NodeView {
 enum Presence {
     /// The node has not answered.
     Asked,
-    /// The node is not in the room; `last` is the number of its last event there, if one has come.
-    Absent { last: Option<u64> },
-    /// The node is in the room; `last` is the number of its last event there.
-    Present { last: u64, sync: Sync },
+    /// The node is not in the room.
+    Absent,
+    /// The node is in the room.
+    Present(Sync),
 }
 
 /// Whether all sessions of a node are known.
@@ -60,6 +62,7 @@ impl NodeView {
     pub(super) fn asked() -> NodeView {
         NodeView {
             presence: Presence::Asked,
+            last: None,
             seen: 0,
             delivered: AtomicU64::new(0),
             was_complete: false,
@@ -68,42 +71,38 @@ impl NodeView {
         }
     }
 
-    /// The number of the node's last event in the room, if it is known.
+    /// The number of the node's last event in the room, if one has come.
     pub(super) fn last_event(&self) -> Option<u64> {
-        match self.presence {
-            Presence::Present { last, .. } => Some(last),
-            Presence::Absent { last } => last,
-            Presence::Asked => None,
-        }
+        self.last
     }
 
     /// Whether the node is in the room.
     pub(super) fn is_present(&self) -> bool {
-        matches!(self.presence, Presence::Present { .. })
+        matches!(self.presence, Presence::Present(_))
     }
 
     /// Whether the node has seen the event of this node with this number. A node that is not in the
     /// room has no session that could miss it.
     pub(super) fn has_seen(&self, number: u64) -> bool {
-        self.settles(|_| self.seen >= number)
+        self.settles(self.seen >= number)
     }
 
     /// Whether the node has listed its sessions in the room.
     pub(super) fn has_answered(&self) -> bool {
-        self.settles(|_| self.was_complete)
+        self.settles(self.was_complete)
     }
 
     /// Whether the node's event with this number and all before it have been seen here.
     pub(super) fn is_observed(&self, number: u64) -> bool {
-        self.settles(|last| last >= number && self.is_known())
+        self.settles(self.last >= Some(number) && self.is_known())
     }
 
     /// Whether a wait for the node can end: it is absent, or it is present and `is_met`.
-    fn settles(&self, is_met: impl FnOnce(u64) -> bool) -> bool {
+    fn settles(&self, is_met: bool) -> bool {
         match self.presence {
             Presence::Asked => false,
-            Presence::Absent { .. } => true,
-            Presence::Present { last, .. } => is_met(last),
+            Presence::Absent => true,
+            Presence::Present(_) => is_met,
         }
     }
 
@@ -125,35 +124,31 @@ impl NodeView {
     /// Notes that the node has entered the room with this event, and has no session there.
     pub(super) fn enter(&mut self, number: u64) {
         self.was_complete = true;
-        self.presence = Presence::Present {
-            last: number,
-            sync: Sync::Complete,
-        };
+        self.last = Some(number);
+        self.presence = Presence::Present(Sync::Complete);
     }
 
     /// Notes that the node has answered that it is not in the room.
     pub(super) fn answer_absent(&mut self) {
         self.was_complete = true;
-        self.presence = Presence::Absent {
-            last: self.last_event(),
-        };
+        self.presence = Presence::Absent;
     }
 
     /// Notes that the node has left the room with this event.
     pub(super) fn exit(&mut self, number: u64) {
-        self.presence = Presence::Absent { last: Some(number) };
+        self.last = Some(number);
+        self.presence = Presence::Absent;
     }
 
     /// Notes an event of the node, which follows the event with the number `after`.
     pub(super) fn observe(&mut self, number: u64, after: u64) -> EventOrder {
+        if Some(number) <= self.last {
+            return EventOrder::Duplicate;
+        }
+        let is_next = self.last.replace(number) == Some(after);
         match &mut self.presence {
-            Presence::Present { last, .. } if number <= *last => EventOrder::Duplicate,
-            Presence::Present { last, sync } => {
-                let is_next = after == *last;
-                *last = number;
-                if is_next {
-                    return EventOrder::Next;
-                }
+            Presence::Present(_) if is_next => EventOrder::Next,
+            Presence::Present(sync) => {
                 match sync {
                     Sync::Receiving(receiver) => receiver.note_gap(),
                     Sync::Incomplete | Sync::Complete => *sync = Sync::Incomplete,
@@ -163,11 +158,9 @@ impl NodeView {
             // An event is true even before the node's snapshot comes.
             Presence::Asked => EventOrder::Next,
             // The node is in the room after all.
-            Presence::Absent { .. } => {
-                *self = NodeView {
-                    seen: self.seen,
-                    ..NodeView::asked()
-                };
+            Presence::Absent => {
+                self.presence = Presence::Asked;
+                self.was_complete = false;
                 EventOrder::AfterGap
             }
         }
@@ -182,15 +175,15 @@ impl NodeView {
         known: Vec<SessionId>,
     ) -> Option<ChunkOutcome> {
         self.has_recent_chunk = true;
-        let (receiver, last) = match &mut self.presence {
-            Presence::Present { last, sync } => match mem::replace(sync, Sync::Incomplete) {
-                Sync::Receiving(receiver) => (Some(receiver), Some(*last)),
-                Sync::Incomplete | Sync::Complete => (None, Some(*last)),
+        let receiver = match &mut self.presence {
+            Presence::Present(sync) => match mem::replace(sync, Sync::Incomplete) {
+                Sync::Receiving(receiver) => Some(receiver),
+                Sync::Incomplete | Sync::Complete => None,
             },
-            Presence::Asked | Presence::Absent { .. } => (None, None),
+            Presence::Asked | Presence::Absent => None,
         };
         let (mut receiver, mut outcome) = SnapshotReceiver::receive(receiver, chunk, known)?;
-        if chunk.after.is_some() && last.is_some_and(|last| last != chunk.last) {
+        if chunk.after.is_some() && self.last != Some(chunk.last) {
             // An event between the chunks was lost.
             outcome.is_complete = false;
             if let Some(receiver) = &mut receiver {
@@ -198,14 +191,12 @@ impl NodeView {
             }
         }
         self.was_complete |= outcome.is_complete;
-        self.presence = Presence::Present {
-            last: chunk.last,
-            sync: match receiver {
-                Some(receiver) => Sync::Receiving(receiver),
-                None if outcome.is_complete => Sync::Complete,
-                None => Sync::Incomplete,
-            },
-        };
+        self.last = Some(chunk.last);
+        self.presence = Presence::Present(match receiver {
+            Some(receiver) => Sync::Receiving(receiver),
+            None if outcome.is_complete => Sync::Complete,
+            None => Sync::Incomplete,
+        });
         Some(outcome)
     }
 
@@ -213,11 +204,7 @@ impl NodeView {
     pub(super) fn is_known(&self) -> bool {
         matches!(
             self.presence,
-            Presence::Absent { .. }
-                | Presence::Present {
-                    sync: Sync::Complete,
-                    ..
-                }
+            Presence::Absent | Presence::Present(Sync::Complete)
         )
     }
 
@@ -233,20 +220,18 @@ impl NodeView {
     pub(super) fn agrees_with(&mut self, digest: &Digest, hashes: [u64; 2]) -> bool {
         self.is_in_digest = true;
         match &mut self.presence {
-            Presence::Present {
-                last,
-                sync: sync @ Sync::Complete,
-            } => {
-                let agrees = digest.last < *last
-                    || (digest.last == *last && [digest.hash, digest.states] == hashes);
+            Presence::Present(sync @ Sync::Complete) => {
+                let last = Some(digest.last);
+                let agrees = last < self.last
+                    || (last == self.last && [digest.hash, digest.states] == hashes);
                 if !agrees {
                     *sync = Sync::Incomplete;
                 }
                 agrees
             }
             // The node has been asked already.
-            Presence::Asked | Presence::Present { .. } => true,
-            Presence::Absent { .. } => false,
+            Presence::Asked | Presence::Present(_) => true,
+            Presence::Absent => false,
         }
     }
 
@@ -258,10 +243,7 @@ impl NodeView {
             return true;
         }
         match &mut self.presence {
-            Presence::Present {
-                sync: sync @ Sync::Complete,
-                ..
-            } => {
+            Presence::Present(sync @ Sync::Complete) => {
                 *sync = Sync::Incomplete;
                 false
             }
@@ -346,6 +328,21 @@ mod tests {
             view.receive_chunk(&chunk(9, after, None), Vec::new())
                 .is_none()
         );
+    }
+
+    #[test]
+    fn events_before_the_snapshot_of_a_node_are_taken_in_once() {
+        let mut view = NodeView::asked();
+        assert!(matches!(view.observe(3, 2), EventOrder::Next));
+        assert!(matches!(view.observe(3, 2), EventOrder::Duplicate));
+        assert_eq!(view.last_event(), Some(3));
+        assert!(!view.is_observed(3));
+
+        // The node was taken for absent, and is in the room.
+        view.answer_absent();
+        assert!(matches!(view.observe(5, 4), EventOrder::AfterGap));
+        assert_eq!(view.last_event(), Some(5));
+        assert!(!view.is_known() && !view.has_answered());
     }
 
     #[test]
