@@ -119,6 +119,7 @@ fn record(id: SessionId, moves: u32) -> SessionRecord {
         data: None,
         since: 0,
         moves,
+        state: None,
     }
 }
 
@@ -185,6 +186,7 @@ async fn import(
         delivered: Vec::new(),
         part: 0,
         known,
+        states: Vec::new(),
         more: false,
     };
     node.event(old, 3, 2, Event::Join(record(id, 0)));

@@ -1,6 +1,6 @@
 //! What must be true once all faults have ended and nothing happens any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     schedule::Kind,
@@ -42,6 +42,19 @@ pub(super) fn rosters(world: &World) {
             let mut others = ids.clone();
             others.remove(log.id.as_deref().unwrap_or_default());
             let listed: BTreeSet<String> = log.view.order.iter().cloned().collect();
+            let states = here.iter().filter(|other| *other != session);
+            let states = states.filter_map(|other| {
+                let other = &state.sessions[*other];
+                Some((other.id.clone()?, other.state?))
+            });
+            let states: BTreeMap<String, u64> = states.collect();
+            if log.view.states != states {
+                let known = &log.view.states;
+                wrong.push(format!(
+                    "{:?} knows the states {known:?}, not {states:?}",
+                    log.id
+                ));
+            }
             if listed != others {
                 wrong.push(format!("{:?} lists {listed:?}, not {others:?}", log.id));
             }

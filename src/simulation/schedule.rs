@@ -95,6 +95,8 @@ pub(super) enum Target {
     /// One of the sessions that the client knows.
     Peer(usize),
     Itself,
+    /// The message sets the state of the client's session.
+    State,
 }
 
 impl Schedule {
@@ -177,10 +179,11 @@ impl Schedule {
         match random.random_range(0..100) {
             0..45 => Action::Say {
                 client,
-                to: match random.random_range(0..10) {
+                to: match random.random_range(0..12) {
                     0..5 => Target::All,
                     5..9 => Target::Peer(random.random_range(0..8)),
-                    _ => Target::Itself,
+                    9 => Target::Itself,
+                    _ => Target::State,
                 },
                 count: random.random_range(1..6),
                 has_ref: random.random_bool(0.7),

@@ -30,6 +30,8 @@ pub(super) struct SessionLog {
     pub(super) lost: Option<u64>,
     /// Whether its node has stopped or died, so that it ends.
     pub(super) is_doomed: bool,
+    /// The number of the message with which its client has set its state last.
+    pub(super) state: Option<u64>,
     pub(super) view: View,
 }
 
@@ -72,6 +74,8 @@ pub(super) struct View {
     closed: BTreeSet<String>,
     /// The number of the last message of each session.
     last: BTreeMap<String, u64>,
+    /// The state of each session that has one.
+    pub(super) states: BTreeMap<String, u64>,
     /// The number of the last of its own messages that has a receipt.
     acknowledged: Option<u64>,
     /// How many sessions were there that took nothing more, as a receipt or an error has shown: their `close` follows.
@@ -110,6 +114,7 @@ impl SessionLog {
             node: 0,
             lost: None,
             is_doomed: false,
+            state: None,
             view: View::default(),
         }
     }
@@ -140,6 +145,12 @@ impl SessionLog {
             acks: Vec::new(),
             errors: Vec::new(),
         });
+    }
+
+    /// Has the client set its state to the number of the message.
+    pub(super) fn set_state(&mut self, has_ref: bool) {
+        self.state = Some(self.sent.len() as u64);
+        self.say("state", None, has_ref, "");
     }
 
     /// Takes in the next message of the session's stream.
@@ -183,7 +194,21 @@ impl SessionLog {
                 if !was_there && (view.is_greeted || view.closed.contains(&sender)) {
                     return Err(("`close` of a session that was not there", sender));
                 }
+                view.states.remove(&sender);
                 view.closed.insert(sender);
+            }
+            ("state", None) => {
+                if sender == own || view.is_greeted && !view.peers.contains(&sender) {
+                    return Err(("a state of a session that is not there", text.to_owned()));
+                }
+                let number = number(&message)?;
+                let last = view.states.insert(sender.clone(), number);
+                // Where messages are lost, a state may be learned from a list, after later messages.
+                let said = view.last.get(&sender).copied();
+                let said = said.filter(|_| kind == Kind::Calm);
+                if last.max(said).is_some_and(|last| last >= number) {
+                    return Err(("a state twice or out of order", text.to_owned()));
+                }
             }
             ("say", receiver) => {
                 if receiver != Some("all") && receiver != Some(&own) && !own.is_empty() {
@@ -195,20 +220,14 @@ impl SessionLog {
                     }
                     view.peers.insert(sender.clone());
                 }
-                let number: u64 = message
-                    .data
-                    .get()
-                    .parse()
-                    .map_err(|_| ("not a number", text.to_owned()))?;
+                let number = number(&message)?;
                 let heard = view.heard.entry(sender.clone()).or_default();
                 if !heard.insert(number) {
                     return Err(("a message twice", text.to_owned()));
                 }
-                if view
-                    .last
-                    .insert(sender, number)
-                    .is_some_and(|last| last >= number)
-                {
+                let state = view.states.get(&sender).copied();
+                let last = view.last.insert(sender, number);
+                if last.max(state).is_some_and(|last| last >= number) {
                     return Err(("a message out of order", text.to_owned()));
                 }
             }
@@ -302,9 +321,15 @@ impl SessionLog {
             .map(|peer| peer["id"].as_str().unwrap_or_default().to_owned())
             .collect();
         let peers: BTreeSet<String> = order.iter().cloned().collect();
+        let states = data["peers"].as_array().into_iter().flatten();
+        let states = states.filter_map(|peer| {
+            let id = peer["id"].as_str().unwrap_or_default().to_owned();
+            Some((id, peer["state"].as_u64()?))
+        });
+        let states: BTreeMap<String, u64> = states.collect();
         let view = &mut self.view;
         let is_true = match view.is_greeted {
-            true => peers == view.peers,
+            true => peers == view.peers && states == view.states,
             false => {
                 let mut gone = view.closed.difference(&view.peers);
                 peers.is_superset(&view.peers) && !gone.any(|id| peers.contains(id))
@@ -313,9 +338,13 @@ impl SessionLog {
         if !is_true || peers.len() != order.len() {
             return Err((
                 "a `hello` that is not true",
-                format!("{order:?}, not {:?}", view.peers),
+                format!(
+                    "{order:?} {states:?}, not {:?} {:?}",
+                    view.peers, view.states
+                ),
             ));
         }
+        view.states = states;
         view.peers = peers;
         view.order = order;
         view.is_greeted = true;
@@ -328,4 +357,10 @@ impl SessionLog {
         }
         Ok(())
     }
+}
+
+/// The number that a message has as data.
+fn number(message: &Incoming<'_>) -> Result<u64, Broken> {
+    let data = message.data.get();
+    data.parse().map_err(|_| ("not a number", data.to_owned()))
 }

@@ -403,6 +403,10 @@ impl World {
         let log = &mut state.sessions[session];
         let to = match to {
             Target::All => To::All,
+            Target::State => {
+                log.set_state(has_ref);
+                return state.clients[client].send_waiting(&state.sessions);
+            }
             Target::Itself => match &log.id {
                 Some(id) => To::One(id.clone()),
                 None => return,
