@@ -71,6 +71,7 @@ mod access;
 mod cluster;
 pub mod config;
 pub mod guide;
+mod history;
 mod keyed_map;
 mod metrics;
 #[cfg(shuttle)]

@@ -216,10 +216,7 @@ impl Tokens {
 impl Names {
     /// Whether one of the names stands for this room.
     fn admit(&self, room: &RoomName) -> bool {
-        let matches = |pattern: &String| match pattern.strip_suffix('*') {
-            Some(prefix) => room.as_str().starts_with(prefix),
-            None => room.as_str() == pattern,
-        };
+        let matches = |pattern: &String| room.matches(pattern);
         match self {
             Names::One(pattern) => matches(pattern),
             Names::Several(names) => names.iter().any(matches),

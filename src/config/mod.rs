@@ -6,6 +6,7 @@ mod check;
 #[cfg(feature = "cluster")]
 mod cluster;
 mod files;
+mod history;
 mod ice_url;
 mod limits;
 mod liveness;
@@ -27,8 +28,9 @@ mod token_options;
 mod webrtc;
 
 pub use self::{
-    access::Access, admin::Admin, ice_url::IceUrl, limits::Limits, liveness::Liveness,
-    options::Config, origin::Origin, serving::Serving, stopping::Stopping, webrtc::Webrtc,
+    access::Access, admin::Admin, history::HistoryOptions, ice_url::IceUrl, limits::Limits,
+    liveness::Liveness, options::Config, origin::Origin, serving::Serving, stopping::Stopping,
+    webrtc::Webrtc,
 };
 #[cfg(feature = "tokens")]
 pub(crate) use self::{check::not_empty, files::check_secret};

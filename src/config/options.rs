@@ -8,8 +8,8 @@ use super::cluster::ClusterOptions;
 #[cfg(feature = "tokens")]
 use super::token_options::TokenOptions;
 use super::{
-    access::Access, admin::Admin, limits::Limits, liveness::Liveness, serving::Serving,
-    stopping::Stopping, webrtc::Webrtc,
+    access::Access, admin::Admin, history::HistoryOptions, limits::Limits, liveness::Liveness,
+    serving::Serving, stopping::Stopping, webrtc::Webrtc,
 };
 
 /// The options of a server. The binary reads them from its command line and environment;
@@ -53,6 +53,10 @@ pub struct Config {
     #[cfg_attr(feature = "cli", command(flatten))]
     pub webrtc: Webrtc,
 
+    /// Rooms that keep their last messages.
+    #[cfg_attr(feature = "cli", command(flatten))]
+    pub history: HistoryOptions,
+
     /// The admin API.
     #[cfg_attr(feature = "cli", command(flatten))]
     pub admin: Admin,
@@ -80,6 +84,7 @@ impl Config {
         self.limits.check()?;
         self.liveness.check()?;
         self.webrtc.check()?;
+        self.history.check()?;
         self.admin.check()?;
         #[cfg(feature = "cluster")]
         self.cluster.check()?;
@@ -87,6 +92,10 @@ impl Config {
         let keeps_sessions = self.stopping.sessions_file.is_some();
         if keeps_sessions && self.liveness.resume_seconds == 0 {
             return Err("--sessions-file needs --resume-seconds of at least 1".into());
+        }
+        #[cfg(feature = "cluster")]
+        if !self.history.rooms.is_empty() && !self.cluster.servers.is_empty() {
+            return Err("--history-room is for a server without --cluster".into());
         }
         #[cfg(feature = "cluster")]
         if keeps_sessions && !self.cluster.servers.is_empty() {

@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     resumes: Counters,
     upgrades: Counters,
     round_trips: Histogram,
+    pub(crate) history_stored: Counter,
+    pub(crate) history_failed: Counter,
     pub(crate) cluster_nodes: Gauge,
     pub(crate) cluster_sent: Counter,
     pub(crate) cluster_received: Counter,
@@ -54,6 +56,7 @@ pub(crate) struct Gauges<T> {
     pub(crate) suspended: T,
     pub(crate) rooms: T,
     pub(crate) outbox_bytes: T,
+    pub(crate) history_bytes: T,
     /// 1 while the node is connected to NATS, 0 otherwise.
     pub(crate) cluster_connected: T,
 }
@@ -78,6 +81,8 @@ impl Metrics {
             resumes: Counters::default(),
             upgrades: Counters::default(),
             round_trips: Histogram::new(ROUND_TRIP_BUCKETS),
+            history_stored: Counter::default(),
+            history_failed: Counter::default(),
             cluster_nodes: Gauge::default(),
             cluster_sent: Counter::default(),
             cluster_received: Counter::default(),
@@ -115,6 +120,7 @@ impl Metrics {
             suspended,
             rooms,
             outbox_bytes,
+            history_bytes,
             cluster_connected: _,
         } = &self.gauges;
         let help = "Current sessions, including suspended ones";
@@ -124,6 +130,13 @@ impl Metrics {
         registry.register("rooms", "Current rooms", rooms.clone());
         let help = "Size of the messages that wait to be sent to sessions";
         registry.register_with_unit("outbox", help, Unit::Bytes, outbox_bytes.clone());
+        let help = "Size of the messages that rooms keep";
+        registry.register_with_unit("history", help, Unit::Bytes, history_bytes.clone());
+        let help = "Messages stored in the history of their room";
+        registry.register("history_messages_stored", help, self.history_stored.clone());
+        let help =
+            "Messages that were delivered, but could not be stored in the history of their room";
+        registry.register("history_messages_failed", help, self.history_failed.clone());
 
         let help = "Sessions that started";
         registry.register("joins", help, self.joins.clone());
@@ -252,6 +265,7 @@ impl Metrics {
         set(&self.gauges.suspended, now.suspended);
         set(&self.gauges.rooms, now.rooms);
         set(&self.gauges.outbox_bytes, now.outbox_bytes);
+        set(&self.gauges.history_bytes, now.history_bytes);
         set(&self.gauges.cluster_connected, now.cluster_connected);
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes everything");

@@ -29,16 +29,22 @@ pub(crate) enum ErrorCode {
     NotAllowed,
     /// The requested session could not be resumed.
     ResumeFailed,
+    /// The room keeps no history.
+    NoHistory,
+    /// A message was delivered and not stored, or the history cannot be read.
+    HistoryFailed,
 }
 
 impl ErrorCode {
-    pub(crate) const ALL: [ErrorCode; 6] = [
+    pub(crate) const ALL: [ErrorCode; 8] = [
         ErrorCode::BadMessage,
         ErrorCode::UnknownReceiver,
         ErrorCode::EmptyRoom,
         ErrorCode::UnknownRequest,
         ErrorCode::NotAllowed,
         ErrorCode::ResumeFailed,
+        ErrorCode::NoHistory,
+        ErrorCode::HistoryFailed,
     ];
 
     /// The code in the message.
@@ -50,6 +56,8 @@ impl ErrorCode {
             ErrorCode::UnknownRequest => "unknown_request",
             ErrorCode::NotAllowed => "not_allowed",
             ErrorCode::ResumeFailed => "resume_failed",
+            ErrorCode::NoHistory => "no_history",
+            ErrorCode::HistoryFailed => "history_failed",
         }
     }
 }
@@ -94,6 +102,30 @@ impl Problem {
                 "the session could not be resumed, and this is a new one: send hello to learn \
                       who is in the room"
                     .into(),
+        }
+    }
+
+    /// The room keeps no history.
+    pub(crate) fn no_history() -> Problem {
+        Problem {
+            code: ErrorCode::NoHistory,
+            message: "this room keeps no history".into(),
+        }
+    }
+
+    /// A message is not stored.
+    pub(crate) fn not_stored() -> Problem {
+        Problem {
+            code: ErrorCode::HistoryFailed,
+            message: "the message is delivered, but not stored in the history of the room".into(),
+        }
+    }
+
+    /// The history cannot be read.
+    pub(crate) fn history_unavailable() -> Problem {
+        Problem {
+            code: ErrorCode::HistoryFailed,
+            message: "the history cannot be read now: try again".into(),
         }
     }
 

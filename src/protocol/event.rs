@@ -164,6 +164,11 @@ pub(crate) fn hello(to: SessionId, hello: &Hello<'_>) -> Frame {
     answer("hello", to, hello)
 }
 
+/// A message in the history of the room, or the end of the answer to a request for it.
+pub(crate) fn history(to: SessionId, data: impl Serialize) -> Frame {
+    answer("history", to, data)
+}
+
 /// The first message after a session is resumed: how many messages of the client the server has
 /// received in this session.
 pub(crate) fn resumed(to: SessionId, received: u64) -> Frame {
@@ -194,6 +199,8 @@ pub(crate) struct Hello<'a> {
     pub(crate) ice_servers: &'a [IceServer],
     /// How to resume the session, if the client asked for that.
     pub(crate) resume: Option<Resume>,
+    /// How many messages to all the room keeps; `None` if it keeps none.
+    pub(crate) history: Option<usize>,
     pub(crate) limits: Limits,
 }
 
@@ -224,6 +231,16 @@ pub(crate) struct HelloRequest {
     /// Whether the session is to survive the loss of its connection.
     #[serde(default)]
     pub(crate) resume: bool,
+}
+
+/// The `data` of a `history` request.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HistoryRequest {
+    /// At most so many messages, the last ones.
+    pub(crate) last: Option<usize>,
+    /// Only messages with a lower number.
+    pub(crate) before: Option<u64>,
 }
 
 impl HelloRequest {

@@ -30,6 +30,14 @@ impl RoomName {
         &self.0
     }
 
+    /// Whether a pattern stands for the room: its name, or the beginning of its name and a `*`.
+    pub(crate) fn matches(&self, pattern: &str) -> bool {
+        match pattern.strip_suffix('*') {
+            Some(prefix) => self.0.starts_with(prefix),
+            None => *self.0 == *pattern,
+        }
+    }
+
     /// The room of a client that names none.
     pub(crate) fn default_room() -> RoomName {
         RoomName(DEFAULT_ROOM.into())

@@ -196,6 +196,7 @@ impl ImportedSession {
             id,
             moves,
             info,
+            first_number: 0,
         };
         let forwarded = timeout(limit, waiting).await;
         // The session's last node may have seen events that this node has not: it has sent them to the session, or has

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     cluster::{Direct, NodeId, Outbound},
     config::Limits,
+    history::History,
     keyed_map::KeyedMap,
     outbox::{FlushSet, Sender},
     protocol::{Close, Receiver, RoomName},
@@ -29,6 +30,8 @@ pub(crate) struct Rooms {
     pub(super) max_room_sessions: usize,
     /// The queue to other nodes; `None` without a cluster.
     pub(super) outbound: Option<Arc<Outbound>>,
+    /// Present if rooms keep their last messages.
+    pub(super) history: Option<Arc<History>>,
     pub(super) index: Mutex<Index>,
     pub(super) snapshot_tasks: SnapshotTasks,
     pub(super) queries: Queries,
@@ -57,12 +60,14 @@ impl Index {
         &mut self,
         name: &RoomName,
         outbound: Option<&Arc<Outbound>>,
+        history: Option<&Arc<History>>,
     ) -> &mut Entry {
         let nodes = &self.nodes;
         self.rooms.entry(name.clone()).or_insert_with(|| {
             let remote = outbound.map(|outbound| RemoteView::enter(name, outbound, nodes));
+            let history = history.filter(|history| history.includes(name)).cloned();
             Entry {
-                room: Arc::new(Room::new(name.clone(), remote)),
+                room: Arc::new(Room::new(name.clone(), remote, history)),
                 sessions: 0,
                 backends: 0,
             }
@@ -71,14 +76,20 @@ impl Index {
 }
 
 impl Rooms {
-    /// No rooms yet, with these limits. `outbound` is the queue to other nodes.
-    pub(crate) fn new(limits: &Limits, outbound: Option<Arc<Outbound>>) -> Rooms {
+    /// No rooms yet, with these limits. `outbound` is the queue to other nodes, and `history` that of the rooms that
+    /// keep one.
+    pub(crate) fn new(
+        limits: &Limits,
+        outbound: Option<Arc<Outbound>>,
+        history: Option<Arc<History>>,
+    ) -> Rooms {
         let limit =
             |limit: Option<NonZeroU32>| limit.map_or(usize::MAX, |limit| limit.get() as usize);
         Rooms {
             max_rooms: limit(limits.max_rooms),
             max_room_sessions: limit(limits.max_room_sessions),
             outbound,
+            history,
             index: Mutex::default(),
             snapshot_tasks: SnapshotTasks::default(),
             queries: Queries::default(),
@@ -163,7 +174,8 @@ impl Rooms {
         }
         let mut flush_set = FlushSet::default();
         let speaker = Speaker::default();
-        Some(room.route(speaker, receiver, frame, &mut flush_set))
+        let delivery = room.route(speaker, receiver, frame, &mut flush_set);
+        Some(delivery.receivers)
     }
 
     /// Sends a message of the server to every session of this node. Returns to how many. Other tasks have

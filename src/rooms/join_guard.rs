@@ -8,9 +8,12 @@ use std::{
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::{reservation::Reservation, session_info::SessionInfo, speaker::Speaker};
+use super::{
+    reservation::Reservation, room::Delivery, session_info::SessionInfo, speaker::Speaker,
+};
 use crate::{
     cluster::{NodeId, Quota},
+    history::History,
     outbox::{FlushSet, Sender},
     protocol::{Peer, Receiver, RoomName, SessionId},
     websocket::Frame,
@@ -25,6 +28,8 @@ pub(crate) struct JoinGuard {
     /// later one, should the session come back.
     pub(super) moves: u32,
     pub(super) info: Arc<SessionInfo>,
+    /// What was said before the session joined has a lower number in the history of its room.
+    pub(super) first_number: u64,
 }
 
 impl Reservation {
@@ -34,6 +39,8 @@ impl Reservation {
         let mut flush_set = FlushSet::default();
         let mut members = self.room.members.write();
         members.join(&self.room.name, id, sender, info.clone(), &mut flush_set);
+        let history = self.room.history.as_ref();
+        let first_number = history.map_or(0, |history| history.next_number());
         drop(members);
         drop(flush_set);
         JoinGuard {
@@ -41,6 +48,7 @@ impl Reservation {
             id,
             moves: 0,
             info,
+            first_number,
         }
     }
 }
@@ -68,14 +76,24 @@ impl JoinGuard {
         self.info.taken_in.store(count + 1, Relaxed);
     }
 
-    /// Sends to the receivers of a message; returns how many receive it.
+    /// The history of the room, if it keeps one.
+    pub(crate) fn history(&self) -> Option<&Arc<History>> {
+        self.reservation.room.history.as_ref()
+    }
+
+    /// What was said before the session joined has a lower number in the history of its room.
+    pub(crate) fn first_number(&self) -> u64 {
+        self.first_number
+    }
+
+    /// Sends to the receivers of a message.
     pub(crate) fn route(
         &self,
         speaker: Speaker<'_>,
         receiver: &Receiver<'_>,
         frame: &Frame,
         flush_set: &mut FlushSet,
-    ) -> usize {
+    ) -> Delivery {
         let room = &self.reservation.room;
         room.route(speaker, receiver, frame, flush_set)
     }

@@ -66,6 +66,7 @@ pub(crate) use self::{
     query::Busy,
     replies::Replies,
     reservation::{Full, Reservation},
+    room::Delivery,
     session_info::{SessionInfo, SessionSnapshot},
     speaker::Speaker,
 };

@@ -54,7 +54,7 @@ impl Rooms {
     }
 
     fn add(self: &Arc<Rooms>, index: &mut Index, name: &RoomName, is_backend: bool) -> Reservation {
-        let entry = index.entry(name, self.outbound.as_ref());
+        let entry = index.entry(name, self.outbound.as_ref(), self.history.as_ref());
         match is_backend {
             true => entry.backends += 1,
             false => entry.sessions += 1,

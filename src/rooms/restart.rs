@@ -19,6 +19,7 @@ impl Rooms {
         self: &Arc<Rooms>,
         name: &RoomName,
         record: SessionRecord,
+        first_number: u64,
         sender: Sender,
     ) -> JoinGuard {
         let reservation = self.reserve_again(name);
@@ -34,6 +35,7 @@ impl Rooms {
             id,
             moves,
             info,
+            first_number,
         }
     }
 }

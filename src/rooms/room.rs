@@ -1,6 +1,6 @@
 //! A room: its name, and its sessions under a lock.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use tokio::time::timeout;
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     cluster::{Event, NodeId},
+    history::{History, Receipt},
     outbox::{FlushSet, Sender},
     protocol::{Receiver, RoomName, SessionId},
     websocket::Frame,
@@ -25,13 +26,30 @@ use crate::{
 pub(super) struct Room {
     pub(super) name: RoomName,
     pub(super) members: RwLock<Members>,
+    /// Present if the room keeps what is said to all.
+    pub(super) history: Option<Arc<History>>,
+}
+
+/// What has become of a message.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Delivery {
+    /// How many sessions receive it.
+    pub(crate) receivers: usize,
+    /// Whether it will be in the history of the room, and its receipt follows when it is; `None` if the room keeps
+    /// none.
+    pub(crate) is_kept: Option<bool>,
 }
 
 impl Room {
     /// An empty room.
-    pub(super) fn new(name: RoomName, remote: Option<RemoteView>) -> Room {
+    pub(super) fn new(
+        name: RoomName,
+        remote: Option<RemoteView>,
+        history: Option<Arc<History>>,
+    ) -> Room {
         Room {
             name,
+            history,
             members: RwLock::new(Members::new(remote)),
         }
     }
@@ -69,19 +87,23 @@ impl Room {
         remote.is_some_and(|remote| remote.remote_sessions > 0)
     }
 
-    /// Sends to the receivers of a message; returns how many receive it.
+    /// Sends to the receivers of a message.
     pub(super) fn route(
         &self,
         speaker: Speaker<'_>,
         receiver: &Receiver<'_>,
         frame: &Frame,
         flush_set: &mut FlushSet,
-    ) -> usize {
-        match receiver {
-            Receiver::All => self.broadcast(speaker, frame, flush_set),
+    ) -> Delivery {
+        let receivers = match receiver {
+            Receiver::All => return self.broadcast(speaker, frame, flush_set),
             Receiver::Session(id) => usize::from(self.send(speaker, *id, frame.clone(), flush_set)),
             Receiver::User(name) => self.send_to_user(speaker, name, frame, flush_set),
             Receiver::Server | Receiver::Unknown(_) => 0,
+        };
+        Delivery {
+            receivers,
+            is_kept: None,
         }
     }
 
@@ -108,8 +130,8 @@ impl Room {
         }
     }
 
-    /// Sends to every session but the sender; returns how many receive it.
-    fn broadcast(&self, speaker: Speaker<'_>, frame: &Frame, flush_set: &mut FlushSet) -> usize {
+    /// Sends to every session but the sender, and has the message stored if the room keeps a history.
+    fn broadcast(&self, speaker: Speaker<'_>, frame: &Frame, flush_set: &mut FlushSet) -> Delivery {
         let sender = speaker.id;
         let members = self.members.read();
         let (mut local, mut remote_count) = (0, 0);
@@ -124,7 +146,7 @@ impl Room {
                 }
             }
         }
-        match &members.remote {
+        let receivers = match &members.remote {
             Some(remote) if remote_count > 0 => {
                 members.introduce(&self.name, speaker.id);
                 let event = Event::Broadcast(sender);
@@ -133,7 +155,37 @@ impl Room {
                 local + number.map_or(0, |_| remote_count)
             }
             _ => local,
+        };
+        Delivery {
+            receivers,
+            is_kept: self.keep(&members, speaker, frame, receivers),
         }
+    }
+
+    /// Has a message to all stored; `None` if the room keeps no history. A session that joins, which needs the
+    /// members for itself, comes before the message or after it.
+    fn keep(
+        &self,
+        members: &Members,
+        speaker: Speaker<'_>,
+        frame: &Frame,
+        receivers: usize,
+    ) -> Option<bool> {
+        let history = self.history.as_ref()?;
+        let sender = speaker
+            .id
+            .and_then(|id| Some((id, members.sessions.get(&id)?)));
+        let receipt = sender.and_then(|(id, member)| {
+            let outbox = member.location.outbox()?.clone();
+            Some(Receipt {
+                outbox,
+                id,
+                reference: speaker.reference.map(ToOwned::to_owned),
+                receivers,
+            })
+        });
+        let from = sender.and_then(|(_, member)| member.info.public.as_deref());
+        Some(history.append(&self.name, from, frame, receipt).is_ok())
     }
 
     /// Sends to every session of a user but the sender; returns how many receive it.
@@ -165,10 +217,12 @@ impl Room {
     /// Sends to every session of this node; returns how many receive it.
     pub(super) fn send_to_local(&self, frame: &Frame, flush_set: &mut FlushSet) -> usize {
         let members = self.members.read();
-        members
-            .local()
+        let local = members.local();
+        let receivers = local
             .filter(|(_, outbox)| outbox.push(frame.clone(), flush_set).is_ok())
-            .count()
+            .count();
+        self.keep(&members, Speaker::default(), frame, receivers);
+        receivers
     }
 
     /// Calls `f` with the sessions that this node looks up; returns the default without a cluster.

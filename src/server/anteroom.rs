@@ -21,6 +21,7 @@ use crate::{
     access::{Admission, unix_seconds},
     cluster::{Cluster, Nats, Transport},
     config::{Config, SecretFile, read_secret},
+    history::History,
     metrics::Metrics,
     protocol::{CloseCode, ErrorCode, Escaped},
     rooms::Rooms,
@@ -92,18 +93,20 @@ impl Anteroom {
         });
         let (cluster, transport) = cluster.unzip();
         let outbound = cluster.as_ref().map(|cluster| cluster.outbound.clone());
-        let rooms = Arc::new(Rooms::new(&config.limits, outbound));
         let metrics = Arc::new(Metrics::new(
             cluster.is_some(),
             ErrorCode::ALL.map(ErrorCode::as_str),
             CloseCode::ALL.map(CloseCode::number),
         ));
+        let history = History::open(&config.history, &metrics)?;
+        let rooms = Arc::new(Rooms::new(&config.limits, outbound, history.clone()));
         let admin_token = config.admin.token_file.clone();
         let admin_token = admin_token.map(|path| SecretFile::new(path, read_secret));
         let sessions_file = config.stopping.sessions_file.clone();
         let shared = Arc::new(Shared {
             admission: Admission::new(&config, rooms.clone(), metrics.clone())?,
             rooms,
+            history,
             heartbeat: Heartbeat::new(config.liveness.ping_seconds, config.liveness.pong_seconds)
                 .into(),
             expiries: Arc::default(),
@@ -200,6 +203,9 @@ impl Anteroom {
         {
             shared.stopped.cancel();
             shared.tasks.wait().await;
+        }
+        if let Some(history) = &shared.history {
+            history.close().await;
         }
         if shared.sessions_file.is_some() {
             let shared = Arc::clone(shared);

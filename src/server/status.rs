@@ -42,6 +42,7 @@ pub(super) fn metrics(shared: &Shared) -> String {
         suspended: shared.resumes.count_suspended(),
         rooms: shared.rooms.len(),
         outbox_bytes: outboxes.iter().map(|sender| sender.stats().bytes).sum(),
+        history_bytes: shared.history.as_ref().map_or(0, |it| it.bytes()) as usize,
         cluster_connected: shared
             .cluster
             .as_ref()

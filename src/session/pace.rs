@@ -27,8 +27,9 @@ pub(super) struct Pace {
     /// What the session has in the queue to other nodes. Present in a cluster, once the session has
     /// sent a message.
     quota: Option<Arc<Quota>>,
-    /// Present while reading is paused. Completes when the limits must be checked again.
-    pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Present while reading is paused. Completes when the limits must be checked again, with a number of bytes to
+    /// account for.
+    pause: Option<Pin<Box<dyn Future<Output = usize> + Send>>>,
 }
 
 impl Pace {
@@ -78,6 +79,9 @@ impl Pace {
         excess: Option<(Limit, Instant)>,
         join_guard: &JoinGuard,
     ) -> bool {
+        if self.is_paused() {
+            return true;
+        }
         let quota = self.quota.as_ref();
         let outbound = quota.and_then(|quota| join_guard.backpressure(quota));
         if excess.is_none() && outbound.is_none() {
@@ -91,15 +95,24 @@ impl Pace {
             if let Some(outbound) = outbound {
                 let _ = timeout_at(check_at, outbound).await;
             }
+            0
         }));
         true
+    }
+
+    /// Pauses until an answer has been sent, which returns its length in bytes.
+    pub(super) fn wait_for(&mut self, answer: Pin<Box<dyn Future<Output = usize> + Send>>) {
+        self.pause = Some(answer);
     }
 
     /// Waits for the end of the pause. Returns the rate that is still exceeded, and until when.
     pub(super) fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Limit, Instant)>> {
         if let Some(pause) = &mut self.pause {
-            ready!(pause.as_mut().poll(cx));
+            let bytes = ready!(pause.as_mut().poll(cx));
             self.pause = None;
+            if let Some(rates) = self.rates.as_mut().filter(|_| bytes > 0) {
+                rates.spend(bytes);
+            }
         }
         Poll::Ready(self.rates.as_ref().and_then(Rates::excess))
     }

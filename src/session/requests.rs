@@ -1,6 +1,6 @@
 //! Requests to the server: one enum, one match, one function each.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use serde_json::value::RawValue;
 
@@ -8,11 +8,18 @@ use super::permissions::Permissions;
 use crate::{
     access::{Denied, unix_seconds},
     cluster::Quota,
+    history::{Query, Unavailable},
     outbox::{FlushSet, Outbox},
-    protocol::{self, Hello, HelloRequest, Limits, Message, Problem, Resume},
+    protocol::{self, Hello, HelloRequest, HistoryRequest, Limits, Message, Problem, Resume},
     rooms::{JoinGuard, Speaker},
     state::{ResumeRegistration, Shared},
 };
+
+/// How many messages of the history are sent to a client that does not say.
+const DEFAULT_LAST: usize = 50;
+
+/// What each message of the history costs in an outbox beside its content, in bytes.
+const ENVELOPE_BYTES: usize = 256;
 
 /// A request that a client may send to the server.
 enum Request {
@@ -24,6 +31,16 @@ enum Request {
     Token,
     /// Here is what the others may know of me.
     State,
+    /// What was said before I came?
+    History,
+}
+
+/// An answer.
+pub(super) enum Answer {
+    /// It is in the outbox, and has this many bytes.
+    Sent(usize),
+    /// The future puts it into the outbox, and the receipt after it. Returns how many bytes that are.
+    Follows(Pin<Box<dyn Future<Output = usize> + Send>>),
 }
 
 /// The parts of a session that requests read and change.
@@ -45,31 +62,33 @@ impl Request {
             "ping" => Some(Request::Ping),
             "token" => Some(Request::Token),
             "state" => Some(Request::State),
+            "history" => Some(Request::History),
             _ => None,
         }
     }
 }
 
-/// Answers a request into the outbox of the session that sent it. Returns the number of bytes that this
-/// sends.
+/// Answers a request.
 pub(super) fn answer(
     context: &mut RequestContext<'_>,
     message: &Message<'_>,
-) -> Result<usize, Problem> {
+) -> Result<Answer, Problem> {
     let takes_tokens = context.shared.admission.tokens().is_some();
-    match Request::of_type(&message.kind) {
-        Some(Request::Hello) => Ok(hello(context, &HelloRequest::parse(message.data))),
-        Some(Request::Ping) => Ok(ping(context, message.data)),
-        Some(Request::State) => state(context, message.data),
-        Some(Request::Token) if takes_tokens => token(context, message.data).map(|()| 0),
+    let bytes = match Request::of_type(&message.kind) {
+        Some(Request::Hello) => hello(context, &HelloRequest::parse(message.data)),
+        Some(Request::Ping) => ping(context, message.data),
+        Some(Request::State) => state(context, message.data)?,
+        Some(Request::History) => return history(context, message).map(Answer::Follows),
+        Some(Request::Token) if takes_tokens => token(context, message.data).map(|()| 0)?,
         Some(Request::Token) | None => {
             let known = match takes_tokens {
-                true => "hello, ping, state and token",
-                false => "hello, ping and state",
+                true => "hello, ping, state, history and token",
+                false => "hello, ping, state and history",
             };
-            Err(Problem::unknown_request(&message.kind, known))
+            return Err(Problem::unknown_request(&message.kind, known));
         }
-    }
+    };
+    Ok(Answer::Sent(bytes))
 }
 
 fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
@@ -103,6 +122,7 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
                 token,
                 seconds: config.liveness.resume_seconds,
             }),
+            history: join_guard.history().map(|history| history.messages()),
             limits: Limits {
                 message_bytes: config.limits.max_message_bytes,
                 state_bytes: config.limits.max_state_bytes,
@@ -154,6 +174,65 @@ fn state(context: &mut RequestContext<'_>, data: Option<&RawValue>) -> Result<us
     Ok(context
         .join_guard
         .set_state(speaker, value, context.flush_set))
+}
+
+/// Reads what was said to all before the session joined.
+fn history(
+    context: &RequestContext<'_>,
+    message: &Message<'_>,
+) -> Result<Pin<Box<dyn Future<Output = usize> + Send>>, Problem> {
+    let join_guard = context.join_guard;
+    let history = join_guard
+        .history()
+        .ok_or_else(Problem::no_history)?
+        .clone();
+    let data = message.data.map_or("null", RawValue::get);
+    let request: Option<HistoryRequest> = serde_json::from_str(data).map_err(|_| {
+        let message =
+            "data must be an object of the integers last and before, which may be left out";
+        Problem::bad_message(message)
+    })?;
+    let request = request.unwrap_or_default();
+    let before = request.before.unwrap_or(u64::MAX);
+    let query = Query {
+        last: request.last.unwrap_or(DEFAULT_LAST),
+        before: before.min(join_guard.first_number()),
+        bytes: context.shared.config.limits.outbox_bytes / 2,
+        overhead: ENVELOPE_BYTES,
+    };
+    let (id, room) = (join_guard.id(), join_guard.room().clone());
+    let (outbox, reference) = (
+        context.outbox.sender(),
+        message.reference.map(ToOwned::to_owned),
+    );
+    let metrics = context.shared.metrics.clone();
+    Ok(Box::pin(async move {
+        let page = history.page(&room, query).await;
+        let reference = reference.as_deref();
+        let answer = match page {
+            Ok(page) => {
+                let messages = page.messages.iter();
+                let messages = messages.map(|message| protocol::history(id, message));
+                let end = serde_json::json!({"done": true, "more": page.more});
+                let receipt = reference.map(|reference| protocol::ack(id, reference, 1));
+                let ends = [Some(protocol::history(id, end)), receipt];
+                messages.chain(ends.into_iter().flatten()).collect()
+            }
+            Err(Unavailable) => {
+                let problem = Problem::history_unavailable();
+                metrics.errors(problem.code.as_str()).inc();
+                vec![protocol::error(id, &problem, reference)]
+            }
+        };
+        let mut flush_set = FlushSet::default();
+        let mut bytes = 0;
+        for frame in answer {
+            bytes += frame.len();
+            // A session that takes nothing more is leaving.
+            let _ = outbox.push(frame, &mut flush_set);
+        }
+        bytes
+    }))
 }
 
 /// Replaces the session's token by another one of the same user.

@@ -15,7 +15,7 @@ use super::{
     disconnect::Disconnect,
     pace::Pace,
     permissions::Permissions,
-    requests::{self, RequestContext},
+    requests::{self, Answer, RequestContext},
 };
 use crate::{
     access::SessionSlot,
@@ -23,7 +23,7 @@ use crate::{
     config::Limit,
     outbox::{FlushError, FlushSet, Outbox},
     protocol::{self, Close, CloseCode, Message, Problem, Receiver, SessionId},
-    rooms::{JoinGuard, Speaker},
+    rooms::{Delivery, JoinGuard, Speaker},
     state::{HeartbeatGuard, ResumeRegistration, Shared, Takeover},
     websocket::{Event, Frame, ReadControl, Reader, Stop, Violation},
 };
@@ -51,6 +51,8 @@ pub(super) struct Session {
 struct Routed {
     /// The number of sessions that get it.
     receivers: usize,
+    /// Whether its receipt is sent later.
+    is_receipt_due: bool,
     /// The number of bytes that it causes to be sent.
     bytes: usize,
 }
@@ -275,10 +277,10 @@ impl Session {
         };
         let id = self.id();
         let (answer, bytes) = match (result, reference) {
-            (Ok(routed), Some(reference)) => {
+            (Ok(routed), Some(reference)) if !routed.is_receipt_due => {
                 (protocol::ack(id, reference, routed.receivers), routed.bytes)
             }
-            (Ok(routed), None) => return routed.bytes,
+            (Ok(routed), _) => return routed.bytes,
             (Err(problem), reference) => {
                 self.shared.metrics.errors(problem.code.as_str()).inc();
                 (protocol::error(id, &problem, reference), 0)
@@ -299,28 +301,47 @@ impl Session {
             self.pace.get_or_insert_default().ensure_quota();
         }
         if let Receiver::Server = message.receiver {
-            let bytes = requests::answer(&mut self.request_context(flush_set), message)?;
-            let receivers = 1;
-            return Ok(Routed { receivers, bytes });
+            let answer = requests::answer(&mut self.request_context(flush_set), message)?;
+            let (bytes, is_receipt_due) = match answer {
+                Answer::Sent(bytes) => (bytes, false),
+                Answer::Follows(answer) => {
+                    self.pace.get_or_insert_default().wait_for(answer);
+                    (0, true)
+                }
+            };
+            return Ok(Routed {
+                receivers: 1,
+                is_receipt_due,
+                bytes,
+            });
         }
         if self.permissions.as_ref().is_some_and(|it| !it.may_send) {
             return Err(Problem::listens_only());
         }
         let frame = protocol::relayed(message, self.id());
         let speaker = self.speaker(message.reference);
-        let receivers = self
+        let delivery = self
             .join_guard
             .route(speaker, &message.receiver, &frame, flush_set);
-        if receivers == 0 {
-            return Err(message.receiver.problem());
-        }
+        let Delivery { receivers, is_kept } = delivery;
         let bytes = frame.len().saturating_mul(receivers);
         self.shared
             .metrics
             .traffic
             .deliveries
             .inc_by(receivers as u64);
-        Ok(Routed { receivers, bytes })
+        match is_kept {
+            Some(false) => {
+                self.shared.metrics.history_failed.inc();
+                Err(Problem::not_stored())
+            }
+            None if receivers == 0 => Err(message.receiver.problem()),
+            Some(true) | None => Ok(Routed {
+                receivers,
+                is_receipt_due: is_kept.is_some(),
+                bytes,
+            }),
+        }
     }
 
     fn request_context<'a>(&'a mut self, flush_set: &'a mut FlushSet) -> RequestContext<'a> {

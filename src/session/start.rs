@@ -416,7 +416,9 @@ pub(crate) fn restore(shared: &Arc<Shared>, saved: SavedSession) {
             .resumes
             .register_hash(saved.token, saved.room.clone(), user, sender.clone());
     let slot = shared.admission.readmit(saved.address);
-    let join_guard = shared.rooms.restore(&saved.room, saved.member, sender);
+    let join_guard = shared
+        .rooms
+        .restore(&saved.room, saved.member, saved.first_number, sender);
     let info = join_guard.info();
     info.taken_in.store(saved.taken_in, Relaxed);
     *info.address.lock() = saved.address;

@@ -202,8 +202,10 @@ impl Save for Session {
         let (room, address) = (self.join_guard.room().clone(), *info.address.lock());
         let taken_in = info.taken_in.load(Relaxed);
         let (sent, missed) = self.outbox.into_kept();
+        let first_number = self.join_guard.first_number();
         SavedSession {
             room,
+            first_number,
             member: self.join_guard.into_record(),
             address,
             token: registration.hash(),

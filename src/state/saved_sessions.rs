@@ -22,6 +22,8 @@ pub(crate) struct SavedSession {
     pub(crate) permissions: Option<Permissions>,
     /// How many messages the server has taken in from the client.
     pub(crate) taken_in: u64,
+    /// What was said before the session joined has a lower number in the history of its room.
+    pub(crate) first_number: u64,
     /// What the session owes to its rates, as in [`SessionTransfer`](crate::cluster::SessionTransfer).
     pub(crate) owed: [u64; 2],
     /// How many messages were sent to the client before those that follow.

@@ -17,6 +17,7 @@ use crate::{
     access::Admission,
     cluster::Cluster,
     config::{Config, SecretFile},
+    history::History,
     metrics::Metrics,
     outbox::Sender,
     protocol::Close,
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) admission: Admission,
     pub(crate) rooms: Arc<Rooms>,
+    /// Present if rooms keep their last messages.
+    pub(crate) history: Option<Arc<History>>,
     pub(crate) heartbeat: Arc<Heartbeat>,
     pub(crate) expiries: Arc<Expiries>,
     pub(crate) resumes: Arc<Resumes>,

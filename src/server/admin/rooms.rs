@@ -218,7 +218,7 @@ impl From<SessionSnapshot> for Session {
 }
 
 /// The room that a path segment names.
-fn room_name(segment: &str) -> Result<RoomName, ApiError> {
+pub(super) fn room_name(segment: &str) -> Result<RoomName, ApiError> {
     RoomName::from_segment(segment)
         .map_err(|message| ApiError::new(StatusCode::BAD_REQUEST, "bad_room", message))
 }

@@ -14,6 +14,7 @@ use warp::{
 
 use super::{
     answer::{ApiError, from_result, json, line},
+    history,
     operator::{Unauthorized, authorize},
     rooms,
 };
@@ -88,6 +89,27 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
         .and(with.clone())
         .then(rooms::send_to_all)
         .map(from_result);
+    let of_room = || warp::path("rooms").and(room()).and(warp::path("history"));
+    let page = of_room()
+        .and(warp::path::end())
+        .and(get)
+        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
+        .and(with.clone())
+        .then(history::page)
+        .map(from_result);
+    let remove = of_room()
+        .and(warp::path::param::<u64>())
+        .and(warp::path::end())
+        .and(warp::delete())
+        .and(with.clone())
+        .then(|room, number, handle| history::remove(room, Some(number), handle))
+        .map(from_result);
+    let remove_all = of_room()
+        .and(warp::path::end())
+        .and(warp::delete())
+        .and(with.clone())
+        .then(|room, handle| history::remove(room, None, handle))
+        .map(from_result);
     let drain = warp::path!("drain").and(warp::post()).and(with).map(drain);
 
     let for_operators = metrics
@@ -103,6 +125,12 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
         .or(send)
         .unify()
         .or(send_to_all)
+        .unify()
+        .or(page)
+        .unify()
+        .or(remove)
+        .unify()
+        .or(remove_all)
         .unify()
         .or(drain)
         .unify();
@@ -160,15 +188,15 @@ async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
             StatusCode::METHOD_NOT_ALLOWED,
             "bad_method",
             "this URL does not support the method: use GET to read, POST for /drain and messages, \
-             DELETE for sessions",
+             DELETE for sessions and the history",
         )
     } else {
         ApiError::new(
             StatusCode::NOT_FOUND,
             "not_found",
             "no such URL: use /metrics, /status, /health, /ready, /rooms, /rooms/{room}, \
-             /rooms/{room}/sessions/{id}, /rooms/{room}/messages, /messages, /drain, or the page \
-             at /",
+             /rooms/{room}/sessions/{id}, /rooms/{room}/messages, \
+             /rooms/{room}/history, /rooms/{room}/history/{number}, /messages, /drain, or the page at /",
         )
     };
     Ok(error.into_response())

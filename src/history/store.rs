@@ -1,0 +1,381 @@
+//! The stored messages: one database of redb, in a file or in memory.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use redb::{
+    Builder, Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction,
+    backends::InMemoryBackend,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{config::HistoryOptions, protocol::RoomName};
+
+/// The messages, as JSON, by room and number.
+const MESSAGES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("messages");
+
+/// The time in milliseconds since 1970 and the room of each message, by number: the oldest comes first.
+const ORDER: TableDefinition<'_, u64, (u64, &str)> = TableDefinition::new("order");
+
+/// How many messages each room has.
+const COUNTS: TableDefinition<'_, &str, u64> = TableDefinition::new("counts");
+
+/// The totals by name.
+const TOTALS: TableDefinition<'_, &str, u64> = TableDefinition::new("totals");
+
+/// The size of all messages, in bytes.
+const BYTES: &str = "bytes";
+
+/// A number that is higher than that of every message so far.
+const NEXT: &str = "next";
+
+/// What a message counts beside its length, in bytes: its entries in the tables.
+const ENTRY_BYTES: u64 = 64;
+
+/// The name of the file in the folder.
+const FILE: &str = "history.redb";
+
+/// How much of the database is kept in memory, in bytes.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// How many messages one transaction removes because they are too old.
+const REMOVED_AT_ONCE: usize = 10_000;
+
+/// An error of the database. It is large, and rare.
+pub(super) type Error = Box<redb::Error>;
+
+/// The stored messages of all rooms.
+pub(super) struct Store {
+    database: Database,
+    max_messages: u64,
+    max_bytes: u64,
+}
+
+/// A message to store.
+pub(super) struct Entry {
+    pub(super) room: RoomName,
+    pub(super) number: u64,
+    /// The JSON of its [`Content`].
+    pub(super) content: Vec<u8>,
+    /// In milliseconds since 1970.
+    pub(super) time: u64,
+}
+
+/// A message in the history of a room.
+#[derive(Debug, Serialize)]
+pub(crate) struct Stored {
+    /// It rises, with gaps.
+    pub(crate) number: u64,
+    #[serde(flatten)]
+    pub(crate) content: Content,
+}
+
+/// A message without its number.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Content {
+    /// When it was said, in milliseconds since 1970.
+    pub(crate) time: u64,
+    /// The data of its sender's `new`.
+    pub(crate) from: Option<Box<RawValue>>,
+    /// The message, as it was delivered.
+    pub(crate) message: Box<RawValue>,
+}
+
+/// Which messages of a room are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Query {
+    /// At most so many, the last ones.
+    pub(crate) last: usize,
+    /// Only those with a lower number.
+    pub(crate) before: u64,
+    /// At most so many bytes, but at least one message.
+    pub(crate) bytes: usize,
+    /// What each message counts beside its content, in bytes.
+    pub(crate) overhead: usize,
+}
+
+/// Messages of a room, oldest first.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Page {
+    pub(crate) messages: Vec<Stored>,
+    /// Whether older ones are there.
+    pub(crate) more: bool,
+}
+
+impl Store {
+    /// Opens the store of a folder, or makes one in memory.
+    ///
+    /// # Errors
+    ///
+    /// The folder or the file cannot be used; the message names it.
+    pub(super) fn open(options: &HistoryOptions) -> io::Result<Store> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        let opened = match &options.dir {
+            Some(folder) => {
+                let path = file(folder)?;
+                let opened = builder.create(&path);
+                opened.map_err(|error| (path, error.into()))
+            }
+            None => {
+                let opened = builder.create_with_backend(InMemoryBackend::new());
+                opened.map_err(|error| (PathBuf::from("memory"), redb::Error::from(error)))
+            }
+        };
+        let fail = |(path, error): (PathBuf, redb::Error)| {
+            let path = path.display();
+            io::Error::other(format!("cannot open the history in {path}: {error}"))
+        };
+        let database = opened.map_err(fail)?;
+        let store = Store {
+            database,
+            max_messages: options.messages.get().into(),
+            max_bytes: options.bytes,
+        };
+        // A table that does not exist cannot be read.
+        store
+            .write(|tables| tables.trim(&store))
+            .map_err(|error| fail((options.dir.clone().unwrap_or_default(), *error)))?;
+        Ok(store)
+    }
+
+    /// A number that is higher than that of every message so far.
+    pub(super) fn next_number(&self) -> Result<u64, Error> {
+        let read = || -> Result<u64, redb::Error> {
+            let totals = self.database.begin_read()?.open_table(TOTALS)?;
+            let next = totals.get(NEXT)?.map_or(1, |next| next.value());
+            Ok(next)
+        };
+        read().map_err(Box::new)
+    }
+
+    /// The size of all messages, in bytes.
+    pub(super) fn bytes(&self) -> Result<u64, Error> {
+        let read = || -> Result<u64, redb::Error> {
+            let totals = self.database.begin_read()?.open_table(TOTALS)?;
+            let bytes = totals.get(BYTES)?.map_or(0, |bytes| bytes.value());
+            Ok(bytes)
+        };
+        read().map_err(Box::new)
+    }
+
+    /// Stores messages, all or none, and removes those that are then beyond the limits. They are on the disk when
+    /// this returns.
+    pub(super) fn append(&self, entries: &[Entry]) -> Result<(), Error> {
+        self.write(|tables| {
+            for entry in entries {
+                tables.insert(entry, self.max_messages)?;
+            }
+            tables.trim(self)
+        })
+    }
+
+    /// Removes messages that were said before this time, in milliseconds since 1970. Returns whether there may be
+    /// more of them.
+    pub(super) fn expire(&self, time: u64) -> Result<bool, Error> {
+        let is_due = || -> Result<bool, redb::Error> {
+            let order = self.database.begin_read()?.open_table(ORDER)?;
+            let first = order.first()?;
+            Ok(first.is_some_and(|(_, entry)| entry.value().0 < time))
+        };
+        if !is_due()? {
+            return Ok(false);
+        }
+        self.write(|tables| {
+            for _ in 0..REMOVED_AT_ONCE {
+                match tables.oldest()? {
+                    Some((number, said, room)) if said < time => tables.remove(&room, number)?,
+                    _ => return Ok(false),
+                };
+            }
+            Ok(true)
+        })
+    }
+
+    /// Removes one message of a room, or all. Returns how many there were.
+    pub(super) fn remove(&self, room: &RoomName, number: Option<u64>) -> Result<usize, Error> {
+        let room = room.as_str();
+        self.write(|tables| {
+            if let Some(number) = number {
+                return Ok(usize::from(tables.remove(room, number)?));
+            }
+            let mut removed = 0;
+            while let Some(number) = tables.first_of(room)? {
+                removed += usize::from(tables.remove(room, number)?);
+            }
+            Ok(removed)
+        })
+    }
+
+    /// The last messages of a room.
+    pub(super) fn page(&self, room: &RoomName, query: &Query) -> Result<Page, Error> {
+        let read = || -> Result<Page, redb::Error> {
+            let messages = self.database.begin_read()?.open_table(MESSAGES)?;
+            let room = room.as_str();
+            let mut page = Page::default();
+            let mut bytes = 0;
+            for entry in messages.range((room, 0)..(room, query.before))?.rev() {
+                let (key, value) = entry?;
+                bytes += value.value().len() + query.overhead;
+                let is_full = page.messages.len() >= query.last || bytes > query.bytes;
+                if is_full && (query.last == 0 || !page.messages.is_empty()) {
+                    page.more = true;
+                    break;
+                }
+                // What this program has written is valid.
+                if let Ok(content) = serde_json::from_slice(value.value()) {
+                    let number = key.value().1;
+                    page.messages.push(Stored { number, content });
+                }
+            }
+            page.messages.reverse();
+            Ok(page)
+        };
+        read().map_err(Box::new)
+    }
+
+    /// Changes the tables in one transaction.
+    fn write<T>(
+        &self,
+        change: impl FnOnce(&mut Tables<'_>) -> Result<T, redb::Error>,
+    ) -> Result<T, Error> {
+        let write = || -> Result<T, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let changed = change(&mut Tables::open(&transaction)?)?;
+            transaction.commit()?;
+            Ok(changed)
+        };
+        write().map_err(Box::new)
+    }
+}
+
+impl Entry {
+    /// What it counts in the size of all messages.
+    fn cost(length: usize) -> u64 {
+        length as u64 + ENTRY_BYTES
+    }
+}
+
+/// The tables in a transaction that changes them.
+struct Tables<'a> {
+    messages: Table<'a, (&'static str, u64), &'static [u8]>,
+    order: Table<'a, u64, (u64, &'static str)>,
+    counts: Table<'a, &'static str, u64>,
+    totals: Table<'a, &'static str, u64>,
+}
+
+impl<'a> Tables<'a> {
+    fn open(transaction: &'a WriteTransaction) -> Result<Tables<'a>, redb::Error> {
+        Ok(Tables {
+            messages: transaction.open_table(MESSAGES)?,
+            order: transaction.open_table(ORDER)?,
+            counts: transaction.open_table(COUNTS)?,
+            totals: transaction.open_table(TOTALS)?,
+        })
+    }
+
+    fn insert(&mut self, entry: &Entry, max_messages: u64) -> Result<(), redb::Error> {
+        let (room, number) = (entry.room.as_str(), entry.number);
+        self.messages.insert((room, number), &*entry.content)?;
+        self.order.insert(number, (entry.time, room))?;
+        let count = self.count(room)? + 1;
+        self.counts.insert(room, count)?;
+        self.add_bytes(|bytes| bytes.saturating_add(Entry::cost(entry.content.len())))?;
+        let next = self.totals.get(NEXT)?.map_or(0, |next| next.value());
+        self.totals.insert(NEXT, next.max(number + 1))?;
+        for _ in max_messages..count {
+            if let Some(first) = self.first_of(room)? {
+                self.remove(room, first)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest messages that are beyond the limit of bytes.
+    fn trim(&mut self, store: &Store) -> Result<(), redb::Error> {
+        while self
+            .totals
+            .get(BYTES)?
+            .is_some_and(|bytes| bytes.value() > store.max_bytes)
+            && let Some((number, _, room)) = self.oldest()?
+        {
+            self.remove(&room, number)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a message; returns whether it was there.
+    fn remove(&mut self, room: &str, number: u64) -> Result<bool, redb::Error> {
+        let removed = self.messages.remove((room, number))?;
+        let Some(length) = removed.map(|content| content.value().len()) else {
+            return Ok(false);
+        };
+        self.order.remove(number)?;
+        match self.count(room)? {
+            0 | 1 => _ = self.counts.remove(room)?,
+            count => _ = self.counts.insert(room, count - 1)?,
+        }
+        self.add_bytes(|bytes| bytes.saturating_sub(Entry::cost(length)))?;
+        Ok(true)
+    }
+
+    fn count(&self, room: &str) -> Result<u64, redb::Error> {
+        Ok(self.counts.get(room)?.map_or(0, |count| count.value()))
+    }
+
+    fn add_bytes(&mut self, change: impl FnOnce(u64) -> u64) -> Result<(), redb::Error> {
+        let bytes = self.totals.get(BYTES)?.map_or(0, |bytes| bytes.value());
+        self.totals.insert(BYTES, change(bytes))?;
+        Ok(())
+    }
+
+    /// The number of the oldest message of a room.
+    fn first_of(&self, room: &str) -> Result<Option<u64>, redb::Error> {
+        let mut range = self.messages.range((room, 0)..=(room, u64::MAX))?;
+        let first = range.next().transpose()?;
+        Ok(first.map(|(key, _)| key.value().1))
+    }
+
+    /// The oldest message of all: its number, its time, and its room.
+    fn oldest(&self) -> Result<Option<(u64, u64, String)>, redb::Error> {
+        let first = self.order.first()?;
+        Ok(first.map(|(number, entry)| {
+            let (time, room) = entry.value();
+            (number.value(), time, room.to_owned())
+        }))
+    }
+}
+
+/// The path of the file in a folder, which is created if it does not exist. Only this user can read both.
+fn file(folder: &Path) -> io::Result<PathBuf> {
+    let fail = |error: io::Error| {
+        let folder = folder.display();
+        io::Error::new(
+            error.kind(),
+            format!("cannot use the history folder {folder}: {error}"),
+        )
+    };
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(folder).map_err(fail)?;
+    let path = folder.join(FILE);
+    let mut options = fs::OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+        .append(true)
+        .create(true)
+        .open(&path)
+        .map_err(fail)?;
+    Ok(path)
+}
+
+/// The time at which a message that is this old now was said, in milliseconds since 1970.
+pub(super) fn before(now: u64, age: Duration) -> u64 {
+    now.saturating_sub(age.as_millis() as u64)
+}

@@ -1,0 +1,168 @@
+//! The thread that stores messages. It stores all that wait in one transaction, so that a slow disk makes larger
+//! batches and not a longer queue.
+
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use log::{error, info};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::{
+    log::{Receipt, Waiting, now_millis},
+    store::{self, Entry, Store},
+};
+use crate::{
+    config::HistoryOptions,
+    metrics::Metrics,
+    protocol::{Escaped, RoomName},
+};
+
+/// The most messages of one transaction.
+const MAX_BATCH: usize = 4096;
+
+/// How often messages that are too old are removed.
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the thread waits after an error before it opens the store again.
+const OPEN_EVERY: Duration = Duration::from_secs(1);
+
+/// What the thread is asked to do, in this order.
+pub(super) enum Command {
+    /// Stores a message, and confirms it.
+    Append(Entry, Option<Receipt>),
+    /// Removes one message of a room, or all; answers with their number.
+    Remove(RoomName, Option<u64>, oneshot::Sender<usize>),
+    /// Answers when all that was asked before is done.
+    Flush(oneshot::Sender<()>),
+    /// Closes the store, and ends the thread.
+    Close(oneshot::Sender<()>),
+}
+
+/// The thread's part of the history.
+pub(super) struct Writer {
+    pub(super) commands: Receiver<Command>,
+    /// `None` while the store cannot be used.
+    pub(super) store: Arc<Mutex<Option<Arc<Store>>>>,
+    pub(super) waiting: Arc<Waiting>,
+    pub(super) options: HistoryOptions,
+    pub(super) metrics: Arc<Metrics>,
+    /// When the store was found to be unusable.
+    pub(super) failed: Option<Instant>,
+}
+
+impl Writer {
+    /// Works until the history is dropped or closed.
+    pub(super) fn run(mut self) {
+        let mut expire_at = Instant::now();
+        let mut batch = Vec::new();
+        loop {
+            let until_expiry = expire_at.saturating_duration_since(Instant::now());
+            let mut command = match self.commands.recv_timeout(until_expiry) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => {
+                    expire_at = Instant::now() + EXPIRE_EVERY;
+                    self.expire();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            while let Some(Command::Append(entry, receipt)) = command {
+                batch.push((entry, receipt));
+                command = match batch.len() < MAX_BATCH {
+                    true => self.commands.try_recv().ok(),
+                    false => None,
+                };
+            }
+            self.append(mem::take(&mut batch));
+            match command {
+                Some(Command::Remove(room, number, answer)) => {
+                    // `answer` is dropped if the messages cannot be removed.
+                    if let Some(removed) = self.run_on_store(|store| store.remove(&room, number)) {
+                        let _ = answer.send(removed);
+                    }
+                }
+                Some(Command::Flush(done)) => _ = done.send(()),
+                Some(Command::Close(done)) => {
+                    *self.store.lock() = None;
+                    let _ = done.send(());
+                    return;
+                }
+                Some(Command::Append(..)) | None => {}
+            }
+        }
+    }
+
+    /// Stores messages and confirms them.
+    fn append(&mut self, batch: Vec<(Entry, Option<Receipt>)>) {
+        if batch.is_empty() {
+            return;
+        }
+        let (entries, receipts): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let stored = self.run_on_store(|store| store.append(&entries)).is_some();
+        let bytes = entries.iter().map(|entry| entry.content.len()).sum();
+        self.waiting.0.fetch_sub(bytes, Relaxed);
+        let count = entries.len() as u64;
+        match stored {
+            true => self.metrics.history_stored.inc_by(count),
+            false => self.metrics.history_failed.inc_by(count),
+        };
+        for receipt in receipts.into_iter().flatten() {
+            receipt.confirm(stored, &self.metrics);
+        }
+    }
+
+    fn expire(&mut self) {
+        let time = store::before(now_millis(), self.options.age());
+        while self.run_on_store(|store| store.expire(time)) == Some(true) {}
+    }
+
+    /// Works on the store. Returns `None` if it cannot be used.
+    fn run_on_store<T>(
+        &mut self,
+        work: impl FnOnce(&Store) -> Result<T, store::Error>,
+    ) -> Option<T> {
+        let open = self.store.lock().clone();
+        let store = open.or_else(|| self.open_again())?;
+        match work(&store) {
+            Ok(done) => Some(done),
+            Err(failure) => {
+                // After an error the database must be opened again.
+                *self.store.lock() = None;
+                if self.failed.replace(Instant::now()).is_none() {
+                    error!("the history is not stored: {}", Escaped(failure));
+                }
+                None
+            }
+        }
+    }
+
+    fn open_again(&mut self) -> Option<Arc<Store>> {
+        if self
+            .failed
+            .is_some_and(|failed| failed.elapsed() < OPEN_EVERY)
+        {
+            return None;
+        }
+        match Store::open(&self.options) {
+            Ok(store) => {
+                info!("the history is stored again");
+                self.failed = None;
+                let store = Arc::new(store);
+                *self.store.lock() = Some(store.clone());
+                Some(store)
+            }
+            Err(_) => {
+                self.failed = Some(Instant::now());
+                None
+            }
+        }
+    }
+}
