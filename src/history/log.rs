@@ -116,7 +116,8 @@ impl History {
             waiting: waiting.clone(),
             options: options.clone(),
             metrics: metrics.clone(),
-            failed: None,
+            opened: None,
+            is_failing: false,
         };
         thread::Builder::new()
             .name("history".into())

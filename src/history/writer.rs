@@ -2,6 +2,7 @@
 //! batches and not a longer queue.
 
 use std::{
+    fmt::Display,
     mem,
     sync::{
         Arc,
@@ -54,8 +55,10 @@ pub(super) struct Writer {
     pub(super) waiting: Arc<Waiting>,
     pub(super) options: HistoryOptions,
     pub(super) metrics: Arc<Metrics>,
-    /// When the store was found to be unusable.
-    pub(super) failed: Option<Instant>,
+    /// When the store was opened last.
+    pub(super) opened: Option<Instant>,
+    /// Whether the last work on the store has failed.
+    pub(super) is_failing: bool,
 }
 
 impl Writer {
@@ -106,7 +109,9 @@ impl Writer {
             return;
         }
         let (entries, receipts): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let stored = self.run_on_store(|store| store.append(&entries)).is_some();
+        let mut append = || self.run_on_store(|store| store.append(&entries)).is_some();
+        // The store may be usable again once it is opened anew. A message that is stored twice is there once.
+        let stored = append() || append();
         let bytes = entries.iter().map(|entry| entry.content.len()).sum();
         self.waiting.0.fetch_sub(bytes, Relaxed);
         let count = entries.len() as u64;
@@ -129,40 +134,46 @@ impl Writer {
         &mut self,
         work: impl FnOnce(&Store) -> Result<T, store::Error>,
     ) -> Option<T> {
-        let open = self.store.lock().clone();
-        let store = open.or_else(|| self.open_again())?;
-        match work(&store) {
-            Ok(done) => Some(done),
+        match work(&*self.open()?) {
+            Ok(done) => {
+                if mem::take(&mut self.is_failing) {
+                    info!("the history is stored again");
+                }
+                Some(done)
+            }
             Err(failure) => {
                 // After an error the database must be opened again.
                 *self.store.lock() = None;
-                if self.failed.replace(Instant::now()).is_none() {
-                    error!("the history is not stored: {}", Escaped(failure));
-                }
+                self.fail(failure);
                 None
             }
         }
     }
 
-    fn open_again(&mut self) -> Option<Arc<Store>> {
-        if self
-            .failed
-            .is_some_and(|failed| failed.elapsed() < OPEN_EVERY)
-        {
-            return None;
+    /// The store, which is opened if need be, but not all the time.
+    fn open(&mut self) -> Option<Arc<Store>> {
+        let open = self.store.lock().clone();
+        if open.is_some() || self.opened.is_some_and(|at| at.elapsed() < OPEN_EVERY) {
+            return open;
         }
+        self.opened = Some(Instant::now());
         match Store::open(&self.options) {
             Ok(store) => {
-                info!("the history is stored again");
-                self.failed = None;
                 let store = Arc::new(store);
                 *self.store.lock() = Some(store.clone());
                 Some(store)
             }
-            Err(_) => {
-                self.failed = Some(Instant::now());
+            Err(failure) => {
+                self.fail(failure);
                 None
             }
+        }
+    }
+
+    /// Logs the first failure of several.
+    fn fail(&mut self, failure: impl Display) {
+        if !mem::replace(&mut self.is_failing, true) {
+            error!("the history is not stored: {}", Escaped(failure));
         }
     }
 }

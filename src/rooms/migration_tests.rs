@@ -40,7 +40,7 @@ impl Node {
         let outbound = link.outbound.clone();
         Node {
             link,
-            rooms: Arc::new(Rooms::new(&Limits::default(), Some(outbound)), None),
+            rooms: Arc::new(Rooms::new(&Limits::default(), Some(outbound), None)),
             replies: Replies::default(),
             flush_set: FlushSet::default(),
         }

@@ -39,7 +39,7 @@ impl TestNode {
         let outbound = link.outbound.clone();
         TestNode {
             link,
-            rooms: Arc::new(Rooms::new(&Limits::default(), Some(outbound)), None),
+            rooms: Arc::new(Rooms::new(&Limits::default(), Some(outbound), None)),
             sessions: Vec::new(),
             sender,
         }

@@ -245,7 +245,7 @@ mod tests {
 
     /// A file with this session, as often as given, that was written at 1,000,000 ms.
     fn file(count: usize) -> Vec<u8> {
-        let session = r#"{"room":"tea","member":{"id":"6c1f0a52-9d0e-4f5b-8a37-2f6f6c1b7e11","joined":3,"data":{"user":"a\nb"}},"address":null,"token":"AAAAAAAAAAAAAAAAAAAAAA","permissions":null,"taken_in":7,"owed":[0,0],"sent":2,"missed":["{\"data\":\n1}"]}"#;
+        let session = r#"{"room":"tea","member":{"id":"6c1f0a52-9d0e-4f5b-8a37-2f6f6c1b7e11","joined":3,"data":{"user":"a\nb"}},"address":null,"token":"AAAAAAAAAAAAAAAAAAAAAA","permissions":null,"taken_in":7,"first_number":0,"owed":[0,0],"sent":2,"missed":["{\"data\":\n1}"]}"#;
         let sessions = vec![session; count].join(",");
         with_checksum(&format!(
             r#"{{"version":2,"saved":1000000,"sessions":[{sessions}]}}"#

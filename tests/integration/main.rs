@@ -15,6 +15,7 @@
 //! | `frames` | RFC 6455: fragments, control frames, violations, close codes |
 //! | `backpressure` | clients that read too slowly |
 //! | `heartbeat` | clients that do not answer pings |
+//! | `history` | rooms that keep what is said to all |
 //! | `resuming` | sessions that outlive their connections |
 //! | `restarting` | sessions that outlive their server |
 //! | `tokens` | authentication: keys, claims, permissions, expiry |
@@ -62,6 +63,7 @@ mod embedding;
 mod frames;
 mod guide;
 mod heartbeat;
+mod history;
 mod http;
 mod ice;
 mod joining;

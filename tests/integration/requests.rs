@@ -19,7 +19,7 @@ async fn hello_lists_the_peers_in_the_order_they_joined_and_the_limits() {
     let hello = last.next_text().await;
     last.id = first.next().await["sender"].as_str().unwrap().into();
     let expected = format!(
-        r#"{{"type":"hello","sender":"server","receiver":"{}","data":{{"room":"tea","peers":[{{"id":"{}","data":null}},{{"id":"{}","data":null}},{{"id":"{}","data":null}}],"iceServers":[],"resume":null,"limits":{{"messageBytes":1234,"stateBytes":4096,"messagesPerSecond":null,"bytesPerSecond":null}}}}}}"#,
+        r#"{{"type":"hello","sender":"server","receiver":"{}","data":{{"room":"tea","peers":[{{"id":"{}","data":null}},{{"id":"{}","data":null}},{{"id":"{}","data":null}}],"iceServers":[],"resume":null,"history":null,"limits":{{"messageBytes":1234,"stateBytes":4096,"messagesPerSecond":null,"bytesPerSecond":null}}}}}}"#,
         last.id, first.id, second.id, third.id
     );
     assert_eq!(hello, expected);
@@ -106,7 +106,7 @@ async fn the_error_for_an_unknown_request_names_the_known_ones() {
     let error = alice.expect_error("unknown_request").await;
     assert_eq!(
         error["message"],
-        "unknown request Hello: the server answers hello, ping and state"
+        "unknown request Hello: the server answers hello, ping, state and history"
     );
 }
 
