@@ -32,7 +32,7 @@ fn main() -> io::Result<()> {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let mut text = fs::read_to_string(&path)?;
             if (name.ends_with(".js") && name != CLIENT_MODULE) || name.ends_with(".css") {
-                text = without_comments(&text);
+                text = condensed(&text);
             }
             let contents = text.into_bytes();
             let name = format!("{folder}{name}");
@@ -72,9 +72,9 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A module or style sheet without the comments that begin a line: those of `//`, and the blocks of `/*`. Every
-/// line keeps its number. A line of a string must not begin like a comment.
-fn without_comments(file: &str) -> String {
+/// A module or style sheet without indentation, and without the comments that begin a line: those of `//`, and the
+/// blocks of `/*`. Every line keeps its number. A string must not have several lines.
+fn condensed(file: &str) -> String {
     let mut text = String::new();
     let mut in_block = false;
     for line in file.lines() {
@@ -84,7 +84,7 @@ fn without_comments(file: &str) -> String {
             in_block = code.is_none();
             text += code.unwrap_or_default();
         } else if !start.starts_with("//") {
-            text += line;
+            text += start;
         }
         text.push('\n');
     }
