@@ -1,10 +1,11 @@
 // Written by tests/package/declarations.mjs from the comments in anteroom.js.
-/** Another session in the room: its id, the public data of its token or `null`, and whether it joined after
- * this session. By convention, the session that joined first makes the first offer. */
-export type Peer = {
+/** Another session in the room: its id, the public data of its token or `null`, whether it joined after this
+ * session, and its state or `null`. By convention, the session that joined first makes the first offer. */
+export type Peer<State = unknown> = {
     readonly id: string;
     readonly data: unknown;
     readonly newcomer: boolean;
+    readonly state: State | null;
 };
 /** A message from another session, or from the application behind the server (`"server"`). `Messages` are the
  * types of `data` by the message's `type`, for the compiler: what a session sends is not checked. */
@@ -47,6 +48,7 @@ export type Outgoing = {
     text: string;
     bytes: number;
     toAll?: boolean;
+    state?: any;
 };
 export type Timer = ReturnType<typeof setTimeout> | undefined;
 /** Any JSON, by default `null`. Aborting `signal` withdraws a message that waits. */
@@ -60,16 +62,20 @@ export type Receipt = {
     receivers: number;
 };
 /** The events of a `Room`, with their `detail`. */
-export type RoomEvents<Messages extends Record<string, any> = Record<string, unknown>> = {
+export type RoomEvents<Messages extends Record<string, any> = Record<string, unknown>, State = unknown> = {
     statechange: StateChange;
     /**
      * a peer is there when the room opens, or joins later
      */
-    peerjoin: Peer;
+    peerjoin: Peer<State>;
+    /**
+     * the state of a peer has changed
+     */
+    peerstate: Peer<State>;
     /**
      * a peer left, is missing after a reconnection, or the room is closed
      */
-    peerleave: Peer;
+    peerleave: Peer<State>;
     message: Message<Messages>;
     /**
      * an error that belongs to no promise
@@ -129,15 +135,17 @@ export declare class RoomError extends Error {
  * server refuses it for good.
  * @template {Record<string, any>} [Messages=Record<string, unknown>] the types of `data` by type of message,
  *   as in `join<{ chat: string, cursor: { x: number, y: number } }>("tea")`
+ * @template [State=unknown] the type of a session's state
  * @param {string} room its name, 1 to 128 bytes of UTF-8 without control characters
  * @param {JoinOptions} [options]
- * @returns {Room<Messages>}
+ * @returns {Room<Messages, State>}
  * @throws {TypeError} if the name or the address is not valid, or there is no WebSocket */
-export declare function join<Messages extends Record<string, any> = Record<string, unknown>>(room: string, options?: JoinOptions): Room<Messages>;
+export declare function join<Messages extends Record<string, any> = Record<string, unknown>, State = unknown>(room: string, options?: JoinOptions): Room<Messages, State>;
 /** A room, as one session sees it. Made by `join`.
  * @template {Record<string, any>} [Messages=Record<string, unknown>]
- * @extends {TypedEventTarget<RoomEvents<Messages>>} */
-export declare class Room<Messages extends Record<string, any> = Record<string, unknown>> extends TypedEventTarget<RoomEvents<Messages>> {
+ * @template [State=unknown]
+ * @extends {TypedEventTarget<RoomEvents<Messages, State>>} */
+export declare class Room<Messages extends Record<string, any> = Record<string, unknown>, State = unknown> extends TypedEventTarget<RoomEvents<Messages, State>> {
     #private;
     /** Resolves with the room when it is open for the first time. Rejects with a `RoomError` if it closes before;
      * its `cause` has the `code` and `reason` of the Close frame. @type {Promise<this>} @readonly */
@@ -148,8 +156,8 @@ export declare class Room<Messages extends Record<string, any> = Record<string, 
      * this session has left and a new one has joined. */
     get id(): string | null;
     /** The others by id, longest-joined first. A new map after each change, which precedes its event.
-     * @returns {ReadonlyMap<string, Peer>} */
-    get peers(): ReadonlyMap<string, Peer>;
+     * @returns {ReadonlyMap<string, Peer<State>>} */
+    get peers(): ReadonlyMap<string, Peer<State>>;
     /** The server's ICE servers, for `RTCPeerConnection`. */
     get iceServers(): RTCIceServer[];
     get state(): RoomState;
@@ -169,6 +177,19 @@ export declare class Room<Messages extends Record<string, any> = Record<string, 
      * @param {Type} type @param {Payload<Messages[Type]>} payload
      * @returns {Promise<Receipt>} */
     broadcast<Type extends keyof Messages & string>(type: Type, ...payload: Payload<Messages[Type]>): Promise<Receipt>;
+    /** Sends a message to all other sessions of the user whom their tokens name.
+     * @template {keyof Messages & string} Type
+     * @param {string} name @param {Type} type @param {Payload<Messages[Type]>} payload
+     * @returns {Promise<Receipt>} */
+    sendToUser<Type extends keyof Messages & string>(name: string, type: Type, ...payload: Payload<Messages[Type]>): Promise<Receipt>;
+    /** Sets the session's state, which its peers see in `peers`. The room sets it again in a new session. Of the
+     * states that wait to be sent, only the last is: its receipt counts for all.
+     * @param {State | null} state any JSON, `null` for none
+     * @returns {Promise<Receipt>} as of `send` */
+    setState(state: State | null): Promise<Receipt>;
+    /** The last state that `setState` has set and the server has not refused, or `null`.
+     * @returns {State | null} */
+    get ownState(): State | null;
     /** Sends a text unchanged, for debugging. The event `wire` shows the answer.
      * @param {string} text
      * @throws {RoomError} if the room is not open, the text too large, or the queue full */
@@ -251,12 +272,12 @@ export type MeshContext = {
  * @extends {TypedEventTarget<MeshEvents>} */
 export declare class Mesh extends TypedEventTarget<MeshEvents> {
     #private;
-    /** @param {Room<any>} room without another mesh
+    /** @param {Room<any, any>} room without another mesh
      * @param {object} [options]
      * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
      * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another
      *   disconnects, or in turn with those that do not connect */
-    constructor(room: Room<any>, { configuration, maxPeers }?: {
+    constructor(room: Room<any, any>, { configuration, maxPeers }?: {
         configuration?: RTCConfiguration;
         maxPeers?: number;
     });

@@ -35,9 +35,11 @@ const [REFUSED_TOKEN, REFUSED_PERMISSION, REFUSED_RATE, REFUSED_FULL] = [4401, 4
 /** The server's close reasons that the client acts on. */
 const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /retry in (\d+) ms/];
 
-/** Another session in the room: its id, the public data of its token or `null`, and whether it joined after
- * this session. By convention, the session that joined first makes the first offer.
- * @typedef {{ readonly id: string, readonly data: unknown, readonly newcomer: boolean }} Peer */
+/** Another session in the room: its id, the public data of its token or `null`, whether it joined after this
+ * session, and its state or `null`. By convention, the session that joined first makes the first offer.
+ * @template [State=unknown]
+ * @typedef {{ readonly id: string, readonly data: unknown, readonly newcomer: boolean,
+ *   readonly state: State | null }} Peer */
 
 /** A message from another session, or from the application behind the server (`"server"`). `Messages` are the
  * types of `data` by the message's `type`, for the compiler: what a session sends is not checked.
@@ -59,7 +61,7 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @typedef {{ direction: "in" | "out", text: string }} WireMessage */
 
 /** A message of this session.
- * @typedef {{ ref?: number, text: string, bytes: number, toAll?: boolean }} Outgoing */
+ * @typedef {{ ref?: number, text: string, bytes: number, toAll?: boolean, state?: any }} Outgoing */
 /** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
 
 /** Any JSON, by default `null`. Aborting `signal` withdraws a message that waits.
@@ -72,10 +74,12 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
 
 /** The events of a `Room`, with their `detail`.
  * @template {Record<string, any>} [Messages=Record<string, unknown>]
+ * @template [State=unknown]
  * @typedef {object} RoomEvents
  * @property {StateChange} statechange
- * @property {Peer} peerjoin a peer is there when the room opens, or joins later
- * @property {Peer} peerleave a peer left, is missing after a reconnection, or the room is closed
+ * @property {Peer<State>} peerjoin a peer is there when the room opens, or joins later
+ * @property {Peer<State>} peerstate the state of a peer has changed
+ * @property {Peer<State>} peerleave a peer left, is missing after a reconnection, or the room is closed
  * @property {Message<Messages>} message
  * @property {RoomError} error an error that belongs to no promise
  * @property {WireMessage} wire */
@@ -126,9 +130,10 @@ export class RoomError extends Error {
  * server refuses it for good.
  * @template {Record<string, any>} [Messages=Record<string, unknown>] the types of `data` by type of message,
  *   as in `join<{ chat: string, cursor: { x: number, y: number } }>("tea")`
+ * @template [State=unknown] the type of a session's state
  * @param {string} room its name, 1 to 128 bytes of UTF-8 without control characters
  * @param {JoinOptions} [options]
- * @returns {Room<Messages>}
+ * @returns {Room<Messages, State>}
  * @throws {TypeError} if the name or the address is not valid, or there is no WebSocket */
 export function join(room, options) {
   return new Room(room, options);
@@ -136,7 +141,8 @@ export function join(room, options) {
 
 /** A room, as one session sees it. Made by `join`.
  * @template {Record<string, any>} [Messages=Record<string, unknown>]
- * @extends {TypedEventTarget<RoomEvents<Messages>>} */
+ * @template [State=unknown]
+ * @extends {TypedEventTarget<RoomEvents<Messages, State>>} */
 export class Room extends TypedEventTarget {
   #url;
   #accessToken;
@@ -148,9 +154,9 @@ export class Room extends TypedEventTarget {
   #state = "connecting";
   /** @type {string | null} */
   #id = null;
-  /** @type {Map<string, Peer>} */
+  /** @type {Map<string, Peer<any>>} */
   #peers = new Map();
-  /** @type {ReadonlyMap<string, Peer> | null} What `peers` has returned since the last change. */
+  /** @type {ReadonlyMap<string, Peer<State>> | null} What `peers` has returned since the last change. */
   #snapshot = null;
   /** @type {RTCIceServer[]} */
   #iceServers = [];
@@ -185,13 +191,15 @@ export class Room extends TypedEventTarget {
   #beforeRoster = null;
 
   #lastRef = 0;
-  /** @type {Map<number, { resolve(receipt: Receipt): void, reject(reason: unknown): void }>} */
+  /** @type {Map<number, { resolve(receipt: Receipt | Promise<Receipt>): void, reject(reason: unknown): void }>} */
   #receipts = new Map();
   /** @type {Outgoing[]} First what is sent and not acknowledged, then what waits. */
   #outgoing = [];
   #outgoingBytes = 0;
   /** How many of those are sent. */
   #sent = 0;
+  /** @type {Outgoing[]} What has set the state: the last message with a receipt, and those without. */
+  #states = [];
   /** How many messages before those the server has received in this session. */
   #acked = 0;
   /** False until the listeners of `statechange` to `open` have run. */
@@ -228,7 +236,7 @@ export class Room extends TypedEventTarget {
   }
 
   /** The others by id, longest-joined first. A new map after each change, which precedes its event.
-   * @returns {ReadonlyMap<string, Peer>} */
+   * @returns {ReadonlyMap<string, Peer<State>>} */
   get peers() {
     return (this.#snapshot ??= new Map(this.#peers));
   }
@@ -257,7 +265,7 @@ export class Room extends TypedEventTarget {
     const ref = ++this.#lastRef;
     const withdraw = () => {
       const index = this.#outgoing.findIndex((message) => message.ref === ref);
-      if (index >= this.#sent) this.#reject(index, signal?.reason);
+      if (index >= this.#sent) this.#remove(index)?.reject(signal?.reason);
     };
     const receipt = new Promise((resolve, reject) => {
       signal?.throwIfAborted();
@@ -265,7 +273,8 @@ export class Room extends TypedEventTarget {
       if (this.#state === "closed") {
         throw new RoomError("closed", "the room is closed: join it again");
       }
-      const message = { ref, text, bytes: byteLength(text), toAll: receiver === "all" };
+      const toAll = receiver === "all" || (receiver === "server" && type === "state");
+      const message = { ref, text, bytes: byteLength(text), toAll };
       this.#checkQueue(message.bytes);
       this.#receipts.set(ref, { resolve, reject });
       signal?.addEventListener("abort", withdraw);
@@ -282,6 +291,41 @@ export class Room extends TypedEventTarget {
    * @returns {Promise<Receipt>} */
   broadcast(type, ...payload) {
     return this.send("all", type, ...payload);
+  }
+
+  /** Sends a message to all other sessions of the user whom their tokens name.
+   * @template {keyof Messages & string} Type
+   * @param {string} name @param {Type} type @param {Payload<Messages[Type]>} payload
+   * @returns {Promise<Receipt>} */
+  sendToUser(name, type, ...payload) {
+    return this.send(`user:${name}`, type, ...payload);
+  }
+
+  /** Sets the session's state, which its peers see in `peers`. The room sets it again in a new session. Of the
+   * states that wait to be sent, only the last is: its receipt counts for all.
+   * @param {State | null} state any JSON, `null` for none
+   * @returns {Promise<Receipt>} as of `send` */
+  setState(state) {
+    const ref = this.#lastRef + 1;
+    const receipt = this.send("server", "state", state);
+    const message = this.#outgoing.find((one) => one.ref === ref);
+    if (!message) return receipt;
+    const waiting = this.#outgoing.findIndex((one) => one === this.#states.at(-1));
+    if (waiting >= this.#sent) {
+      this.#states.pop();
+      this.#remove(waiting)?.resolve(receipt);
+    }
+    this.#states.push(Object.assign(message, { state }));
+    receipt.then(() => this.#states.splice(0, this.#states.indexOf(message)), () => {
+      this.#states = this.#states.filter((one) => one !== message);
+    });
+    return receipt;
+  }
+
+  /** The last state that `setState` has set and the server has not refused, or `null`.
+   * @returns {State | null} */
+  get ownState() {
+    return this.#states.at(-1)?.state ?? null;
   }
 
   /** Sends a text unchanged, for debugging. The event `wire` shows the answer.
@@ -510,7 +554,7 @@ export class Room extends TypedEventTarget {
 
   /** Handles the answer to `hello`, also to an application's own, which starts no session.
    * @param {string} id
-   * @param {{ peers: { id: string, data: unknown }[], iceServers: RTCIceServer[],
+   * @param {{ peers: { id: string, data: unknown, state?: unknown }[], iceServers: RTCIceServer[],
    *   resume: { token: string, seconds: number } | null, limits: { messageBytes: number,
    *   messagesPerSecond?: number | null, bytesPerSecond?: number | null } }} data */
   #receiveRoster(id, { peers, iceServers, resume, limits }) {
@@ -524,10 +568,10 @@ export class Room extends TypedEventTarget {
     this.#rates = { messages: limits.messagesPerSecond ?? Infinity, bytes: limits.bytesPerSecond ?? Infinity };
     const present = new Set(peers.map((peer) => peer.id));
     for (const known of this.#peers.keys()) if (!present.has(known)) this.#removePeer(known);
-    for (const { id: peer, data } of peers) {
+    for (const { id: peer, data, state = null } of peers) {
       // In a new session, the peers are older, except those whose `new` came before the roster.
       const newcomer = before ? before.newcomers.has(peer) : (this.#peers.get(peer)?.newcomer ?? true);
-      this.#addPeer({ id: peer, data, newcomer });
+      this.#setPeer({ id: peer, data, newcomer, state });
     }
     if (!before || this.#state === "closed") return;
 
@@ -548,17 +592,18 @@ export class Room extends TypedEventTarget {
     this.#setOpen(true);
   }
 
-  /** Forgets the session and what was sent in it. What waits is sent in the next one.
+  /** Forgets the session and what was sent in it. What waits is sent in the next one, after the state.
    * @param {number} received how many messages of the next session have arrived */
   #endSession(received) {
     this.#resumeToken = null;
     this.#received = received;
-    const message = "the connection was lost before the receipt arrived";
-    while (this.#sent > 0) {
-      this.#sent -= 1;
-      this.#reject(0, new RoomError("connection_lost", message));
-    }
+    this.#acknowledge(this.#sent);
     this.#acked = 0;
+    const state = this.#states.at(-1);
+    if (state && !this.#outgoing.includes(state)) this.#enqueue(0, state);
+    const waiting = new Set(this.#outgoing.map(({ ref }) => ref));
+    const error = new RoomError("connection_lost", "the connection was lost before the receipt arrived");
+    for (const ref of this.#receipts.keys()) if (!waiting.has(ref)) this.#takeReceipt(ref)?.reject(error);
   }
 
   /** @param {boolean} resumed */
@@ -582,7 +627,7 @@ export class Room extends TypedEventTarget {
       try {
         this.#checkSize(bytes);
       } catch (error) {
-        this.#reject(this.#sent, error);
+        this.#remove(this.#sent)?.reject(error);
         continue;
       }
       const now = performance.now();
@@ -620,12 +665,12 @@ export class Room extends TypedEventTarget {
     this.#emit("wire", { direction: "out", text });
   }
 
-  /** Removes a message that the server has not received.
-   * @param {number} index @param {unknown} reason */
-  #reject(index, reason) {
+  /** Removes a message that is not sent.
+   * @param {number} index */
+  #remove(index) {
     const [{ ref, bytes }] = this.#outgoing.splice(index, 1);
     this.#outgoingBytes -= bytes;
-    if (ref !== undefined) this.#takeReceipt(ref)?.reject(reason);
+    return this.#takeReceipt(ref);
   }
 
   /** @param {number} count how many more messages the server has received */
@@ -635,8 +680,8 @@ export class Room extends TypedEventTarget {
     this.#acked += count;
   }
 
-  /** @param {number} ref */
-  #takeReceipt(ref) {
+  /** @param {number} [ref] */
+  #takeReceipt(ref = 0) {
     const receipt = this.#receipts.get(ref);
     this.#receipts.delete(ref);
     return receipt;
@@ -686,17 +731,21 @@ export class Room extends TypedEventTarget {
       if (type === "pong") return;
     }
     const isNew = type === "new" && receiver === "all";
+    // Only the server can send the receiver `null`.
+    const isState = type === "state" && receiver === null;
     if (this.#beforeRoster) {
       if (isNew) this.#beforeRoster.newcomers.add(sender);
-      else this.#beforeRoster.messages.push(message);
+      // The roster has the last states.
+      else if (!isState) this.#beforeRoster.messages.push(message);
       this.#beforeRoster.bytes += bytes;
       if (this.#beforeRoster.bytes > MAX_QUEUE_BYTES) this.#drop("too much came before the roster");
       return;
     }
+    const peer = this.#peers.get(sender);
     // A peer may send a message that looks like a second `new`: ignore it.
-    if (isNew && !this.#peers.has(sender)) this.#addPeer({ id: sender, data, newcomer: true });
+    if (isNew && !peer) this.#setPeer({ id: sender, data, newcomer: true, state: null });
     else if (isNew) return;
-    // Only the server can send the receiver `null`.
+    else if (isState) peer && this.#setPeer({ ...peer, state: data });
     else if (type === "close" && receiver === null) this.#removePeer(sender);
     else this.#emit("message", message);
   }
@@ -731,13 +780,14 @@ export class Room extends TypedEventTarget {
   }
 
   /** @param {Peer} peer */
-  #addPeer(peer) {
-    // A listener of an earlier `peerjoin` may have left the room.
+  #setPeer(peer) {
+    // A listener of an earlier event may have left the room.
     if (this.#state === "closed") return;
-    const known = this.#peers.has(peer.id);
+    const known = this.#peers.get(peer.id);
     this.#peers.set(peer.id, peer);
     this.#snapshot = null;
     if (!known) this.#emit("peerjoin", peer);
+    else if (!isSame(known.state, peer.state)) this.#emit("peerstate", peer);
   }
 
   /** @param {string} id */
@@ -756,7 +806,7 @@ export class Room extends TypedEventTarget {
 }
 
 /** The mesh of a room.
- * @type {WeakMap<Room<any>, Mesh>} */
+ * @type {WeakMap<Room<any, any>, Mesh>} */
 const MESHES = new WeakMap();
 
 /** The URL of a module that a server has served, and the server's part of it. A path of a package is not one. */
@@ -802,6 +852,16 @@ function parseUrl(text) {
     return new URL(text);
   } catch {
     return null;
+  }
+}
+
+/** Whether two values are the same JSON. Those that are nested too deeply count as different.
+ * @param {unknown} a @param {unknown} b */
+function isSame(a, b) {
+  try {
+    return JSON.stringify(a) === JSON.stringify(b);
+  } catch {
+    return false;
   }
 }
 
@@ -871,7 +931,7 @@ export class Mesh extends TypedEventTarget {
   /** @type {MeshContext} */
   #context;
 
-  /** @param {Room<any>} room without another mesh
+  /** @param {Room<any, any>} room without another mesh
    * @param {object} [options]
    * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
    * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another

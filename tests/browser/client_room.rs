@@ -111,14 +111,14 @@ async fn messages_before_the_roster_are_kept_and_forged_announcements_are_ignore
     assert_eq!(
         tab.run("return events").await,
         json!([
-            ["peerjoin", {"id": "a", "data": null, "newcomer": true}],
-            ["peerjoin", {"id": "c", "data": null, "newcomer": false}],
+            ["peerjoin", {"id": "a", "data": null, "newcomer": true, "state": null}],
+            ["peerjoin", {"id": "c", "data": null, "newcomer": false, "state": null}],
             ["statechange", {"state": "open", "resumed": false}],
             ["message", {"type": "x", "sender": "a", "receiver": "me", "data": 1}],
             ["message", {"type": "close", "sender": "a", "receiver": "all", "data": null}],
             ["error", "bad_message"],
             ["error", "bad_message"],
-            ["peerleave", {"id": "c", "data": null, "newcomer": false}],
+            ["peerleave", {"id": "c", "data": null, "newcomer": false, "state": null}],
         ])
     );
     browser.close().await;
@@ -191,8 +191,8 @@ async fn after_a_lost_session_sent_messages_reject_and_queued_ones_are_sent() {
         json!([
             ["statechange", {"state": "reconnecting", "code": 1012,
                 "reason": "restart: retry in 500 ms", "delay": 500}],
-            ["peerleave", {"id": "c", "data": null, "newcomer": false}],
-            ["peerjoin", {"id": "d", "data": null, "newcomer": false}],
+            ["peerleave", {"id": "c", "data": null, "newcomer": false, "state": null}],
+            ["peerjoin", {"id": "d", "data": null, "newcomer": false, "state": null}],
             ["statechange", {"state": "open", "resumed": false}],
         ])
     );
@@ -268,7 +268,7 @@ async fn a_resumed_session_sends_only_what_the_server_lacks() {
         events,
         json!([
             ["statechange", {"state": "open", "resumed": true}],
-            ["peerjoin", {"id": "d", "data": null, "newcomer": true}],
+            ["peerjoin", {"id": "d", "data": null, "newcomer": true, "state": null}],
         ])
     );
     assert_eq!(
@@ -312,8 +312,8 @@ async fn a_failed_resume_starts_a_new_session() {
     assert_eq!(
         events,
         json!([
-            ["peerleave", {"id": "c", "data": null, "newcomer": false}],
-            ["peerjoin", {"id": "d", "data": null, "newcomer": false}],
+            ["peerleave", {"id": "c", "data": null, "newcomer": false, "state": null}],
+            ["peerjoin", {"id": "d", "data": null, "newcomer": false, "state": null}],
             ["statechange", {"state": "open", "resumed": false}],
         ])
     );

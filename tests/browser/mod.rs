@@ -13,6 +13,7 @@
 //! | `admin_page` | the operators' page |
 //! | `deployment` | TLS, tokens and TURN |
 //! | `client_room` | the client module's `Room`, against a scripted server |
+//! | `client_state` | the client module's states of sessions, and messages to users |
 //! | `life_cycle` | pages that are left, restored, frozen and hidden |
 //! | `package` | the npm package in applications that bundlers build, and in Node.js |
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
@@ -34,6 +35,7 @@ mod client_mesh;
 mod client_mesh_limits;
 mod client_mesh_repairs;
 mod client_room;
+mod client_state;
 mod deployment;
 mod devtools;
 mod driver;

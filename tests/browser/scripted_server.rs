@@ -66,7 +66,7 @@ impl ScriptedServer {
         format!(
             "globalThis.room = join('a b', {{ url: '{url}?x#y', ...{options} }});
             globalThis.events = [];
-            for (const type of ['statechange', 'peerjoin', 'peerleave', 'message', 'error']) {{
+            for (const type of ['statechange', 'peerjoin', 'peerstate', 'peerleave', 'message', 'error']) {{
                 room.addEventListener(type, ({{ detail }}) => {{
                     events.push([type, detail instanceof Error ? detail.code : detail]);
                 }});

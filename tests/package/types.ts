@@ -52,10 +52,33 @@ room.addEventListener("peerjoined", () => {});
 // @ts-expect-error the state cannot be set
 room.state = "closed";
 
+// A second type argument is the type of states.
+interface State {
+  name: string;
+  muted?: boolean;
+}
+const stateful = join<Messages, State>("tea");
+stateful.setState({ name: "Alice" }).then(({ receivers }) => receivers.toFixed());
+stateful.setState(null);
+// @ts-expect-error the state lacks a property
+stateful.setState({ muted: true });
+stateful.ownState?.name.toUpperCase();
+// @ts-expect-error the session may have no state
+stateful.ownState.name.toUpperCase();
+stateful.peers.get("x")?.state?.name.toUpperCase();
+stateful.addEventListener("peerstate", ({ detail }) => detail.state?.muted === true);
+stateful.sendToUser("alice", "chat", "hello", { signal: AbortSignal.timeout(1000) });
+// @ts-expect-error the data is that of another type
+stateful.sendToUser("alice", "chat", { x: 3, y: 4 });
+new Mesh(stateful);
+
 // Without a type argument, every type of message is allowed and data is unknown.
 const untyped = join("tea");
 untyped.broadcast("anything", [1, 2, 3]);
 untyped.broadcast("anything");
+untyped.setState({ anything: [1, 2, 3] });
+// @ts-expect-error an unknown state needs a check
+untyped.ownState.anything;
 untyped.addEventListener("message", ({ detail }: CustomEvent<Message>) => {
   // @ts-expect-error unknown data needs a check
   detail.data.toUpperCase();
