@@ -6,8 +6,8 @@ import { $, element, icon, on, shortId, throttle } from "./dom.js";
 
 /** @typedef {"microphone" | "camera" | "screen"} Device */
 
-/** What a session tells of its user, in a message of type `profile`: a name, and which devices are on.
- * @typedef {{ name: string } & Record<Device, boolean>} Profile */
+/** The state of a session: the name of its user, and which devices are on. A `camera` of `null` is unknown.
+ * @typedef {{ name: string, microphone: boolean, camera: boolean | null, screen: boolean }} Profile */
 
 /** What a user can send. */
 export const DEVICES = /** @type {const} */ (["microphone", "camera", "screen"]);
@@ -31,7 +31,7 @@ const FIRST_HUE = 168;
 /** What the parts of the page share.
  * @typedef {{ room: Room, mesh: Mesh, people: People }} RoomContext */
 
-/** Everyone's name, profile and colour. Fires `change` when a profile has changed.
+/** Everyone's profile and colour. Fires `change` when a profile has changed.
  *
  * A session is forgotten when it has left the room and has no connection: a call can outlast the session that
  * has started it. */
@@ -40,12 +40,9 @@ export class People extends EventTarget {
   #mesh;
   /** @type {Map<string, Profile>} */
   #profiles = new Map();
-  /** @type {Map<string, string>} The names in tokens. */
-  #users = new Map();
   /** @type {Map<string, number>} The place of each session in the order of colours. */
   #colors = new Map();
-  /** @type {Profile} */
-  #ownProfile = { name: "", microphone: false, camera: false, screen: false };
+  #ownProfile = parseProfile({});
   /** The sessions whose users are speaking, for `showSpeakers`.
    * @type {Set<string>} */
   speaking = new Set();
@@ -56,28 +53,20 @@ export class People extends EventTarget {
     super();
     this.#room = room;
     this.#mesh = mesh;
-    this.#ownProfile.name = name;
-    // A new session sends its profile to everyone, and then to each peer that joins.
-    room.addEventListener("statechange", ({ detail }) => {
-      if (detail.state !== "open" || detail.resumed) return;
-      this.#chooseColor(room.id ?? "");
-      this.setProfile({});
+    this.setProfile({ name });
+    room.addEventListener("statechange", () => {
+      if (room.id) this.#chooseColor(room.id);
+      this.#changed();
     });
-    room.addEventListener("peerjoin", ({ detail: { id, data, newcomer } }) => {
-      const user = cleanName(/** @type {any} */ (data)?.user);
-      if (user) this.#users.set(id, user);
+    on(room, "peerjoin peerstate", ({ detail: { id, data, newcomer, state } }) => {
       // Everyone chooses colours in the order of joining, so that most see the same ones.
       if (newcomer && room.id) this.#chooseColor(room.id);
       this.#chooseColor(id);
-      if (room.state === "open") room.send(id, "profile", this.#ownProfile);
+      this.#profiles.set(id, parseProfile(state, data?.user));
+      this.#changed();
     });
     room.addEventListener("peerleave", ({ detail: { id } }) => this.#forget(id));
     mesh.addEventListener("disconnect", ({ detail: { peer } }) => this.#forget(peer.id));
-    room.addEventListener("message", ({ detail: { type, sender, data } }) => {
-      if (type !== "profile" || !room.peers.has(sender)) return;
-      this.#profiles.set(sender, parseProfile(data));
-      this.#changed();
-    });
   }
 
   /** All sessions but the own: those in the room, and those that have only a connection left. */
@@ -90,7 +79,7 @@ export class People extends EventTarget {
     // Other listeners of the event still need the name.
     queueMicrotask(() => {
       if (this.others.includes(id)) return;
-      for (const map of [this.#profiles, this.#users, this.#colors]) map.delete(id);
+      for (const map of [this.#profiles, this.#colors]) map.delete(id);
     });
   }
 
@@ -115,12 +104,12 @@ export class People extends EventTarget {
   /** @param {Partial<Profile>} change */
   setProfile(change) {
     Object.assign(this.#ownProfile, change);
-    if (this.#room.peers.size > 0) this.#room.broadcast("profile", this.#ownProfile);
+    this.#room.setState({ ...this.#ownProfile });
     this.#changed();
   }
 
   #changed = throttle(() => {
-    // A profile arrives after its session: replace the id in name tags.
+    // A state arrives after its session: replace the id in name tags.
     for (const tag of document.querySelectorAll(".name-tag")) {
       const { title, textContent } = /** @type {HTMLElement} */ (tag);
       if (textContent === shortId(title)) tag.textContent = this.name(title);
@@ -128,21 +117,16 @@ export class People extends EventTarget {
     this.dispatchEvent(new Event("change"));
   });
 
-  /** @param {string} id */
-  has(id) {
-    return id === this.#room.id || this.#profiles.has(id);
-  }
-
   /** @param {string} id
    * @returns {Profile} */
   profile(id) {
-    return id === (this.#room.id ?? "") ? this.#ownProfile : (this.#profiles.get(id) ?? parseProfile(null));
+    return id === (this.#room.id ?? "") ? this.#ownProfile : (this.#profiles.get(id) ?? parseProfile());
   }
 
-  /** The name in a session's token, or else in its profile, or else its shortened id.
+  /** The name of a session's user, or else its shortened id.
    * @param {string} id */
   name(id) {
-    return this.#users.get(id) || this.profile(id).name || shortId(id);
+    return this.profile(id).name || shortId(id);
   }
 
   /** The name of a session in its colour.
@@ -163,14 +147,15 @@ export function cleanName(name) {
   return /[\p{L}\p{N}\p{P}\p{S}]/u.test(clean) ? clean : "";
 }
 
-/** @param {any} data of a received message
+/** @param {any} [state] of any session
+ * @param {unknown} [user] the name in its token, which comes first
  * @returns {Profile} */
-function parseProfile(data) {
+function parseProfile(state = null, user) {
   return {
-    name: cleanName(data?.name),
-    microphone: data?.microphone === true,
-    camera: data?.camera === true,
-    screen: data?.screen === true,
+    name: cleanName(user) || cleanName(state?.name),
+    microphone: state?.microphone === true,
+    camera: state && state.camera === true,
+    screen: state?.screen === true,
   };
 }
 

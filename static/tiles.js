@@ -106,7 +106,7 @@ export function showTiles({ room, mesh, people }, outgoing) {
       if (video.srcObject !== stream) play(video, stream);
       const live = stream?.getVideoTracks().filter(({ readyState }) => readyState === "live") ?? [];
       // A profile says what is sent; `muted` can be wrong in Chromium.
-      const sendsVideo = people.has(id) ? camera || screen : live.some(({ muted }) => !muted);
+      const sendsVideo = screen || (camera ?? live.some(({ muted }) => !muted));
       const showsVideo = sendsVideo && live.length > 0 && video.videoWidth > 0;
       inCall ||= showsVideo || microphone;
       Object.assign(tile.dataset, {

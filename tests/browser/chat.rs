@@ -130,6 +130,55 @@ async fn tabs_list_the_same_people_and_show_only_messages_to_them() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
+async fn the_page_shows_a_newcomer_names_and_devices_and_sends_it_no_message_for_that() {
+    let server = TestServer::start().await;
+    let mut mallory = Client::join(&server, "lobby").await;
+    let devices = json!({"name": "Mallory", "microphone": true, "camera": false, "screen": true});
+    mallory.set_state(devices).await;
+    let browser = Browser::start().await;
+    let url = format!("http://{}/?room=lobby", server.address);
+    let tab = browser.open(&url).await;
+    until_people(&tab, 2).await;
+    let shown =
+        "[...document.querySelectorAll('#people-list li:nth-child(2) :is(.name-tag, .badge)')]
+        .map((one) => one.title && one.className === 'badge' ? one.title : one.textContent).join()";
+    tab.until(&format!("{shown} === 'Mallory,microphone on,screen on'"))
+        .await;
+    let muted = json!({"type": "state", "receiver": "server", "data": {"name": "Mallory"}});
+    mallory.send(muted).await;
+    tab.until(&format!("{shown} === 'Mallory'")).await;
+
+    let new = mallory.next().await;
+    assert_eq!(new["type"], "new");
+    let id = new["sender"].as_str().unwrap();
+    let name = tab
+        .run("return document.querySelector('#name').value")
+        .await;
+    let profile = |microphone: bool| json!({"name": name, "microphone": microphone, "camera": false, "screen": false});
+    mallory.expect_state(id, profile(false)).await;
+    tab.click("#microphone").await;
+    loop {
+        let message = mallory.next().await;
+        if message["type"] == "state" {
+            assert_eq!(message["data"], profile(true));
+            break;
+        }
+        assert!(["offer", "candidate"].contains(&message["type"].as_str().unwrap()));
+    }
+    let mut newcomer = Client::join(&server, "lobby").await;
+    let states = newcomer.states().await;
+    assert_eq!(states[1], (id.to_owned(), profile(true)));
+    // The page connects to the newcomer, and tells it nothing else.
+    let offer = newcomer.next().await;
+    assert_eq!(
+        (&offer["type"], &offer["sender"]),
+        (&json!("offer"), &json!(id))
+    );
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
 async fn the_page_works_with_the_keyboard_alone() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
@@ -493,12 +542,11 @@ async fn a_name_has_no_invisible_characters() {
     // A name of which nothing is visible is none: the page shows the id.
     let mut mallory = Client::join(&server, "names").await;
     until_people(&tab, 2).await;
-    let profile =
-        |name: &str| json!({"type": "profile", "receiver": "all", "data": {"name": name}});
     let tag = "document.querySelector('#people-list li:nth-child(2) .name-tag').textContent";
-    mallory.send(profile("Mallory")).await;
+    let named = |name: &str| json!({"type": "state", "receiver": "server", "data": {"name": name}});
+    mallory.send(named("Mallory")).await;
     tab.until(&format!("{tag} === 'Mallory'")).await;
-    mallory.send(profile("\u{3164}\u{2060}")).await;
+    mallory.send(named("\u{3164}\u{2060}")).await;
     tab.until(&format!("{tag} === '{}'", &mallory.id[..8]))
         .await;
     let name = tab
@@ -520,7 +568,7 @@ async fn the_message_log_is_bounded_by_its_text_whether_it_is_visible_or_not() {
         "document.querySelector('#entry').hidden = true;
         document.querySelector('#room').hidden = false;
         return Promise.all([import('/people.js'), import('/wire.js')]).then(([{ People }, { startWire }]) => {
-            const room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', send() {} });
+            const room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', setState() {} });
             const mesh = Object.assign(new EventTarget(), { peers: new Map() });
             startWire(room, new People(room, mesh, 'Me'));
             globalThis.receive = (count, size) => {

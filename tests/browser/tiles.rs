@@ -149,7 +149,7 @@ async fn a_connection_without_session_keeps_its_name_and_color_until_it_ends() {
         .run(
             "return import('/people.js').then(async ({ People }) => {
                 const emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
-                const room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', send() {} });
+                const room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', setState() {} });
                 const mesh = Object.assign(new EventTarget(), { peers: new Map() });
                 const people = new People(room, mesh, 'Me');
                 const name = () => [people.name('one'), people.hue('one') !== people.hue('me')];
