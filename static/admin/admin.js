@@ -1,7 +1,7 @@
 // The operators' page of the admin listener: rooms, sessions, current rates, refusals, and notices.
 
 // The admin listener serves `admin.js` and `dom.js` both at its root: there, a browser resolves `../` to the root.
-import { $, element, on, shortId } from "../dom.js";
+import { $, element, json, on, shortId } from "../dom.js";
 
 /** How long the page waits between two requests for the figures, in ms. */
 const REFRESH_MS = 2000;
@@ -46,7 +46,7 @@ const compact = (value) =>
   value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 }).replace(/^([\d.]+)([KMBT]?)$/, "$1 $2");
 
 /** @typedef {{ room: string, sessions: number }} Room */
-/** @typedef {{ id: string, data: any, since: string, node?: string, address?: string | null, messagesReceived?: number,
+/** @typedef {{ id: string, data: any, state?: any, since: string, node?: string, address?: string | null, messagesReceived?: number,
  *   messagesSent?: number, waitingBytes?: number, away?: boolean }} Session */
 
 /** The room whose sessions are shown. The fragment of the page's URL holds it as well, so that a link or a reload
@@ -330,13 +330,13 @@ const showSessionRows = table($("sessions"), (/** @type {Session} */ { id }) => 
   const user = typeof data?.user === "string" ? data.user : "";
   const close = element("button", { type: "button", dataset: { key: id } }, "Close");
   close.setAttribute("aria-label", `Close ${user} ${id}`);
-  const [name, details] = [element("bdi"), element("small")];
+  const [name, details, state] = [element("bdi"), element("small"), element("small")];
   const cells = ["Address", "Since", "Received", "Sent", "Queued"].map((title, index) =>
     cell(index < 2 ? "" : "number", title));
   const [address, started, received, sent, queued] = cells;
   started.title = since;
   started.textContent = new Date(since).toLocaleTimeString();
-  const who = element("td", { role: "cell" }, name, details);
+  const who = element("td", { role: "cell" }, name, details, state);
   const row = element("tr", { role: "row" }, who, ...cells, element("td", { role: "cell" }, close));
   on(close, "click", () => {
     if (row.classList.contains("gone")) return;
@@ -353,6 +353,7 @@ const showSessionRows = table($("sessions"), (/** @type {Session} */ { id }) => 
     update(/** @type {Session} */ session) {
       fill(name, user || id);
       fill(details, [user && id, session.away && "suspended"].filter(Boolean).join(", "));
+      fill(state, json(session.state));
       fill(address, session.node ? `node ${session.node}` : session.address ?? "unknown");
       fill(received, session.messagesReceived?.toLocaleString() ?? "");
       fill(sent, session.messagesSent?.toLocaleString() ?? "");

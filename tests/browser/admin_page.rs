@@ -123,6 +123,9 @@ async fn the_admin_page_shows_and_closes_sessions() {
     let _carol = Client::join(&server, "%3Cb%3Ecoffee%3C%2Fb%3E").await;
     let _dave = Client::join(&server, &"w".repeat(128)).await;
     alice.expect_new(&bob.id).await;
+    let state = json!({"name": "<b>Alice</b>", "about": "long ".repeat(50)});
+    alice.set_state(state.clone()).await;
+    bob.expect_state(&alice.id, state.clone()).await;
     assert!(Raw::upgrade(&server, "/room/%2E", "").await.is_err());
     let browser = Browser::start().await;
     let tab = browser
@@ -155,6 +158,16 @@ async fn the_admin_page_shows_and_closes_sessions() {
         .await;
     tab.until("document.querySelectorAll('#sessions tr').length === 2")
         .await;
+    // A row shows the beginning of the state. The whole state is in the title.
+    let shown = tab
+        .run(
+            "return [...document.querySelectorAll('#sessions tr')].map((row) => {
+                const { textContent, title, scrollWidth, clientWidth } = row.querySelector('td').lastChild;
+                return [textContent && JSON.parse(textContent), title === textContent, scrollWidth > clientWidth];
+            })",
+        )
+        .await;
+    assert_eq!(shown, json!([[state, true, true], ["", true, false]]));
     assert_accessible(&tab, &axe).await;
     if let Ok(path) = std::env::var("SCREENSHOT") {
         tab.screenshot(&path).await;
