@@ -600,7 +600,12 @@ export class Room extends TypedEventTarget {
     this.#acknowledge(this.#sent);
     this.#acked = 0;
     const state = this.#states.at(-1);
-    if (state && !this.#outgoing.includes(state)) this.#enqueue(0, state);
+    if (state) {
+      const index = this.#outgoing.indexOf(state);
+      if (index >= 0) this.#outgoing.splice(index, 1);
+      else this.#outgoingBytes += state.bytes;
+      this.#outgoing.unshift(state);
+    }
     const waiting = new Set(this.#outgoing.map(({ ref }) => ref));
     const error = new RoomError("connection_lost", "the connection was lost before the receipt arrived");
     for (const ref of this.#receipts.keys()) if (!waiting.has(ref)) this.#takeReceipt(ref)?.reject(error);

@@ -326,6 +326,31 @@ async fn a_failed_resume_starts_a_new_session() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
+async fn a_message_whose_receipt_is_lost_with_the_session_rejects() {
+    let browser = Browser::start().await;
+    let (server, tab) = disconnected_with_three_unacknowledged(&browser).await;
+    let mut socket = server.accept_without_hello().await;
+    // The server has received all of them, and their receipts do not arrive.
+    let resumed =
+        json!({"type": "resumed", "sender": "server", "receiver": "me", "data": {"received": 5}});
+    send(&mut socket, resumed).await;
+    assert_eq!(receive(&mut socket).await["type"], "later");
+    close(socket, 1012, "restart").await;
+    let mut socket = server.accept_without_hello().await;
+    let data = json!({"code": "resume_failed", "message": "too late"});
+    let failed = json!({"type": "error", "sender": "server", "receiver": "me2", "data": data});
+    send(&mut socket, failed).await;
+    assert_eq!(receive(&mut socket).await["type"], "hello");
+    let lost = "connection_lost";
+    assert_eq!(
+        tab.run("return Promise.all([...receipts, later])").await,
+        json!([1, lost, lost, lost, lost])
+    );
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
 async fn the_send_queue_is_limited() {
     let browser = Browser::start().await;
     let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;

@@ -204,6 +204,16 @@ async fn a_new_session_sets_the_last_state_again_before_all_that_waits() {
     let mut socket = server.accept().await;
     send(&mut socket, roster(&[])).await;
     expect_state(&mut socket, json!("third")).await;
+
+    // A state that waits overtakes the messages that wait.
+    drop(socket);
+    tab.until("room.state === 'reconnecting'").await;
+    tab.run("room.broadcast('again'); room.setState('fourth')")
+        .await;
+    let mut socket = server.accept().await;
+    send(&mut socket, roster(&[])).await;
+    expect_state(&mut socket, json!("fourth")).await;
+    assert_eq!(receive(&mut socket).await["type"], "again");
     browser.close_regardless().await;
 }
 
