@@ -329,7 +329,7 @@ const FAKE_CHANNEL: &str = "
             this.dispatchEvent(new MessageEvent('message', { data }));
         },
     });
-    globalThis.room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', send() {} });
+    globalThis.room = Object.assign(new EventTarget(), { id: 'me', peers: new Map(), state: 'open', setState() {} });
     globalThis.mesh = Object.assign(new EventTarget(), { peers: new Map() });
     globalThis.emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
     globalThis.start = async () => {
