@@ -549,7 +549,18 @@ export class Room extends TypedEventTarget {
 
   #startSession() {
     this.#beforeRoster = { messages: [], newcomers: new Set(), bytes: 0 };
+    this.#queueState();
     this.#sendNow('{"type":"hello","receiver":"server","data":{"resume":true}}');
+  }
+
+  /** Puts the state before all that waits, while nothing is sent. */
+  #queueState() {
+    const state = this.#states.at(-1);
+    if (!state) return;
+    const index = this.#outgoing.indexOf(state);
+    if (index >= 0) this.#outgoing.splice(index, 1);
+    else this.#outgoingBytes += state.bytes;
+    this.#outgoing.unshift(state);
   }
 
   /** Handles the answer to `hello`, also to an application's own, which starts no session.
@@ -592,20 +603,14 @@ export class Room extends TypedEventTarget {
     this.#setOpen(true);
   }
 
-  /** Forgets the session and what was sent in it. What waits is sent in the next one, after the state.
+  /** Forgets the session and what was sent in it. What waits is sent in the next one.
    * @param {number} received how many messages of the next session have arrived */
   #endSession(received) {
     this.#resumeToken = null;
     this.#received = received;
     this.#acknowledge(this.#sent);
     this.#acked = 0;
-    const state = this.#states.at(-1);
-    if (state) {
-      const index = this.#outgoing.indexOf(state);
-      if (index >= 0) this.#outgoing.splice(index, 1);
-      else this.#outgoingBytes += state.bytes;
-      this.#outgoing.unshift(state);
-    }
+    this.#queueState();
     const waiting = new Set(this.#outgoing.map(({ ref }) => ref));
     const error = new RoomError("connection_lost", "the connection was lost before the receipt arrived");
     for (const ref of this.#receipts.keys()) if (!waiting.has(ref)) this.#takeReceipt(ref)?.reject(error);
