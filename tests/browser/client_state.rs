@@ -253,6 +253,34 @@ async fn a_resumed_session_sends_only_the_last_of_the_states_that_wait() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: tests/run starts it"]
+async fn by_the_rates_a_state_counts_as_a_message_to_all() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+    let mut socket = server.accept().await;
+    let mut hello = roster(&["a", "b", "c", "d", "e", "f", "g", "h", "i"]);
+    hello["data"]["limits"]["bytesPerSecond"] = json!(1000);
+    send(&mut socket, hello).await;
+    tab.until("room.state === 'open'").await;
+    tab.run(
+        "globalThis.times = [];
+        room.addEventListener('wire', ({ detail: { direction } }) => {
+            if (direction === 'out') times.push(performance.now());
+        });",
+    )
+    .await;
+    // The server counts each state of 70 bytes ten times.
+    let text = "x".repeat(18);
+    for _ in 0..3 {
+        tab.run(&format!("room.setState('{text}')")).await;
+        expect_state(&mut socket, json!(text)).await;
+    }
+    // Two of them may be sent at once. The third waits until 1400 bytes have become 1000.
+    assert_eq!(tab.run("return times[2] - times[0] >= 390").await, true);
+    browser.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
 async fn a_state_that_the_server_refuses_is_not_set_again() {
     let browser = Browser::start().await;
     let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
