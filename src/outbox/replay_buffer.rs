@@ -178,18 +178,18 @@ mod tests {
             kept.push(message(number));
             pings.push(kept.ping().bytes()[2..].to_vec());
         }
-        kept.pong(&pings[3]);
+        assert!(kept.pong(&pings[3]));
         assert_eq!(missed(&mut kept, 0), Some(10));
-        kept.pong(&pings[5]);
+        assert!(kept.pong(&pings[5]));
         assert_eq!(missed(&mut kept, 3), None);
         assert_eq!(missed(&mut kept, 4), Some(6));
         // A count that was acknowledged before, and one that was never sent, acknowledge nothing.
         for payload in [&pings[0][..], b"", b"11", b"-1", b"1e3", b"\xff"] {
-            kept.pong(payload);
+            assert!(!kept.pong(payload), "{payload:?}");
             assert_eq!(missed(&mut kept, 4), Some(6), "{payload:?}");
         }
-        kept.pong(&pings[9]);
-        kept.pong(&pings[9]);
+        assert!(kept.pong(&pings[9]));
+        assert!(!kept.pong(&pings[9]));
         assert_eq!(missed(&mut kept, 10), Some(0));
         assert_eq!((kept.cost, kept.frames.capacity()), (0, 0));
     }

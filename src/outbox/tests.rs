@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, BufWriter, DuplexStream, ReadBuf, duplex},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -153,8 +154,75 @@ fn the_first_close_counts_and_follows_what_waited() {
     assert_eq!(push(&sender, 70), Ok(()));
     sender.close(Close::new(CloseCode::GoingAway, "first"));
     sender.close(Close::new(CloseCode::ServiceRestart, "second"));
+    let first = Close::new(CloseCode::GoingAway, "first");
+    assert_eq!(outbox.command(), Some(Command::Close(first)));
     assert_eq!(flush(&outbox), Poll::Ready(Err(CloseCode::GoingAway)));
     assert_eq!(outbox.into_remainder().frames.len(), 1);
+}
+
+#[test]
+fn only_a_resumable_session_outlives_the_connection_that_it_gives_up() {
+    let close = Close::taken_over();
+    for is_resumable in [false, true] {
+        let (_sender, outbox, _stream) = outbox_to(1000, 10);
+        if is_resumable {
+            assert!(outbox.push_and_keep(frame(70)));
+        }
+        outbox.give_up(close.clone());
+        let command = match is_resumable {
+            true => Command::Detach(close.clone()),
+            false => Command::Close(close.clone()),
+        };
+        assert_eq!(outbox.command(), Some(command));
+    }
+}
+
+#[test]
+fn a_pong_acknowledges_messages_once_the_session_is_resumable() {
+    let (sender, outbox, _stream) = outbox_to(1000, 10);
+    assert_eq!(push(&sender, 70), Ok(()));
+    assert!(!outbox.pong(b"1"));
+    assert!(outbox.push_and_keep(frame(70)));
+    assert_eq!(push(&sender, 70), Ok(()));
+    assert!(outbox.pong(b"3"));
+    assert!(!outbox.pong(b"3"));
+}
+
+#[test]
+fn a_client_that_resumes_gets_what_it_missed_and_a_ping() {
+    let missed = [frame(70), frame(80)];
+    for count in 0..=2 {
+        let (sender, outbox) = detached_outbox(1000, 5, missed.to_vec());
+        assert_eq!(sender.stats().messages, 7);
+        let (near, mut far) = duplex(1000);
+        let writer = Writer::new(Either::Right(Box::new(near)), Arc::default());
+        let first = frame(90);
+        let attached = outbox.attach(first.clone(), 7 - count as u64, writer);
+        assert!(attached.is_ok());
+        assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
+        drop(outbox);
+        let ping = (count > 0).then(|| Frame::ping(b"7"));
+        let expected = [&first].into_iter().chain(&missed[2 - count..]);
+        let expected: Vec<_> = expected.chain(&ping).map(Frame::bytes).collect();
+        let mut bytes = Vec::new();
+        let read = far.read_to_end(&mut bytes).now_or_never();
+        read.expect("all of it is there").unwrap();
+        assert_eq!(bytes, expected.concat());
+    }
+}
+
+#[test]
+fn a_detached_outbox_that_may_not_close_stays_open() {
+    let (_sender, outbox) = detached_outbox(1000, 5, vec![frame(70)]);
+    assert!(outbox.take_missed(5, || false).is_none());
+    // The client cannot have received these counts.
+    for received in [4, 7] {
+        let may_close = || panic!("the messages are not kept");
+        assert!(outbox.take_missed(received, may_close).is_none());
+    }
+    let missed = outbox.take_missed(5, || true);
+    assert_eq!(missed.map(|missed| missed.len()), Some(1));
+    assert!(outbox.take_missed(5, || true).is_none());
 }
 
 #[test]
@@ -240,17 +308,19 @@ async fn a_session_that_was_not_polled_yet_is_woken() {
 
 #[test]
 fn a_buffering_stream_is_flushed() {
-    let (near, mut far) = duplex(100);
-    let (sender, outbox) = outbox(
-        1000,
-        Writer::new(
-            Either::Right(Box::new(BufWriter::new(near))),
-            Arc::default(),
-        ),
-    );
-    assert_eq!(push(&sender, 90), Ok(()));
-    assert_eq!(flush(&outbox), Poll::Ready(Ok(())));
-    assert_eq!(read(&mut far), frame(90).bytes().len());
+    // The stream keeps back what does not fit.
+    for space in [100, 10] {
+        let (near, mut far) = duplex(space);
+        let stream = Either::Right(Box::new(BufWriter::new(near)) as Box<_>);
+        let (sender, outbox) = outbox(1000, Writer::new(stream, Arc::default()));
+        assert_eq!(push(&sender, 90), Ok(()));
+        let mut written = 0;
+        while flush(&outbox).is_pending() {
+            written += read(&mut far);
+        }
+        written += read(&mut far);
+        assert_eq!(written, frame(90).bytes().len());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
