@@ -434,6 +434,46 @@ mod tests {
     }
 
     #[test]
+    fn only_the_same_user_in_the_same_room_can_resume_a_session() {
+        let resumes = Arc::new(Resumes::default());
+        let (sender, _outbox) = detached_outbox(10_000, 5, Vec::new());
+        let [room, other_room] = ["tea", "milk"].map(|name| RoomName::from_segment(name).unwrap());
+        let registration = resumes.register(room.clone(), Some("ann".into()), sender);
+        let token = registration.token();
+        let can_resume = |token, received, room, user| {
+            resumes.can_resume(&ResumeRequest { token, received }, room, user)
+        };
+        assert!(can_resume(token, Some(5), &room, Some("ann")));
+        assert!(!can_resume(token, Some(5), &other_room, Some("ann")));
+        assert!(!can_resume(token, Some(5), &room, Some("bob")));
+        assert!(!can_resume(token, Some(5), &room, None));
+        // The client cannot have received this count.
+        assert!(!can_resume(token, Some(6), &room, Some("ann")));
+        assert!(!can_resume(token, None, &room, Some("ann")));
+        drop(registration);
+        assert!(!can_resume(token, Some(5), &room, Some("ann")));
+    }
+
+    #[test]
+    fn a_token_that_no_node_made_does_not_exist() {
+        let [one, other] = [true, true].map(|is_clustered| Arc::new(Resumes::new(is_clustered)));
+        let (_outbox, registration) = suspended(&one);
+        let token = registration.token().unwrap();
+        assert!(one.may_exist(&token) && !other.may_exist(&token));
+        other.learn(&one.keys());
+        assert!(other.may_exist(&token));
+    }
+
+    #[test]
+    fn sessions_count_as_suspended_while_their_guards_live() {
+        let resumes = Arc::new(Resumes::default());
+        let guards = [resumes.suspend(), resumes.suspend()];
+        assert_eq!(resumes.count_suspended(), 2);
+        drop(guards);
+        assert_eq!(resumes.count_suspended(), 0);
+    }
+
+    #[test]
     fn a_session_that_comes_back_keeps_its_entry_when_its_earlier_stay_ends() {
         let resumes = Arc::new(Resumes::default());
         let (_first, earlier_stay) = suspended(&resumes);
