@@ -233,6 +233,8 @@ impl<W: Write> Write for Summed<'_, W> {
 
 #[cfg(test)]
 mod tests {
+    use std::{env, process};
+
     use super::*;
 
     const WINDOW: Duration = Duration::from_secs(30);
@@ -267,6 +269,25 @@ mod tests {
             refusal(&file(1), 1_031_500),
             "it was written 31 s ago, and sessions are kept for 30 s"
         );
+    }
+
+    #[test]
+    fn a_file_from_long_ago_is_moved_aside() {
+        let path = env::temp_dir().join(format!("anteroom-{}-long-ago", process::id()));
+        fs::write(&path, file(1)).unwrap();
+        let sessions_file = SessionsFile(path);
+        assert!(sessions_file.take(WINDOW).unwrap().is_empty());
+        assert!(!sessions_file.0.exists());
+        fs::remove_file(sessions_file.beside("refused")).unwrap();
+    }
+
+    #[test]
+    fn a_path_without_a_folder_is_in_the_current_one() {
+        let name = format!("anteroom-{}-sessions", process::id());
+        let sessions_file = SessionsFile::new(name.into()).unwrap();
+        sessions_file.write(&[]).unwrap();
+        assert!(sessions_file.take(WINDOW).unwrap().is_empty());
+        assert!(!sessions_file.0.exists());
     }
 
     #[test]

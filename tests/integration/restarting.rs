@@ -338,6 +338,7 @@ async fn a_session_that_an_operator_closes_while_the_server_stops_is_not_kept() 
     drop(unclosed);
     server.stopped().await;
     let server = start(&folder).await;
+    assert_eq!(server.anteroom.sessions(), 1);
     let mut back = reconnect(&server, "tea", &token, 2).await;
     back.expect_resumed(&bob, 2).await;
     back.expect_left(&alice).await;
