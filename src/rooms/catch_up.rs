@@ -144,7 +144,8 @@ mod tests {
     #[test]
     fn a_session_receives_what_it_missed_once_and_in_order() {
         let (node, other) = (NodeId::random(), NodeId::random());
-        let [own, known, left, joined, silent, brief] = [(); 6].map(|()| SessionId::random());
+        let [own, known, left, joined, silent, brief, passing] =
+            [(); 7].map(|()| SessionId::random());
         let transfer = SessionTransfer {
             room: RoomName::default_room(),
             seek: 1,
@@ -166,7 +167,7 @@ mod tests {
             RecordedEvent::State(id, number, frame)
         };
         let recorded = [
-            (16, RecordedEvent::Unicast(None, relayed_frame("5"))),
+            (19, RecordedEvent::Unicast(None, relayed_frame("6"))),
             // The session has received these on its last node.
             (
                 8,
@@ -192,6 +193,12 @@ mod tests {
             (15, message(joined, "3")),
             (15, message(silent, "4")),
             (15, RecordedEvent::Joined(own, protocol::joined(own, None))),
+            (
+                16,
+                RecordedEvent::Joined(passing, protocol::joined(passing, None)),
+            ),
+            (17, message(passing, "5")),
+            (18, RecordedEvent::Left(passing, protocol::left(passing))),
         ];
         // The session has received message 21 of the other node, and no longer message 20.
         let late = (20, message(known, "late"));
@@ -227,7 +234,10 @@ mod tests {
             "state 1".into(),
             "3".into(),
             "4".into(),
+            text(protocol::joined(passing, None)),
             "5".into(),
+            text(protocol::left(passing)),
+            "6".into(),
             // It left without a recorded event.
             text(protocol::left(known)),
             // The event of its last state was lost.

@@ -427,13 +427,46 @@ mod tests {
         lookups.receive_part(nodes[0], part(token, 0, true), "[1]");
         lookups.receive_part(nodes[0], part(token, 2, false), "[3]");
         assert!(result.try_recv().is_err());
-        lookups.receive_part(nodes[0], part(token, 1, false), "[2,3]");
+        lookups.receive_part(nodes[0], part(token, 1, true), "[2]");
+        lookups.receive_part(nodes[0], part(token, 2, false), "[3]");
         let Ok(LookupResult::Found(session)) = result.try_recv() else {
             panic!("the session has come")
         };
         let missed = session.missed.iter().map(Frame::payload);
         assert!(missed.eq([b"1", b"2", b"3"]));
-        assert_eq!((session.from, session.transfer.known.len()), (nodes[0], 2));
+        assert_eq!((session.from, session.transfer.known.len()), (nodes[0], 3));
+    }
+
+    #[test]
+    fn forwarding_ends_when_the_last_node_has_forwarded_all_or_is_down() {
+        let [from, other] = [NodeId::random(), NodeId::random()];
+        let ends: [fn(&mut Lookups, NodeId); 2] = [
+            |lookups, node| lookups.forwarding_done(node, NUMBER),
+            |lookups, node| lookups.node_down(node),
+        ];
+        for end in ends {
+            let (mut lookups, _, _result) = lookup(&[from, other], 1000);
+            let (done, mut waiting) = oneshot::channel();
+            lookups.expect_forwarding(NUMBER, from, done);
+            end(&mut lookups, other);
+            assert!(waiting.try_recv().is_err());
+            assert_eq!(lookups.forwarding_node(NUMBER), Some(from));
+            end(&mut lookups, from);
+            assert_eq!(waiting.try_recv(), Ok(()));
+            assert_eq!(lookups.forwarding_node(NUMBER), None);
+        }
+    }
+
+    #[test]
+    fn a_lookup_that_is_given_up_wants_no_session() {
+        let node = NodeId::random();
+        let (mut lookups, token, result) = lookup(&[node], 1000);
+        let mut lookup = lookups.remove(NUMBER).unwrap();
+        lookup.give_up();
+        lookups.insert(NUMBER, lookup);
+        assert!(!lookups.receive_offer(node, NUMBER, &token));
+        lookups.receive_answer(node, NUMBER, Answer::NotHere);
+        assert_eq!(answer(result), None);
     }
 
     #[test]

@@ -224,10 +224,20 @@ impl Migrations {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot::error::TryRecvError;
+
     use super::*;
     use crate::protocol::ResumeToken;
 
     fn begin(migrations: &mut Migrations, to: NodeId) -> (SessionId, TokenHash) {
+        let (id, token, _) = begin_and_wait(migrations, to);
+        (id, token)
+    }
+
+    fn begin_and_wait(
+        migrations: &mut Migrations,
+        to: NodeId,
+    ) -> (SessionId, TokenHash, oneshot::Receiver<()>) {
         let (id, token) = (SessionId::random(), ResumeToken::random(None).hash());
         let record = SessionRecord {
             id,
@@ -237,9 +247,9 @@ mod tests {
             moves: 0,
             state: None,
         };
-        let (migration, _) = Migration::new(record, to, 7, token);
+        let (migration, waiting) = Migration::new(record, to, 7, token);
         migrations.insert(migration);
-        (id, token)
+        (id, token, waiting)
     }
 
     #[test]
@@ -254,6 +264,7 @@ mod tests {
         let senders = BTreeSet::from([early, late]);
         assert!(migrations.arrived(id, &senders).is_empty());
         assert_eq!(migrations.arrived_ids().collect::<Vec<_>>(), [id]);
+        assert!(migrations.arrived_record(id).is_some());
         assert!(migrations.redirected(early, Some(id)).is_empty());
         assert_eq!(migrations.redirected(late, None), [(to, 7)]);
         assert!(migrations.destination(id).is_none());
@@ -264,15 +275,48 @@ mod tests {
         let mut migrations = Migrations::default();
         let (id, token) = begin(&mut migrations, NodeId::random());
         let waiter = |lookup| Waiter::Remote(NodeId::random(), lookup);
+        let other_token = ResumeToken::random(None).hash();
+        assert!(!migrations.add_waiter(&other_token, waiter(0)));
         for lookup in 0..MAX_WAITERS as u64 {
             assert!(migrations.add_waiter(&token, waiter(lookup)));
         }
         assert!(!migrations.add_waiter(&token, waiter(0)));
-        let other_token = ResumeToken::random(None).hash();
-        assert!(!migrations.add_waiter(&other_token, waiter(0)));
         let waiters = migrations.arrived(id, &BTreeSet::new());
         assert_eq!(waiters.len(), MAX_WAITERS);
         assert!(!migrations.add_waiter(&token, waiter(0)));
+    }
+
+    #[test]
+    fn waiters_end_with_a_migration_that_ends() {
+        let mut migrations = Migrations::default();
+        let (id, token) = begin(&mut migrations, NodeId::random());
+        assert!(migrations.add_waiter(&token, Waiter::Remote(NodeId::random(), 3)));
+        let waiters = migrations.remove(id);
+        assert!(matches!(waiters[..], [Waiter::Remote(_, 3)]));
+        assert!(migrations.destination(id).is_none());
+    }
+
+    #[test]
+    fn a_session_cannot_arrive_at_a_node_that_is_down() {
+        let mut migrations = Migrations::default();
+        let [to, other] = [NodeId::random(), NodeId::random()];
+        let (_, _, mut finished) = begin_and_wait(&mut migrations, to);
+        migrations.node_down(other);
+        assert_eq!(finished.try_recv(), Err(TryRecvError::Empty));
+        migrations.node_down(to);
+        assert_eq!(finished.try_recv(), Err(TryRecvError::Closed));
+    }
+
+    #[test]
+    fn only_the_node_of_an_offer_answers_it() {
+        let mut migrations = Migrations::default();
+        let [to, other] = [NodeId::random(), NodeId::random()];
+        let (answer, _) = oneshot::channel();
+        migrations.insert_offer(to, 7, answer);
+        assert!(migrations.remove_offer(other, 7).is_none());
+        assert!(migrations.remove_offer(to, 8).is_none());
+        assert!(migrations.remove_offer(to, 7).is_some());
+        assert!(migrations.remove_offer(to, 7).is_none());
     }
 
     #[test]

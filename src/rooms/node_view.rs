@@ -304,6 +304,21 @@ mod tests {
     }
 
     #[test]
+    fn a_node_has_seen_what_it_says_and_misses_nothing_while_it_is_absent() {
+        let mut view = NodeView::asked();
+        assert!(!view.is_present() && !view.has_seen(0));
+        view.enter(5);
+        assert!(view.is_present() && view.is_known() && view.has_answered());
+        assert_eq!(view.last_event(), Some(5));
+        view.note_seen(4);
+        // A message that comes late.
+        view.note_seen(2);
+        assert!(view.has_seen(4) && !view.has_seen(5));
+        view.exit(6);
+        assert!(!view.is_present() && view.has_seen(5));
+    }
+
+    #[test]
     fn a_snapshot_during_which_an_event_is_lost_is_not_complete() {
         let id = SessionId::random();
         // The event between the chunks has not come.
