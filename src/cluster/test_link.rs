@@ -28,8 +28,13 @@ impl TestLink {
 
     /// Drops what waits, as a lost connection does.
     pub(crate) fn reconnect(&self) {
-        self.outbound.close();
+        self.disconnect();
         self.outbound.open();
+    }
+
+    /// Drops what waits, and all that comes after it.
+    pub(crate) fn disconnect(&self) {
+        self.outbound.close();
     }
 
     /// Notes that another node is up.

@@ -202,3 +202,95 @@ impl Drop for Operator<'_> {
         }
     }
 }
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::cluster::{SessionRecord, TestLink};
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    fn chunk(
+        after: Option<SessionId>,
+        until: Option<SessionId>,
+        members: &[SessionId],
+    ) -> SnapshotChunk {
+        let record = |id: &SessionId| SessionRecord {
+            id: *id,
+            joined: 1,
+            data: None,
+            since: 0,
+            moves: 0,
+        };
+        SnapshotChunk {
+            room: RoomName::default_room(),
+            last: 5,
+            clock: 1,
+            after,
+            until,
+            members: members.iter().map(record).collect(),
+        }
+    }
+
+    fn sorted_ids<const N: usize>() -> [SessionId; N] {
+        let mut ids = [(); N].map(|()| SessionId::random());
+        ids.sort_unstable();
+        ids
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_query_has_the_sessions_of_all_nodes_that_stay_up() {
+        let (link, queries) = (TestLink::open(), Queries::default());
+        let room = RoomName::default_room();
+        let [one, other, down, unasked] = [(); 4].map(|()| NodeId::random());
+        let nodes = BTreeSet::from([one, other, down]);
+        let mut query = pin!(queries.run(&room, &nodes, &link.outbound, LIMIT));
+        assert!(query.as_mut().now_or_never().is_none());
+        let ids: [SessionId; 4] = sorted_ids();
+        // These chunks are of a snapshot that began before the query. After its end the node is asked again.
+        let middle = chunk(Some(ids[0]), Some(ids[2]), &[ids[2]]);
+        assert!(!queries.receive_chunk(one, middle));
+        assert!(queries.receive_chunk(one, chunk(Some(ids[2]), None, &[ids[3]])));
+        assert!(!queries.receive_chunk(unasked, chunk(None, None, &[ids[3]])));
+
+        assert!(!queries.receive_chunk(one, chunk(None, Some(ids[0]), &ids[..1])));
+        assert!(!queries.receive_chunk(one, chunk(Some(ids[0]), None, &ids[1..2])));
+        assert!(!queries.receive_chunk(other, chunk(None, None, &ids[2..3])));
+        assert!(query.as_mut().now_or_never().is_none());
+        queries.node_down(down);
+        let found: Vec<_> = query.await.unwrap().iter().map(|it| it.id).collect();
+        assert_eq!(found, ids[..3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operator_waits_as_long_as_chunks_come() {
+        let (link, queries) = (TestLink::open(), Queries::default());
+        let room = RoomName::default_room();
+        let node = NodeId::random();
+        let nodes = BTreeSet::from([node]);
+        let mut query = pin!(queries.run(&room, &nodes, &link.outbound, LIMIT));
+        let mut after = None;
+        for id in sorted_ids::<5>() {
+            assert!(timeout(LIMIT * 3 / 4, query.as_mut()).await.is_err());
+            assert!(!queries.receive_chunk(node, chunk(after, Some(id), &[id])));
+            after = Some(id);
+        }
+        assert!(timeout(LIMIT * 3, query).await.unwrap().is_err());
+    }
+
+    #[test]
+    fn operators_share_a_query_up_to_a_number_and_make_room_when_they_go() {
+        let (link, queries) = (TestLink::open(), Queries::default());
+        let room = RoomName::default_room();
+        let nodes = BTreeSet::from([NodeId::random()]);
+        let begin = || queries.begin(&room, &nodes, &link.outbound);
+        let mut operators: Vec<_> = (0..MAX_QUERIES).map(|_| begin().unwrap()).collect();
+        assert!(begin().is_err());
+        operators.pop();
+        assert!(begin().is_ok());
+    }
+}

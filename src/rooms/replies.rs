@@ -139,3 +139,72 @@ fn chunks(rooms: BTreeSet<RoomName>) -> impl Iterator<Item = Vec<RoomName>> {
         (!chunk.is_empty()).then_some(chunk)
     })
 }
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use super::*;
+    use crate::cluster::{Message, TestLink};
+
+    fn unicast(sender: Option<SessionId>) -> Direct {
+        Direct::Unicast {
+            room: RoomName::default_room(),
+            sender,
+            receiver: SessionId::random(),
+            reference: Some(RawValue::from_string("7".into()).unwrap()),
+        }
+    }
+
+    /// The answers as the other node receives them.
+    fn carry(from: &TestLink, to: &TestLink) -> Vec<Direct> {
+        let mut received = Vec::new();
+        from.carry_to(to, |envelope| match envelope.message {
+            Message::Node(message) => received.push(message),
+            other => panic!("not an answer: {other:?}"),
+        });
+        received
+    }
+
+    #[test]
+    fn the_node_of_the_sender_is_told_of_a_message_that_was_not_delivered() {
+        let (here, other) = (TestLink::open(), TestLink::open());
+        let mut replies = Replies::default();
+        let id = SessionId::random();
+        replies.reject(other.node, unicast(Some(id)));
+        // A backend does not wait.
+        replies.reject(other.node, unicast(None));
+        assert_eq!(replies.send(&here.outbound), 1);
+        let received = carry(&here, &other);
+        let [
+            Direct::Undelivered {
+                sender, reference, ..
+            },
+        ] = &received[..]
+        else {
+            panic!("{received:?}")
+        };
+        assert_eq!((*sender, reference.as_ref().unwrap().get()), (id, "7"));
+    }
+
+    #[test]
+    fn undelivered_messages_of_which_no_sender_is_told_are_counted() {
+        let (here, other) = (TestLink::open(), TestLink::open());
+        let mut replies = Replies::default();
+        let sender = Some(SessionId::random());
+        for sender in [None, None, sender, sender, sender] {
+            replies.reject(other.node, unicast(sender));
+        }
+        here.disconnect();
+        assert_eq!(replies.send(&here.outbound), 5);
+    }
+
+    #[test]
+    fn one_answer_says_up_to_which_event_a_room_was_seen() {
+        let (here, other) = (TestLink::open(), TestLink::open());
+        let mut replies = Replies::default();
+        let room = RoomName::default_room();
+        (3..6).for_each(|number| replies.add_seen(other.node, &room, number));
+        replies.send(&here.outbound);
+        let received = carry(&here, &other);
+        assert!(matches!(received[..], [Direct::Seen { number: 5, .. }]));
+    }
+}
