@@ -424,3 +424,207 @@ impl Members {
         }
     }
 }
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::{
+        super::migrations::{Migration, Waiter},
+        *,
+    };
+    use crate::{
+        cluster::{Direct, Message, TestLink},
+        outbox::tests::outbox_to,
+        protocol::ResumeToken,
+    };
+
+    /// The sessions of a room on this node, in a cluster with two other nodes.
+    struct TestRoom {
+        link: TestLink,
+        room: RoomName,
+        members: Members,
+        nodes: [NodeId; 2],
+    }
+
+    impl TestRoom {
+        fn new() -> TestRoom {
+            let (link, room) = (TestLink::open(), RoomName::default_room());
+            let nodes = [NodeId::random(), NodeId::random()];
+            let view = RemoteView::enter(&room, &link.outbound, &nodes.into());
+            TestRoom {
+                link,
+                room,
+                members: Members::new(Some(view)),
+                nodes,
+            }
+        }
+
+        fn join(&mut self, sender: &Sender) -> SessionId {
+            let info = Arc::new(SessionInfo::new(None, None));
+            let id = SessionId::random();
+            let mut flush_set = FlushSet::default();
+            let (members, room) = (&mut self.members, &self.room);
+            members.join(room, id, sender.clone(), info, &mut flush_set);
+            id
+        }
+
+        /// Takes in that a node owns a session.
+        fn claim(&mut self, node: NodeId, id: SessionId, joined: u64, moves: u32) {
+            let mut flush_set = FlushSet::default();
+            let record = record(id, joined, moves);
+            let (members, room) = (&mut self.members, &self.room);
+            members.add_remote(room, node, 1, record, &mut flush_set);
+        }
+
+        fn remove(&mut self, node: NodeId, id: SessionId) {
+            let mut flush_set = FlushSet::default();
+            self.members.remove_remote(node, 2, id, &mut flush_set);
+        }
+
+        /// How many nodes were told that this one sends nothing more to a session over them.
+        fn count_redirected(&self) -> usize {
+            let mut count = 0;
+            self.link.carry_to(&TestLink::open(), |envelope| {
+                let is_one = matches!(envelope.message, Message::Node(Direct::Turned { .. }));
+                count += usize::from(is_one);
+            });
+            count
+        }
+    }
+
+    fn record(id: SessionId, joined: u64, moves: u32) -> SessionRecord {
+        SessionRecord {
+            id,
+            joined,
+            data: None,
+            since: 0,
+            moves,
+        }
+    }
+
+    #[test]
+    fn of_nodes_that_claim_a_session_the_one_after_the_most_moves_owns_it() {
+        let mut test = TestRoom::new();
+        let ([one, other], id) = (test.nodes, SessionId::random());
+        test.claim(one, id, 1, 3);
+        assert_eq!(test.count_redirected(), 0);
+        for (moves, owner, redirected) in [
+            (2, one, 1),
+            (3, one, 1),
+            // The session has moved.
+            (4, other, 1),
+            (4, other, 0),
+            (3, other, 0),
+        ] {
+            test.claim(other, id, 1, moves);
+            assert!(test.members.is_on(owner, id), "{moves}");
+            assert_eq!(test.count_redirected(), redirected, "{moves}");
+        }
+    }
+
+    #[test]
+    fn the_last_node_of_an_unknown_session_is_told_that_nothing_comes_over_it() {
+        let mut test = TestRoom::new();
+        let ([from, to], id) = (test.nodes, SessionId::random());
+        for (moves, redirected) in [(1, 1), (1, 0)] {
+            let record = record(id, 1, moves);
+            let mut flush_set = FlushSet::default();
+            let (members, room) = (&mut test.members, &test.room);
+            members.migrate_remote(room, to, 1, record, from, &mut flush_set);
+            assert_eq!(test.count_redirected(), redirected);
+        }
+    }
+
+    #[test]
+    fn a_session_that_migrates_arrives_with_the_claim_of_a_later_move() {
+        let mut test = TestRoom::new();
+        let (sender, _outbox, _stream) = outbox_to(1000, 1000);
+        let (to, id) = (test.nodes[0], test.join(&sender));
+        let token = ResumeToken::random(None).hash();
+        let remote = test.members.remote.as_mut().unwrap();
+        let (migration, mut finished) = Migration::new(record(id, 1, 0), to, 7, token);
+        remote.migrations.insert(migration);
+        let (again, mut waiting) = oneshot::channel();
+        assert!(remote.migrations.add_waiter(&token, Waiter::Local(again)));
+        test.members.set_location(id, Location::Migrating(to));
+
+        test.claim(to, id, 1, 0);
+        assert!(!test.members.is_on(to, id) && waiting.try_recv().is_err());
+        test.claim(to, id, 1, 1);
+        assert!(test.members.is_on(to, id));
+        assert_eq!(waiting.try_recv(), Ok(()));
+        // No other node in the room sends anything over this one.
+        assert_eq!(
+            finished.try_recv(),
+            Err(oneshot::error::TryRecvError::Closed)
+        );
+    }
+
+    #[test]
+    fn a_session_that_is_joining_is_not_told_of_earlier_ones() {
+        let mut test = TestRoom::new();
+        let [one, _] = test.nodes;
+        test.members.clock = 5;
+        let (sender, _outbox, _stream) = outbox_to(1000, 1000);
+        let id = test.join(&sender);
+        let messages = || sender.stats().messages;
+        let [earlier, later, last] = [(); 3].map(|()| SessionId::random());
+        test.claim(one, earlier, 3, 0);
+        assert_eq!(messages(), 0);
+        test.claim(one, later, 9, 0);
+        assert_eq!(messages(), 1);
+        // The session is told that the earlier one has left. So it is told if that one is back.
+        test.remove(one, earlier);
+        assert_eq!(messages(), 2);
+        test.claim(one, earlier, 3, 0);
+        assert_eq!(messages(), 3);
+        // The session has joined.
+        let remote = test.members.remote.as_mut().unwrap();
+        remote.remove_pending_join(id);
+        test.claim(one, last, 4, 0);
+        assert_eq!(messages(), 4);
+    }
+
+    #[test]
+    fn a_session_that_joins_after_an_earlier_one_has_left_is_not_told_that_it_is_back() {
+        let mut test = TestRoom::new();
+        let [one, _] = test.nodes;
+        test.members.clock = 5;
+        let (sender, _outbox, _stream) = outbox_to(1000, 1000);
+        let earlier = SessionId::random();
+        test.claim(one, earlier, 3, 0);
+        test.join(&sender);
+        test.remove(one, earlier);
+        let (late_sender, _late_outbox, _late_stream) = outbox_to(1000, 1000);
+        test.join(&late_sender);
+        test.claim(one, earlier, 3, 0);
+        // The first one is told that the earlier one has left, that the late one has joined, and that the
+        // earlier one is back.
+        assert_eq!(sender.stats().messages, 3);
+        assert_eq!(late_sender.stats().messages, 0);
+    }
+
+    #[test]
+    fn a_hash_of_ids_is_the_exclusive_or_of_all_their_bits() {
+        let hash = |ids: &[SessionId]| {
+            let mut members = Members::default();
+            for id in ids {
+                let location = Location::Remote(NodeId::random());
+                let member = Member::from_record(record(*id, 1, 0), location);
+                members.sessions.insert(*id, member);
+            }
+            members.hash_ids(|_| true)
+        };
+        let [one, high, low] = [
+            "6c1f0a52-9d0e-4f5b-8a37-2f6f6c1b7e11",
+            "7c1f0a52-9d0e-4f5b-8a37-2f6f6c1b7e11",
+            "6c1f0a52-9d0e-4f5b-8a37-2f6f6c1b7e10",
+        ]
+        .map(|id| SessionId::parse(id).unwrap());
+        assert_eq!(hash(&[]), 0);
+        assert_eq!(hash(&[one, high]), 0x1000_0000_0000_0000);
+        assert_eq!(hash(&[one, low]), 1);
+        assert_eq!(hash(&[one]) ^ hash(&[high]), hash(&[one, high]));
+    }
+}

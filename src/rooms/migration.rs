@@ -231,3 +231,101 @@ impl Room {
         }
     }
 }
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use super::*;
+    use crate::{
+        cluster::{Message, SessionRecord, TestLink},
+        protocol::{ResumeToken, RoomName},
+    };
+
+    fn transfer() -> SessionTransfer {
+        SessionTransfer {
+            room: RoomName::default_room(),
+            seek: 7,
+            token: ResumeToken::random(None).hash(),
+            member: SessionRecord {
+                id: SessionId::random(),
+                joined: 1,
+                data: None,
+                since: 0,
+                moves: 2,
+            },
+            taken_in: 3,
+            owed: [4, 5],
+            permissions: Some(Permissions {
+                user: Some("ann".into()),
+                may_send: true,
+                expires: 6,
+            }),
+            seen: vec![(NodeId::random(), 8)],
+            part: 0,
+            known: Vec::new(),
+            more: false,
+        }
+    }
+
+    fn message(bytes: usize) -> Frame {
+        let text = format!("\"{}\"", "x".repeat(bytes - 2));
+        Frame::text(|buffer| buffer.extend_from_slice(text.as_bytes()))
+    }
+
+    /// Sends a session, and returns its parts, each with its text.
+    fn parts(
+        transfer: &SessionTransfer,
+        known: &[SessionId],
+        missed: &[Frame],
+    ) -> Vec<(SessionTransfer, String)> {
+        let (here, other) = (TestLink::open(), TestLink::open());
+        send_parts(&here.outbound, other.node, transfer, known, missed);
+        let mut parts = Vec::new();
+        here.carry_to(&other, |envelope| match envelope.message {
+            Message::Node(Direct::Handed(part)) => parts.push((*part, envelope.text.to_owned())),
+            other => panic!("not a part: {other:?}"),
+        });
+        parts
+    }
+
+    #[test]
+    fn a_session_is_sent_in_as_many_parts_as_its_lists_need() {
+        let transfer = transfer();
+        let ids: Vec<SessionId> = (0..2 * MAX_IDS + 1).map(|_| SessionId::random()).collect();
+        let large = message(PART_BYTES);
+        for (known, missed, count) in [
+            (&ids[..0], vec![], 1),
+            (&ids[..], vec![], 3),
+            (&ids[..MAX_IDS], vec![large.clone(), large.clone()], 2),
+            (&ids[..MAX_IDS + 1], vec![large.clone(); 4], 4),
+        ] {
+            let parts = parts(&transfer, known, &missed);
+            assert_eq!(parts.len(), count);
+            let (mut all_known, mut all_missed) = (Vec::new(), Vec::new());
+            for (number, (part, text)) in parts.into_iter().enumerate() {
+                assert_eq!((part.part, part.more), (number, number + 1 < count));
+                assert_eq!(part.seen, transfer.seen);
+                let user = part.permissions.and_then(|permissions| permissions.user);
+                assert_eq!(user.as_deref(), Some("ann"));
+                assert_eq!((part.member.id, part.owed), (transfer.member.id, [4, 5]));
+                all_known.extend(part.known);
+                all_missed.extend(serde_json::from_str::<Vec<String>>(&text).unwrap());
+            }
+            assert_eq!(all_known, known);
+            assert_eq!(all_missed.len(), missed.len());
+        }
+    }
+
+    #[test]
+    fn small_messages_are_sent_in_one_array_up_to_its_limit() {
+        let half = PART_BYTES / 2;
+        // An opening bracket comes first.
+        let fits = [message(half), message(half - 1)];
+        let [array] = &json_arrays(&fits)[..] else {
+            panic!("two messages that fit are apart")
+        };
+        let messages: Vec<String> = serde_json::from_slice(array).unwrap();
+        assert_eq!(messages.len(), 2);
+        assert_eq!(json_arrays(&[message(half), message(half)]).len(), 2);
+        assert!(json_arrays(&[]).is_empty());
+    }
+}

@@ -499,3 +499,114 @@ impl RemoteView {
         })
     }
 }
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use tokio::sync::oneshot::error::TryRecvError;
+
+    use super::*;
+    use crate::cluster::TestLink;
+
+    /// A view of two other nodes.
+    fn view() -> (RemoteView, [NodeId; 2]) {
+        let nodes = [NodeId::random(), NodeId::random()];
+        let link = TestLink::open();
+        let room = RoomName::default_room();
+        let view = RemoteView::enter(&room, &link.outbound, &BTreeSet::from(nodes));
+        (view, nodes)
+    }
+
+    fn of(view: &mut RemoteView, node: NodeId) -> &mut NodeView {
+        view.view(node).expect("the node is up")
+    }
+
+    #[test]
+    fn waits_for_snapshots_end_when_all_nodes_have_answered_or_are_down() {
+        let (mut view, [one, other]) = view();
+        let mut waits = [(); 2].map(|()| view.wait_for_snapshots().unwrap());
+        of(&mut view, one).answer_absent();
+        view.end_waits();
+        assert!(
+            waits
+                .iter_mut()
+                .all(|it| it.try_recv() == Err(TryRecvError::Empty))
+        );
+        view.remove_node(other);
+        view.end_waits();
+        assert!(waits.iter_mut().all(|it| it.try_recv() == Ok(())));
+        assert!(view.wait_for_snapshots().is_none());
+    }
+
+    #[test]
+    fn waits_for_events_end_when_the_events_of_all_nodes_that_are_up_have_come() {
+        let (mut view, [one, other]) = view();
+        let down = NodeId::random();
+        let mut early = view.wait_for_events(&[(one, 5), (down, 9)]).unwrap();
+        drop(view.wait_for_events(&[(other, 5)]));
+        let mut late = view.wait_for_events(&[(one, 7)]).unwrap();
+        assert!(view.has_event_waiters());
+        assert_eq!(view.awaited_nodes(), BTreeSet::from([one]));
+
+        of(&mut view, one).enter(5);
+        view.end_waits();
+        assert_eq!(early.try_recv(), Ok(()));
+        assert_eq!(late.try_recv(), Err(TryRecvError::Empty));
+        assert!(view.has_event_waiters());
+        of(&mut view, one).observe(7, 5);
+        view.end_waits();
+        assert_eq!(late.try_recv(), Ok(()));
+        assert!(!view.has_event_waiters());
+        assert!(view.awaited_nodes().is_empty());
+        assert!(view.wait_for_events(&[(one, 7), (down, 9)]).is_none());
+    }
+
+    #[test]
+    fn a_join_is_pending_until_all_other_nodes_have_seen_it() {
+        let (mut view, [one, other]) = view();
+        let id = SessionId::random();
+        view.add_pending_join(id, 3);
+        let mut seen = view.wait_for_join(id).unwrap();
+        of(&mut view, other).answer_absent();
+        of(&mut view, one).enter(1);
+        of(&mut view, one).note_seen(2);
+        view.end_waits();
+        assert_eq!(seen.try_recv(), Err(TryRecvError::Empty));
+        view.note_left(SessionId::random());
+        assert_eq!(view.left.len(), 1);
+        of(&mut view, one).note_seen(3);
+        view.end_waits();
+        assert_eq!(seen.try_recv(), Ok(()));
+        assert!(view.left.is_empty());
+        assert!(view.wait_for_join(id).is_none());
+        // All nodes have seen this one already.
+        view.add_pending_join(id, 3);
+        assert!(view.wait_for_join(id).is_none());
+    }
+
+    #[test]
+    fn the_last_events_of_nodes_that_went_down_are_remembered_up_to_a_number() {
+        let (mut view, [one, other]) = view();
+        assert!(view.is_up(one) && !view.is_up(NodeId::random()));
+        of(&mut view, one).enter(5);
+        of(&mut view, other).enter(6);
+        assert!(view.is_present(one) && !view.is_present(NodeId::random()));
+        view.remove_node(one);
+        view.remove_node(other);
+        assert!(!view.is_up(one) && !view.is_present(one));
+        let own = (view.outbound.node(), view.last_event());
+        assert_eq!(view.seen_events(), [(one, 5), (other, 6), own]);
+
+        // The node is back, and its last event there is not known.
+        view.add_node(one);
+        assert_eq!(view.seen_events(), [(other, 6), own]);
+        for _ in 0..MAX_PAST {
+            let node = NodeId::random();
+            view.add_node(node);
+            of(&mut view, node).enter(7);
+            view.remove_node(node);
+        }
+        let seen = view.seen_events();
+        assert_eq!(seen.len(), MAX_PAST + 1);
+        assert!(seen[..MAX_PAST].iter().all(|(_, number)| *number == 7));
+    }
+}
