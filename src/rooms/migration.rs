@@ -234,9 +234,13 @@ impl Room {
 
 #[cfg(all(test, feature = "cluster"))]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+
+    use super::{super::session_info::SessionInfo, *};
     use crate::{
         cluster::{Message, SessionRecord, TestLink},
+        config::Limits,
+        outbox::detached_outbox,
         protocol::{ResumeToken, RoomName},
     };
 
@@ -327,5 +331,37 @@ mod tests {
         assert_eq!(messages.len(), 2);
         assert_eq!(json_arrays(&[message(half), message(half)]).len(), 2);
         assert!(json_arrays(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_session_that_has_left_this_node_does_not_migrate_from_it() {
+        let link = TestLink::open();
+        let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()));
+        let room = RoomName::default_room();
+        let reservation = Arc::new(rooms).reserve(&room).unwrap();
+        let (sender, outbox) = detached_outbox(1000, 0, Vec::new());
+        let (id, info) = (SessionId::random(), SessionInfo::new(None, None));
+        let session = reservation.join(id, sender.clone(), info);
+        let request = MigrationRequest {
+            node: NodeId::random(),
+            room,
+            seek: 7,
+            token: ResumeToken::random(None).hash(),
+            received: 0,
+            seen: Vec::new(),
+        };
+        let migrate = || session.migrate(&outbox, &request, None, [0, 0], || true);
+        let members = &session.reservation.room.members;
+
+        let elsewhere = Location::Migrating(request.node);
+        members.write().set_location(id, elsewhere);
+        assert!(migrate().is_none());
+        members.write().set_location(id, Location::Local(sender));
+        // The session has been away, and is back with another guard.
+        members.write().sessions.get_mut(&id).unwrap().moves = 2;
+        assert!(migrate().is_none());
+        members.write().sessions.get_mut(&id).unwrap().moves = 0;
+        assert!(migrate().is_some());
+        assert!(migrate().is_none());
     }
 }

@@ -316,6 +316,12 @@ mod tests {
         assert!(view.has_seen(4) && !view.has_seen(5));
         view.exit(6);
         assert!(!view.is_present() && view.has_seen(5));
+
+        // It is in the room after all.
+        assert!(matches!(view.observe(8, 7), EventOrder::AfterGap));
+        let outcome = view.receive_chunk(&chunk(8, None, None), Vec::new());
+        assert!(outcome.unwrap().is_complete);
+        assert!(view.has_seen(4) && !view.has_seen(5));
     }
 
     #[test]

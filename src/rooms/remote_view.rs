@@ -505,15 +505,21 @@ mod tests {
     use tokio::sync::oneshot::error::TryRecvError;
 
     use super::*;
-    use crate::cluster::TestLink;
+    use crate::cluster::{Message, TestLink};
 
     /// A view of two other nodes.
     fn view() -> (RemoteView, [NodeId; 2]) {
+        let (_, view, nodes) = linked_view();
+        (view, nodes)
+    }
+
+    /// Like [`view`], with the queue to the other nodes.
+    fn linked_view() -> (TestLink, RemoteView, [NodeId; 2]) {
         let nodes = [NodeId::random(), NodeId::random()];
         let link = TestLink::open();
         let room = RoomName::default_room();
         let view = RemoteView::enter(&room, &link.outbound, &BTreeSet::from(nodes));
-        (view, nodes)
+        (link, view, nodes)
     }
 
     fn of(view: &mut RemoteView, node: NodeId) -> &mut NodeView {
@@ -608,5 +614,21 @@ mod tests {
         let seen = view.seen_events();
         assert_eq!(seen.len(), MAX_PAST + 1);
         assert!(seen[..MAX_PAST].iter().all(|(_, number)| *number == 7));
+    }
+
+    #[test]
+    fn clients_and_nodes_that_wait_for_a_session_are_told_to_look_it_up_again() {
+        let (link, view, [one, _]) = linked_view();
+        let (again, mut waiting) = oneshot::channel();
+        let waiters = vec![Waiter::Local(again), Waiter::Remote(one, 3)];
+        view.send_ask_again(&RoomName::default_room(), waiters);
+        assert_eq!(waiting.try_recv(), Ok(()));
+        let mut answers = Vec::new();
+        link.carry_to(&TestLink::open(), |envelope| {
+            if let Message::Node(Direct::Answer { seek, answer, .. }) = envelope.message {
+                answers.push((seek, answer));
+            }
+        });
+        assert_eq!(answers, [(3, Answer::AskAgain)]);
     }
 }

@@ -81,3 +81,13 @@ pub(super) fn longest_joined_first(
         .map(|(_, snapshot)| snapshot)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_of_another_node_keeps_the_time_when_it_joined() {
+        assert_eq!(SessionInfo::remote(None, 1234).since_millis(), 1234);
+    }
+}

@@ -240,3 +240,38 @@ impl Members {
         }
     }
 }
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use super::*;
+    use crate::cluster::{Message, TestLink};
+
+    /// How many messages the tasks send.
+    fn count_sent(tasks: &SnapshotTasks, link: &TestLink) -> usize {
+        while !tasks.is_empty() {
+            tasks.send_chunks(&link.outbound);
+        }
+        let mut count = 0;
+        link.carry_to(&TestLink::open(), |envelope| {
+            assert!(matches!(envelope.message, Message::Node(_)));
+            count += 1;
+        });
+        count
+    }
+
+    #[test]
+    fn a_node_gets_one_request_at_a_time_and_one_list_of_digests() {
+        let (tasks, link) = (SnapshotTasks::default(), TestLink::open());
+        let [one, other] = [NodeId::random(), NodeId::random()];
+        let rooms = || vec![RoomName::default_room()];
+        tasks.ask(one, Vec::new());
+        assert_eq!(count_sent(&tasks, &link), 0);
+        (0..2).for_each(|_| tasks.ask(one, rooms()));
+        tasks.ask(other, rooms());
+        (0..2).for_each(|_| tasks.send_digests(one, Vec::new()));
+        tasks.send_digests(other, Vec::new());
+        assert_eq!(count_sent(&tasks, &link), 4);
+        tasks.ask(one, rooms());
+        assert_eq!(count_sent(&tasks, &link), 1);
+    }
+}
