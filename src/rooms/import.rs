@@ -300,3 +300,132 @@ impl Members {
         }
     }
 }
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+    use tokio::time::Instant;
+
+    use super::{
+        super::{index::Rooms, lookups::Lookups, migrations::Migration},
+        *,
+    };
+    use crate::{
+        cluster::{Broadcast, Message, NodeId, TestLink},
+        config::Limits,
+        outbox::detached_outbox,
+        protocol::{ResumeToken, RoomName, SessionId},
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A node with a room, in a cluster with another node.
+    struct TestNode {
+        link: TestLink,
+        rooms: Arc<Rooms>,
+        other: NodeId,
+    }
+
+    impl TestNode {
+        fn new() -> (TestNode, Reservation) {
+            let (link, other) = (TestLink::open(), NodeId::random());
+            let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()));
+            let rooms = Arc::new(rooms);
+            rooms.node_up(other);
+            let reservation = rooms.reserve(&RoomName::default_room()).unwrap();
+            (TestNode { link, rooms, other }, reservation)
+        }
+
+        /// The messages that this node has sent to others since the last call.
+        fn sent(&self) -> Vec<Message> {
+            let mut sent = Vec::new();
+            let nowhere = TestLink::open();
+            self.link.carry_to(&nowhere, |it| sent.push(it.message));
+            sent
+        }
+    }
+
+    fn record(id: SessionId) -> SessionRecord {
+        SessionRecord {
+            id,
+            joined: 1,
+            data: None,
+            since: 0,
+            moves: 0,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookup_waits_longer_once_the_session_is_offered() {
+        for (is_offered, waited) in [(false, SECOND), (true, 3 * SECOND)] {
+            let (node, reservation) = TestNode::new();
+            let (room, token) = (reservation.room.clone(), ResumeToken::random(None).hash());
+            let start = Instant::now();
+            let mut lookup = pin!(reservation.look_up(token, None, 0, 1000, SECOND, 2 * SECOND));
+            assert!(lookup.as_mut().now_or_never().is_none());
+            let seek = node.sent().into_iter().find_map(|message| match message {
+                Message::All(Broadcast::Want(want)) => Some(want.seek),
+                _ => None,
+            });
+            let seek = seek.expect("the other node is asked");
+            if is_offered {
+                let offer = |lookups: &Lookups| lookups.receive_offer(node.other, seek, &token);
+                assert!(room.with_lookups(offer));
+            }
+            assert!(matches!(lookup.await, LookupOutcome::Unanswered));
+            assert_eq!(start.elapsed(), waited);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookup_is_repeated_when_the_session_has_moved_on_from_here() {
+        let (node, reservation) = TestNode::new();
+        let (room, token) = (reservation.room.clone(), ResumeToken::random(None).hash());
+        let id = SessionId::random();
+        let (migration, _waiting) = Migration::new(record(id), node.other, 3, token);
+        {
+            let remote = &mut room.members.write().remote;
+            remote.as_mut().unwrap().migrations.insert(migration);
+        }
+        let mut lookup = pin!(reservation.look_up(token, None, 0, 1000, SECOND, SECOND));
+        assert!(lookup.as_mut().now_or_never().is_none());
+        {
+            let remote = &mut room.members.write().remote;
+            let remote = remote.as_mut().unwrap();
+            let waiters = remote.migrations.remove(id);
+            remote.send_ask_again(&room.name, waiters);
+        }
+        let outcome = lookup.now_or_never();
+        assert!(matches!(outcome, Some(LookupOutcome::Retry(_))));
+    }
+
+    #[test]
+    fn a_session_is_announced_again_until_its_last_node_has_forwarded_all() {
+        let (node, reservation) = TestNode::new();
+        let (id, room) = (SessionId::random(), reservation.room.clone());
+        let (sender, _outbox) = detached_outbox(1000, 0, Vec::new());
+        let (result, _waiting) = oneshot::channel();
+        let (done, _forwarding) = oneshot::channel();
+        let (token, nodes) = (ResumeToken::random(None).hash(), [node.other].into());
+        {
+            let mut members = room.members.write();
+            let remote = members.remote.as_mut().unwrap();
+            let lookup = Lookup::new(token, None, nodes, 1000, result);
+            remote.lookups.insert(7, lookup);
+            remote.lookups.expect_forwarding(7, node.other, done);
+            let member = Member::from_record(record(id), Location::Importing(7, sender));
+            members.sessions.insert(id, member);
+        }
+        node.sent();
+        let is_announced = || {
+            node.rooms.ask_again();
+            let is_arrive = |message: &Message| matches!(message, Message::Room(_));
+            node.sent().iter().any(is_arrive)
+        };
+        assert!(is_announced() && is_announced());
+        room.with_lookups(|lookups| lookups.forwarding_done(node.other, 7));
+        assert!(!is_announced());
+    }
+}

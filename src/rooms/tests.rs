@@ -1,7 +1,7 @@
 //! Rooms of two nodes without a network: a test carries what each node sends to the other, loses some
 //! of it, and lets sessions join and leave in between.
 
-use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, mem, pin::pin, slice, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -9,17 +9,20 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 
 use super::{
-    index::Rooms, join_guard::JoinGuard, replies::Replies, session_info::SessionInfo,
+    index::Rooms,
+    join_guard::JoinGuard,
+    replies::{Replies, Undelivered},
+    session_info::SessionInfo,
     speaker::Speaker,
 };
 use crate::{
-    cluster::{Broadcast, Envelope, Message, TestLink},
+    cluster::{Broadcast, Direct, Envelope, MAX_ROOMS, Message, NodeId, TestLink},
     config::Limits,
     outbox::{
-        FlushSet, Sender,
+        Command, FlushSet, Sender,
         tests::{flush, outbox_to},
     },
-    protocol::{Receiver, RoomName, SessionId},
+    protocol::{Close, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -229,4 +232,222 @@ fn a_snapshot_may_be_larger_than_the_queue() {
     // About 80 MB.
     let rounds = meet(1, 2000, 40_000, 0.0);
     assert!(rounds < 400, "{rounds} rounds");
+}
+
+/// Carries all that two nodes send to each other, until they send nothing more.
+fn settle(one: &TestNode, other: &TestNode) {
+    let mut calm = 0;
+    for _ in 0..1000 {
+        calm = match one.rooms.has_chunks() || other.rooms.has_chunks() {
+            true => 0,
+            false => calm + 1,
+        };
+        if calm > 3 {
+            return;
+        }
+        one.carry_to(other, || false);
+        other.carry_to(one, || false);
+    }
+    panic!("the nodes go on sending");
+}
+
+/// Two nodes that know each other, each with a session in each of these rooms.
+fn two_nodes(rooms: &[RoomName]) -> [TestNode; 2] {
+    let mut nodes = [TestNode::new(), TestNode::new()];
+    for node in &mut nodes {
+        rooms.iter().for_each(|room| node.join(room, "first"));
+        // What was sent before was sent to nobody.
+        node.link.reconnect();
+    }
+    let [one, other] = &nodes;
+    one.node_up(other);
+    other.node_up(one);
+    settle(one, other);
+    nodes
+}
+
+#[test]
+fn a_room_lasts_as_long_as_a_session_or_a_backend_needs_it() {
+    let rooms = TestNode::new().rooms;
+    let room = RoomName::default_room();
+    let [first, second] = [(); 2].map(|()| rooms.reserve_for_backend(&room));
+    assert_eq!((rooms.len(), rooms.list()), (1, Vec::new()));
+    let session = rooms.reserve(&room).unwrap();
+    assert_eq!(rooms.list(), [(room.clone(), 1)]);
+    drop(first);
+    assert_eq!(rooms.len(), 1);
+    drop(session);
+    assert_eq!((rooms.len(), rooms.list()), (1, Vec::new()));
+    drop(second);
+    assert_eq!(rooms.len(), 0);
+}
+
+#[test]
+fn a_node_that_leaves_a_room_is_known_to_be_absent() {
+    let room = RoomName::default_room();
+    let [one, mut other] = two_nodes(slice::from_ref(&room));
+    let has_remote_sessions = || one.rooms.find(&room).unwrap().has_remote_sessions();
+    let is_present = || {
+        let room = one.rooms.find(&room).unwrap();
+        let members = room.members.read();
+        let remote = members.remote.as_ref().unwrap();
+        remote.is_present(other.link.node)
+    };
+    assert!(has_remote_sessions() && is_present());
+    assert_eq!(one.ids(&room).len(), 2);
+    drop(mem::take(&mut other.sessions));
+    settle(&one, &other);
+    assert!(!has_remote_sessions() && !is_present());
+    assert_eq!(one.ids(&room).len(), 1);
+}
+
+/// Carries the digests of a node to another. Returns how many messages the other sends in return.
+fn carry_digests(from: &TestNode, to: &TestNode) -> usize {
+    from.rooms.send_digests();
+    while from.rooms.has_chunks() {
+        from.carry_to(to, || false);
+    }
+    let mut answers = 0;
+    to.carry_to(from, || {
+        answers += 1;
+        false
+    });
+    answers
+}
+
+#[test]
+fn lost_events_in_more_rooms_than_fit_a_message_are_noticed_by_the_digests() {
+    let name = |number: usize| RoomName::from_segment(&number.to_string()).unwrap();
+    let rooms: Vec<RoomName> = (0..MAX_ROOMS + 50).map(name).collect();
+    let [one, mut other] = two_nodes(&rooms);
+    assert!(rooms.iter().all(|room| one.ids(room).len() == 2));
+    assert_eq!(carry_digests(&other, &one), 0);
+    // The other node leaves some rooms, and has further sessions in the rest. Every event is lost.
+    other.sessions.drain(..20);
+    rooms[20..].iter().for_each(|room| other.join(room, "late"));
+    other.carry_to(&one, || true);
+    assert!(carry_digests(&other, &one) > 0);
+    settle(&one, &other);
+    let counts: BTreeSet<usize> = rooms[..20].iter().map(|room| one.ids(room).len()).collect();
+    assert_eq!(counts, BTreeSet::from([1]));
+    assert!(
+        rooms[20..]
+            .iter()
+            .all(|room| one.ids(room) == other.ids(room))
+    );
+    assert_eq!(carry_digests(&other, &one), 0);
+}
+
+#[test]
+fn a_message_to_a_room_goes_only_to_nodes_with_sessions_in_it() {
+    let [shared, own] = ["shared", "own"].map(|name| RoomName::from_segment(name).unwrap());
+    let [mut one, other] = two_nodes(slice::from_ref(&shared));
+    one.join(&own, "alone");
+    settle(&one, &other);
+    let frame = Frame::text(|buffer| buffer.extend_from_slice(b"{}"));
+    for (session, sent) in one.sessions.iter().zip([1, 0]) {
+        let speaker = Speaker::session(session.id(), None, None);
+        session.broadcast(speaker, &frame, &mut FlushSet::default());
+        let mut count = 0;
+        one.link.carry_to(&other.link, |_| count += 1);
+        assert_eq!(count, sent);
+    }
+}
+
+#[test]
+fn a_node_that_enters_a_room_anew_has_no_session_there() {
+    let room = RoomName::default_room();
+    let [one, mut other] = two_nodes(slice::from_ref(&room));
+    other.sessions.clear();
+    other.carry_to(&one, || true);
+    other.join(&room, "late");
+    other.carry_to(&one, || false);
+    let own = one.sessions.iter().chain(&other.sessions);
+    assert_eq!(one.ids(&room), own.map(|session| session.id()).collect());
+}
+
+#[test]
+fn a_node_is_asked_for_events_that_a_session_waits_for() {
+    let room = RoomName::default_room();
+    let [one, other] = two_nodes(slice::from_ref(&room));
+    one.rooms.ask_again();
+    assert!(!one.rooms.has_chunks());
+    let _waiting = {
+        let room = one.rooms.find(&room).unwrap();
+        let remote = &mut room.members.write().remote;
+        let event = (other.link.node, other.link.outbound.number() + 1);
+        remote.as_mut().unwrap().wait_for_events(&[event]).unwrap()
+    };
+    one.rooms.ask_again();
+    assert!(one.rooms.has_chunks());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_has_joined_when_the_other_nodes_have_seen_it_or_after_a_limit() {
+    let room = RoomName::default_room();
+    let [mut one, other] = two_nodes(slice::from_ref(&room));
+    let second = Duration::from_secs(1);
+    one.join(&room, "late");
+    {
+        let mut seen = pin!(one.sessions[1].wait_until_seen(second));
+        assert!(seen.as_mut().now_or_never().is_none());
+        one.carry_to(&other, || false);
+        other.carry_to(&one, || false);
+        assert!(seen.now_or_never().is_some());
+    }
+    one.join(&room, "last");
+    let last = &one.sessions[2];
+    last.wait_until_seen(second).await;
+    last.finish_join();
+    assert!(last.wait_until_seen(second).now_or_never().is_some());
+}
+
+#[test]
+fn an_operator_closes_a_session_of_this_node() {
+    let room = RoomName::default_room();
+    let [one, _other] = two_nodes(slice::from_ref(&room));
+    let (sender, outbox, _stream) = outbox_to(1000, 1000);
+    let reservation = one.rooms.reserve(&room).unwrap();
+    let id = SessionId::random();
+    let _session = reservation.join(id, sender, SessionInfo::new(None, None));
+    let room = one.rooms.find(&room).unwrap();
+    room.expel(SessionId::random());
+    assert_eq!(outbox.command(), None);
+    room.expel(id);
+    assert_eq!(outbox.command(), Some(Command::Close(Close::by_operator())));
+}
+
+#[test]
+fn the_sender_of_a_message_that_was_not_delivered_is_told_where_it_is() {
+    let room = RoomName::default_room();
+    let [one, other] = two_nodes(slice::from_ref(&room));
+    let (sender, _outbox, _stream) = outbox_to(1000, 1000);
+    let reservation = one.rooms.reserve(&room).unwrap();
+    let here = SessionId::random();
+    let _session = reservation.join(here, sender.clone(), SessionInfo::new(None, None));
+    settle(&one, &other);
+    let there = other.sessions[0].id();
+    let room = one.rooms.find(&room).unwrap();
+    let report = |from, sender| {
+        let message = Undelivered::new(sender, SessionId::random(), &None);
+        let is_told = room.report_undelivered(from, &message, &mut FlushSet::default());
+        let mut forwarded = 0;
+        one.link.carry_to(&other.link, |envelope| {
+            assert!(matches!(
+                envelope.message,
+                Message::Node(Direct::Undelivered { .. })
+            ));
+            forwarded += 1;
+        });
+        (is_told, forwarded)
+    };
+    let third = NodeId::random();
+    let before = sender.stats().messages;
+    assert_eq!(report(third, Some(here)), (true, 0));
+    assert_eq!(sender.stats().messages, before + 1);
+    assert_eq!(report(third, Some(there)), (false, 1));
+    // Its own node says so: the session is no longer there.
+    assert_eq!(report(other.link.node, Some(there)), (false, 0));
+    assert_eq!(report(third, Some(SessionId::random())), (false, 0));
+    assert_eq!(report(third, None), (false, 0));
 }
