@@ -117,3 +117,54 @@ impl Pace {
         Poll::Ready(self.rates.as_ref().and_then(Rates::excess))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, num::NonZeroU32};
+
+    use super::*;
+    use crate::{
+        outbox::detached_outbox,
+        protocol::{RoomName, SessionId},
+        rooms::{Rooms, SessionInfo},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_over_its_rate_is_checked_every_second_until_it_may_be_read_from() {
+        let limits = Limits {
+            messages_per_second: NonZeroU32::new(10),
+            ..Limits::default()
+        };
+        let rooms = Arc::new(Rooms::new(&limits, None));
+        let reservation = rooms.reserve(&RoomName::default_room()).unwrap();
+        let (sender, _outbox) = detached_outbox(1000, 0, Vec::new());
+        let info = SessionInfo::new(None, None);
+        let join_guard = reservation.join(SessionId::random(), sender, info);
+        let mut pace = Pace::new(&limits, [0, 0]).unwrap();
+        assert!(!pace.pause(None, &join_guard) && !pace.is_paused());
+
+        let mut excess = None;
+        for _ in 0..45 {
+            excess = pace.spend(1);
+        }
+        let start = Instant::now();
+        let mut pauses = Vec::new();
+        while pace.pause(excess, &join_guard) {
+            assert!(pace.is_paused() && pauses.len() < 10);
+            excess = poll_fn(|cx| pace.poll_pause(cx)).await;
+            assert!(!pace.is_paused());
+            pauses.push(start.elapsed().as_millis());
+        }
+        assert_eq!(pauses[..3], [1000, 2000, 2500]);
+    }
+
+    #[test]
+    fn a_session_keeps_the_quota_that_it_was_given_first() {
+        let mut pace = Pace::default();
+        assert!(pace.quota().is_none());
+        pace.ensure_quota();
+        let quota = pace.quota().unwrap().clone();
+        pace.ensure_quota();
+        assert!(Arc::ptr_eq(pace.quota().unwrap(), &quota));
+    }
+}

@@ -462,6 +462,8 @@ async fn a_session_paused_by_the_rate_limit_does_not_time_out() {
 async fn a_session_paused_by_the_rate_limit_leaves_at_once_when_it_disconnects() {
     let server = TestServer::with(|config| {
         config.limits.bytes_per_second = NonZeroU32::new(1);
+        // No ping notices that the client is gone.
+        config.liveness.ping_seconds = 3600;
     })
     .await;
     let mut bystander = Client::connect(server.address, "/room/tea").await;
