@@ -61,6 +61,7 @@ async fn a_slow_reader_is_closed_and_delays_nobody() {
     bob.expect_quiet().await;
 
     eventually("the end of its session", || server.anteroom.sessions() == 2).await;
+    assert_eq!(server.count("anteroom_slow_readers_total"), 1);
     drop(stalled);
 }
 
