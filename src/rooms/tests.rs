@@ -272,6 +272,8 @@ fn a_room_lasts_as_long_as_a_session_or_a_backend_needs_it() {
     let room = RoomName::default_room();
     let [first, second] = [(); 2].map(|()| rooms.reserve_for_backend(&room));
     assert_eq!((rooms.len(), rooms.list()), (1, Vec::new()));
+    // A message of a backend has no receivers in this room.
+    assert_eq!(rooms.announce(&room, None, &Frame::text(|_| {})), None);
     let session = rooms.reserve(&room).unwrap();
     assert_eq!(rooms.list(), [(room.clone(), 1)]);
     drop(first);
