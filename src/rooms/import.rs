@@ -331,7 +331,7 @@ mod tests {
     impl TestNode {
         fn new() -> (TestNode, Reservation) {
             let (link, other) = (TestLink::open(), NodeId::random());
-            let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()));
+            let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()), None);
             let rooms = Arc::new(rooms);
             rooms.node_up(other);
             let reservation = rooms.reserve(&RoomName::default_room()).unwrap();
@@ -354,6 +354,7 @@ mod tests {
             data: None,
             since: 0,
             moves: 0,
+            state: None,
         }
     }
 
@@ -414,7 +415,12 @@ mod tests {
             let remote = members.remote.as_mut().unwrap();
             let lookup = Lookup::new(token, None, nodes, 1000, result);
             remote.lookups.insert(7, lookup);
-            remote.lookups.expect_forwarding(7, node.other, done);
+            let forwarding = Forwarding {
+                from: node.other,
+                last: 0,
+                done,
+            };
+            remote.lookups.expect_forwarding(7, forwarding);
             let member = Member::from_record(record(id), Location::Importing(7, sender));
             members.sessions.insert(id, member);
         }
@@ -425,7 +431,7 @@ mod tests {
             node.sent().iter().any(is_arrive)
         };
         assert!(is_announced() && is_announced());
-        room.with_lookups(|lookups| lookups.forwarding_done(node.other, 7));
+        room.with_lookups(|lookups| lookups.forwarding_done(node.other, 7, Vec::new()));
         assert!(!is_announced());
     }
 }

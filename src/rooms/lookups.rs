@@ -342,6 +342,8 @@ impl Lookups {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot::error::TryRecvError;
+
     use super::*;
     use crate::{
         cluster::SessionRecord,
@@ -441,18 +443,19 @@ mod tests {
     fn forwarding_ends_when_the_last_node_has_forwarded_all_or_is_down() {
         let [from, other] = [NodeId::random(), NodeId::random()];
         let ends: [fn(&mut Lookups, NodeId); 2] = [
-            |lookups, node| lookups.forwarding_done(node, NUMBER),
+            |lookups, node| lookups.forwarding_done(node, NUMBER, Vec::new()),
             |lookups, node| lookups.node_down(node),
         ];
         for end in ends {
             let (mut lookups, _, _result) = lookup(&[from, other], 1000);
             let (done, mut waiting) = oneshot::channel();
-            lookups.expect_forwarding(NUMBER, from, done);
+            let last = 3;
+            lookups.expect_forwarding(NUMBER, Forwarding { from, last, done });
             end(&mut lookups, other);
-            assert!(waiting.try_recv().is_err());
-            assert_eq!(lookups.forwarding_node(NUMBER), Some(from));
+            assert_eq!(waiting.try_recv(), Err(TryRecvError::Empty));
+            assert_eq!(lookups.forwarding_node(NUMBER), Some((from, last)));
             end(&mut lookups, from);
-            assert_eq!(waiting.try_recv(), Ok(()));
+            assert_ne!(waiting.try_recv(), Err(TryRecvError::Empty));
             assert_eq!(lookups.forwarding_node(NUMBER), None);
         }
     }

@@ -500,6 +500,7 @@ mod tests {
             data: None,
             since: 0,
             moves,
+            state: None,
         }
     }
 
@@ -531,7 +532,7 @@ mod tests {
             let record = record(id, 1, moves);
             let mut flush_set = FlushSet::default();
             let (members, room) = (&mut test.members, &test.room);
-            members.migrate_remote(room, to, 1, record, from, &mut flush_set);
+            members.migrate_remote(room, to, 1, record, (from, 0), &mut flush_set);
             assert_eq!(test.count_redirected(), redirected);
         }
     }
@@ -614,7 +615,7 @@ mod tests {
                 let member = Member::from_record(record(*id, 1, 0), location);
                 members.sessions.insert(*id, member);
             }
-            members.hash_ids(|_| true)
+            members.hashes(|_| true)[0]
         };
         let [one, high, low] = [
             "6c1f0a52-9d0e-4f5b-8a37-2f6f6c1b7e11",

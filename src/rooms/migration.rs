@@ -255,6 +255,7 @@ mod tests {
                 data: None,
                 since: 0,
                 moves: 2,
+                state: None,
             },
             taken_in: 3,
             owed: [4, 5],
@@ -264,8 +265,10 @@ mod tests {
                 expires: 6,
             }),
             seen: vec![(NodeId::random(), 8)],
+            delivered: vec![(NodeId::random(), 9)],
             part: 0,
             known: Vec::new(),
+            states: Vec::new(),
             more: false,
         }
     }
@@ -278,7 +281,7 @@ mod tests {
     /// Sends a session, and returns its parts, each with its text.
     fn parts(
         transfer: &SessionTransfer,
-        known: &[SessionId],
+        known: &[(SessionId, u64)],
         missed: &[Frame],
     ) -> Vec<(SessionTransfer, String)> {
         let (here, other) = (TestLink::open(), TestLink::open());
@@ -294,7 +297,10 @@ mod tests {
     #[test]
     fn a_session_is_sent_in_as_many_parts_as_its_lists_need() {
         let transfer = transfer();
-        let ids: Vec<SessionId> = (0..2 * MAX_IDS + 1).map(|_| SessionId::random()).collect();
+        // Every other session has set a state.
+        let ids: Vec<(SessionId, u64)> = (0..2 * MAX_IDS as u64 + 1)
+            .map(|number| (SessionId::random(), number % 2))
+            .collect();
         let large = message(PART_BYTES);
         for (known, missed, count) in [
             (&ids[..0], vec![], 1),
@@ -304,17 +310,24 @@ mod tests {
         ] {
             let parts = parts(&transfer, known, &missed);
             assert_eq!(parts.len(), count);
-            let (mut all_known, mut all_missed) = (Vec::new(), Vec::new());
+            let (mut all_known, mut all_states, mut all_missed) = (vec![], vec![], vec![]);
             for (number, (part, text)) in parts.into_iter().enumerate() {
                 assert_eq!((part.part, part.more), (number, number + 1 < count));
                 assert_eq!(part.seen, transfer.seen);
+                assert_eq!(part.delivered, transfer.delivered);
+                all_states.extend(part.states);
                 let user = part.permissions.and_then(|permissions| permissions.user);
                 assert_eq!(user.as_deref(), Some("ann"));
                 assert_eq!((part.member.id, part.owed), (transfer.member.id, [4, 5]));
                 all_known.extend(part.known);
                 all_missed.extend(serde_json::from_str::<Vec<String>>(&text).unwrap());
             }
-            assert_eq!(all_known, known);
+            assert!(all_known.iter().eq(known.iter().map(|(id, _)| id)));
+            assert!(
+                all_states
+                    .iter()
+                    .eq(known.iter().filter(|(_, state)| *state > 0))
+            );
             assert_eq!(all_missed.len(), missed.len());
         }
     }
@@ -336,7 +349,7 @@ mod tests {
     #[test]
     fn a_session_that_has_left_this_node_does_not_migrate_from_it() {
         let link = TestLink::open();
-        let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()));
+        let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()), None);
         let room = RoomName::default_room();
         let reservation = Arc::new(rooms).reserve(&room).unwrap();
         let (sender, outbox) = detached_outbox(1000, 0, Vec::new());

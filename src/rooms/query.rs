@@ -225,6 +225,7 @@ mod tests {
             data: None,
             since: 0,
             moves: 0,
+            state: None,
         };
         SnapshotChunk {
             room: RoomName::default_room(),

@@ -531,14 +531,14 @@ mod tests {
         let (mut view, [one, other]) = view();
         let mut waits = [(); 2].map(|()| view.wait_for_snapshots().unwrap());
         of(&mut view, one).answer_absent();
-        view.end_waits();
+        view.end_waits(&RoomName::default_room());
         assert!(
             waits
                 .iter_mut()
                 .all(|it| it.try_recv() == Err(TryRecvError::Empty))
         );
         view.remove_node(other);
-        view.end_waits();
+        view.end_waits(&RoomName::default_room());
         assert!(waits.iter_mut().all(|it| it.try_recv() == Ok(())));
         assert!(view.wait_for_snapshots().is_none());
     }
@@ -554,12 +554,12 @@ mod tests {
         assert_eq!(view.awaited_nodes(), BTreeSet::from([one]));
 
         of(&mut view, one).enter(5);
-        view.end_waits();
+        view.end_waits(&RoomName::default_room());
         assert_eq!(early.try_recv(), Ok(()));
         assert_eq!(late.try_recv(), Err(TryRecvError::Empty));
         assert!(view.has_event_waiters());
         of(&mut view, one).observe(7, 5);
-        view.end_waits();
+        view.end_waits(&RoomName::default_room());
         assert_eq!(late.try_recv(), Ok(()));
         assert!(!view.has_event_waiters());
         assert!(view.awaited_nodes().is_empty());
@@ -575,12 +575,12 @@ mod tests {
         of(&mut view, other).answer_absent();
         of(&mut view, one).enter(1);
         of(&mut view, one).note_seen(2);
-        view.end_waits();
+        view.end_waits(&RoomName::default_room());
         assert_eq!(seen.try_recv(), Err(TryRecvError::Empty));
         view.note_left(SessionId::random());
         assert_eq!(view.left.len(), 1);
         of(&mut view, one).note_seen(3);
-        view.end_waits();
+        view.end_waits(&RoomName::default_room());
         assert_eq!(seen.try_recv(), Ok(()));
         assert!(view.left.is_empty());
         assert!(view.wait_for_join(id).is_none());

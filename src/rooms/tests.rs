@@ -273,7 +273,10 @@ fn a_room_lasts_as_long_as_a_session_or_a_backend_needs_it() {
     let [first, second] = [(); 2].map(|()| rooms.reserve_for_backend(&room));
     assert_eq!((rooms.len(), rooms.list()), (1, Vec::new()));
     // A message of a backend has no receivers in this room.
-    assert_eq!(rooms.announce(&room, None, &Frame::text(|_| {})), None);
+    assert_eq!(
+        rooms.announce(&room, &Receiver::All, &Frame::text(|_| {})),
+        None
+    );
     let session = rooms.reserve(&room).unwrap();
     assert_eq!(rooms.list(), [(room.clone(), 1)]);
     drop(first);
@@ -349,7 +352,7 @@ fn a_message_to_a_room_goes_only_to_nodes_with_sessions_in_it() {
     let frame = Frame::text(|buffer| buffer.extend_from_slice(b"{}"));
     for (session, sent) in one.sessions.iter().zip([1, 0]) {
         let speaker = Speaker::session(session.id(), None, None);
-        session.broadcast(speaker, &frame, &mut FlushSet::default());
+        session.route(speaker, &Receiver::All, &frame, &mut FlushSet::default());
         let mut count = 0;
         one.link.carry_to(&other.link, |_| count += 1);
         assert_eq!(count, sent);

@@ -135,7 +135,7 @@ mod tests {
             messages_per_second: NonZeroU32::new(10),
             ..Limits::default()
         };
-        let rooms = Arc::new(Rooms::new(&limits, None));
+        let rooms = Arc::new(Rooms::new(&limits, None, None));
         let reservation = rooms.reserve(&RoomName::default_room()).unwrap();
         let (sender, _outbox) = detached_outbox(1000, 0, Vec::new());
         let info = SessionInfo::new(None, None);
