@@ -32,6 +32,7 @@
 //! | `state` | what all sessions share: the rooms, the resume registry, the heartbeat, token expiry, ICE servers |
 //! | `access` | admission: origins, tokens, client addresses, rates, slots |
 //! | `rooms` | the index of rooms, their members on this node and on others, sessions that migrate |
+//! | `history` | what was said to all in rooms that keep it |
 //! | `outbox` | the bounded queue of one session, its flushing, and the replay buffer for resuming |
 //! | `cluster` | messages to other nodes over NATS, and which nodes are up |
 //! | `protocol` | the wire format: ids, messages, events, errors, close codes |

@@ -528,6 +528,9 @@ mod tests {
     fn the_last_node_of_an_unknown_session_is_told_that_nothing_comes_over_it() {
         let mut test = TestRoom::new();
         let ([from, to], id) = (test.nodes, SessionId::random());
+        // Nothing that the session has sent from there is still to come.
+        let remote = test.members.remote.as_mut().unwrap();
+        remote.view(from).unwrap().answer_absent();
         for (moves, redirected) in [(1, 1), (1, 0)] {
             let record = record(id, 1, moves);
             let mut flush_set = FlushSet::default();

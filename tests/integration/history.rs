@@ -4,7 +4,10 @@ use std::{fs, num::NonZeroU32};
 
 use anteroom::{Config, Server};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
+#[cfg(feature = "cli")]
+use crate::support::Program;
 use crate::{
     resuming::reconnect,
     support::{Client, Folder, TestServer, operator},
@@ -266,6 +269,53 @@ async fn the_history_in_a_folder_outlives_the_server() {
         said(carol.history(json!({})).await),
         (vec![1, 2, 3, 4], false)
     );
+}
+
+/// A process that is killed has stored what it has given receipts for.
+#[cfg(feature = "cli")]
+#[tokio::test]
+async fn what_has_a_receipt_outlives_the_kill_of_the_process() {
+    let folder = Folder::new("killed");
+    let dir = folder.file("history");
+    let options = [
+        "--history-room",
+        "tea",
+        "--history-dir",
+        dir.to_str().unwrap(),
+    ];
+    let (mut next, mut confirmed) = (0, Vec::new());
+    for round in 0..5 {
+        let mut program = Program::start(options).await;
+        let mut alice = Client::connect(program.address, "/room/tea").await;
+        alice.id = alice.hello().await["receiver"].as_str().unwrap().into();
+        let (page, more) = alice.history(json!({"last": 1000})).await;
+        assert!(!more);
+        let (mut stored, _) = said((page, more));
+        stored.sort_unstable();
+        assert!(stored.is_sorted_by(|a, b| a < b) && stored.iter().all(|it| *it < next));
+        for number in &confirmed {
+            assert!(stored.binary_search(number).is_ok(), "{number} is lost");
+        }
+        // Many are on their way when the process is killed.
+        for _ in 0..150 {
+            alice
+                .send(json!({"type": "say", "receiver": "all", "data": next, "ref": next}))
+                .await;
+            next += 1;
+        }
+        for _ in 0..10 * (round + 1) {
+            let receipt = alice.next().await;
+            assert_eq!(receipt["type"], "ack");
+            confirmed.push(receipt["data"]["ref"].as_u64().unwrap());
+        }
+        program.signal("KILL").await;
+        program.exit_code().await;
+        // Receipts that were on their way count, too.
+        while let Ok(Message::Text(receipt)) = alice.next_frame().await {
+            let receipt: Value = serde_json::from_str(&receipt).unwrap();
+            confirmed.push(receipt["data"]["ref"].as_u64().unwrap());
+        }
+    }
 }
 
 #[tokio::test]

@@ -151,6 +151,7 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
         "\nLimits:\n",
         "\nLiveness:\n",
         "\nWebRTC:\n",
+        "\nHistory:\n",
         "\nAdministration:\n",
         "\nCluster:\n",
         "\nStopping:\n",
@@ -217,6 +218,11 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
         ("--turn-url <URL>", "TURN_URL", ""),
         ("--turn-secret-file <FILE>", "TURN_SECRET_FILE", ""),
         ("--turn-seconds <SECONDS>", "TURN_SECONDS", "86400"),
+        ("--history-room <NAME>", "HISTORY_ROOM", "no room"),
+        ("--history-messages <COUNT>", "HISTORY_MESSAGES", "1000"),
+        ("--history-days <DAYS>", "HISTORY_DAYS", "30"),
+        ("--history-bytes <BYTES>", "HISTORY_BYTES", "268435456"),
+        ("--history-dir <FOLDER>", "HISTORY_DIR", "in memory"),
         ("--admin <ADDRESS:PORT>", "ADMIN", "nowhere"),
         ("--admin-token-file <FILE>", "ADMIN_TOKEN_FILE", ""),
         ("--cluster <URL>", "CLUSTER", "this node is alone"),
@@ -305,7 +311,7 @@ async fn every_server_that_the_guide_starts_does_start() {
         assert_eq!(program.exit_code().await, Some(0), "{options}");
         count += 1;
     }
-    assert_eq!(count, 9);
+    assert_eq!(count, 10);
     std::fs::remove_dir_all(folder).unwrap();
 }
 

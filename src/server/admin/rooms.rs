@@ -22,8 +22,8 @@ use crate::{
 
 /// The message types of the server itself. The backend may not send them: clients would take such a
 /// message for an event or an answer.
-const SERVER_TYPES: [&str; 8] = [
-    "new", "close", "state", "hello", "pong", "ack", "error", "resumed",
+const SERVER_TYPES: [&str; 9] = [
+    "new", "close", "state", "history", "hello", "pong", "ack", "error", "resumed",
 ];
 
 const UNKNOWN_ROOM: ApiError = ApiError::new(StatusCode::NOT_FOUND, "unknown_room", "no such room");
