@@ -301,6 +301,25 @@ fn a_transfer_follows_an_event_and_says_what_was_delivered() {
 }
 
 #[test]
+fn a_transfer_says_that_a_node_has_left_the_room_though_its_events_are_lost() {
+    let mut leaving = Leaving::begin();
+    // The events with which the session of the other node left are lost, and the node answers that it is not in the
+    // room.
+    let absent = Direct::Absent(vec![RoomName::default_room()]);
+    leaving.node.direct(&leaving.other, 12, absent);
+    leaving.migrate();
+    let sent = leaving.node.sent(&leaving.new);
+    let transfer = sent.into_iter().find_map(|(_, it)| match it {
+        Message::Node(Direct::Handed(transfer)) => Some(transfer),
+        _ => None,
+    });
+    let transfer = transfer.expect("the session is transferred");
+    assert!(transfer.known.is_empty());
+    // The new node may have lost the same events, and waits for those up to this number.
+    assert!(transfer.seen.contains(&(leaving.other.node, 12)));
+}
+
+#[test]
 fn a_node_that_is_told_of_a_session_on_its_way_is_waited_for() {
     let mut leaving = Leaving::begin();
     leaving.migrate();

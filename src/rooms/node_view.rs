@@ -14,7 +14,7 @@ use crate::{
 /// A room's view of another node.
 pub(super) struct NodeView {
     presence: Presence,
-    /// The number of the node's last event in the room, if one has come.
+    /// The number up to which the node's events in the room have come or are superseded, if one has come.
     last: Option<u64>,
     /// The number of the last event of this node that the other node has seen.
     seen: u64,
@@ -71,7 +71,7 @@ impl NodeView {
         }
     }
 
-    /// The number of the node's last event in the room, if one has come.
+    /// The number up to which the node's events in the room have come or are superseded, if one has come.
     pub(super) fn last_event(&self) -> Option<u64> {
         self.last
     }
@@ -128,9 +128,11 @@ impl NodeView {
         self.presence = Presence::Present(Sync::Complete);
     }
 
-    /// Notes that the node has answered that it is not in the room.
-    pub(super) fn answer_absent(&mut self) {
+    /// Notes that the node has answered that it is not in the room. The answer has this number, and supersedes all
+    /// events before it: they may be lost.
+    pub(super) fn answer_absent(&mut self, number: u64) {
         self.was_complete = true;
+        self.last = Some(number);
         self.presence = Presence::Absent;
     }
 
@@ -360,7 +362,8 @@ mod tests {
         assert!(!view.is_observed(3));
 
         // The node was taken for absent, and is in the room.
-        view.answer_absent();
+        view.answer_absent(4);
+        assert_eq!(view.last_event(), Some(4));
         assert!(matches!(view.observe(5, 4), EventOrder::AfterGap));
         assert_eq!(view.last_event(), Some(5));
         assert!(!view.is_known() && !view.has_answered());
@@ -375,7 +378,7 @@ mod tests {
         assert!(begun.is_some());
         assert!(!view.must_ask_again());
         assert!(view.must_ask_again());
-        view.answer_absent();
+        view.answer_absent(6);
         assert!(!view.must_ask_again() && view.has_answered());
     }
 
@@ -405,8 +408,8 @@ mod tests {
         let mut view = complete(5);
         view.exit(6);
         assert_eq!(view.last_event(), Some(6));
-        view.answer_absent();
-        assert_eq!(view.last_event(), Some(6));
+        view.answer_absent(7);
+        assert_eq!(view.last_event(), Some(7));
         assert!(!view.agrees_with(&digest(6, [7, 3]), [7, 3]));
     }
 }

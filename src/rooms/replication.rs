@@ -43,7 +43,7 @@ impl Room {
 
     /// Notes that a node has answered that it is not in the room.
     pub(super) fn node_absent(&self, node: NodeId, number: u64, flush_set: &mut FlushSet) {
-        self.node_is_empty(node, number, flush_set, NodeView::answer_absent);
+        self.node_is_empty(node, number, flush_set, |view| view.answer_absent(number));
     }
 
     fn node_is_empty(
