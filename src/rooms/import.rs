@@ -234,7 +234,12 @@ impl Room {
         let mut members = self.members.write();
         // If this node took the last node for down, it has removed the session: others get its `new`.
         let before = received.transfer.member.clone();
+        let state = before.state.clone();
         members.add_remote(&self.name, from, 0, before, &mut flush_set);
+        // This node tells the state to others from now on, also if it still waits for earlier messages of the session.
+        if let Some(state) = state {
+            members.update_state(from, 0, id, state, &mut flush_set);
+        }
         let location = Location::Importing(lookup, sender.clone());
         members.set_location(id, location.clone());
         // `add_remote` does not add it if the room has too many sessions of other nodes.

@@ -11,8 +11,12 @@ use nohash_hasher::IntMap;
 use serde_json::value::RawValue;
 
 use super::{
-    location::Location, member::Member, recorded_event::RecordedEvent, remote_view::RemoteView,
-    session_info::SessionInfo, speaker::Speaker,
+    location::Location,
+    member::Member,
+    recorded_event::RecordedEvent,
+    remote_view::{HeldState, RemoteView},
+    session_info::SessionInfo,
+    speaker::Speaker,
 };
 use crate::{
     cluster::{Event, MAX_NUMBER, NodeId, SessionRecord, SessionState},
@@ -192,7 +196,14 @@ impl Members {
         if self.sessions.contains_key(&record.id) {
             self.update_owner(room, node, &record);
             if let Some(state) = record.state {
-                self.update_state(node, number, record.id, state, flush_set);
+                let id = record.id;
+                let told = HeldState {
+                    node,
+                    number,
+                    id,
+                    state,
+                };
+                self.update_state_in_order(told, flush_set);
             }
             return;
         }
@@ -232,7 +243,21 @@ impl Members {
         self.sessions.insert(id, member);
     }
 
-    /// Takes in the state of a session that a node owns, unless a later one is known. `number` is the number of the
+    /// Takes in a state once all has come that the session has sent before.
+    fn update_state_in_order(&mut self, told: HeldState, flush_set: &mut FlushSet) {
+        let remote = self.remote.as_mut();
+        if let Some(told) = remote.and_then(|remote| remote.hold_state(told)) {
+            let HeldState {
+                node,
+                number,
+                id,
+                state,
+            } = told;
+            self.update_state(node, number, id, state, flush_set);
+        }
+    }
+
+    /// Takes in the state that a session has set on a node, unless a later one is known. `number` is the number of the
     /// event.
     pub(super) fn update_state(
         &mut self,
@@ -242,8 +267,10 @@ impl Members {
         state: Arc<SessionState>,
         flush_set: &mut FlushSet,
     ) {
-        let member = self.sessions.get_mut(&id);
-        let Some(member) = member.filter(|member| member.location.is_on(node)) else {
+        if !self.may_speak(node, id) {
+            return;
+        }
+        let Some(member) = self.sessions.get_mut(&id) else {
             return;
         };
         if state.number <= member.state_number() {
@@ -316,10 +343,19 @@ impl Members {
         for id in self.ids_on(node) {
             self.remove_remote(node, number, id, flush_set);
         }
+        self.end_waits(room, flush_set);
         if let Some(remote) = &mut self.remote {
             let finished = remote.migrations.redirected(node, None);
-            remote.end_waits(room);
             remote.send_forwarding_done(room, finished);
+        }
+    }
+
+    /// Ends the waits that need not go on.
+    pub(super) fn end_waits(&mut self, room: &RoomName, flush_set: &mut FlushSet) {
+        let remote = self.remote.as_mut();
+        let states = remote.map_or_else(Vec::new, |remote| remote.end_waits(room));
+        for held in states {
+            self.update_state_in_order(held, flush_set);
         }
     }
 

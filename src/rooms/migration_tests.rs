@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     cluster::{
-        Broadcast, Direct, Event, Message, NodeId, RoomEvent, SessionRecord, SessionTransfer,
-        TestLink,
+        Broadcast, Direct, Event, Message, NodeId, RoomEvent, SessionRecord, SessionState,
+        SessionTransfer, TestLink,
     },
     config::Limits,
     outbox::{FlushSet, Outbox, Sender, detached_outbox},
@@ -215,6 +215,38 @@ fn a_node_takes_in_what_a_session_has_sent_before_it_tells_the_last_node() {
     node.event(&old, 5, 4, broadcast(id));
     assert_eq!(sender.stats().messages, 3);
     node.event(&new, 3, 2, broadcast(id));
+    assert_eq!(sender.stats().messages, 4);
+}
+
+#[test]
+fn a_state_that_a_session_takes_along_does_not_come_before_its_earlier_messages() {
+    let mut node = Node::new();
+    let (_own, sender, _outbox) = node.join(SessionId::random());
+    let (old, new) = (node.meet(), node.meet());
+    let id = SessionId::random();
+    let state = |number| {
+        let value = None;
+        Arc::new(SessionState { number, value })
+    };
+    node.event(&old, 2, 1, Event::Join(record(id, 0)));
+    let member = SessionRecord {
+        state: Some(state(2)),
+        ..record(id, 1)
+    };
+    let arrive = Event::Arrive {
+        member,
+        from: old.node,
+        last: 5,
+    };
+    node.event(&new, 2, 1, arrive);
+    assert_eq!(sender.stats().messages, 1);
+    let first = state(1);
+    node.event(&old, 3, 2, Event::State { id, state: first });
+    assert_eq!(sender.stats().messages, 2);
+    node.event(&old, 4, 3, broadcast(id));
+    assert_eq!(sender.stats().messages, 3);
+    // The event of the second state is lost.
+    node.event(&old, 5, 4, Event::Join(record(id, 0)));
     assert_eq!(sender.stats().messages, 4);
 }
 

@@ -161,7 +161,7 @@ impl Rooms {
                 }
             }
             Direct::Seen { room, number } => {
-                self.with_room(&room, |room| room.apply_seen(node, number));
+                self.with_room(&room, |room| room.apply_seen(node, number, flush_set));
             }
             Direct::Digest { rooms, more } => {
                 for digest in rooms {

@@ -28,7 +28,10 @@ use super::{
     speaker::Speaker,
 };
 use crate::{
-    cluster::{Answer, Direct, Disconnected, Event, Load, MAX_NUMBER, NodeId, Outbound, Sequence},
+    cluster::{
+        Answer, Direct, Disconnected, Event, Load, MAX_NUMBER, NodeId, Outbound, Sequence,
+        SessionState,
+    },
     protocol::{RoomName, SessionId},
     websocket::Frame,
 };
@@ -59,9 +62,8 @@ pub(super) struct RemoteView {
     /// Sessions and operators that wait until all other nodes have listed their sessions.
     snapshot_waiters: Vec<oneshot::Sender<()>>,
     event_waiters: Vec<EventWaiter>,
-    /// Sessions that have moved on from these nodes, whose events up to these numbers this node has not seen: what the
-    /// sessions have sent from there may still come.
-    late: BTreeMap<(NodeId, SessionId), u64>,
+    /// Sessions that have moved on from these nodes: what the sessions have sent from there may still come.
+    late: BTreeMap<(NodeId, SessionId), Late>,
     pub(super) lookups: Lookups,
     pub(super) migrations: Migrations,
     /// The snapshots of this node's sessions that are being sent, by their receivers.
@@ -72,6 +74,24 @@ pub(super) struct RemoteView {
 struct EventWaiter {
     events: Vec<(NodeId, u64)>,
     done: oneshot::Sender<()>,
+}
+
+/// A session that has moved on from a node.
+struct Late {
+    /// The number of an event of the node, which this node has not seen: all that the session has sent from there was
+    /// sent before.
+    last: u64,
+    /// The state that the session's new node has told.
+    state: Option<HeldState>,
+}
+
+/// A state of a session that must not come before what the session has sent earlier.
+pub(super) struct HeldState {
+    /// The node that has told it, and the number of its message.
+    pub(super) node: NodeId,
+    pub(super) number: u64,
+    pub(super) id: SessionId,
+    pub(super) state: Arc<SessionState>,
 }
 
 struct PendingJoin {
@@ -404,7 +424,24 @@ impl RemoteView {
     /// with the number `last`.
     pub(super) fn note_moved(&mut self, node: NodeId, id: SessionId, last: u64) {
         if self.late.len() < MAX_LATE && !self.has_seen(&[(node, last)]) {
-            self.late.insert((node, id), last);
+            let late = Late { last, state: None };
+            self.late.insert((node, id), late);
+        }
+    }
+
+    /// Holds a state that a node tells until all has come that the session has sent before from another node. Gives it
+    /// back if nothing is to come.
+    #[must_use]
+    pub(super) fn hold_state(&mut self, held: HeldState) -> Option<HeldState> {
+        let others = self.views.keys().filter(|node| **node != held.node);
+        let mut others = others.map(|node| (*node, held.id));
+        let key = others.find(|key| self.late.contains_key(key));
+        match key.and_then(|key| self.late.get_mut(&key)) {
+            Some(late) => {
+                late.state = Some(held);
+                None
+            }
+            None => Some(held),
         }
     }
 
@@ -442,13 +479,16 @@ impl RemoteView {
             || !self.late.is_empty()
     }
 
-    /// Ends the waits that need not go on.
-    pub(super) fn end_waits(&mut self, room: &RoomName) {
-        for ((node, id), last) in mem::take(&mut self.late) {
-            if self.has_seen(&[(node, last)]) {
+    /// Ends the waits that need not go on. Returns the states that need not be held any longer.
+    #[must_use]
+    pub(super) fn end_waits(&mut self, room: &RoomName) -> Vec<HeldState> {
+        let mut states = Vec::new();
+        for ((node, id), late) in mem::take(&mut self.late) {
+            if self.has_seen(&[(node, late.last)]) {
                 self.send_redirected(room, node, id);
+                states.extend(late.state);
             } else {
-                self.late.insert((node, id), last);
+                self.late.insert((node, id), late);
             }
         }
         for waiter in mem::take(&mut self.event_waiters) {
@@ -468,7 +508,7 @@ impl RemoteView {
                 .for_each(|done| _ = done.send(()));
         }
         if self.pending_joins.is_empty() {
-            return;
+            return states;
         }
         for (id, join) in mem::take(&mut self.pending_joins) {
             if !self.is_seen_by_all(join.number) {
@@ -478,6 +518,7 @@ impl RemoteView {
             }
         }
         self.forget_left();
+        states
     }
 
     /// Whether all other nodes have seen this node's event with this number.

@@ -90,7 +90,7 @@ impl Room {
         for record in chunk.members {
             members.add_remote(&self.name, node, number, record, flush_set);
         }
-        members.end_waits(&self.name);
+        members.end_waits(&self.name, flush_set);
         if outcome.is_complete {
             replies.add_seen(node, &self.name, chunk.last);
         }
@@ -145,19 +145,18 @@ impl Room {
                 members.remove_all_of(&self.name, node, number, flush_set);
             }
         }
-        if let Some(remote) = &mut members.remote
-            && remote.has_event_waiters()
-        {
-            remote.end_waits(&self.name);
+        let remote = members.remote.as_ref();
+        if remote.is_some_and(|remote| remote.has_event_waiters()) {
+            members.end_waits(&self.name, flush_set);
         }
     }
 
     /// Notes that a node has seen this node's events up to this number.
-    pub(super) fn apply_seen(&self, node: NodeId, number: u64) {
+    pub(super) fn apply_seen(&self, node: NodeId, number: u64, flush_set: &mut FlushSet) {
         let mut members = self.members.write();
         if let Some(view) = members.view(node) {
             view.note_seen(number);
-            members.end_waits(&self.name);
+            members.end_waits(&self.name, flush_set);
         }
     }
 
@@ -324,11 +323,5 @@ impl Room {
 impl Members {
     fn view(&mut self, node: NodeId) -> Option<&mut NodeView> {
         self.remote.as_mut()?.view(node)
-    }
-
-    fn end_waits(&mut self, room: &RoomName) {
-        if let Some(remote) = &mut self.remote {
-            remote.end_waits(room);
-        }
     }
 }
