@@ -566,7 +566,7 @@ mod tests {
         let ([from, to], id) = (test.nodes, SessionId::random());
         // Nothing that the session has sent from there is still to come.
         let remote = test.members.remote.as_mut().unwrap();
-        remote.view(from).unwrap().answer_absent();
+        remote.view(from).unwrap().answer_absent(1);
         for (moves, redirected) in [(1, 1), (1, 0)] {
             let record = record(id, 1, moves);
             let mut flush_set = FlushSet::default();

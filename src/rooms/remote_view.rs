@@ -563,6 +563,11 @@ mod tests {
         (link, view, nodes)
     }
 
+    fn end_waits(view: &mut RemoteView) {
+        let states = view.end_waits(&RoomName::default_room());
+        assert!(states.is_empty());
+    }
+
     fn of(view: &mut RemoteView, node: NodeId) -> &mut NodeView {
         view.view(node).expect("the node is up")
     }
@@ -571,15 +576,15 @@ mod tests {
     fn waits_for_snapshots_end_when_all_nodes_have_answered_or_are_down() {
         let (mut view, [one, other]) = view();
         let mut waits = [(); 2].map(|()| view.wait_for_snapshots().unwrap());
-        of(&mut view, one).answer_absent();
-        view.end_waits(&RoomName::default_room());
+        of(&mut view, one).answer_absent(1);
+        end_waits(&mut view);
         assert!(
             waits
                 .iter_mut()
                 .all(|it| it.try_recv() == Err(TryRecvError::Empty))
         );
         view.remove_node(other);
-        view.end_waits(&RoomName::default_room());
+        end_waits(&mut view);
         assert!(waits.iter_mut().all(|it| it.try_recv() == Ok(())));
         assert!(view.wait_for_snapshots().is_none());
     }
@@ -595,12 +600,12 @@ mod tests {
         assert_eq!(view.awaited_nodes(), BTreeSet::from([one]));
 
         of(&mut view, one).enter(5);
-        view.end_waits(&RoomName::default_room());
+        end_waits(&mut view);
         assert_eq!(early.try_recv(), Ok(()));
         assert_eq!(late.try_recv(), Err(TryRecvError::Empty));
         assert!(view.has_event_waiters());
         of(&mut view, one).observe(7, 5);
-        view.end_waits(&RoomName::default_room());
+        end_waits(&mut view);
         assert_eq!(late.try_recv(), Ok(()));
         assert!(!view.has_event_waiters());
         assert!(view.awaited_nodes().is_empty());
@@ -613,15 +618,15 @@ mod tests {
         let id = SessionId::random();
         view.add_pending_join(id, 3);
         let mut seen = view.wait_for_join(id).unwrap();
-        of(&mut view, other).answer_absent();
+        of(&mut view, other).answer_absent(1);
         of(&mut view, one).enter(1);
         of(&mut view, one).note_seen(2);
-        view.end_waits(&RoomName::default_room());
+        end_waits(&mut view);
         assert_eq!(seen.try_recv(), Err(TryRecvError::Empty));
         view.note_left(SessionId::random());
         assert_eq!(view.left.len(), 1);
         of(&mut view, one).note_seen(3);
-        view.end_waits(&RoomName::default_room());
+        end_waits(&mut view);
         assert_eq!(seen.try_recv(), Ok(()));
         assert!(view.left.is_empty());
         assert!(view.wait_for_join(id).is_none());
