@@ -5,13 +5,12 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicU64, AtomicUsize,
+            AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
         mpsc::{Sender, channel},
     },
     thread,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
@@ -22,16 +21,11 @@ use tokio::{
 };
 
 use super::{
-    store::{Entry, Page, Query, Store},
-    writer::{Command, Writer},
+    receipt::Receipt,
+    store::{Entry, Page, Query, Store, now_millis},
+    writer::{Command, Waiting, Writer},
 };
-use crate::{
-    config::HistoryOptions,
-    metrics::Metrics,
-    outbox::{self, FlushSet},
-    protocol::{self, Problem, RoomName, SessionId},
-    websocket::Frame,
-};
+use crate::{config::HistoryOptions, metrics::Metrics, protocol::RoomName, websocket::Frame};
 
 /// Most bytes that wait to be stored. What is said beyond it is delivered, and not stored.
 const MAX_WAITING: usize = 64 << 20;
@@ -51,10 +45,6 @@ pub(crate) struct History {
     reads: Semaphore,
 }
 
-/// The bytes that wait to be stored.
-#[derive(Default)]
-pub(super) struct Waiting(pub(super) AtomicUsize);
-
 /// The message is not stored: too much waits.
 #[derive(Debug)]
 pub(crate) struct NotStored;
@@ -62,33 +52,6 @@ pub(crate) struct NotStored;
 /// The store cannot be used now.
 #[derive(Debug)]
 pub(crate) struct Unavailable;
-
-/// The receipt for a message, which is sent when the message is stored.
-pub(crate) struct Receipt {
-    pub(crate) outbox: outbox::Sender,
-    pub(crate) id: SessionId,
-    pub(crate) reference: Option<Box<RawValue>>,
-    /// How many sessions received the message.
-    pub(crate) receivers: usize,
-}
-
-impl Receipt {
-    /// Tells the sender that its message is stored, or that it is not.
-    pub(super) fn confirm(self, stored: bool, metrics: &Metrics) {
-        let reference = self.reference.as_deref();
-        let answer = match (stored, reference) {
-            (true, Some(reference)) => protocol::ack(self.id, reference, self.receivers),
-            (true, None) => return,
-            (false, reference) => {
-                let problem = Problem::not_stored();
-                metrics.errors(problem.code.as_str()).inc();
-                protocol::error(self.id, &problem, reference)
-            }
-        };
-        // A session that takes nothing more is leaving.
-        let _ = self.outbox.push(answer, &mut FlushSet::default());
-    }
-}
 
 impl History {
     /// Opens the history; `None` if no room keeps one.
@@ -242,10 +205,4 @@ impl History {
         sent.map_err(|_| Unavailable)?;
         answered.await.map_err(|_| Unavailable)
     }
-}
-
-/// The time in milliseconds since 1970.
-pub(super) fn now_millis() -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH);
-    time.unwrap_or_default().as_millis() as u64
 }

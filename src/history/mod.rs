@@ -3,7 +3,8 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `store` | the messages on disk or in memory: numbers, limits, pages. Blocking |
-//! | `writer` | the thread that stores messages in batches and sends the receipts that say so |
+//! | `receipt` | the receipt that says that a message is stored |
+//! | `writer` | the thread that stores messages in batches |
 //! | `log` | the history as rooms, sessions and operators use it |
 //!
 //! A room numbers a message while it delivers it, and a session remembers the number that came next when it
@@ -11,10 +12,12 @@
 //! that was said.
 
 mod log;
+mod receipt;
 mod store;
 mod writer;
 
 pub(crate) use self::{
-    log::{History, Receipt, Unavailable},
+    log::{History, Unavailable},
+    receipt::Receipt,
     store::Query,
 };

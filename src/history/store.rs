@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use redb::{
@@ -385,6 +385,12 @@ fn file(folder: &Path) -> io::Result<PathBuf> {
         .open(&path)
         .map_err(fail)?;
     Ok(path)
+}
+
+/// The time in milliseconds since 1970.
+pub(super) fn now_millis() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    time.unwrap_or_default().as_millis() as u64
 }
 
 /// The time at which a message that is this old now was said, in milliseconds since 1970.

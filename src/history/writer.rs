@@ -6,7 +6,7 @@ use std::{
     mem,
     sync::{
         Arc,
-        atomic::Ordering::Relaxed,
+        atomic::{AtomicUsize, Ordering::Relaxed},
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{
-    log::{Receipt, Waiting, now_millis},
-    store::{self, Entry, Store},
+    receipt::Receipt,
+    store::{self, Entry, Store, now_millis},
 };
 use crate::{
     config::HistoryOptions,
@@ -46,6 +46,10 @@ pub(super) enum Command {
     /// Closes the store, and ends the thread.
     Close(oneshot::Sender<()>),
 }
+
+/// The bytes that wait to be stored.
+#[derive(Default)]
+pub(super) struct Waiting(pub(super) AtomicUsize);
 
 /// The thread's part of the history.
 pub(super) struct Writer {
