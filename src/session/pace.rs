@@ -13,11 +13,16 @@ use crate::{
     access::Rates,
     cluster::Quota,
     config::{Limit, Limits},
+    history::History,
     rooms::JoinGuard,
 };
 
 /// How often the connection of a session that is not read from is checked.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// How many bytes of a session may wait to be stored in the history of its room. A flood fills only its own share of
+/// what waits.
+const MAX_UNSTORED: usize = 256 << 10;
 
 /// The rates of a session, its quota of the outbound queue, and the pause that follows when it exceeds one.
 /// Most sessions are idle and have no pace.
@@ -27,6 +32,8 @@ pub(super) struct Pace {
     /// What the session has in the queue to other nodes. Present in a cluster, once the session has
     /// sent a message.
     quota: Option<Arc<Quota>>,
+    /// At most so many bytes of the session wait to be stored in the history of its room.
+    unstored: usize,
     /// Present while reading is paused. Completes when the limits must be checked again, with a number of bytes to
     /// account for.
     pause: Option<Pin<Box<dyn Future<Output = usize> + Send>>>,
@@ -100,6 +107,20 @@ impl Pace {
         true
     }
 
+    /// Notes that a message waits to be stored. Pauses until all are, if the session has sent many.
+    pub(super) fn note_kept(&mut self, bytes: usize, history: &Arc<History>) {
+        self.unstored += bytes;
+        if self.unstored > MAX_UNSTORED && !self.is_paused() {
+            self.unstored = 0;
+            let history = history.clone();
+            self.wait_for(Box::pin(async move {
+                // A history that is closed stores nothing more, and the session is told so.
+                let _ = history.flush().await;
+                0
+            }));
+        }
+    }
+
     /// Pauses until an answer has been sent, which returns its length in bytes.
     pub(super) fn wait_for(&mut self, answer: Pin<Box<dyn Future<Output = usize> + Send>>) {
         self.pause = Some(answer);
@@ -124,6 +145,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        config::HistoryOptions,
+        metrics::Metrics,
         outbox::detached_outbox,
         protocol::{RoomName, SessionId},
         rooms::{Rooms, SessionInfo},
@@ -166,5 +189,24 @@ mod tests {
         let quota = pace.quota().unwrap().clone();
         pace.ensure_quota();
         assert!(Arc::ptr_eq(pace.quota().unwrap(), &quota));
+    }
+
+    #[tokio::test]
+    async fn a_session_with_much_to_store_is_read_from_again_once_it_is_stored() {
+        let options = HistoryOptions {
+            rooms: vec!["*".into()],
+            ..HistoryOptions::default()
+        };
+        let metrics = Arc::new(Metrics::new(false, [], []));
+        let history = History::open(&options, &metrics).unwrap().unwrap();
+        let mut pace = Pace::default();
+        for _ in 0..2 {
+            pace.note_kept(MAX_UNSTORED, &history);
+            assert!(!pace.is_paused());
+            pace.note_kept(1, &history);
+            assert!(pace.is_paused());
+            assert!(poll_fn(|cx| pace.poll_pause(cx)).await.is_none());
+            assert!(!pace.is_paused());
+        }
     }
 }

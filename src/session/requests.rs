@@ -4,10 +4,9 @@ use std::{pin::Pin, sync::Arc};
 
 use serde_json::value::RawValue;
 
-use super::permissions::Permissions;
+use super::{pace::Pace, permissions::Permissions};
 use crate::{
     access::{Denied, unix_seconds},
-    cluster::Quota,
     history::{Query, Unavailable},
     outbox::{FlushSet, Outbox},
     protocol::{self, Hello, HelloRequest, HistoryRequest, Limits, Message, Problem, Resume},
@@ -50,8 +49,7 @@ pub(super) struct RequestContext<'a> {
     pub(super) outbox: &'a Outbox,
     pub(super) permissions: &'a mut Option<Box<Permissions>>,
     pub(super) registration: &'a mut Option<Box<ResumeRegistration>>,
-    /// The session's share of the queue to other nodes.
-    pub(super) quota: Option<&'a Arc<Quota>>,
+    pub(super) pace: &'a mut Option<Box<Pace>>,
     pub(super) flush_set: &'a mut FlushSet,
 }
 
@@ -169,7 +167,11 @@ fn state(context: &mut RequestContext<'_>, data: Option<&RawValue>) -> Result<us
         let message = format!("data has {length} bytes, and a state at most {limit}");
         return Err(Problem::bad_message(message));
     }
-    let speaker = Speaker::session(context.join_guard.id(), context.quota, None);
+    if context.shared.cluster.is_some() {
+        context.pace.get_or_insert_default().ensure_quota();
+    }
+    let quota = context.pace.as_ref().and_then(|pace| pace.quota());
+    let speaker = Speaker::session(context.join_guard.id(), quota, None);
     let value = value.map(ToOwned::to_owned);
     Ok(context
         .join_guard

@@ -297,9 +297,6 @@ impl Session {
         message: &Message<'_>,
         flush_set: &mut FlushSet,
     ) -> Result<Routed, Problem> {
-        if self.shared.cluster.is_some() {
-            self.pace.get_or_insert_default().ensure_quota();
-        }
         if let Receiver::Server = message.receiver {
             let answer = requests::answer(&mut self.request_context(flush_set), message)?;
             let (bytes, is_receipt_due) = match answer {
@@ -317,6 +314,9 @@ impl Session {
         }
         if self.permissions.as_ref().is_some_and(|it| !it.may_send) {
             return Err(Problem::listens_only());
+        }
+        if self.shared.cluster.is_some() {
+            self.pace.get_or_insert_default().ensure_quota();
         }
         let frame = protocol::relayed(message, self.id());
         let speaker = self.speaker(message.reference);
@@ -336,11 +336,22 @@ impl Session {
                 Err(Problem::not_stored())
             }
             None if receivers == 0 => Err(message.receiver.problem()),
-            Some(true) | None => Ok(Routed {
+            None => Ok(Routed {
                 receivers,
-                is_receipt_due: is_kept.is_some(),
+                is_receipt_due: false,
                 bytes,
             }),
+            Some(true) => {
+                if let Some(history) = self.join_guard.history() {
+                    let pace = self.pace.get_or_insert_default();
+                    pace.note_kept(frame.len(), history);
+                }
+                Ok(Routed {
+                    receivers,
+                    is_receipt_due: true,
+                    bytes,
+                })
+            }
         }
     }
 
@@ -351,7 +362,7 @@ impl Session {
             outbox: &self.outbox,
             permissions: &mut self.permissions,
             registration: &mut self.registration,
-            quota: self.pace.as_ref().and_then(|pace| pace.quota()),
+            pace: &mut self.pace,
             flush_set,
         }
     }
