@@ -168,6 +168,11 @@ impl Limits {
         Ok(())
     }
 
+    /// The longest state that fits into a message.
+    pub(crate) fn state_bytes(&self) -> usize {
+        self.max_state_bytes.min(self.max_message_bytes)
+    }
+
     /// The limit of sessions on this server.
     pub(crate) fn sessions(&self) -> usize {
         self.max_sessions.unwrap_or_else(sessions_by_files)

@@ -11,6 +11,7 @@ use std::{
         mpsc::{Sender, channel},
     },
     thread,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ use serde_json::value::RawValue;
 use tokio::{
     sync::{Semaphore, oneshot},
     task::spawn_blocking,
+    time::timeout,
 };
 
 use super::{
@@ -29,6 +31,9 @@ use crate::{config::HistoryOptions, metrics::Metrics, protocol::RoomName, websoc
 
 /// Most bytes that wait to be stored. What is said beyond it is delivered, and not stored.
 const MAX_WAITING: usize = 64 << 20;
+
+/// How long the disk is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many pages are read at once.
 const READS_AT_ONCE: usize = 4;
@@ -42,7 +47,8 @@ pub(crate) struct History {
     store: Arc<Mutex<Option<Arc<Store>>>>,
     commands: Sender<Command>,
     waiting: Arc<Waiting>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
 }
 
 /// The message is not stored: too much waits.
@@ -92,7 +98,8 @@ impl History {
             store,
             commands,
             waiting,
-            reads: Semaphore::new(READS_AT_ONCE),
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
+            metrics: metrics.clone(),
         })))
     }
 
@@ -118,6 +125,11 @@ impl History {
         bytes.unwrap_or_default()
     }
 
+    /// Numbers what is said from now on from at least this number.
+    pub(crate) fn number_from(&self, number: u64) {
+        self.next.fetch_max(number, SeqCst);
+    }
+
     /// Has a message stored. `from` is the data of its sender's `new`. The receipt is sent when that is done, or
     /// cannot be done.
     ///
@@ -141,6 +153,7 @@ impl History {
         let bytes = content.len();
         if self.waiting.0.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING {
             self.waiting.0.fetch_sub(bytes, Relaxed);
+            self.metrics.history_failed.inc();
             return Err(NotStored);
         }
         let entry = Entry {
@@ -159,12 +172,21 @@ impl History {
     ///
     /// [`Unavailable`].
     pub(crate) async fn page(&self, room: &RoomName, query: Query) -> Result<Page, Unavailable> {
-        self.flush().await?;
-        let _permit = self.reads.acquire().await.map_err(|_| Unavailable)?;
-        let store = self.store.lock().clone().ok_or(Unavailable)?;
-        let room = room.clone();
-        let page = spawn_blocking(move || store.page(&room, &query)).await;
-        page.map_err(|_| Unavailable)?.map_err(|_| Unavailable)
+        let read = async {
+            self.flush().await?;
+            let permit = self.reads.clone().acquire_owned().await;
+            let permit = permit.map_err(|_| Unavailable)?;
+            let store = self.store.lock().clone().ok_or(Unavailable)?;
+            let room = room.clone();
+            let page = spawn_blocking(move || {
+                let _permit = permit;
+                store.page(&room, &query)
+            });
+            page.await
+                .map_err(|_| Unavailable)?
+                .map_err(|_| Unavailable)
+        };
+        timeout(PATIENCE, read).await.map_err(|_| Unavailable)?
     }
 
     /// Removes one message of a room, or all; returns how many there were.
@@ -192,8 +214,8 @@ impl History {
 
     /// Stores what waits, and closes the store.
     pub(crate) async fn close(&self) {
-        // It is closed already if there is no answer.
-        let _ = self.ask(Command::Close).await;
+        // It is closed already if there is no answer. A disk that hangs keeps nobody from stopping.
+        let _ = timeout(PATIENCE, self.ask(Command::Close)).await;
     }
 
     async fn ask<T>(

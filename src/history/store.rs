@@ -1,7 +1,8 @@
 //! The stored messages: one database of redb, in a file or in memory.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -38,6 +39,9 @@ const ENTRY_BYTES: u64 = 64;
 
 /// The name of the file in the folder.
 const FILE: &str = "history.redb";
+
+/// The length of the number that a file of redb begins with, in bytes. It is written after the file has its size.
+const MAGIC_BYTES: usize = 9;
 
 /// How much of the database is kept in memory, in bytes.
 const CACHE_BYTES: usize = 16 << 20;
@@ -136,10 +140,11 @@ impl Store {
             max_messages: options.messages.get().into(),
             max_bytes: options.bytes,
         };
-        // A table that does not exist cannot be read.
-        store
-            .write(|tables| tables.trim(&store))
-            .map_err(|error| fail((options.dir.clone().unwrap_or_default(), *error)))?;
+        // A table that does not exist cannot be read. Where all exist, a full disk keeps nobody from reading.
+        if store.next_number().is_err() {
+            let created = store.write(|_| Ok(()));
+            created.map_err(|error| fail((options.dir.clone().unwrap_or_default(), *error)))?;
+        }
         Ok(store)
     }
 
@@ -379,11 +384,16 @@ fn file(folder: &Path) -> io::Result<PathBuf> {
     let mut options = fs::OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-        .append(true)
-        .create(true)
-        .open(&path)
-        .map_err(fail)?;
+    let opened = options.read(true).append(true).create(true).open(&path);
+    let mut file = opened.map_err(fail)?;
+    let mut magic = [1; MAGIC_BYTES];
+    if file.read(&mut magic).map_err(fail)? > 0 && magic == [0; MAGIC_BYTES] {
+        // The first start ended before anything was stored.
+        file.set_len(0).map_err(fail)?;
+    }
+    // The file is in the folder only when that is on the disk, too.
+    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(fail)?;
     Ok(path)
 }
 

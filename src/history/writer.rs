@@ -69,26 +69,36 @@ impl Writer {
     /// Works until the history is dropped or closed.
     pub(super) fn run(mut self) {
         let mut expire_at = Instant::now();
-        let mut batch = Vec::new();
+        let (mut batch, mut flushes) = (Vec::new(), Vec::new());
         loop {
+            if expire_at <= Instant::now() {
+                let pause = match self.expire() {
+                    true => Duration::ZERO,
+                    false => EXPIRE_EVERY,
+                };
+                expire_at = Instant::now() + pause;
+            }
             let until_expiry = expire_at.saturating_duration_since(Instant::now());
             let mut command = match self.commands.recv_timeout(until_expiry) {
                 Ok(command) => Some(command),
-                Err(RecvTimeoutError::Timeout) => {
-                    expire_at = Instant::now() + EXPIRE_EVERY;
-                    self.expire();
-                    continue;
-                }
+                Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            while let Some(Command::Append(entry, receipt)) = command {
-                batch.push((entry, receipt));
+            loop {
+                match command {
+                    Some(Command::Append(entry, receipt)) => batch.push((entry, receipt)),
+                    Some(Command::Flush(done)) => flushes.push(done),
+                    Some(Command::Remove(..) | Command::Close(_)) | None => break,
+                }
                 command = match batch.len() < MAX_BATCH {
                     true => self.commands.try_recv().ok(),
                     false => None,
                 };
             }
             self.append(mem::take(&mut batch));
+            for done in flushes.drain(..) {
+                let _ = done.send(());
+            }
             match command {
                 Some(Command::Remove(room, number, answer)) => {
                     // `answer` is dropped if the messages cannot be removed.
@@ -96,13 +106,12 @@ impl Writer {
                         let _ = answer.send(removed);
                     }
                 }
-                Some(Command::Flush(done)) => _ = done.send(()),
                 Some(Command::Close(done)) => {
                     *self.store.lock() = None;
                     let _ = done.send(());
                     return;
                 }
-                Some(Command::Append(..)) | None => {}
+                Some(Command::Append(..) | Command::Flush(_)) | None => {}
             }
         }
     }
@@ -128,9 +137,10 @@ impl Writer {
         }
     }
 
-    fn expire(&mut self) {
+    /// Removes some messages that are too old. Returns whether there may be more.
+    fn expire(&mut self) -> bool {
         let time = store::before(now_millis(), self.options.age());
-        while self.run_on_store(|store| store.expire(time)) == Some(true) {}
+        self.run_on_store(|store| store.expire(time)) == Some(true)
     }
 
     /// Works on the store. Returns `None` if it cannot be used.

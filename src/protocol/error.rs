@@ -137,6 +137,13 @@ impl Problem {
         }
     }
 
+    /// The states of a room are too long together.
+    pub(crate) fn too_many_states(most: usize) -> Problem {
+        Problem::not_allowed(&format!(
+            "the states of a room may have {most} bytes together: set a shorter one"
+        ))
+    }
+
     /// The token allows to listen only.
     pub(crate) fn listens_only() -> Problem {
         Problem::not_allowed("your token lets you listen only")

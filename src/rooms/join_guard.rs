@@ -98,16 +98,21 @@ impl JoinGuard {
         room.route(speaker, receiver, frame, flush_set)
     }
 
-    /// Sets what the session says of itself, and tells the others. Returns the number of bytes that this sends.
+    /// Sets what the session says of itself, and tells the others. Returns the number of bytes that this sends;
+    /// `None` if the states of the room would have more than `most` bytes.
     pub(crate) fn set_state(
         &self,
         speaker: Speaker<'_>,
         value: Option<Box<RawValue>>,
+        most: usize,
         flush_set: &mut FlushSet,
-    ) -> usize {
+    ) -> Option<usize> {
         let room = &self.reservation.room;
         let mut members = room.members.write();
-        members.set_state(&room.name, self.id, speaker, value, flush_set)
+        if members.state_bytes(self.id, value.as_deref()) > most {
+            return None;
+        }
+        Some(members.set_state(&room.name, self.id, speaker, value, flush_set))
     }
 
     /// Calls `f` with the other sessions, longest-joined first. No session joins or leaves while `f` runs,

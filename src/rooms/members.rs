@@ -131,6 +131,17 @@ impl Members {
         }
     }
 
+    /// The length of all states in bytes, if that of one session were this value. To clear a state is always possible.
+    pub(super) fn state_bytes(&self, id: SessionId, value: Option<&RawValue>) -> usize {
+        let Some(value) = value else {
+            return 0;
+        };
+        let others = self.sessions.iter().filter(|(other, _)| **other != id);
+        let states = others.filter_map(|(_, member)| member.state.as_ref()?.value.as_ref());
+        let others: usize = states.map(|state| state.get().len()).sum();
+        value.get().len() + others
+    }
+
     /// Sets what a session of this node says of itself, and tells the others. Returns the number of bytes that
     /// this sends.
     pub(super) fn set_state(

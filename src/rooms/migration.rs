@@ -163,7 +163,8 @@ fn send_parts(
     missed: &[Frame],
 ) {
     let mut batch = outbound.batch();
-    let mut known = known.chunks(MAX_IDS);
+    // Each id may stand twice, with the number of its state.
+    let mut known = known.chunks(MAX_IDS / 2);
     let mut texts = json_arrays(missed).into_iter().peekable();
     for part in 0.. {
         let (ids, text) = (known.next().unwrap_or_default(), texts.next());
@@ -298,15 +299,16 @@ mod tests {
     fn a_session_is_sent_in_as_many_parts_as_its_lists_need() {
         let transfer = transfer();
         // Every other session has set a state.
-        let ids: Vec<(SessionId, u64)> = (0..2 * MAX_IDS as u64 + 1)
+        let most = MAX_IDS / 2;
+        let ids: Vec<(SessionId, u64)> = (0..2 * most as u64 + 1)
             .map(|number| (SessionId::random(), number % 2))
             .collect();
         let large = message(PART_BYTES);
         for (known, missed, count) in [
             (&ids[..0], vec![], 1),
             (&ids[..], vec![], 3),
-            (&ids[..MAX_IDS], vec![large.clone(), large.clone()], 2),
-            (&ids[..MAX_IDS + 1], vec![large.clone(); 4], 4),
+            (&ids[..most], vec![large.clone(), large.clone()], 2),
+            (&ids[..most + 1], vec![large.clone(); 4], 4),
         ] {
             let parts = parts(&transfer, known, &missed);
             assert_eq!(parts.len(), count);

@@ -438,7 +438,10 @@ impl RemoteView {
         let key = others.find(|key| self.late.contains_key(key));
         match key.and_then(|key| self.late.get_mut(&key)) {
             Some(late) => {
-                late.state = Some(held);
+                let known = late.state.as_ref().map(|known| known.state.number);
+                if known < Some(held.state.number) {
+                    late.state = Some(held);
+                }
                 None
             }
             None => Some(held),

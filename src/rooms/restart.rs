@@ -26,6 +26,10 @@ impl Rooms {
         let (id, moves) = (record.id, record.moves);
         let member = Member::from_record(record, Location::Local(sender));
         let info = member.info.clone();
+        if let Some(history) = &reservation.room.history {
+            // The clock, which numbers begin with, may have been set back.
+            history.number_from(first_number);
+        }
         let mut members = reservation.room.members.write();
         members.clock = members.clock.max(member.joined.min(MAX_NUMBER));
         members.sessions.insert(id, member);

@@ -123,7 +123,7 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
             history: join_guard.history().map(|history| history.messages()),
             limits: Limits {
                 message_bytes: config.limits.max_message_bytes,
-                state_bytes: config.limits.max_state_bytes,
+                state_bytes: config.limits.state_bytes(),
                 messages_per_second: config.limits.messages_per_second,
                 bytes_per_second: config.limits.bytes_per_second,
             },
@@ -159,10 +159,8 @@ fn state(context: &mut RequestContext<'_>, data: Option<&RawValue>) -> Result<us
         return Err(Problem::listens_only());
     }
     let value = data.filter(|data| data.get() != "null");
-    let (length, limit) = (
-        value.map_or(0, |value| value.get().len()),
-        context.shared.config.limits.max_state_bytes,
-    );
+    let limits = &context.shared.config.limits;
+    let (length, limit) = (value.map_or(0, |it| it.get().len()), limits.state_bytes());
     if length > limit {
         let message = format!("data has {length} bytes, and a state at most {limit}");
         return Err(Problem::bad_message(message));
@@ -173,9 +171,12 @@ fn state(context: &mut RequestContext<'_>, data: Option<&RawValue>) -> Result<us
     let quota = context.pace.as_ref().and_then(|pace| pace.quota());
     let speaker = Speaker::session(context.join_guard.id(), quota, None);
     let value = value.map(ToOwned::to_owned);
-    Ok(context
+    // A `hello` has the states of all, and must fit into an outbox beside other messages.
+    let most = limits.outbox_bytes / 2;
+    let set = context
         .join_guard
-        .set_state(speaker, value, context.flush_set))
+        .set_state(speaker, value, most, context.flush_set);
+    set.ok_or_else(|| Problem::too_many_states(most))
 }
 
 /// Reads what was said to all before the session joined.
@@ -208,7 +209,8 @@ fn history(
         message.reference.map(ToOwned::to_owned),
     );
     let metrics = context.shared.metrics.clone();
-    Ok(Box::pin(async move {
+    // A task of its own: it goes on when the session has lost its connection, and a server that stops waits for it.
+    let answered = context.shared.tasks.spawn(async move {
         let page = history.page(&room, query).await;
         let reference = reference.as_deref();
         let answer = match page {
@@ -234,7 +236,8 @@ fn history(
             let _ = outbox.push(frame, &mut flush_set);
         }
         bytes
-    }))
+    });
+    Ok(Box::pin(async move { answered.await.unwrap_or_default() }))
 }
 
 /// Replaces the session's token by another one of the same user.

@@ -332,8 +332,16 @@ impl Session {
             .inc_by(receivers as u64);
         match is_kept {
             Some(false) => {
-                self.shared.metrics.history_failed.inc();
-                Err(Problem::not_stored())
+                let problem = Problem::not_stored();
+                let metrics = &self.shared.metrics;
+                metrics.errors(problem.code.as_str()).inc();
+                let answer = protocol::error(self.id(), &problem, message.reference);
+                self.outbox.push(answer);
+                Ok(Routed {
+                    receivers,
+                    is_receipt_due: true,
+                    bytes,
+                })
             }
             None if receivers == 0 => Err(message.receiver.problem()),
             None => Ok(Routed {

@@ -180,7 +180,7 @@ pub(crate) fn decode(file: &[u8], now: u64, window: Duration) -> Result<Vec<Save
             return Err("it is damaged: it has a session twice".into());
         }
         // No session lives long enough to count so far, and the counts go on from here.
-        if session.sent.max(session.taken_in) > MAX_NUMBER {
+        if session.sent.max(session.taken_in).max(session.first_number) > MAX_NUMBER {
             return Err(format!("it is damaged: a count is over {MAX_NUMBER}"));
         }
     }

@@ -303,9 +303,9 @@ async fn states_are_known_on_all_nodes_and_migrate_with_their_sessions() {
     a.expect_suspended(1).await;
     bob.set_state(json!("second")).await;
     carol.expect_state(&bob.id, json!("second")).await;
-    // A `hello`, a receipt, a state and a `new` were received.
-    let mut alice = reconnect(&b, "tea", &token, 4).await;
-    alice.expect_resumed(&id, 2).await;
+    // Two `hello`s, a receipt, a state and a `new` were received.
+    let mut alice = reconnect(&b, "tea", &token, 5).await;
+    alice.expect_resumed(&id, 3).await;
     alice.expect_state(&bob.id, json!("second")).await;
     alice.set_state(json!(null)).await;
     for client in [&mut bob, &mut carol] {

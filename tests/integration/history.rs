@@ -271,6 +271,42 @@ async fn the_history_in_a_folder_outlives_the_server() {
     );
 }
 
+#[tokio::test]
+async fn a_first_start_that_was_interrupted_needs_no_repair() {
+    let folder = Folder::new("interrupted");
+    fs::create_dir(folder.file("history")).unwrap();
+    fs::write(folder.file("history/history.redb"), [0; 100_000]).unwrap();
+    let server = start_in(&folder).await;
+    let mut alice = Client::join(&server, "tea").await;
+    alice.tell(1).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_due_outlives_the_connection() {
+    let server = TestServer::with(with_history).await;
+    let mut alice = Client::join(&server, "tea").await;
+    alice.tell(1).await;
+    let mut bob = Client::join(&server, "tea").await;
+    let token = bob.ask_for_resume_token().await;
+    let id = bob.id.clone();
+    bob.send(json!({"type": "history", "receiver": "server", "ref": 1}))
+        .await;
+    // The request is taken in before the connection is lost.
+    alice.expect_new(&id).await;
+    bob.send(json!({"type": "say", "receiver": "all", "data": 2}))
+        .await;
+    assert_eq!(alice.next().await["data"], 2);
+    drop(bob.into_raw());
+    server.expect_suspended(1).await;
+    // Two `hello`s were received, and four messages were sent.
+    let mut bob = reconnect(&server, "tea", &token, 2).await;
+    bob.expect_resumed(&id, 4).await;
+    for _ in 0..2 {
+        assert_eq!(bob.next().await["type"], "history");
+    }
+    assert_eq!(bob.next().await["data"]["ref"], 1);
+}
+
 /// A process that is killed has stored what it has given receipts for.
 #[cfg(feature = "cli")]
 #[tokio::test]

@@ -19,7 +19,7 @@ async fn hello_lists_the_peers_in_the_order_they_joined_and_the_limits() {
     let hello = last.next_text().await;
     last.id = first.next().await["sender"].as_str().unwrap().into();
     let expected = format!(
-        r#"{{"type":"hello","sender":"server","receiver":"{}","data":{{"room":"tea","peers":[{{"id":"{}","data":null}},{{"id":"{}","data":null}},{{"id":"{}","data":null}}],"iceServers":[],"resume":null,"history":null,"limits":{{"messageBytes":1234,"stateBytes":4096,"messagesPerSecond":null,"bytesPerSecond":null}}}}}}"#,
+        r#"{{"type":"hello","sender":"server","receiver":"{}","data":{{"room":"tea","peers":[{{"id":"{}","data":null}},{{"id":"{}","data":null}},{{"id":"{}","data":null}}],"iceServers":[],"resume":null,"history":null,"limits":{{"messageBytes":1234,"stateBytes":1234,"messagesPerSecond":null,"bytesPerSecond":null}}}}}}"#,
         last.id, first.id, second.id, third.id
     );
     assert_eq!(hello, expected);

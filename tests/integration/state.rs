@@ -106,6 +106,29 @@ async fn a_state_over_the_limit_is_an_error_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn the_states_of_a_room_fit_into_half_an_outbox_together() {
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 70_000).await;
+    let mut clients = Vec::new();
+    let state = "x".repeat(4000);
+    for _ in 0..8 {
+        let mut client = Client::join(&server, "tea").await;
+        client.set_state(json!(state)).await;
+        clients.push(client);
+    }
+    let mut last = Client::join(&server, "tea").await;
+    last.send(json!({"type": "state", "receiver": "server", "data": state}))
+        .await;
+    last.expect_error("not_allowed").await;
+    assert_eq!(last.states().await.len(), 8);
+    // One is cleared.
+    clients[0]
+        .send(json!({"type": "state", "receiver": "server"}))
+        .await;
+    last.expect_state(&clients[0].id, Value::Null).await;
+    last.set_state(json!(state)).await;
+}
+
+#[tokio::test]
 async fn a_state_survives_the_loss_of_a_connection_and_what_is_missed_is_told() {
     let server = TestServer::start().await;
     let mut alice = Client::connect(server.address, "/room/tea").await;
