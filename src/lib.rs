@@ -41,7 +41,7 @@
 //! | `metrics` | every metric |
 //! | `config` | every option, and the files and values that options name |
 //! | `keyed_map`, `spare_capacity` | maps whose keys clients choose, and spare capacity of maps |
-//! | `random` | random bits |
+//! | `random`, `unix_time` | random bits, and the clock |
 //! | `model_check`, `simulation` | the model checker of threads and simulated clusters, for tests |
 //! | `guide` | this guide |
 //!
@@ -87,6 +87,7 @@ mod session;
 mod simulation;
 mod spare_capacity;
 mod state;
+mod unix_time;
 mod web;
 mod websocket;
 

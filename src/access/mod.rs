@@ -12,7 +12,6 @@ mod slots;
 // In a build without the feature, the type of tokens has no values.
 #[cfg_attr(not(feature = "tokens"), path = "no_tokens.rs")]
 mod token;
-mod unix_time;
 
 #[cfg(feature = "tokens")]
 pub use self::token::TokenRequest;
@@ -22,5 +21,4 @@ pub(crate) use self::{
     grant::{Denied, Grant},
     rate_limit::Rates,
     slots::AddressSlot,
-    unix_time::unix_seconds,
 };

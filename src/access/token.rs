@@ -16,11 +16,11 @@ use serde_json::value::RawValue;
 use super::{
     grant::{Denied, Grant},
     keys::{Key, read_keys, signing_key},
-    unix_time::unix_seconds,
 };
 use crate::{
     config::{Config, TokenAlgorithm, invalid, not_empty},
     protocol::RoomName,
+    unix_time,
 };
 
 /// How far the clock of the issuer may be ahead of this machine's, in seconds.
@@ -147,7 +147,7 @@ impl Tokens {
         })?;
         // The conversion saturates: a time beyond u64 never comes, a negative one is over.
         let expires = claims.exp.unwrap_or_default() as u64;
-        if expires <= unix_seconds() {
+        if expires <= unix_time::unix_seconds() {
             return Err(Denied::Invalid("the token has expired"));
         }
         if !claims.room.is_none_or(|names| names.admit(room)) {
@@ -338,7 +338,7 @@ impl TokenRequest {
         self.check().map_err(invalid)?;
         let (algorithm, key) = signing_key(&self.token_key_file, self.token_algorithm)?;
         let claims = NewClaims {
-            exp: unix_seconds() + (self.hours * 3600.0) as u64,
+            exp: unix_time::unix_seconds() + (self.hours * 3600.0) as u64,
             sub: self.user.as_deref(),
             iss: self.token_issuer.as_deref(),
             aud: self.token_audience.as_deref(),

@@ -292,6 +292,21 @@ impl SessionRecord {
     }
 }
 
+#[cfg(test)]
+impl SessionRecord {
+    /// The first session of a room, which has not moved.
+    pub(crate) fn first(id: SessionId) -> SessionRecord {
+        SessionRecord {
+            id,
+            joined: 1,
+            data: None,
+            since: 0,
+            moves: 0,
+            state: None,
+        }
+    }
+}
+
 impl SessionState {
     /// Its approximate length on the wire, in bytes.
     fn len(&self) -> usize {

@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicU64,
+            AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
         mpsc::{Sender, channel},
@@ -24,10 +24,12 @@ use tokio::{
 
 use super::{
     receipt::Receipt,
-    store::{Entry, Page, Query, Store, now_millis},
-    writer::{Command, Waiting, Writer},
+    store::{Entry, Page, Query, Store},
+    writer::{Command, Writer},
 };
-use crate::{config::HistoryOptions, metrics::Metrics, protocol::RoomName, websocket::Frame};
+use crate::{
+    config::HistoryOptions, metrics::Metrics, protocol::RoomName, unix_time, websocket::Frame,
+};
 
 /// Most bytes that wait to be stored. What is said beyond it is delivered, and not stored.
 const MAX_WAITING: usize = 64 << 20;
@@ -46,7 +48,8 @@ pub(crate) struct History {
     next: AtomicU64,
     store: Arc<Mutex<Option<Arc<Store>>>>,
     commands: Sender<Command>,
-    waiting: Arc<Waiting>,
+    /// The bytes that wait to be stored.
+    waiting: Arc<AtomicUsize>,
     reads: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
@@ -74,11 +77,11 @@ impl History {
         }
         let opened = Store::open(options)?;
         // The numbers of a store that is lost are not used again: sessions may outlive it.
-        let micros = now_millis() * 1000;
+        let micros = unix_time::unix_millis() * 1000;
         let next = opened.next_number().map_err(io::Error::other)?.max(micros);
         let store = Arc::new(Mutex::new(Some(Arc::new(opened))));
         let (commands, received) = channel();
-        let waiting = Arc::<Waiting>::default();
+        let waiting = Arc::<AtomicUsize>::default();
         let writer = Writer {
             commands: received,
             store: store.clone(),
@@ -144,15 +147,15 @@ impl History {
         receipt: Option<Receipt>,
     ) -> Result<(), NotStored> {
         let number = self.next.fetch_add(1, SeqCst);
-        let time = now_millis();
+        let time = unix_time::unix_millis();
         // The JSON of a `Content`. The frame is JSON already.
         let from = from.map_or("null", RawValue::get);
         let mut content = format!(r#"{{"time":{time},"from":{from},"message":"#).into_bytes();
         content.extend_from_slice(frame.payload());
         content.push(b'}');
         let bytes = content.len();
-        if self.waiting.0.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING {
-            self.waiting.0.fetch_sub(bytes, Relaxed);
+        if self.waiting.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING {
+            self.waiting.fetch_sub(bytes, Relaxed);
             self.metrics.history_failed.inc();
             return Err(NotStored);
         }

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use redb::{
@@ -395,12 +395,6 @@ fn file(folder: &Path) -> io::Result<PathBuf> {
     let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
     synced.map_err(fail)?;
     Ok(path)
-}
-
-/// The time in milliseconds since 1970.
-pub(super) fn now_millis() -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH);
-    time.unwrap_or_default().as_millis() as u64
 }
 
 /// The time at which a message that is this old now was said, in milliseconds since 1970.

@@ -18,12 +18,13 @@ use tokio::sync::oneshot;
 
 use super::{
     receipt::Receipt,
-    store::{self, Entry, Store, now_millis},
+    store::{self, Entry, Store},
 };
 use crate::{
     config::HistoryOptions,
     metrics::Metrics,
     protocol::{Escaped, RoomName},
+    unix_time,
 };
 
 /// The most messages of one transaction.
@@ -47,16 +48,13 @@ pub(super) enum Command {
     Close(oneshot::Sender<()>),
 }
 
-/// The bytes that wait to be stored.
-#[derive(Default)]
-pub(super) struct Waiting(pub(super) AtomicUsize);
-
 /// The thread's part of the history.
 pub(super) struct Writer {
     pub(super) commands: Receiver<Command>,
     /// `None` while the store cannot be used.
     pub(super) store: Arc<Mutex<Option<Arc<Store>>>>,
-    pub(super) waiting: Arc<Waiting>,
+    /// The bytes that wait to be stored.
+    pub(super) waiting: Arc<AtomicUsize>,
     pub(super) options: HistoryOptions,
     pub(super) metrics: Arc<Metrics>,
     /// When the store was opened last.
@@ -126,7 +124,7 @@ impl Writer {
         // The store may be usable again once it is opened anew. A message that is stored twice is there once.
         let stored = append() || append();
         let bytes = entries.iter().map(|entry| entry.content.len()).sum();
-        self.waiting.0.fetch_sub(bytes, Relaxed);
+        self.waiting.fetch_sub(bytes, Relaxed);
         let count = entries.len() as u64;
         match stored {
             true => self.metrics.history_stored.inc_by(count),
@@ -139,7 +137,7 @@ impl Writer {
 
     /// Removes some messages that are too old. Returns whether there may be more.
     fn expire(&mut self) -> bool {
-        let time = store::before(now_millis(), self.options.age());
+        let time = store::before(unix_time::unix_millis(), self.options.age());
         self.run_on_store(|store| store.expire(time)) == Some(true)
     }
 

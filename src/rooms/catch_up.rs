@@ -127,14 +127,7 @@ mod tests {
     };
 
     fn record(id: SessionId) -> SessionRecord {
-        SessionRecord {
-            id,
-            joined: 1,
-            data: None,
-            since: 0,
-            moves: 0,
-            state: None,
-        }
+        SessionRecord::first(id)
     }
 
     fn text(frame: Frame) -> String {

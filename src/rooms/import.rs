@@ -353,14 +353,7 @@ mod tests {
     }
 
     fn record(id: SessionId) -> SessionRecord {
-        SessionRecord {
-            id,
-            joined: 1,
-            data: None,
-            since: 0,
-            moves: 0,
-            state: None,
-        }
+        SessionRecord::first(id)
     }
 
     #[tokio::test(start_paused = true)]

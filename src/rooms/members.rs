@@ -542,12 +542,9 @@ mod tests {
 
     fn record(id: SessionId, joined: u64, moves: u32) -> SessionRecord {
         SessionRecord {
-            id,
             joined,
-            data: None,
-            since: 0,
             moves,
-            state: None,
+            ..SessionRecord::first(id)
         }
     }
 

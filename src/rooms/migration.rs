@@ -251,12 +251,8 @@ mod tests {
             seek: 7,
             token: ResumeToken::random(None).hash(),
             member: SessionRecord {
-                id: SessionId::random(),
-                joined: 1,
-                data: None,
-                since: 0,
                 moves: 2,
-                state: None,
+                ..SessionRecord::first(SessionId::random())
             },
             taken_in: 3,
             owed: [4, 5],

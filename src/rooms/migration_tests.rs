@@ -114,12 +114,8 @@ impl Node {
 
 fn record(id: SessionId, moves: u32) -> SessionRecord {
     SessionRecord {
-        id,
-        joined: 1,
-        data: None,
-        since: 0,
         moves,
-        state: None,
+        ..SessionRecord::first(id)
     }
 }
 

@@ -239,14 +239,7 @@ mod tests {
         to: NodeId,
     ) -> (SessionId, TokenHash, oneshot::Receiver<()>) {
         let (id, token) = (SessionId::random(), ResumeToken::random(None).hash());
-        let record = SessionRecord {
-            id,
-            joined: 1,
-            data: None,
-            since: 0,
-            moves: 0,
-            state: None,
-        };
+        let record = SessionRecord::first(id);
         let (migration, waiting) = Migration::new(record, to, 7, token);
         migrations.insert(migration);
         (id, token, waiting)

@@ -219,14 +219,7 @@ mod tests {
         until: Option<SessionId>,
         members: &[SessionId],
     ) -> SnapshotChunk {
-        let record = |id: &SessionId| SessionRecord {
-            id: *id,
-            joined: 1,
-            data: None,
-            since: 0,
-            moves: 0,
-            state: None,
-        };
+        let record = |id: &SessionId| SessionRecord::first(*id);
         SnapshotChunk {
             room: RoomName::default_room(),
             last: 5,

@@ -86,12 +86,8 @@ mod tests {
     fn record(id: SessionId) -> SessionRecord {
         let data = format!("\"{}\"", "x".repeat(PART_BYTES / 3));
         SessionRecord {
-            id,
-            joined: 1,
             data: Some(RawValue::from_string(data).unwrap()),
-            since: 0,
-            moves: 0,
-            state: None,
+            ..SessionRecord::first(id)
         }
     }
 

@@ -18,7 +18,7 @@ use warp::{filters::BoxedFilter, reply::Response};
 use super::certificates::check_authorities;
 use super::{apply, handle::Handle, routes, status};
 use crate::{
-    access::{Admission, unix_seconds},
+    access::Admission,
     cluster::{Cluster, Nats, Transport},
     config::{Config, SecretFile, read_secret},
     history::History,
@@ -27,6 +27,7 @@ use crate::{
     rooms::Rooms,
     session,
     state::{Heartbeat, IceServers, Resumes, SessionsFile, SessionsToSave, Shared},
+    unix_time,
 };
 
 /// The server without a listener, as warp filters for another application. Clones are handles to the
@@ -232,7 +233,7 @@ async fn tick(shared: Arc<Shared>) {
             () = shared.stopping.cancelled() => break,
             _ = seconds.tick() => {
                 shared.heartbeat.tick(now);
-                shared.expiries.tick(unix_seconds());
+                shared.expiries.tick(unix_time::unix_seconds());
                 shared.admission.tick();
             }
         }

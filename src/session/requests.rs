@@ -6,12 +6,13 @@ use serde_json::value::RawValue;
 
 use super::{pace::Pace, permissions::Permissions};
 use crate::{
-    access::{Denied, unix_seconds},
+    access::Denied,
     history::{Query, Unavailable},
     outbox::{FlushSet, Outbox},
     protocol::{self, Hello, HelloRequest, HistoryRequest, Limits, Message, Problem, Resume},
     rooms::{JoinGuard, Speaker},
     state::{ResumeRegistration, Shared},
+    unix_time,
 };
 
 /// How many messages of the history are sent to a client that does not say.
@@ -108,9 +109,10 @@ fn hello(context: &mut RequestContext<'_>, request: &HelloRequest) -> usize {
     });
     let known = registration.as_ref().or(new_registration.as_ref());
     let token = known.filter(|_| is_resumable).and_then(|it| it.token());
-    let ice_servers = shared
-        .ice
-        .for_session(join_guard.id(), user, expires, unix_seconds());
+    let ice_servers =
+        shared
+            .ice
+            .for_session(join_guard.id(), user, expires, unix_time::unix_seconds());
     let (bytes, is_kept) = join_guard.with_peers(|peers| {
         let hello = Hello {
             room: join_guard.room(),

@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::saved_sessions::SavedSession;
-use crate::{cluster::MAX_NUMBER, protocol::Escaped};
+use crate::{cluster::MAX_NUMBER, protocol::Escaped, unix_time};
 
 /// The version of the format. A change of any field needs another.
 const VERSION: u32 = 2;
@@ -72,7 +72,7 @@ impl SessionsFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             content => content.map_err(|error| self.name("cannot read", error))?,
         };
-        match decode(&content, now_millis(), window) {
+        match decode(&content, unix_time::unix_millis(), window) {
             Ok(sessions) => {
                 // A process that crashes has no up-to-date file, and must not leave this one to the next.
                 fs::remove_file(&self.0).map_err(|error| self.name("cannot remove", error))?;
@@ -107,7 +107,7 @@ impl SessionsFile {
 
     fn write_to(&self, temporary: &Path, sessions: &[SavedSession]) -> io::Result<()> {
         let mut file = BufWriter::new(create_private(temporary)?);
-        encode(&mut file, now_millis(), sessions)?;
+        encode(&mut file, unix_time::unix_millis(), sessions)?;
         file.into_inner()?.sync_all()?;
         fs::rename(temporary, &self.0)?;
         // The new name is in the folder only when that is on the disk, too.
@@ -206,11 +206,6 @@ fn create_private(path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.write(true).create_new(true).open(path)
-}
-
-fn now_millis() -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH);
-    time.unwrap_or_default().as_millis() as u64
 }
 
 /// A file, and the checksum of what is written to it.
