@@ -186,7 +186,8 @@ async fn history_and_live_messages_are_together_exact_while_many_speak() {
     let speaking: Vec<_> = speaking.collect();
     let mut listeners = Vec::new();
     for _ in 0..20 {
-        let mut listener = Client::join(&server, "tea").await;
+        // What is said before a first answer counts, too.
+        let mut listener = Client::connect(server.address, "/room/tea").await;
         let mut heard = Vec::new();
         let mut before = u64::MAX;
         // Live messages come between those of the history.
