@@ -18,8 +18,8 @@ const FOLDERS: [&str; 2] = ["", "admin/"];
 /// The kinds of files to embed. Pictures of the documentation and the npm package's other files are left out.
 const EXTENSIONS: [&str; 5] = ["css", "html", "js", "svg", "ts"];
 
-/// The client module. Applications copy it, so its comments are served.
-const CLIENT_MODULE: &str = "anteroom.js";
+/// Begins a comment that tells Deno where the types of a module are. It is served.
+const TYPES_COMMENT: &str = "// @ts-self-types=";
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=static");
@@ -31,7 +31,7 @@ fn main() -> io::Result<()> {
         for path in files(&Path::new("static").join(folder))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let mut text = fs::read_to_string(&path)?;
-            if (name.ends_with(".js") && name != CLIENT_MODULE) || name.ends_with(".css") {
+            if name.ends_with(".js") || name.ends_with(".css") {
                 text = condensed(&text);
             }
             let contents = text.into_bytes();
@@ -83,7 +83,7 @@ fn condensed(file: &str) -> String {
             let code = start.split_once("*/").map(|(_, code)| code);
             in_block = code.is_none();
             text += code.unwrap_or_default();
-        } else if !start.starts_with("//") {
+        } else if !start.starts_with("//") || start.starts_with(TYPES_COMMENT) {
             text += start;
         }
         text.push('\n');
