@@ -17,6 +17,18 @@ export type Message<Messages extends Record<string, any> = Record<string, unknow
         data: Messages[Type];
     };
 }[keyof Messages & string];
+/** A message to all that was sent earlier, with its number in the room, which rises with gaps, the time at which the
+ * server received it, and the public data of its sender's token or `null`. The sender may have left. */
+export type HistoryMessage<Messages extends Record<string, any> = Record<string, unknown>> = Message<Messages> & {
+    number: number;
+    time: Date;
+    from: unknown;
+};
+/** A part of a room's history: its messages, oldest first, and whether there are older ones. */
+export type HistoryPage<Messages extends Record<string, any> = Record<string, unknown>> = {
+    messages: HistoryMessage<Messages>[];
+    more: boolean;
+};
 /** `connecting` at first, `open`, `reconnecting` after a failed attempt or a lost connection, `closed` for good. */
 export type RoomState = "connecting" | "open" | "reconnecting" | "closed";
 /** The new state. `resumed` is whether the old session continues; if not, the id is new. `code` and `reason`
@@ -121,9 +133,9 @@ declare const TypedEventTarget: new <Events>() => TypedTarget<Events>;
 export type Listener<Detail> = ((event: CustomEvent<Detail>) => void) | {
     handleEvent(event: CustomEvent<Detail>): void;
 } | null;
-/** The first line comes from the server, the second from this module. After `connection_lost` it is unknown
+/** The first two lines come from the server, the last from this module. After `connection_lost` it is unknown
  * whether the message has arrived. */
-export type ErrorCode = "bad_message" | "unknown_receiver" | "empty_room" | "unknown_request" | "not_allowed" | "closed" | "connection_lost" | "message_too_large" | "not_open" | "queue_full";
+export type ErrorCode = "bad_message" | "unknown_receiver" | "empty_room" | "unknown_request" | "not_allowed" | "no_history" | "history_failed" | "closed" | "connection_lost" | "message_too_large" | "not_open" | "queue_full";
 /** Why a message or request failed. */
 export declare class RoomError extends Error {
     /** @readonly */
@@ -160,6 +172,9 @@ export declare class Room<Messages extends Record<string, any> = Record<string, 
     get peers(): ReadonlyMap<string, Peer<State>>;
     /** The server's ICE servers, for `RTCPeerConnection`. */
     get iceServers(): RTCIceServer[];
+    /** How many messages the room keeps for `history`. `null` if it keeps none, and until the room is open.
+     * @returns {number | null} */
+    get historyMessages(): number | null;
     get state(): RoomState;
     /** Sends a message. Without a connection, it waits for one; over the server's rates, it waits for its turn.
      * The promise may be ignored: its rejection is never unhandled. The server's own answers are not messages: the
@@ -190,6 +205,20 @@ export declare class Room<Messages extends Record<string, any> = Record<string, 
     /** The last state that `setState` has set and the server has not refused, or `null`.
      * @returns {State | null} */
     get ownState(): State | null;
+    /** Reads what was sent to all before this session joined, in a room that keeps it. The events `message` bring what
+     * others have sent since: together they are everything, and nothing twice. If the room becomes a new session, its
+     * history has the messages of the session before, too.
+     *
+     * Await the return value for the last page, or iterate over it for that page and those before it, newest first.
+     * @param {object} [options]
+     * @param {number} [options.last] how many messages a page has at most, by default 50
+     * @param {number} [options.before] leaves out the message with this number and all after it
+     * @returns {Promise<HistoryPage<Messages>> & AsyncIterable<HistoryPage<Messages>>} rejects as `send` does, with
+     *   `no_history` if the room keeps no messages, and with `history_failed` if the server cannot read them now */
+    history({ last, before }?: {
+        last?: number;
+        before?: number;
+    }): Promise<HistoryPage<Messages>> & AsyncIterable<HistoryPage<Messages>>;
     /** Sends a text unchanged, for debugging. The event `wire` shows the answer.
      * @param {string} text
      * @throws {RoomError} if the room is not open, the text too large, or the queue full */

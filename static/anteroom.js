@@ -47,6 +47,15 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @typedef {{ [Type in keyof Messages & string]:
  *   { type: Type, sender: string, receiver: string, data: Messages[Type] } }[keyof Messages & string]} Message */
 
+/** A message to all that was sent earlier, with its number in the room, which rises with gaps, the time at which the
+ * server received it, and the public data of its sender's token or `null`. The sender may have left.
+ * @template {Record<string, any>} [Messages=Record<string, unknown>]
+ * @typedef {Message<Messages> & { number: number, time: Date, from: unknown }} HistoryMessage */
+
+/** A part of a room's history: its messages, oldest first, and whether there are older ones.
+ * @template {Record<string, any>} [Messages=Record<string, unknown>]
+ * @typedef {{ messages: HistoryMessage<Messages>[], more: boolean }} HistoryPage */
+
 /** `connecting` at first, `open`, `reconnecting` after a failed attempt or a lost connection, `closed` for good.
  * @typedef {"connecting" | "open" | "reconnecting" | "closed"} RoomState */
 
@@ -110,9 +119,10 @@ const TypedEventTarget = /** @type {new <Events>() => TypedTarget<Events>} */ (E
  * @typedef {((event: CustomEvent<Detail>) => void)
  *   | { handleEvent(event: CustomEvent<Detail>): void } | null} Listener */
 
-/** The first line comes from the server, the second from this module. After `connection_lost` it is unknown
+/** The first two lines come from the server, the last from this module. After `connection_lost` it is unknown
  * whether the message has arrived.
  * @typedef {"bad_message" | "unknown_receiver" | "empty_room" | "unknown_request" | "not_allowed"
+ *   | "no_history" | "history_failed"
  *   | "closed" | "connection_lost" | "message_too_large" | "not_open" | "queue_full"} ErrorCode */
 
 /** Why a message or request failed. */
@@ -160,6 +170,8 @@ export class Room extends TypedEventTarget {
   #snapshot = null;
   /** @type {RTCIceServer[]} */
   #iceServers = [];
+  /** @type {number | null} */
+  #historyMessages = null;
   #maxBytes = Infinity;
   /** @type {{ resolve(room: any): void, reject(reason: unknown): void }} Settles `opened`. */
   #opening = { resolve() {}, reject() {} };
@@ -189,6 +201,10 @@ export class Room extends TypedEventTarget {
   /** @type {{ messages: Message[], newcomers: Set<string>, bytes: number } | null} What
    * has arrived before the roster of a new session. */
   #beforeRoster = null;
+  /** @type {HistoryMessage<Messages>[]} What has arrived of a page of the history. */
+  #pageMessages = [];
+  /** @type {HistoryPage<Messages>} The page that has arrived last. */
+  #page = { messages: [], more: false };
 
   #lastRef = 0;
   /** @type {Map<number, { resolve(receipt: Receipt | Promise<Receipt>): void, reject(reason: unknown): void }>} */
@@ -244,6 +260,12 @@ export class Room extends TypedEventTarget {
   /** The server's ICE servers, for `RTCPeerConnection`. */
   get iceServers() {
     return this.#iceServers;
+  }
+
+  /** How many messages the room keeps for `history`. `null` if it keeps none, and until the room is open.
+   * @returns {number | null} */
+  get historyMessages() {
+    return this.#historyMessages;
   }
 
   get state() {
@@ -326,6 +348,33 @@ export class Room extends TypedEventTarget {
    * @returns {State | null} */
   get ownState() {
     return this.#states.at(-1)?.state ?? null;
+  }
+
+  /** Reads what was sent to all before this session joined, in a room that keeps it. The events `message` bring what
+   * others have sent since: together they are everything, and nothing twice. If the room becomes a new session, its
+   * history has the messages of the session before, too.
+   *
+   * Await the return value for the last page, or iterate over it for that page and those before it, newest first.
+   * @param {object} [options]
+   * @param {number} [options.last] how many messages a page has at most, by default 50
+   * @param {number} [options.before] leaves out the message with this number and all after it
+   * @returns {Promise<HistoryPage<Messages>> & AsyncIterable<HistoryPage<Messages>>} rejects as `send` does, with
+   *   `no_history` if the room keeps no messages, and with `history_failed` if the server cannot read them now */
+  history({ last, before } = {}) {
+    const ref = this.#lastRef + 1;
+    const page = /** @type {Promise<any>} */ (this.send("server", "history", { last, before }));
+    const receipt = this.#receipts.get(ref);
+    // The page arrives before the receipt.
+    const resolve = () => receipt?.resolve(/** @type {any} */ (this.#page));
+    if (receipt) this.#receipts.set(ref, { ...receipt, resolve });
+    const next = (/** @type {number} */ number) => this.history({ last, before: number });
+    async function* pages() {
+      for (let current = await page; current.messages.length > 0; current = await next(current.messages[0].number)) {
+        yield current;
+        if (!current.more) return;
+      }
+    }
+    return Object.assign(page, { [Symbol.asyncIterator]: pages });
   }
 
   /** Sends a text unchanged, for debugging. The event `wire` shows the answer.
@@ -566,15 +615,16 @@ export class Room extends TypedEventTarget {
   /** Handles the answer to `hello`, also to an application's own, which starts no session.
    * @param {string} id
    * @param {{ peers: { id: string, data: unknown, state?: unknown }[], iceServers: RTCIceServer[],
-   *   resume: { token: string, seconds: number } | null, limits: { messageBytes: number,
+   *   resume: { token: string, seconds: number } | null, history?: number | null, limits: { messageBytes: number,
    *   messagesPerSecond?: number | null, bytesPerSecond?: number | null } }} data */
-  #receiveRoster(id, { peers, iceServers, resume, limits }) {
+  #receiveRoster(id, { peers, iceServers, resume, history = null, limits }) {
     const before = this.#beforeRoster;
     this.#beforeRoster = null;
     if (before) this.#resumeToken = resume?.token ?? null;
     if (resume) this.#window = resume.seconds * 1000;
     this.#id = id;
     this.#iceServers = iceServers;
+    this.#historyMessages = history;
     this.#maxBytes = limits.messageBytes;
     this.#rates = { messages: limits.messagesPerSecond ?? Infinity, bytes: limits.bytesPerSecond ?? Infinity };
     const present = new Set(peers.map((peer) => peer.id));
@@ -588,8 +638,9 @@ export class Room extends TypedEventTarget {
 
     this.#setOpen(false);
     for (const message of before.messages) {
-      // A sender that the roster lacks has left before it.
-      const known = present.has(message.sender) || message.sender === "server";
+      // A sender that the roster lacks has left before it. What it has sent to all is not in the history.
+      const known = present.has(message.sender) || message.sender === "server"
+        || (history !== null && message.receiver === "all");
       if (known && this.#state === "open") this.#dispatch(message, 0);
     }
   }
@@ -610,6 +661,7 @@ export class Room extends TypedEventTarget {
     this.#received = received;
     this.#acknowledge(this.#sent);
     this.#acked = 0;
+    this.#pageMessages = [];
     this.#queueState();
     const waiting = new Set(this.#outgoing.map(({ ref }) => ref));
     const error = new RoomError("connection_lost", "the connection was lost before the receipt arrived");
@@ -738,6 +790,7 @@ export class Room extends TypedEventTarget {
       if (type === "hello") return this.#receiveRoster(receiver, data);
       if (type === "resumed") return this.#resumeSession(data.received);
       if (type === "ack" || type === "error") return this.#receiveAnswer(type, data);
+      if (type === "history") return this.#receiveHistory(data, bytes);
       if (type === "pong") return;
     }
     const isNew = type === "new" && receiver === "all";
@@ -776,6 +829,16 @@ export class Room extends TypedEventTarget {
     const error = new RoomError(data.code, data.message);
     const receipt = this.#takeReceipt(data.ref);
     return receipt ? receipt.reject(error) : this.#emit("error", error);
+  }
+
+  /** Handles a message of the history, or the end of a page. The server answers one request after the other.
+   * @param {any} data @param {number} bytes */
+  #receiveHistory({ done, more, number, time, from, message }, bytes) {
+    // The server counts its answer, too.
+    this.#paidAt = Math.max(this.#paidAt, performance.now()) + (1000 * bytes) / this.#rates.bytes;
+    if (!done) return this.#pageMessages.push({ ...message, number, time: new Date(time), from });
+    this.#page = { messages: this.#pageMessages, more };
+    this.#pageMessages = [];
   }
 
   /** Sends a message again that an older server has dropped because of its rates.

@@ -14,6 +14,7 @@
 //! | `deployment` | TLS, tokens and TURN |
 //! | `client_room` | the client module's `Room`, against a scripted server |
 //! | `client_state` | the client module's states of sessions, and messages to users |
+//! | `client_history` | the client module's history of a room |
 //! | `life_cycle` | pages that are left, restored, frozen and hidden |
 //! | `package` | the npm package in applications that bundlers build, and in Node.js |
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
@@ -31,6 +32,7 @@ mod accessibility;
 mod admin_page;
 mod call;
 mod chat;
+mod client_history;
 mod client_mesh;
 mod client_mesh_limits;
 mod client_mesh_repairs;

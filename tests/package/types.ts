@@ -72,6 +72,22 @@ stateful.sendToUser("alice", "chat", "hello", { signal: AbortSignal.timeout(1000
 stateful.sendToUser("alice", "chat", { x: 3, y: 4 });
 new Mesh(stateful);
 
+// The history, as a page and page by page.
+room.history({ last: 20, before: 7 }).then(({ messages, more }) => more || messages.length.toFixed());
+for await (const { messages } of room.history()) {
+  for (const message of messages) {
+    if (message.type === "chat") message.data.toUpperCase();
+    // @ts-expect-error unknown data needs a check
+    message.from.user;
+    message.time.getTime() + message.number;
+  }
+}
+// @ts-expect-error there is no such option
+room.history({ first: 20 });
+room.historyMessages?.toFixed();
+// @ts-expect-error the room may keep none
+room.historyMessages.toFixed();
+
 // Without a type argument, every type of message is allowed and data is unknown.
 const untyped = join("tea");
 untyped.broadcast("anything", [1, 2, 3]);
