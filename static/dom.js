@@ -72,11 +72,11 @@ export function stayAtEnd(list) {
   }).observe(list);
 }
 
-/** An element with the current time.
+/** An element with a time, by default the current one.
  * @param {Intl.DateTimeFormatOptions} options
  * @param {Date} [date] */
 export function time(options, date = new Date()) {
-  return element("time", { dateTime: date.toISOString(), title: date.toLocaleString() }, date.toLocaleTimeString([], options));
+  return element("time", { dateTime: date.toISOString(), title: date.toLocaleString() }, date.toLocaleString([], options));
 }
 
 /** A setting that the browser keeps, or this tab (`session`). `null` if there is none or storage is forbidden.

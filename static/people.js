@@ -130,9 +130,9 @@ export class People extends EventTarget {
   }
 
   /** The name of a session in its colour.
-   * @param {string} id */
-  nameTag(id) {
-    const tag = element("span", { className: "name-tag", title: id }, this.name(id));
+   * @param {string} id @param {string} [name] what it was called, if that is known */
+  nameTag(id, name = this.name(id)) {
+    const tag = element("span", { className: "name-tag", title: id }, name);
     tag.style.setProperty("--hue", String(this.hue(id)));
     return tag;
   }

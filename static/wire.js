@@ -13,6 +13,7 @@ const MAX_MESSAGES = 500;
 const EXAMPLES = {
   "who is here?": () => ({ type: "hello", receiver: "server" }),
   "ping the server": () => ({ type: "ping", receiver: "server", data: "any JSON" }),
+  "what was said before?": () => ({ type: "history", receiver: "server", data: { last: 10 } }),
   "to everyone": () => ({ type: "chat", receiver: "all", data: "hello, everyone" }),
   "to one peer": (peer) => ({ type: "chat", receiver: peer, data: "only for you" }),
   "with a receipt": () => ({ type: "cursor", receiver: "all", data: { x: 3, y: 4 }, ref: "1" }),
@@ -115,7 +116,7 @@ function logEntry({ direction, text, date }, people) {
     element("span", { className: "arrow", role: "img", ariaLabel: direction }, direction === "in" ? "←" : "→"),
     element("b", {}, typeof message?.type === "string" ? message.type : "?"),
     element("span", { className: "route" }, direction === "in" ? `from ${from}${to && `, to ${to}`}` : `to ${to || "?"}`),
-    time({ hour12: false }, date));
+    time({ hour12: false, timeStyle: "medium" }, date));
   const details = element("details", {}, summary);
   details.addEventListener("toggle", () => {
     if (details.childElementCount === 1) details.append(element("pre", {}, pretty(message, text)));

@@ -7,7 +7,7 @@ use super::{
     driver::{Browser, Tab},
     page::until_people,
 };
-use crate::support::TestServer;
+use crate::support::{Client, TestServer};
 
 /// The violations that axe-core finds, whatever their impact.
 pub async fn axe_violations(tab: &Tab<'_>, axe: &str) -> Vec<String> {
@@ -29,12 +29,22 @@ pub async fn axe_violations(tab: &Tab<'_>, axe: &str) -> Vec<String> {
 async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server() {
     let axe = std::fs::read_to_string(std::env::var("AXE").expect("AXE is the path of axe.js"));
     let axe = axe.unwrap();
-    let server = TestServer::start().await;
+    let server = TestServer::with(|config| config.history.rooms = vec!["axe".into()]).await;
+    // More than the page shows at first.
+    let mut before = Client::join(&server, "axe").await;
+    for number in 0..60 {
+        let chat = json!({"type": "chat", "receiver": "all", "data": number, "ref": number});
+        before.send(chat).await;
+        assert_eq!(before.next().await["type"], "ack");
+    }
+    drop(before.into_raw());
     let browser = Browser::start().await;
     let url = format!("http://{}/?room=axe", server.address);
     let other = browser.open(&url).await;
     let tab = browser.open(&url).await;
     until_people(&tab, 2).await;
+    tab.until("document.querySelector('#chat-log button')")
+        .await;
     switch(&other, "screen", true).await;
     switch(&tab, "camera", true).await;
     tab.until("document.querySelector('#tiles .large')").await;

@@ -15,6 +15,7 @@
 //! | `client_room` | the client module's `Room`, against a scripted server |
 //! | `client_state` | the client module's states of sessions, and messages to users |
 //! | `client_history` | the client module's history of a room |
+//! | `history` | the page shows what was said before |
 //! | `life_cycle` | pages that are left, restored, frozen and hidden |
 //! | `package` | the npm package in applications that bundlers build, and in Node.js |
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
@@ -42,6 +43,7 @@ mod deployment;
 mod devtools;
 mod driver;
 mod file_transfer;
+mod history;
 mod life_cycle;
 mod package;
 mod page;
