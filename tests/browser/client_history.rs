@@ -14,7 +14,10 @@ use super::{
     driver::{Browser, Tab},
     scripted_server::{ScriptedServer, Socket, ack, open_module_page, receive, roster, send},
 };
-use crate::support::{Client, TestServer};
+use crate::{
+    guide::{CLIENT, blocks},
+    support::{Client, TestServer},
+};
 
 /// A function for pages: `numbers(pages)`, the numbers of the messages of each page, and whether there are more.
 const NUMBERS: &str =
@@ -366,6 +369,61 @@ async fn an_answer_goes_on_in_a_resumed_session_and_half_an_answer_is_lost_with_
             .await,
         json!(["closed", "closed"])
     );
+    browser.close_regardless().await;
+}
+
+/// The recipe of the guide.
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn an_application_that_starts_over_in_each_new_session_shows_everything_once() {
+    let browser = Browser::start().await;
+    let (server, tab) = ScriptedServer::with_page(&browser, "{}").await;
+    let recipe = blocks(CLIENT, "js").find(|block| block.contains("clear()"));
+    let recipe = recipe.expect("the guide has the recipe");
+    tab.run(&format!(
+        "globalThis.shown = [];
+        globalThis.append = (messages) => shown.push(...messages.map(({{ data }}) => data));
+        globalThis.prepend = (messages) => shown.unshift(...messages.map(({{ data }}) => data));
+        globalThis.clear = () => (shown.length = 0);
+        {recipe}"
+    ))
+    .await;
+    let live = |data: u64| json!({"type": "say", "sender": "a", "receiver": "all", "data": data});
+    let mut socket = server.accept().await;
+    send(&mut socket, roster_with_history(&["a"])).await;
+    let request = expect_request(&mut socket, json!({})).await;
+    send(&mut socket, live(3)).await;
+    answer(&mut socket, &request, &[1, 2], false).await;
+    tab.until("shown.join() === '1,2,3'").await;
+    // A session that is resumed goes on.
+    drop(socket);
+    let (mut socket, _) = server.accept_with_query().await;
+    let resumed =
+        json!({"type": "resumed", "sender": "server", "receiver": "me", "data": {"received": 2}});
+    send(&mut socket, resumed).await;
+    send(&mut socket, live(4)).await;
+    tab.until("shown.join() === '1,2,3,4'").await;
+    // The first new session is lost before it has answered.
+    for numbers in [None, Some([1, 2, 3, 4, 5])] {
+        drop(socket);
+        socket = server.accept_with_query().await.0;
+        let id = numbers.map_or("second", |_| "third");
+        let data = json!({"code": "resume_failed", "message": "too late"});
+        let failed = json!({"type": "error", "sender": "server", "receiver": id, "data": data});
+        send(&mut socket, failed).await;
+        assert_eq!(receive(&mut socket).await["type"], "hello");
+        let mut hello = roster_with_history(&["a"]);
+        hello["receiver"] = json!(id);
+        send(&mut socket, hello).await;
+        let request = expect_request(&mut socket, json!({})).await;
+        send(&mut socket, live(6)).await;
+        match numbers {
+            None => send_messages(&mut socket, &[1, 2]).await,
+            Some(numbers) => answer(&mut socket, &request, &numbers, false).await,
+        }
+        tab.until("shown.at(-1) === 6").await;
+    }
+    tab.until("shown.join() === '1,2,3,4,5,6'").await;
     browser.close_regardless().await;
 }
 

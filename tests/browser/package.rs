@@ -43,7 +43,11 @@ impl Project {
         let dist = folder.join("dist");
         fs::create_dir_all(&dist).unwrap();
         let served = dist.clone();
-        let server = TestServer::with(|config| config.serving.static_dir = Some(served)).await;
+        let server = TestServer::with(|config| {
+            config.serving.static_dir = Some(served);
+            config.history.rooms = vec!["kept".into()];
+        })
+        .await;
         let project = Project {
             folder,
             tools,
@@ -330,6 +334,43 @@ async fn the_bots_of_the_guide_answer() {
     project.expect_bot(&project.node20(), &["bot20.js"]).await;
     let deno = ["run", "--cached-only", "--allow-net", "bot.js"];
     project.expect_bot("deno", &deno).await;
+}
+
+/// `ws` hands several messages over at once, before any promise is settled.
+#[tokio::test]
+#[ignore = "needs npm packages: tests/run installs them and starts this test"]
+async fn the_history_is_read_page_by_page_in_nodejs() {
+    let project = Project::new("history").await;
+    let mut alice = Client::join(&project.server, "kept").await;
+    for number in 1..=5 {
+        alice.tell(number).await;
+    }
+    let read = |import: &str, options: &str| {
+        let address = project.address();
+        format!(
+            r#"
+            import {{ join }} from "anteroom-client";
+            {import}
+            const room = join("kept", {{ url: "http://{address}/", {options} }});
+            const others = [room.history({{ last: 1 }}), room.history({{ last: 3 }})];
+            const pages = [];
+            for await (const page of room.history({{ last: 2 }})) pages.push(page);
+            pages.push(...(await Promise.all(others)));
+            console.log(JSON.stringify(pages.map(({{ messages }}) => messages.map(({{ data }}) => data))));
+            room.leave();
+            "#
+        )
+    };
+    project.write("read.js", &read("", ""));
+    let with_ws = read(r#"import WebSocket from "ws";"#, "WebSocket");
+    project.write("read20.js", &with_ws);
+    for (node, file) in [
+        (project.node22(), "read.js"),
+        (project.node20(), "read20.js"),
+    ] {
+        let printed = project.run(&node, &[file]).await;
+        assert_eq!(printed, "[[4,5],[2,3],[1],[5],[3,4,5]]\n", "{file}");
+    }
 }
 
 #[tokio::test]
