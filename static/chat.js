@@ -143,10 +143,9 @@ function showHistory(context, show) {
     end?.remove();
     const old = [...log.querySelectorAll("[data-said]")];
     const text = "You joined. People who join later see what is said to everyone.";
-    end = element("div", { className: "notice end" }, text);
-    show(end);
-    // These are sent in the new session.
-    log.append(...log.querySelectorAll(".pending"));
+    end = element("div", { className: "notice end" }, time({ timeStyle: "short" }), " ", text);
+    // What is pending is sent in the new session.
+    append(log, [end, ...log.querySelectorAll(".pending")], MAX_LINES);
     showPage(end, old);
   });
 

@@ -170,8 +170,19 @@ async fn a_message_of_the_page_keeps_its_name_and_one_of_yesterday_its_date() {
             json!({"source": source}),
         )
         .await;
+    let phone = json!({"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": true});
+    tomorrow
+        .devtools("Emulation.setDeviceMetricsOverride", phone)
+        .await;
     tomorrow.go(&url).await;
     until_message(&tomorrow, "hello?").await;
+    // A phone shows the call at first. What was said before is not unread.
+    assert_eq!(
+        tomorrow
+            .run("return document.querySelector('#views [data-unread]')")
+            .await,
+        Value::Null
+    );
     assert_eq!(tomorrow.run(shown).await[0], json!([name, "name-tag gone"]));
     let times = "return [...document.querySelectorAll('#chat-log time')].map((time) => /\\d+\\/\\d+\\/\\d+/.test(time.textContent))";
     // The line of the joining has a time alone.
