@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::location::Location;
-use crate::{cluster::SessionState, protocol::SessionId};
+use crate::{cluster::SessionState, protocol::SessionId, unix_time};
 
 /// A session's data, apart from its place in a room.
 pub(crate) struct SessionInfo {
@@ -50,7 +50,7 @@ impl SessionInfo {
             public,
             user: parsed.and_then(|it| it.user),
             address: Mutex::new(address),
-            since: SystemTime::now(),
+            since: unix_time::now(),
             taken_in: AtomicU64::new(0),
         }
     }
