@@ -92,7 +92,7 @@ mod web;
 mod websocket;
 
 #[cfg(feature = "cluster")]
-pub use crate::config::NatsUrl;
+pub use crate::config::{HistoryStorage, NatsUrl};
 #[cfg(feature = "tokens")]
 pub use crate::{access::TokenRequest, config::TokenAlgorithm};
 pub use crate::{

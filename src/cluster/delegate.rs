@@ -52,4 +52,7 @@ pub(crate) trait Delegate {
 
     /// Whether the node is to leave the cluster now.
     fn is_done(&self) -> bool;
+
+    /// Does what other nodes wait for, before this one leaves.
+    fn finish(&mut self) -> impl Future<Output = ()> + Send;
 }

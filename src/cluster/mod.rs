@@ -15,7 +15,8 @@
 //! | `batch`, `queue`, `flow_control`, `outbound` | sending: messages that belong together; the queue; its limits; the handle to all of that |
 //! | `writer` | writes the queue to NATS |
 //! | `transport` | what the node needs of NATS |
-//! | `nats` | the connection to NATS, the only file that uses the NATS client |
+//! | `message_store` | what the history needs of a store that all nodes share |
+//! | `nats`, `jetstream` | the connection to NATS, and the store there: the only files that use the NATS client |
 //! | `inbox` | receiving: merges the subscriptions |
 //! | `membership` | which other nodes are up |
 //! | `status` | the state of the connection, for readiness |
@@ -31,7 +32,10 @@ mod handle;
 #[cfg(feature = "cluster")]
 mod inbox;
 #[cfg(feature = "cluster")]
+mod jetstream;
+#[cfg(feature = "cluster")]
 mod membership;
+mod message_store;
 #[cfg(feature = "cluster")]
 mod nats;
 #[cfg(not(feature = "cluster"))]
@@ -58,18 +62,20 @@ pub(crate) use self::{
     batch::Sequence,
     delegate::Delegate,
     flow_control::{Load, Quota},
+    message_store::{Listed, MessageStore, StoreError},
     outbound::Outbound,
     queue::Disconnected,
     wire::{
-        Answer, Broadcast, Digest, Direct, Event, MAX_IDS, MAX_NUMBER, MAX_ROOMS, Message, NodeId,
-        PART_BYTES, Permissions, RoomEvent, SessionRecord, SessionState, SessionTransfer,
-        SnapshotChunk, Want,
+        Answer, Broadcast, Digest, Direct, Event, EventId, MAX_IDS, MAX_NODES, MAX_NUMBER,
+        MAX_ROOMS, Message, NodeId, NodePast, PART_BYTES, Permissions, RoomEvent, SessionRecord,
+        SessionState, SessionTransfer, SnapshotChunk, Want,
     },
 };
 #[cfg(feature = "cluster")]
 pub(crate) use self::{handle::Cluster, nats::Nats, node::run, transport::Transport};
 #[cfg(all(test, feature = "cluster"))]
 pub(crate) use self::{
+    message_store::Confirmation,
     queue::Subject,
     transport::{Connection, ConnectionEvent, Payload},
 };

@@ -1,4 +1,4 @@
-//! The connection to NATS. This is the only file that uses the client library, `async_nats`.
+//! The connection to NATS. Only this file and `jetstream` use the client library, `async_nats`.
 //!
 //! The library reconnects by itself and reports that in events. While there is no connection it keeps a few
 //! messages and writes them afterwards, so the caller must not publish what may be out of date by then.
@@ -7,6 +7,7 @@ use std::{
     io,
     path::PathBuf,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,6 +22,8 @@ use log::debug;
 use tokio::time::timeout;
 
 use super::{
+    jetstream::JetStream,
+    message_store::MessageStore,
     queue::Subject,
     transport::{self, Connection, ConnectionEvent, Transport},
     wire::{IDS_BYTES, LINE_BYTES, PART_BYTES},
@@ -58,6 +61,8 @@ pub(crate) struct Nats {
     prefix: String,
     /// The length of the longest payload.
     payload_bytes: usize,
+    /// Present if rooms keep their messages.
+    stream: Option<Arc<JetStream>>,
 }
 
 impl Nats {
@@ -74,6 +79,7 @@ impl Nats {
             ca: options.ca_file.clone(),
             prefix: options.prefix.clone(),
             payload_bytes,
+            stream: JetStream::new(config).map(Arc::new),
         })
     }
 }
@@ -135,10 +141,18 @@ impl Transport for Nats {
                  --max-message-bytes: raise it in the configuration of NATS"
             ));
         }
+        if let Some(stream) = &self.stream {
+            stream.open(client.clone()).await?;
+        }
         Ok(NatsConnection {
             client,
             prefix: self.prefix.clone(),
         })
+    }
+
+    fn message_store(&self) -> Option<Arc<dyn MessageStore>> {
+        let stream = self.stream.clone();
+        stream.map(|stream| stream as Arc<dyn MessageStore>)
     }
 
     fn servers(&self) -> String {

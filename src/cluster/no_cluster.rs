@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{delegate::Delegate, outbound::Outbound};
+use super::{delegate::Delegate, message_store::MessageStore, outbound::Outbound};
 use crate::{config::Config, metrics::Metrics};
 
 pub(crate) struct Cluster {
@@ -13,11 +13,17 @@ pub(crate) struct Cluster {
     never: Infallible,
 }
 
-pub(crate) trait Transport: Send + Sync + 'static {}
+pub(crate) trait Transport: Send + Sync + 'static {
+    fn message_store(&self) -> Option<Arc<dyn MessageStore>>;
+}
 
 pub(crate) enum Nats {}
 
-impl Transport for Nats {}
+impl Transport for Nats {
+    fn message_store(&self) -> Option<Arc<dyn MessageStore>> {
+        match *self {}
+    }
+}
 
 impl Nats {
     pub(crate) fn new(_: &Config) -> Option<Nats> {

@@ -177,6 +177,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
             // The writer runs in the same task, and must have its turn even if messages arrive all the time.
             yield_now().await;
         }
+        self.delegate.finish().await;
         // The other nodes count messages as lost that are not acknowledged.
         self.acknowledge(1);
     }

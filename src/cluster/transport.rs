@@ -1,8 +1,10 @@
 //! What a node needs of the messaging system between the nodes: NATS, or in tests a simulated one.
 
+use std::sync::Arc;
+
 use futures_util::Stream;
 
-use super::queue::Subject;
+use super::{message_store::MessageStore, queue::Subject};
 
 /// A way to connect a node to the others.
 pub(crate) trait Transport: Send + Sync + 'static {
@@ -19,6 +21,9 @@ pub(crate) trait Transport: Send + Sync + 'static {
         name: String,
         on_event: impl Fn(ConnectionEvent) + Send + Sync + 'static,
     ) -> impl Future<Output = Result<Self::Connection, String>> + Send;
+
+    /// The store of messages that a connection makes available, if rooms keep theirs.
+    fn message_store(&self) -> Option<Arc<dyn MessageStore>>;
 
     /// The servers that it connects to, as text for the log.
     fn servers(&self) -> String;

@@ -92,6 +92,33 @@ impl<'de> Deserialize<'de> for NodeId {
     }
 }
 
+/// Names a message among all of a cluster: the node that sent it, and its number there. In text, both with a hyphen
+/// between, the number in decimal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EventId {
+    pub(crate) node: NodeId,
+    pub(crate) number: u64,
+}
+
+impl Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.node, self.number)
+    }
+}
+
+impl FromStr for EventId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<EventId, &'static str> {
+        const ERROR: &str = "the id of an event is that of a node, a hyphen and a number";
+        let (node, number) = text.split_once('-').ok_or(ERROR)?;
+        Ok(EventId {
+            node: node.parse()?,
+            number: number.parse().map_err(|_| ERROR)?,
+        })
+    }
+}
+
 /// A message to every node.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -233,6 +260,10 @@ pub(crate) enum Direct {
         /// Whether more digests follow.
         more: bool,
     },
+    /// Asks the receiver to answer when all is stored that its sessions have said so far.
+    FlushHistory { mark: u64 },
+    /// Answers that: all is stored, or cannot be.
+    HistoryFlushed { mark: u64 },
 }
 
 /// The sessions of a node in a room whose ids are in a range, as of the message with the number `last`. The
@@ -365,6 +396,9 @@ pub(crate) struct SessionTransfer {
     /// For each node, the number of its last message to one session that was delivered.
     #[serde(default)]
     pub(crate) delivered: Vec<(NodeId, u64)>,
+    /// Which messages to all the session has not received. Empty if the room keeps no history.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) past: Vec<(NodeId, NodePast)>,
     /// The index of this part.
     pub(crate) part: usize,
     /// Sessions that its client knows of, and sessions that joined before it.
@@ -374,6 +408,15 @@ pub(crate) struct SessionTransfer {
     pub(crate) states: Vec<(SessionId, u64)>,
     /// Whether more parts follow.
     pub(crate) more: bool,
+}
+
+/// Which messages to all of a node a session has not received, because it came later or they were lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodePast {
+    /// The number up to which it is known.
+    pub(crate) known: u64,
+    /// Ranges: the number before the first message, and that of the last.
+    pub(crate) missed: Vec<(u64, u64)>,
 }
 
 /// The permissions that the token of a session grants.
@@ -487,12 +530,22 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
         Message::Node(Direct::Ask(rooms) | Direct::Absent(rooms)) => rooms.len(),
         Message::Node(Direct::Digest { rooms, .. }) => rooms.len(),
         Message::All(Broadcast::Want(want)) => want.seen.len(),
-        Message::Node(Direct::Handed(handed)) => handed.seen.len().max(handed.delivered.len()),
+        Message::Node(Direct::Handed(handed)) => {
+            let lists = handed.seen.len().max(handed.delivered.len());
+            lists.max(handed.past.len())
+        }
         Message::Node(Direct::Done { seen, .. }) => seen.len(),
         _ => 0,
     };
     let ids = match &line.message {
-        Message::Node(Direct::Handed(handed)) => handed.known.len().max(handed.states.len()),
+        Message::Node(Direct::Handed(handed)) => {
+            let missed = handed.past.iter().map(|(_, past)| past.missed.len());
+            handed
+                .known
+                .len()
+                .max(handed.states.len())
+                .max(missed.sum())
+        }
         _ => 0,
     };
     if length > MAX_ROOMS || ids > MAX_IDS {

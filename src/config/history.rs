@@ -15,6 +15,10 @@ const DAY: u64 = 24 * 60 * 60;
 /// The longest pattern: the longest name of a room, and a star.
 const MAX_PATTERN: usize = 129;
 
+/// The most NATS servers that can keep a stream.
+#[cfg(feature = "cluster")]
+const MAX_REPLICAS: u64 = 5;
+
 /// Which rooms keep their last messages, how many, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "History"))]
@@ -54,8 +58,8 @@ pub struct HistoryOptions {
     ))]
     pub bytes: u64,
 
-    /// Folder that keeps the messages over a restart; it is created if it does not exist [default: in
-    /// memory]
+    /// Folder that keeps the messages of a single node over a restart; it is created if it does not
+    /// exist [default: in memory]
     #[cfg_attr(
         feature = "cli",
         arg(
@@ -65,6 +69,43 @@ pub struct HistoryOptions {
         )
     )]
     pub dir: Option<PathBuf>,
+
+    /// Where JetStream keeps the messages of a cluster: in a file, or in memory [default: file]
+    #[cfg(feature = "cluster")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "history-storage",
+            env = "ANTEROOM_HISTORY_STORAGE",
+            value_name = "STORAGE",
+            hide_possible_values = true
+        )
+    )]
+    pub storage: Option<HistoryStorage>,
+
+    /// NATS servers that each keep the messages of a cluster [default: 1]
+    #[cfg(feature = "cluster")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long = "history-replicas",
+            env = "ANTEROOM_HISTORY_REPLICAS",
+            value_name = "COUNT"
+        )
+    )]
+    pub replicas: Option<u8>,
+}
+
+/// Where JetStream keeps messages.
+#[cfg(feature = "cluster")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum HistoryStorage {
+    /// In a file: they outlive the NATS servers.
+    #[default]
+    File,
+    /// In memory: they are lost when the last server that has them stops.
+    Memory,
 }
 
 impl Default for HistoryOptions {
@@ -75,6 +116,10 @@ impl Default for HistoryOptions {
             days: NonZeroU32::new(30).expect("it is not zero"),
             bytes: 256 << 20,
             dir: None,
+            #[cfg(feature = "cluster")]
+            storage: None,
+            #[cfg(feature = "cluster")]
+            replicas: None,
         }
     }
 }
@@ -99,6 +144,31 @@ impl HistoryOptions {
             (Some(_), true) => Err("--history-dir needs --history-room".into()),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that the options are those of a cluster, or of a single node.
+    #[cfg(feature = "cluster")]
+    pub(super) fn check_place(&self, is_cluster: bool) -> Result<(), String> {
+        let has_stream_options = self.storage.is_some() || self.replicas.is_some();
+        match is_cluster {
+            true if self.dir.is_some() => Err(
+                "--history-dir is for a server without --cluster: in a cluster, JetStream keeps the messages"
+                    .into(),
+            ),
+            false if has_stream_options => {
+                Err("--history-storage and --history-replicas need --cluster".into())
+            }
+            _ if has_stream_options && self.rooms.is_empty() => {
+                Err("--history-storage and --history-replicas need --history-room".into())
+            }
+            _ => within("--history-replicas", self.replicas().into(), 1..=MAX_REPLICAS),
+        }
+    }
+
+    /// How many NATS servers keep the messages.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn replicas(&self) -> u8 {
+        self.replicas.unwrap_or(1)
     }
 
     /// How long a message is kept.

@@ -35,7 +35,7 @@ pub use self::{
 #[cfg(feature = "tokens")]
 pub(crate) use self::{check::not_empty, files::check_secret};
 #[cfg(feature = "cluster")]
-pub use self::{cluster::ClusterOptions, nats_url::NatsUrl};
+pub use self::{cluster::ClusterOptions, history::HistoryStorage, nats_url::NatsUrl};
 pub(crate) use self::{
     files::{SecretFile, invalid, read_file, read_secret},
     limits::{Limit, sessions_by_files},

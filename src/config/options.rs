@@ -94,9 +94,7 @@ impl Config {
             return Err("--sessions-file needs --resume-seconds of at least 1".into());
         }
         #[cfg(feature = "cluster")]
-        if !self.history.rooms.is_empty() && !self.cluster.servers.is_empty() {
-            return Err("--history-room is for a server without --cluster".into());
-        }
+        self.history.check_place(!self.cluster.servers.is_empty())?;
         #[cfg(feature = "cluster")]
         if keeps_sessions && !self.cluster.servers.is_empty() {
             let message = "--sessions-file is for a server without --cluster: in a cluster, sessions \
@@ -138,6 +136,45 @@ mod tests {
             ),
         ];
         for (result, message) in checks {
+            assert_eq!(result, Err(message.into()));
+        }
+    }
+
+    #[cfg(feature = "cluster")]
+    #[test]
+    fn the_options_of_a_history_are_those_of_a_cluster_or_of_one_server() {
+        let of = |is_cluster: bool, change: fn(&mut HistoryOptions)| {
+            let mut config = Config::default();
+            config.history.rooms = vec!["lobby".into()];
+            if is_cluster {
+                config.cluster.servers = vec!["nats://localhost".parse().unwrap()];
+            }
+            change(&mut config.history);
+            config.check()
+        };
+        assert_eq!(of(false, |history| history.dir = Some("x".into())), Ok(()));
+        assert_eq!(of(true, |history| history.replicas = Some(5)), Ok(()));
+        for (result, message) in [
+            (
+                of(true, |history| history.dir = Some("x".into())),
+                "--history-dir is for a server without --cluster: in a cluster, JetStream keeps the messages",
+            ),
+            (
+                of(false, |history| history.replicas = Some(3)),
+                "--history-storage and --history-replicas need --cluster",
+            ),
+            (
+                of(true, |history| history.replicas = Some(6)),
+                "--history-replicas must be 1 to 5, not 6",
+            ),
+            (
+                of(true, |history| {
+                    history.rooms.clear();
+                    history.storage = Some(crate::config::HistoryStorage::Memory);
+                }),
+                "--history-storage and --history-replicas need --history-room",
+            ),
+        ] {
             assert_eq!(result, Err(message.into()));
         }
     }
