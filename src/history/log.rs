@@ -4,105 +4,110 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{
-            AtomicU64, AtomicUsize,
-            Ordering::{Relaxed, SeqCst},
-        },
-        mpsc::{Sender, channel},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    thread,
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use bytes::Bytes;
 use serde_json::value::RawValue;
-use tokio::{
-    sync::{Semaphore, oneshot},
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use super::{
+    local::LocalLog,
+    page::{Page, Query, Unavailable},
+    past::PastOf,
     receipt::Receipt,
-    store::{Entry, Page, Query, Store},
-    writer::{Command, Writer},
+    shared::SharedLog,
 };
 use crate::{
-    config::HistoryOptions, metrics::Metrics, protocol::RoomName, unix_time, websocket::Frame,
+    cluster::{Direct, MessageStore, NodeId, Outbound},
+    config::HistoryOptions,
+    metrics::Metrics,
+    protocol::RoomName,
+    unix_time,
+    websocket::Frame,
 };
 
 /// Most bytes that wait to be stored. What is said beyond it is delivered, and not stored.
 const MAX_WAITING: usize = 64 << 20;
 
-/// How long the disk is waited for.
+/// How long the store is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How many pages are read at once.
-const READS_AT_ONCE: usize = 4;
 
 /// The history of all rooms that keep one.
 pub(crate) struct History {
     rooms: Vec<String>,
     messages: usize,
-    /// The number of the next message.
-    next: AtomicU64,
-    store: Arc<Mutex<Option<Arc<Store>>>>,
-    commands: Sender<Command>,
     /// The bytes that wait to be stored.
     waiting: Arc<AtomicUsize>,
-    reads: Arc<Semaphore>,
     metrics: Arc<Metrics>,
+    log: Log,
+}
+
+/// Where the messages are.
+enum Log {
+    /// On this server alone.
+    Local(LocalLog),
+    /// In a store of all nodes of the cluster.
+    Shared(SharedLog),
+}
+
+/// A message as it is stored.
+pub(crate) struct Said {
+    content: Bytes,
+    /// In milliseconds since 1970.
+    time: u64,
 }
 
 /// The message is not stored: too much waits.
 #[derive(Debug)]
 pub(crate) struct NotStored;
 
-/// The store cannot be used now.
-#[derive(Debug)]
-pub(crate) struct Unavailable;
+impl Said {
+    /// A message that is said now. `from` is the data of its sender's `new`.
+    pub(crate) fn now(from: Option<&RawValue>, frame: &Frame) -> Said {
+        let time = unix_time::unix_millis();
+        // The JSON of a `Content`. The frame is JSON already.
+        let from = from.map_or("null", RawValue::get);
+        let mut content = format!(r#"{{"time":{time},"from":{from},"message":"#).into_bytes();
+        content.extend_from_slice(frame.payload());
+        content.push(b'}');
+        Said {
+            content: content.into(),
+            time,
+        }
+    }
+}
 
 impl History {
-    /// Opens the history; `None` if no room keeps one.
+    /// Opens the history; `None` if no room keeps one. A node of a cluster has the store that all nodes share.
     ///
     /// # Errors
     ///
     /// The folder or the file cannot be used; the message names it.
     pub(crate) fn open(
         options: &HistoryOptions,
+        cluster: Option<(Arc<dyn MessageStore>, Arc<Outbound>)>,
         metrics: &Arc<Metrics>,
     ) -> io::Result<Option<Arc<History>>> {
         if options.rooms.is_empty() {
             return Ok(None);
         }
-        let opened = Store::open(options)?;
-        // The numbers of a store that is lost are not used again: sessions may outlive it.
-        let micros = unix_time::unix_millis() * 1000;
-        let next = opened.next_number().map_err(io::Error::other)?.max(micros);
-        let store = Arc::new(Mutex::new(Some(Arc::new(opened))));
-        let (commands, received) = channel();
         let waiting = Arc::<AtomicUsize>::default();
-        let writer = Writer {
-            commands: received,
-            store: store.clone(),
-            waiting: waiting.clone(),
-            options: options.clone(),
-            metrics: metrics.clone(),
-            opened: None,
-            is_failing: false,
+        let (counted, metrics) = (waiting.clone(), metrics.clone());
+        let log = match cluster {
+            Some((store, outbound)) => {
+                Log::Shared(SharedLog::new(store, outbound, counted, metrics.clone()))
+            }
+            None => Log::Local(LocalLog::open(options, counted, metrics.clone())?),
         };
-        thread::Builder::new()
-            .name("history".into())
-            .spawn(|| writer.run())?;
         Ok(Some(Arc::new(History {
             rooms: options.rooms.clone(),
             messages: options.messages.get() as usize,
-            next: AtomicU64::new(next),
-            store,
-            commands,
             waiting,
-            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
-            metrics: metrics.clone(),
+            metrics,
+            log,
         })))
     }
 
@@ -116,25 +121,32 @@ impl History {
         self.messages
     }
 
-    /// The number of the next message.
+    /// The number of the next message in the history of this server alone.
     pub(crate) fn next_number(&self) -> u64 {
-        self.next.load(SeqCst)
+        match &self.log {
+            Log::Local(log) => log.next_number(),
+            Log::Shared(_) => 0,
+        }
     }
 
-    /// The size of what is stored, in bytes.
-    pub(crate) fn bytes(&self) -> u64 {
-        let store = self.store.lock().clone();
-        let bytes = store.and_then(|store| store.bytes().ok());
-        bytes.unwrap_or_default()
-    }
-
-    /// Numbers what is said from now on from at least this number.
+    /// Numbers what is said from now on from at least this number, in the history of this server alone.
     pub(crate) fn number_from(&self, number: u64) {
-        self.next.fetch_max(number, SeqCst);
+        match &self.log {
+            Log::Local(log) => log.number_from(number),
+            Log::Shared(_) => {}
+        }
     }
 
-    /// Has a message stored. `from` is the data of its sender's `new`. The receipt is sent when that is done, or
-    /// cannot be done.
+    /// The size of what this server stores, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        match &self.log {
+            Log::Local(log) => log.bytes(),
+            Log::Shared(_) => 0,
+        }
+    }
+
+    /// Has a message stored. `event` is its number among the events of this node in a cluster. The receipt is sent when
+    /// that is done, or cannot be done.
     ///
     /// # Errors
     ///
@@ -142,54 +154,49 @@ impl History {
     pub(crate) fn append(
         &self,
         room: &RoomName,
-        from: Option<&RawValue>,
-        frame: &Frame,
+        event: Option<u64>,
+        Said { content, time }: Said,
         receipt: Option<Receipt>,
     ) -> Result<(), NotStored> {
-        let number = self.next.fetch_add(1, SeqCst);
-        let time = unix_time::unix_millis();
-        // The JSON of a `Content`. The frame is JSON already.
-        let from = from.map_or("null", RawValue::get);
-        let mut content = format!(r#"{{"time":{time},"from":{from},"message":"#).into_bytes();
-        content.extend_from_slice(frame.payload());
-        content.push(b'}');
         let bytes = content.len();
         if self.waiting.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING {
             self.waiting.fetch_sub(bytes, Relaxed);
             self.metrics.history_failed.inc();
             return Err(NotStored);
         }
-        let entry = Entry {
-            room: room.clone(),
-            number,
-            content,
-            time,
+        let appended = match &self.log {
+            Log::Local(log) => log.append(room, content, time, receipt),
+            Log::Shared(log) => match event {
+                Some(event) => log.append(room, event, content, time, receipt),
+                // This node has left the room.
+                None => Err(Unavailable),
+            },
         };
-        let append = Command::Append(entry, receipt);
-        self.commands.send(append).map_err(|_| NotStored)
+        appended.map_err(|Unavailable| {
+            self.waiting.fetch_sub(bytes, Relaxed);
+            self.metrics.history_failed.inc();
+            NotStored
+        })
     }
 
-    /// The last messages of a room. All that was said before is included.
+    /// The last messages of a room that `past` includes. All that was said before is there.
     ///
     /// # Errors
     ///
     /// [`Unavailable`].
-    pub(crate) async fn page(&self, room: &RoomName, query: Query) -> Result<Page, Unavailable> {
-        let read = async {
-            self.flush().await?;
-            let permit = self.reads.clone().acquire_owned().await;
-            let permit = permit.map_err(|_| Unavailable)?;
-            let store = self.store.lock().clone().ok_or(Unavailable)?;
-            let room = room.clone();
-            let page = spawn_blocking(move || {
-                let _permit = permit;
-                store.page(&room, &query)
-            });
-            page.await
-                .map_err(|_| Unavailable)?
-                .map_err(|_| Unavailable)
+    pub(crate) async fn page(
+        &self,
+        room: &RoomName,
+        query: Query,
+        past: PastOf<'_>,
+    ) -> Result<Page, Unavailable> {
+        let page = async {
+            match &self.log {
+                Log::Local(log) => log.page(room, query, past).await,
+                Log::Shared(log) => log.page(room, query, past).await,
+            }
         };
-        timeout(PATIENCE, read).await.map_err(|_| Unavailable)?
+        timeout(PATIENCE, page).await.map_err(|_| Unavailable)?
     }
 
     /// Removes one message of a room, or all; returns how many there were.
@@ -202,32 +209,57 @@ impl History {
         room: &RoomName,
         number: Option<u64>,
     ) -> Result<usize, Unavailable> {
-        self.ask(|answer| Command::Remove(room.clone(), number, answer))
-            .await
+        match &self.log {
+            Log::Local(log) => log.remove(room, number).await,
+            Log::Shared(log) => log.remove(room, number).await,
+        }
     }
 
-    /// Waits until all that was said before is stored, or cannot be.
+    /// Waits until all that was said on this node before is stored, or cannot be.
     ///
     /// # Errors
     ///
     /// [`Unavailable`] if the history is closed.
     pub(crate) async fn flush(&self) -> Result<(), Unavailable> {
-        self.ask(Command::Flush).await
+        match &self.log {
+            Log::Local(log) => log.flush().await,
+            Log::Shared(log) => log.flush().await,
+        }
     }
 
-    /// Stores what waits, and closes the store.
+    /// Stores what waits, and stores nothing more.
     pub(crate) async fn close(&self) {
-        // It is closed already if there is no answer. A disk that hangs keeps nobody from stopping.
-        let _ = timeout(PATIENCE, self.ask(Command::Close)).await;
+        let close = async {
+            match &self.log {
+                Log::Local(log) => log.close().await,
+                Log::Shared(log) => log.close().await,
+            }
+        };
+        // A store that hangs keeps nobody from stopping.
+        let _ = timeout(PATIENCE, close).await;
+    }
+}
+
+/// Other nodes of the cluster.
+impl History {
+    /// A node is up.
+    pub(crate) fn node_up(&self, node: NodeId) {
+        if let Log::Shared(log) = &self.log {
+            log.node_up(node);
+        }
     }
 
-    async fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<T>) -> Command,
-    ) -> Result<T, Unavailable> {
-        let (answer, answered) = oneshot::channel();
-        let sent = self.commands.send(command(answer));
-        sent.map_err(|_| Unavailable)?;
-        answered.await.map_err(|_| Unavailable)
+    /// A node is down.
+    pub(crate) fn node_down(&self, node: NodeId) {
+        if let Log::Shared(log) = &self.log {
+            log.node_down(node);
+        }
+    }
+
+    /// Takes in a message of another node about what is stored, which has this number.
+    pub(crate) fn receive(&self, node: NodeId, number: u64, message: &Direct) {
+        if let Log::Shared(log) = &self.log {
+            log.receive(node, number, message);
+        }
     }
 }

@@ -7,14 +7,12 @@ use std::{
     time::Duration,
 };
 
+use super::page::{Entry, Page, Query, Stored};
+use crate::{config::HistoryOptions, protocol::RoomName};
 use redb::{
     Builder, Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction,
     backends::InMemoryBackend,
 };
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-
-use crate::{config::HistoryOptions, protocol::RoomName};
 
 /// The messages, as JSON, by room and number.
 const MESSAGES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("messages");
@@ -46,8 +44,11 @@ const MAGIC_BYTES: usize = 9;
 /// How much of the database is kept in memory, in bytes.
 const CACHE_BYTES: usize = 16 << 20;
 
-/// How many messages one transaction removes because they are too old.
+/// How many messages one transaction removes, if nobody waits for it.
 const REMOVED_AT_ONCE: usize = 10_000;
+
+/// How many rooms one transaction removes messages of.
+const ROOMS_AT_ONCE: usize = 1000;
 
 /// An error of the database. It is large, and rare.
 pub(super) type Error = Box<redb::Error>;
@@ -57,57 +58,6 @@ pub(super) struct Store {
     database: Database,
     max_messages: u64,
     max_bytes: u64,
-}
-
-/// A message to store.
-pub(super) struct Entry {
-    pub(super) room: RoomName,
-    pub(super) number: u64,
-    /// The JSON of its [`Content`].
-    pub(super) content: Vec<u8>,
-    /// In milliseconds since 1970.
-    pub(super) time: u64,
-}
-
-/// A message in the history of a room.
-#[derive(Debug, Serialize)]
-pub(crate) struct Stored {
-    /// It rises, with gaps.
-    pub(crate) number: u64,
-    #[serde(flatten)]
-    pub(crate) content: Content,
-}
-
-/// A message without its number.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Content {
-    /// When it was said, in milliseconds since 1970.
-    pub(crate) time: u64,
-    /// The data of its sender's `new`.
-    pub(crate) from: Option<Box<RawValue>>,
-    /// The message, as it was delivered.
-    pub(crate) message: Box<RawValue>,
-}
-
-/// Which messages of a room are asked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Query {
-    /// At most so many, the last ones.
-    pub(crate) last: usize,
-    /// Only those with a lower number.
-    pub(crate) before: u64,
-    /// At most so many bytes, but at least one message.
-    pub(crate) bytes: usize,
-    /// What each message counts beside its content, in bytes.
-    pub(crate) overhead: usize,
-}
-
-/// Messages of a room, oldest first.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Page {
-    pub(crate) messages: Vec<Stored>,
-    /// Whether older ones are there.
-    pub(crate) more: bool,
 }
 
 impl Store {
@@ -176,6 +126,39 @@ impl Store {
                 tables.insert(entry, self.max_messages)?;
             }
             tables.trim(self)
+        })
+    }
+
+    /// Removes messages of rooms that have more than they may, because the limit is lower now. Returns whether there
+    /// may be more of them.
+    pub(super) fn trim_rooms(&self) -> Result<bool, Error> {
+        let excess = || -> Result<Vec<(String, u64)>, redb::Error> {
+            let counts = self.database.begin_read()?.open_table(COUNTS)?;
+            let mut excess = Vec::new();
+            for entry in counts.iter()? {
+                let (room, count) = entry?;
+                if let Some(count @ 1..) = count.value().checked_sub(self.max_messages) {
+                    excess.push((room.value().to_owned(), count));
+                    if excess.len() >= ROOMS_AT_ONCE {
+                        break;
+                    }
+                }
+            }
+            Ok(excess)
+        };
+        let excess = excess()?;
+        if excess.is_empty() {
+            return Ok(false);
+        }
+        self.write(|tables| {
+            let rooms = excess.iter();
+            let mut messages = rooms.flat_map(|(room, count)| (0..*count).map(move |_| room));
+            for room in messages.by_ref().take(REMOVED_AT_ONCE) {
+                if let Some(first) = tables.first_of(room)? {
+                    tables.remove(room, first)?;
+                }
+            }
+            Ok(true)
         })
     }
 
@@ -263,11 +246,9 @@ impl Store {
     }
 }
 
-impl Entry {
-    /// What it counts in the size of all messages.
-    fn cost(length: usize) -> u64 {
-        length as u64 + ENTRY_BYTES
-    }
+/// What a message of this length counts in the size of all messages.
+fn cost(length: usize) -> u64 {
+    length as u64 + ENTRY_BYTES
 }
 
 /// The tables in a transaction that changes them.
@@ -311,7 +292,7 @@ impl<'a> Tables<'a> {
         self.order.insert(number, (entry.time, room))?;
         let count = self.count(room)? + 1;
         self.counts.insert(room, count)?;
-        self.bytes += Entry::cost(entry.content.len());
+        self.bytes += cost(entry.content.len());
         self.next = self.next.max(number + 1);
         for _ in max_messages..count {
             if let Some(first) = self.first_of(room)? {
@@ -342,7 +323,7 @@ impl<'a> Tables<'a> {
             0 | 1 => _ = self.counts.remove(room)?,
             count => _ = self.counts.insert(room, count - 1)?,
         }
-        self.bytes = self.bytes.saturating_sub(Entry::cost(length));
+        self.bytes = self.bytes.saturating_sub(cost(length));
         Ok(true)
     }
 
@@ -491,7 +472,7 @@ mod tests {
         assert_eq!(numbers(&store, "tea", 9, u64::MAX), (vec![3, 4, 5], false));
         assert_eq!(numbers(&store, "coffee", 9, u64::MAX), (vec![6], false));
         let bytes = store.bytes().unwrap();
-        assert_eq!(bytes, 4 * Entry::cost(entry("tea", 1).content.len()));
+        assert_eq!(bytes, 4 * cost(entry("tea", 1).content.len()));
 
         let store = self::store(100, 3 * bytes / 4);
         let entries: Vec<Entry> = (1..=7)
@@ -500,6 +481,26 @@ mod tests {
         store.append(&entries).unwrap();
         assert_eq!(numbers(&store, "tea", 9, u64::MAX), (vec![6], false));
         assert_eq!(numbers(&store, "coffee", 9, u64::MAX), (vec![5, 7], false));
+    }
+
+    #[test]
+    fn a_lower_limit_holds_for_messages_that_are_there() {
+        let mut store = store(1_000_000, 1 << 30);
+        let count = REMOVED_AT_ONCE as u64 + 5;
+        let entries: Vec<Entry> = (1..=count).map(|number| entry("tea", number)).collect();
+        store.append(&entries).unwrap();
+        store.append(&[entry("coffee", count + 1)]).unwrap();
+        assert!(!store.trim_rooms().unwrap());
+        store.max_messages = 2;
+        while store.trim_rooms().unwrap() {}
+        assert_eq!(
+            numbers(&store, "tea", 9, u64::MAX),
+            (vec![count - 1, count], false)
+        );
+        assert_eq!(
+            numbers(&store, "coffee", 9, u64::MAX),
+            (vec![count + 1], false)
+        );
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// Passes the frames that a session has missed to `push`, in the order of the events. `recorded` are the
-/// events since the lookup began, and `members` the sessions that are in the room now.
+/// events since the lookup began, and `members` the sessions that are in the room now. Returns the messages to all that
+/// the session does not get, each by its source and number.
 ///
 /// The session gets exactly one `new` and at most one `close` about each other session, and nothing from
 /// a session before its `new` or after its `close`.
@@ -24,7 +25,8 @@ pub(super) fn catch_up(
     mut recorded: Vec<Recorded>,
     members: &IntMap<SessionId, Member>,
     mut push: impl FnMut(Frame),
-) {
+) -> Vec<(NodeId, u64)> {
+    let mut lost = Vec::new();
     recorded.sort_by_key(|it| (it.number, it.source));
     let own = transfer.member.id;
     // Each session that the client knows, with the number of the state that it knows.
@@ -83,13 +85,16 @@ pub(super) fn catch_up(
                     push(frame);
                 }
             }
-            RecordedEvent::Broadcast(sender, _) | RecordedEvent::Unicast(sender, _)
-                if sender.is_some_and(|id| id != own && !known.contains_key(&id)) => {}
-            RecordedEvent::Broadcast(_, frame)
-                if !was_seen(source, number) && !is_late(source, number) =>
-            {
-                push(frame);
+            RecordedEvent::Broadcast(..) if was_seen(source, number) => {}
+            RecordedEvent::Broadcast(sender, frame) => {
+                let is_unknown = sender.is_some_and(|id| id != own && !known.contains_key(&id));
+                match is_unknown || is_late(source, number) {
+                    true => lost.push((source, number)),
+                    false => push(frame),
+                }
             }
+            RecordedEvent::Unicast(Some(sender), _)
+                if sender != own && !known.contains_key(&sender) => {}
             RecordedEvent::Unicast(_, frame) => push(frame),
             _ => {}
         }
@@ -111,6 +116,7 @@ pub(super) fn catch_up(
             later.into_iter().for_each(&mut push);
         }
     }
+    lost
 }
 
 #[cfg(test)]
@@ -149,6 +155,7 @@ mod tests {
             permissions: None,
             seen: vec![(node, 10)],
             delivered: vec![(node, 9), (other, 21)],
+            past: Vec::new(),
             part: 0,
             known: vec![known, left],
             states: vec![(known, 2)],
@@ -214,9 +221,11 @@ mod tests {
         });
         let mut received = Vec::new();
         let members = members.into_iter().collect();
-        catch_up(&transfer, recorded, &members, |frame| {
+        let lost = catch_up(&transfer, recorded, &members, |frame| {
             received.push(text(frame));
         });
+        // The sender of the first has left before.
+        assert_eq!(lost, [(node, 13), (other, 20)]);
         let expected = [
             text(protocol::joined(silent, None)),
             text(protocol::state(silent, None)),

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     cluster::{Answer, Event, NodeId, SessionRecord, SessionTransfer, Want},
+    history::{Past, PastEvents},
     outbox::{FlushSet, Sender},
     protocol::{Close, CloseCode, TokenHash},
     websocket::Frame,
@@ -52,6 +53,8 @@ pub(crate) struct ImportedSession {
 struct LookupGuard {
     room: Arc<Room>,
     number: u64,
+    /// The messages to all that came before the lookup.
+    past: PastEvents,
 }
 
 impl Drop for LookupGuard {
@@ -152,8 +155,12 @@ impl Room {
             lookup.give_up();
         }
         remote.lookups.insert(number, lookup);
-        let room = self.clone();
-        Some((LookupGuard { room, number }, waiting))
+        let guard = LookupGuard {
+            room: self.clone(),
+            number,
+            past: remote.past_events(),
+        };
+        Some((guard, waiting))
     }
 }
 
@@ -190,13 +197,19 @@ impl ImportedSession {
             let _line = line.await;
         }
         let info = room.import(record, &received, lookup.number, &sender, done);
+        let mut events = lookup.past.clone();
+        events.replace(&transfer.past);
+        let past = match room.history {
+            Some(_) => Past::Events(events),
+            None => Past::Before(0),
+        };
         // From here on the guard removes the session, however its import ends.
-        let join_guard = JoinGuard {
+        let mut join_guard = JoinGuard {
             reservation,
             id,
             moves,
             info,
-            first_number: 0,
+            past,
         };
         let forwarded = timeout(limit, waiting).await;
         // The session's last node may have seen events that this node has not: it has sent them to the session, or has
@@ -208,9 +221,13 @@ impl ImportedSession {
         room.wait_for_events(seen, limit).await;
 
         let mut members = room.members.write();
-        members.catch_up(lookup.number, transfer, &sender);
+        let lost = members.catch_up(lookup.number, transfer, &sender);
         members.set_location(id, Location::Local(sender));
         drop(members);
+        if let Past::Events(events) = &mut join_guard.past {
+            lost.into_iter()
+                .for_each(|(node, number)| events.add(node, number));
+        }
         join_guard
     }
 }
@@ -285,23 +302,29 @@ impl Room {
 }
 
 impl Members {
-    /// Sends an imported session the events that it has missed.
-    fn catch_up(&mut self, lookup: u64, transfer: &SessionTransfer, sender: &Sender) {
+    /// Sends an imported session the events that it has missed. Returns the messages to all that it does not get.
+    fn catch_up(
+        &mut self,
+        lookup: u64,
+        transfer: &SessionTransfer,
+        sender: &Sender,
+    ) -> Vec<(NodeId, u64)> {
         let Some(remote) = &mut self.remote else {
-            return;
+            return Vec::new();
         };
         match remote.lookups.take_recorded(lookup) {
             Some(Ok(recorded)) => {
                 let mut flush_set = FlushSet::default();
                 // The session has no connection yet, so its outbox keeps the frames for the next one.
                 let push = |frame: Frame| _ = sender.push(frame, &mut flush_set);
-                catch_up(transfer, recorded, &self.sessions, push);
+                catch_up(transfer, recorded, &self.sessions, push)
             }
             Some(Err(TooMuchRecorded)) => {
                 let reason = "too slow: too much was sent while the session moved between nodes";
                 sender.close(Close::new(CloseCode::TryAgainLater, reason));
+                Vec::new()
             }
-            None => {}
+            None => Vec::new(),
         }
     }
 }

@@ -64,7 +64,8 @@ impl Index {
     ) -> &mut Entry {
         let nodes = &self.nodes;
         self.rooms.entry(name.clone()).or_insert_with(|| {
-            let remote = outbound.map(|outbound| RemoteView::enter(name, outbound, nodes));
+            let remote = outbound
+                .map(|outbound| RemoteView::enter(name, outbound, nodes, history.is_some()));
             let history = history.filter(|history| history.includes(name)).cloned();
             Entry {
                 room: Arc::new(Room::new(name.clone(), remote, history)),

@@ -1,6 +1,7 @@
 //! A session's membership of its room.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     cluster::{NodeId, Quota},
-    history::History,
+    history::{History, Past},
     outbox::{FlushSet, Sender},
     protocol::{Peer, Receiver, RoomName, SessionId},
     websocket::Frame,
@@ -28,8 +29,8 @@ pub(crate) struct JoinGuard {
     /// later one, should the session come back.
     pub(super) moves: u32,
     pub(super) info: Arc<SessionInfo>,
-    /// What was said before the session joined has a lower number in the history of its room.
-    pub(super) first_number: u64,
+    /// What was said before the session joined.
+    pub(super) past: Past,
 }
 
 impl Reservation {
@@ -39,8 +40,7 @@ impl Reservation {
         let mut flush_set = FlushSet::default();
         let mut members = self.room.members.write();
         members.join(&self.room.name, id, sender, info.clone(), &mut flush_set);
-        let history = self.room.history.as_ref();
-        let first_number = history.map_or(0, |history| history.next_number());
+        let past = self.room.past(&members);
         drop(members);
         drop(flush_set);
         JoinGuard {
@@ -48,7 +48,7 @@ impl Reservation {
             id,
             moves: 0,
             info,
-            first_number,
+            past,
         }
     }
 }
@@ -81,9 +81,27 @@ impl JoinGuard {
         self.reservation.room.history.as_ref()
     }
 
-    /// What was said before the session joined has a lower number in the history of its room.
+    /// The number in the history of one server before which all was said when the session joined; 0 in a cluster.
     pub(crate) fn first_number(&self) -> u64 {
-        self.first_number
+        self.past.first_number()
+    }
+
+    /// Tells what was said before the session joined, and what has not come to this node since. All the rest it
+    /// receives.
+    pub(crate) fn past(&self) -> impl Fn(&BTreeMap<NodeId, u64>) -> Past + Send + Sync + use<> {
+        let (room, past) = (self.reservation.room.clone(), self.past.clone());
+        move |answers| {
+            let mut past = past.clone();
+            if let Past::Events(events) = &mut past
+                && let Some(remote) = &room.members.read().remote
+            {
+                remote.add_lost(events, answers);
+                let mut up = remote.nodes();
+                up.insert(remote.outbound.node());
+                events.end(up);
+            }
+            past
+        }
     }
 
     /// Sends to the receivers of a message.
@@ -143,7 +161,7 @@ impl JoinGuard {
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let Reservation { rooms, room, .. } = &self.reservation;
         let outbound = rooms.outbound.as_ref()?;
-        let must_wait = outbound.must_wait(quota, || room.has_remote_sessions());
+        let must_wait = outbound.must_wait(quota, || room.tells_other_nodes());
         must_wait.then(|| {
             let (outbound, quota) = (outbound.clone(), quota.clone());
             async move { outbound.has_room(&quota).await }

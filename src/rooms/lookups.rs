@@ -375,6 +375,7 @@ mod tests {
             permissions: None,
             seen: Vec::new(),
             delivered: Vec::new(),
+            past: Vec::new(),
             part,
             known: vec![SessionId::random()],
             states: Vec::new(),

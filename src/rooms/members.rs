@@ -169,7 +169,7 @@ impl Members {
         if let Some(remote) = &self.remote {
             // If this node is disconnected, it sends everything when it is connected again.
             let event = Event::State { id, state };
-            let sent = remote.send_message(room, event, &[], speaker);
+            let sent = remote.send_message(room, event, &[], speaker, |_, _| {});
             remote.record_own(sent, &RecordedEvent::State(id, number, frame.clone()));
         }
         frame.len().saturating_mul(self.sessions.len() - 1)
@@ -498,7 +498,7 @@ mod tests {
         fn new() -> TestRoom {
             let (link, room) = (TestLink::open(), RoomName::default_room());
             let nodes = [NodeId::random(), NodeId::random()];
-            let view = RemoteView::enter(&room, &link.outbound, &nodes.into());
+            let view = RemoteView::enter(&room, &link.outbound, &nodes.into(), false);
             TestRoom {
                 link,
                 room,

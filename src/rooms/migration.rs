@@ -11,7 +11,7 @@
 //!
 //! The other sessions of the room notice nothing.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
@@ -28,6 +28,7 @@ use crate::{
         Answer, Direct, Event, Load, MAX_IDS, NodeId, Outbound, PART_BYTES, Permissions,
         SessionTransfer,
     },
+    history::Past,
     outbox::Outbox,
     protocol::SessionId,
     websocket::Frame,
@@ -124,6 +125,12 @@ impl JoinGuard {
             .map(|(id, member)| (*id, member.state_number()))
             .collect();
         let remote = members.remote.as_mut()?;
+        let mut past = Vec::new();
+        if let Past::Events(events) = &self.past {
+            let mut events = events.clone();
+            remote.add_lost(&mut events, &BTreeMap::new());
+            past = events.to_vec();
+        }
         // The session may have migrated from here before, and be back.
         let waiters = remote.migrations.remove(self.id);
         remote.send_ask_again(&room.name, waiters);
@@ -142,6 +149,7 @@ impl JoinGuard {
             permissions,
             seen: remote.seen_events(),
             delivered: remote.delivered(),
+            past,
             part: 0,
             known: Vec::new(),
             states: Vec::new(),
@@ -175,6 +183,11 @@ fn send_parts(
             permissions: transfer.permissions.clone(),
             seen: transfer.seen.clone(),
             delivered: transfer.delivered.clone(),
+            past: if part == 0 {
+                transfer.past.clone()
+            } else {
+                Vec::new()
+            },
             part,
             known: ids.iter().map(|(id, _)| *id).collect(),
             states: ids
@@ -239,7 +252,7 @@ mod tests {
 
     use super::{super::session_info::SessionInfo, *};
     use crate::{
-        cluster::{Message, SessionRecord, TestLink},
+        cluster::{Message, NodePast, SessionRecord, TestLink},
         config::Limits,
         outbox::detached_outbox,
         protocol::{ResumeToken, RoomName},
@@ -263,6 +276,7 @@ mod tests {
             }),
             seen: vec![(NodeId::random(), 8)],
             delivered: vec![(NodeId::random(), 9)],
+            past: vec![(NodeId::random(), NodePast::default())],
             part: 0,
             known: Vec::new(),
             states: Vec::new(),
@@ -313,6 +327,8 @@ mod tests {
                 assert_eq!((part.part, part.more), (number, number + 1 < count));
                 assert_eq!(part.seen, transfer.seen);
                 assert_eq!(part.delivered, transfer.delivered);
+                let past: &[_] = if number == 0 { &transfer.past } else { &[] };
+                assert_eq!(part.past, past);
                 all_states.extend(part.states);
                 let user = part.permissions.and_then(|permissions| permissions.user);
                 assert_eq!(user.as_deref(), Some("ann"));

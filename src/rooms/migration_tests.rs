@@ -180,6 +180,7 @@ async fn import(
         permissions: None,
         seen: vec![(old.node, 3)],
         delivered: Vec::new(),
+        past: Vec::new(),
         part: 0,
         known,
         states: Vec::new(),

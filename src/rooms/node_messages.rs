@@ -257,8 +257,8 @@ impl Rooms {
                 room.with_lookups(|lookups| lookups.forwarding_done(node, seek, seen));
             }),
 
-            // The cluster handles it; it is about no room.
-            Direct::Taken { .. } => {}
+            // They are about no room: the cluster and the history handle them.
+            Direct::Taken { .. } | Direct::FlushHistory { .. } | Direct::HistoryFlushed { .. } => {}
         }
     }
 

@@ -16,6 +16,8 @@ pub(super) struct NodeView {
     presence: Presence,
     /// The number up to which the node's events in the room have come or are superseded, if one has come.
     last: Option<u64>,
+    /// Which of the node's events have not come.
+    gaps: EventGaps,
     /// The number of the last event of this node that the other node has seen.
     seen: u64,
     /// The number of the last message of the node that was delivered to one session of this node.
@@ -26,6 +28,46 @@ pub(super) struct NodeView {
     has_recent_chunk: bool,
     /// Whether the digest that is under way has listed the room.
     is_in_digest: bool,
+}
+
+/// Which events of a node in a room have come to this node: all up to a number but some.
+#[derive(Clone, Debug, Default)]
+pub(super) struct EventGaps {
+    /// The number of the last event that has come, or of a later one that supersedes it; 0 if none has come.
+    pub(super) last: u64,
+    /// Ranges of events that have not come, at most `most`: the number before the first, and that of the last. The
+    /// first range is that before this node knew the other.
+    pub(super) ranges: Vec<(u64, u64)>,
+    most: usize,
+}
+
+impl EventGaps {
+    /// Remembers so many ranges.
+    pub(super) fn new(most: usize) -> EventGaps {
+        EventGaps {
+            most,
+            ..EventGaps::default()
+        }
+    }
+
+    fn advance(&mut self, number: u64, missing: u64) {
+        self.skip(self.last, missing);
+        self.last = self.last.max(number);
+    }
+
+    fn skip(&mut self, before: u64, last: u64) {
+        if before >= last || self.most == 0 {
+            return;
+        }
+        if let Some((_, end)) = self.ranges.last_mut().filter(|(_, end)| *end == before) {
+            *end = last;
+            return;
+        }
+        if self.ranges.len() >= self.most {
+            self.ranges.remove(1);
+        }
+        self.ranges.push((before, last));
+    }
 }
 
 /// Whether a node is in the room.
@@ -58,11 +100,12 @@ pub(super) enum EventOrder {
 }
 
 impl NodeView {
-    /// A node that has been asked for its sessions in the room.
-    pub(super) fn asked() -> NodeView {
+    /// A node that has been asked for its sessions in the room. `gaps` are those of its events that are known already.
+    pub(super) fn asked(gaps: EventGaps) -> NodeView {
         NodeView {
             presence: Presence::Asked,
             last: None,
+            gaps,
             seen: 0,
             delivered: AtomicU64::new(0),
             was_complete: false,
@@ -74,6 +117,29 @@ impl NodeView {
     /// The number up to which the node's events in the room have come or are superseded, if one has come.
     pub(super) fn last_event(&self) -> Option<u64> {
         self.last
+    }
+
+    /// Which of the node's events have not come.
+    pub(super) fn gaps(&self) -> &EventGaps {
+        &self.gaps
+    }
+
+    /// Ends the view.
+    pub(super) fn into_gaps(self) -> EventGaps {
+        self.gaps
+    }
+
+    /// Notes that nobody here has received the message of the event with this number, which followed the event with the
+    /// number `after`.
+    pub(super) fn skip(&mut self, number: u64, after: u64) {
+        self.gaps.skip(after, number);
+    }
+
+    /// Notes that the node's events up to this number have come or are superseded. Those up to `missing` that have
+    /// not come are lost.
+    fn advance(&mut self, number: u64, missing: u64) {
+        self.last = Some(number);
+        self.gaps.advance(number, missing);
     }
 
     /// Whether the node is in the room.
@@ -124,7 +190,7 @@ impl NodeView {
     /// Notes that the node has entered the room with this event, and has no session there.
     pub(super) fn enter(&mut self, number: u64) {
         self.was_complete = true;
-        self.last = Some(number);
+        self.advance(number, number);
         self.presence = Presence::Present(Sync::Complete);
     }
 
@@ -132,13 +198,13 @@ impl NodeView {
     /// events before it: they may be lost.
     pub(super) fn answer_absent(&mut self, number: u64) {
         self.was_complete = true;
-        self.last = Some(number);
+        self.advance(number, number);
         self.presence = Presence::Absent;
     }
 
     /// Notes that the node has left the room with this event.
     pub(super) fn exit(&mut self, number: u64) {
-        self.last = Some(number);
+        self.advance(number, number);
         self.presence = Presence::Absent;
     }
 
@@ -147,7 +213,8 @@ impl NodeView {
         if Some(number) <= self.last {
             return EventOrder::Duplicate;
         }
-        let is_next = self.last.replace(number) == Some(after);
+        let is_next = self.last == Some(after);
+        self.advance(number, after);
         match &mut self.presence {
             Presence::Present(_) if is_next => EventOrder::Next,
             Presence::Present(sync) => {
@@ -193,7 +260,7 @@ impl NodeView {
             }
         }
         self.was_complete |= outcome.is_complete;
-        self.last = Some(chunk.last);
+        self.advance(chunk.last, chunk.last);
         self.presence = Presence::Present(match receiver {
             Some(receiver) => Sync::Receiving(receiver),
             None if outcome.is_complete => Sync::Complete,
@@ -281,7 +348,7 @@ mod tests {
     }
 
     fn complete(last: u64) -> NodeView {
-        let mut view = NodeView::asked();
+        let mut view = NodeView::asked(EventGaps::default());
         let outcome = view.receive_chunk(&chunk(last, None, None), Vec::new());
         assert!(outcome.unwrap().is_complete && view.is_known());
         view
@@ -307,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_node_has_seen_what_it_says_and_misses_nothing_while_it_is_absent() {
-        let mut view = NodeView::asked();
+        let mut view = NodeView::asked(EventGaps::default());
         assert!(!view.is_present() && !view.has_seen(0));
         view.enter(5);
         assert!(view.is_present() && view.is_known() && view.has_answered());
@@ -330,7 +397,7 @@ mod tests {
     fn a_snapshot_during_which_an_event_is_lost_is_not_complete() {
         let id = SessionId::random();
         // The event between the chunks has not come.
-        let mut view = NodeView::asked();
+        let mut view = NodeView::asked(EventGaps::default());
         let begun = view.receive_chunk(&chunk(5, None, Some(id)), Vec::new());
         assert!(begun.is_some());
         let ended = view.receive_chunk(&chunk(6, Some(id), None), Vec::new());
@@ -355,7 +422,7 @@ mod tests {
 
     #[test]
     fn events_before_the_snapshot_of_a_node_are_taken_in_once() {
-        let mut view = NodeView::asked();
+        let mut view = NodeView::asked(EventGaps::default());
         assert!(matches!(view.observe(3, 2), EventOrder::Next));
         assert!(matches!(view.observe(3, 2), EventOrder::Duplicate));
         assert_eq!(view.last_event(), Some(3));
@@ -371,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_node_is_asked_again_only_while_no_chunk_comes() {
-        let mut view = NodeView::asked();
+        let mut view = NodeView::asked(EventGaps::default());
         assert!(view.must_ask_again());
         let until = Some(SessionId::random());
         let begun = view.receive_chunk(&chunk(5, None, until), Vec::new());

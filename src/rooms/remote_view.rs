@@ -22,7 +22,7 @@ use super::{
     location::Location,
     lookups::Lookups,
     migrations::{Migrations, Waiter},
-    node_view::NodeView,
+    node_view::{EventGaps, NodeView},
     recorded_event::RecordedEvent,
     snapshot_sender::SnapshotSender,
     speaker::Speaker,
@@ -32,6 +32,7 @@ use crate::{
         Answer, Direct, Disconnected, Event, Load, MAX_NUMBER, NodeId, Outbound, Sequence,
         SessionState,
     },
+    history::PastEvents,
     protocol::{RoomName, SessionId},
     websocket::Frame,
 };
@@ -39,6 +40,12 @@ use crate::{
 /// How many nodes that are down are remembered, each for its last event. Sessions that migrate soon afterwards need
 /// them.
 const MAX_PAST: usize = 8;
+
+/// How many of them, if the room keeps a history: what their sessions have said is known by these events.
+const MAX_PAST_OF_HISTORY: usize = 256;
+
+/// How many gaps in the events of a node are remembered.
+const MAX_GAPS: usize = 64;
 
 /// How many sessions that have moved on are waited for. It bounds the memory that a faulty node can use.
 const MAX_LATE: usize = 1 << 16;
@@ -50,8 +57,10 @@ pub(super) struct RemoteView {
     sequence: Sequence,
     /// All other nodes of the cluster.
     views: BTreeMap<NodeId, NodeView>,
-    /// Nodes that have gone down, with the numbers of their last events.
-    past: VecDeque<(NodeId, u64)>,
+    /// Nodes that have gone down, with their events.
+    past: VecDeque<(NodeId, EventGaps)>,
+    /// Whether the room keeps a history, for which gaps in the events are remembered.
+    keeps_history: bool,
     /// How many sessions of other nodes are in the room.
     pub(super) remote_sessions: usize,
     /// Sessions of this node that not all other nodes have seen.
@@ -106,15 +115,16 @@ impl RemoteView {
         room: &RoomName,
         outbound: &Arc<Outbound>,
         nodes: &BTreeSet<NodeId>,
+        keeps_history: bool,
     ) -> RemoteView {
         let sequence = Sequence::default();
         outbound.batch().enter(room, &sequence);
-        let views = nodes.iter().map(|node| (*node, NodeView::asked()));
-        RemoteView {
+        let mut view = RemoteView {
             outbound: outbound.clone(),
             sequence,
-            views: views.collect(),
+            views: BTreeMap::new(),
             past: VecDeque::new(),
+            keeps_history,
             remote_sessions: 0,
             pending_joins: BTreeMap::new(),
             left: BTreeMap::new(),
@@ -124,7 +134,9 @@ impl RemoteView {
             lookups: Lookups::default(),
             migrations: Migrations::default(),
             snapshots: BTreeMap::new(),
-        }
+        };
+        nodes.iter().for_each(|node| view.add_node(*node));
+        view
     }
 
     /// Announces that this node has left the room.
@@ -137,18 +149,27 @@ impl RemoteView {
 impl RemoteView {
     /// Notes that a node is up.
     pub(super) fn add_node(&mut self, node: NodeId) {
-        self.past.retain(|(past, _)| *past != node);
-        self.views.entry(node).or_insert_with(NodeView::asked);
+        let place = self.past.iter().position(|(past, _)| *past == node);
+        let past = place.and_then(|place| self.past.remove(place));
+        let most = if self.keeps_history { MAX_GAPS } else { 0 };
+        let gaps = past.map_or_else(|| EventGaps::new(most), |(_, gaps)| gaps);
+        let view = self.views.entry(node);
+        view.or_insert_with(|| NodeView::asked(gaps));
     }
 
     /// Notes that a node is down.
     pub(super) fn remove_node(&mut self, node: NodeId) {
         let view = self.views.remove(&node);
-        if let Some(last) = view.and_then(|view| view.last_event()) {
-            if self.past.len() >= MAX_PAST {
+        let gaps = view.map(NodeView::into_gaps).unwrap_or_default();
+        if gaps.last > 0 {
+            let most = match self.keeps_history {
+                true => MAX_PAST_OF_HISTORY,
+                false => MAX_PAST,
+            };
+            if self.past.len() >= most {
                 self.past.pop_front();
             }
-            self.past.push_back((node, last));
+            self.past.push_back((node, gaps));
         }
         self.snapshots.remove(&node);
         self.lookups.node_down(node);
@@ -201,10 +222,36 @@ impl RemoteView {
         let own = (self.outbound.node(), self.sequence.last());
         let others = self.views.iter();
         let others = others.filter_map(|(node, view)| Some((*node, view.last_event()?)));
-        others
-            .chain(self.past.iter().copied())
-            .chain([own])
-            .collect()
+        let past = self.past.iter().rev().take(MAX_PAST).rev();
+        let past = past.map(|(node, gaps)| (*node, gaps.last));
+        others.chain(past).chain([own]).collect()
+    }
+
+    /// The events of the other nodes, also of some that are down.
+    fn gaps(&self) -> impl Iterator<Item = (NodeId, &EventGaps)> {
+        let views = self.views.iter();
+        let views = views.map(|(node, view)| (*node, view.gaps()));
+        let past = self.past.iter();
+        views.chain(past.map(|(node, gaps)| (*node, gaps)))
+    }
+
+    /// The messages that came before now: a session that joins has not received them.
+    pub(super) fn past_events(&self) -> PastEvents {
+        let others = self.gaps().map(|(node, gaps)| (node, gaps.last));
+        let own = (self.outbound.node(), self.sequence.last());
+        PastEvents::up_to(others.chain([own]))
+    }
+
+    /// Adds the messages that have not come since: no session of this node has received them. All events of nodes
+    /// before the numbers `answers` have come, or are lost.
+    pub(super) fn add_lost(&self, events: &mut PastEvents, answers: &BTreeMap<NodeId, u64>) {
+        for (node, gaps) in self.gaps() {
+            let answer = answers.get(&node).copied().unwrap_or_default();
+            let lost = (gaps.last < answer).then_some((gaps.last, answer));
+            let ranges: Vec<(u64, u64)> = gaps.ranges.iter().copied().chain(lost).collect();
+            events.advance(node, gaps.last.max(answer), &ranges);
+        }
+        events.advance(self.outbound.node(), self.sequence.last(), &[]);
     }
 }
 
@@ -238,17 +285,22 @@ impl RemoteView {
         batch.tell_room(room, &self.sequence, event, &[], load)
     }
 
-    /// Sends what a session or a backend says to all to the other nodes in the room; returns its number.
+    /// Sends what a session or a backend says to all to the other nodes in the room; returns its number. Before any of
+    /// them can receive it, `keep` is called with its number and whether it is sent.
     pub(super) fn send_message(
         &self,
         room: &RoomName,
         event: Event,
         text: &[u8],
         speaker: Speaker<'_>,
+        keep: impl FnOnce(u64, bool),
     ) -> Result<u64, Disconnected> {
         let nodes = self.present_nodes();
         let mut batch = self.outbound.batch();
-        batch.broadcast(room, &self.sequence, event, text, speaker.quota, nodes)
+        let number = batch.next_number();
+        let sent = batch.broadcast(room, &self.sequence, event, text, speaker.quota, nodes);
+        keep(number, sent.is_ok());
+        sent
     }
 
     /// Sends a message to one session that is not on this node alone.
@@ -562,7 +614,7 @@ mod tests {
         let nodes = [NodeId::random(), NodeId::random()];
         let link = TestLink::open();
         let room = RoomName::default_room();
-        let view = RemoteView::enter(&room, &link.outbound, &BTreeSet::from(nodes));
+        let view = RemoteView::enter(&room, &link.outbound, &BTreeSet::from(nodes), false);
         (link, view, nodes)
     }
 

@@ -135,6 +135,8 @@ impl Room {
                         let event = RecordedEvent::Broadcast(sender, frame);
                         remote.lookups.record(node, number, &event);
                     }
+                } else if let Some(view) = members.view(node) {
+                    view.skip(number, event.after);
                 }
             }
             Event::Exit => {

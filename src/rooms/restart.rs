@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     cluster::{MAX_NUMBER, SessionRecord},
+    history::Past,
     outbox::Sender,
     protocol::{RoomName, SessionId},
     spare_capacity::release_spare_capacity,
@@ -39,7 +40,7 @@ impl Rooms {
             id,
             moves,
             info,
-            first_number,
+            past: Past::Before(first_number),
         }
     }
 }

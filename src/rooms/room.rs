@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     cluster::{Event, NodeId},
-    history::{History, Receipt},
+    history::{History, Past, Receipt, Said},
     outbox::{FlushSet, Sender},
     protocol::{Receiver, RoomName, SessionId},
     websocket::Frame,
@@ -80,13 +80,6 @@ impl Room {
         longest_joined_first(snapshots.collect())
     }
 
-    /// Whether a session of another node is in the room.
-    pub(super) fn has_remote_sessions(&self) -> bool {
-        let members = self.members.read();
-        let remote = members.remote.as_ref();
-        remote.is_some_and(|remote| remote.remote_sessions > 0)
-    }
-
     /// Sends to the receivers of a message.
     pub(super) fn route(
         &self,
@@ -146,29 +139,49 @@ impl Room {
                 }
             }
         }
-        let receivers = match &members.remote {
-            Some(remote) if remote_count > 0 => {
+        let mut delivery = Delivery {
+            receivers: local,
+            is_kept: None,
+        };
+        match &members.remote {
+            // If the room keeps a history, the number of the event tells later who has received the message.
+            Some(remote) if remote_count > 0 || self.history.is_some() => {
                 members.introduce(&self.name, speaker.id);
                 let event = Event::Broadcast(sender);
-                let number = remote.send_message(&self.name, event, frame.payload(), speaker);
+                let said = self.said(&members, speaker, frame);
+                let keep = |number, is_sent| {
+                    delivery.receivers += if is_sent { remote_count } else { 0 };
+                    let receivers = delivery.receivers;
+                    delivery.is_kept = self.keep(&members, Some(number), speaker, said, receivers);
+                };
+                let number = remote.send_message(&self.name, event, frame.payload(), speaker, keep);
                 remote.record_own(number, &RecordedEvent::Broadcast(sender, frame.clone()));
-                local + number.map_or(0, |_| remote_count)
             }
-            _ => local,
-        };
-        Delivery {
-            receivers,
-            is_kept: self.keep(&members, speaker, frame, receivers),
+            _ => {
+                let said = self.said(&members, speaker, frame);
+                delivery.is_kept = self.keep(&members, None, speaker, said, local);
+            }
         }
+        delivery
     }
 
-    /// Has a message to all stored; `None` if the room keeps no history. A session that joins, which needs the
-    /// members for itself, comes before the message or after it.
+    /// A message to all as it is stored; `None` if the room keeps no history.
+    fn said(&self, members: &Members, speaker: Speaker<'_>, frame: &Frame) -> Option<Said> {
+        self.history.as_ref()?;
+        let sender = speaker.id.and_then(|id| members.sessions.get(&id));
+        let from = sender.and_then(|member| member.info.public.as_deref());
+        Some(Said::now(from, frame))
+    }
+
+    /// Has a message to all stored, which has this number among the events of this node in a cluster; `None` if the room
+    /// keeps no history. A session that joins, which needs the members for itself, comes before the message or after
+    /// it.
     fn keep(
         &self,
         members: &Members,
+        event: Option<u64>,
         speaker: Speaker<'_>,
-        frame: &Frame,
+        said: Option<Said>,
         receivers: usize,
     ) -> Option<bool> {
         let history = self.history.as_ref()?;
@@ -184,8 +197,8 @@ impl Room {
                 receivers,
             })
         });
-        let from = sender.and_then(|(_, member)| member.info.public.as_deref());
-        Some(history.append(&self.name, from, frame, receipt).is_ok())
+        let kept = history.append(&self.name, event, said?, receipt);
+        Some(kept.is_ok())
     }
 
     /// Sends to every session of a user but the sender; returns how many receive it.
@@ -221,8 +234,28 @@ impl Room {
         let receivers = local
             .filter(|(_, outbox)| outbox.push(frame.clone(), flush_set).is_ok())
             .count();
-        self.keep(&members, Speaker::default(), frame, receivers);
+        // In a cluster, the other nodes are not told.
+        if members.remote.is_none() {
+            let said = self.said(&members, Speaker::default(), frame);
+            self.keep(&members, None, Speaker::default(), said, receivers);
+        }
         receivers
+    }
+
+    /// What was said before a session that joins now.
+    pub(super) fn past(&self, members: &Members) -> Past {
+        match (&self.history, &members.remote) {
+            (Some(_), Some(remote)) => Past::Events(remote.past_events()),
+            (Some(history), None) => Past::Before(history.next_number()),
+            (None, _) => Past::Before(0),
+        }
+    }
+
+    /// Whether what is said to all goes to other nodes.
+    pub(super) fn tells_other_nodes(&self) -> bool {
+        let members = self.members.read();
+        let remote = members.remote.as_ref();
+        remote.is_some_and(|remote| remote.remote_sessions > 0 || self.history.is_some())
     }
 
     /// Calls `f` with the sessions that this node looks up; returns the default without a cluster.

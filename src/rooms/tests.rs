@@ -291,7 +291,7 @@ fn a_room_lasts_as_long_as_a_session_or_a_backend_needs_it() {
 fn a_node_that_leaves_a_room_is_known_to_be_absent() {
     let room = RoomName::default_room();
     let [one, mut other] = two_nodes(slice::from_ref(&room));
-    let has_remote_sessions = || one.rooms.find(&room).unwrap().has_remote_sessions();
+    let has_remote_sessions = || one.rooms.find(&room).unwrap().tells_other_nodes();
     let is_present = || {
         let room = one.rooms.find(&room).unwrap();
         let members = room.members.read();

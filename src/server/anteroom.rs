@@ -88,6 +88,7 @@ impl Anteroom {
         config: Config,
         transport: Option<impl Transport>,
     ) -> io::Result<Anteroom> {
+        let store = transport.as_ref().and_then(Transport::message_store);
         let cluster = transport.map(|transport| {
             let cluster = Cluster::new(&config);
             (Arc::new(cluster), transport)
@@ -99,7 +100,7 @@ impl Anteroom {
             ErrorCode::ALL.map(ErrorCode::as_str),
             CloseCode::ALL.map(CloseCode::number),
         ));
-        let history = History::open(&config.history, &metrics)?;
+        let history = History::open(&config.history, store.zip(outbound.clone()), &metrics)?;
         let rooms = Arc::new(Rooms::new(&config.limits, outbound, history.clone()));
         let admin_token = config.admin.token_file.clone();
         let admin_token = admin_token.map(|path| SecretFile::new(path, read_secret));

@@ -50,6 +50,20 @@ impl Delegate for Applier {
             Message::Room(event) => {
                 rooms.apply_event(node, number, event, text, replies, flush_set)
             }
+            // A session of the node reads the history of a room, and waits for what was said here.
+            Message::Node(
+                direct @ (Direct::FlushHistory { .. } | Direct::HistoryFlushed { .. }),
+            ) => {
+                match (&self.shared.history, direct) {
+                    (Some(history), direct) => history.receive(node, number, &direct),
+                    // Nothing is stored here.
+                    (None, Direct::FlushHistory { mark }) => {
+                        let flushed = Direct::HistoryFlushed { mark };
+                        self.outbound.batch().notify(node, flushed);
+                    }
+                    (None, _) => {}
+                }
+            }
             // A message to a session here, a list of sessions, a part of a migration and the like.
             Message::Node(direct) => {
                 rooms.apply_direct(node, number, direct, text, replies, flush_set)
@@ -77,10 +91,16 @@ impl Delegate for Applier {
 
     fn node_up(&mut self, node: NodeId) {
         self.shared.rooms.node_up(node);
+        if let Some(history) = &self.shared.history {
+            history.node_up(node);
+        }
     }
 
     fn node_down(&mut self, node: NodeId) {
         self.shared.rooms.node_down(node);
+        if let Some(history) = &self.shared.history {
+            history.node_down(node);
+        }
     }
 
     fn token_keys(&self) -> Vec<TokenKey> {
@@ -112,6 +132,13 @@ impl Delegate for Applier {
 
     fn send_lists(&mut self) {
         self.shared.rooms.send_chunks();
+    }
+
+    async fn finish(&mut self) {
+        if let Some(history) = &self.shared.history {
+            // The other nodes wait for this one as long as it is up.
+            let _ = history.flush().await;
+        }
     }
 
     fn is_done(&self) -> bool {

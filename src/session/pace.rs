@@ -1,6 +1,7 @@
 //! How fast a session is read from.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -20,6 +21,9 @@ use crate::{
 /// How often the connection of a session that is not read from is checked.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
+/// The time after which a message is stored, or cannot be: a little longer than the history tries.
+const STORED_AFTER: Duration = Duration::from_secs(15);
+
 /// How many bytes of a session may wait to be stored in the history of its room. A flood fills only its own share of
 /// what waits.
 const MAX_UNSTORED: usize = 256 << 10;
@@ -32,6 +36,8 @@ pub(super) struct Pace {
     /// What the session has in the queue to other nodes. Present in a cluster, once the session has
     /// sent a message.
     quota: Option<Arc<Quota>>,
+    /// When the session said its last message that is stored in the history of its room.
+    kept_at: Option<Instant>,
     /// At most so many bytes of the session wait to be stored in the history of its room.
     unstored: usize,
     /// Present while reading is paused. Completes when the limits must be checked again, with a number of bytes to
@@ -110,6 +116,7 @@ impl Pace {
     /// Notes that a message waits to be stored. Pauses until all are, if the session has sent many.
     pub(super) fn note_kept(&mut self, bytes: usize, history: &Arc<History>) {
         self.unstored += bytes;
+        self.kept_at = Some(Instant::now());
         if self.unstored > MAX_UNSTORED && !self.is_paused() {
             self.unstored = 0;
             let history = history.clone();
@@ -124,6 +131,18 @@ impl Pace {
     /// Pauses until an answer has been sent, which returns its length in bytes.
     pub(super) fn wait_for(&mut self, answer: Pin<Box<dyn Future<Output = usize> + Send>>) {
         self.pause = Some(answer);
+    }
+
+    /// Whether messages of the session may still wait to be stored.
+    pub(super) fn awaits_receipts(&self) -> bool {
+        self.kept_at.is_some_and(|at| at.elapsed() < STORED_AFTER)
+    }
+
+    /// Waits for the end of the pause, if there is one.
+    pub(super) async fn end_pause(&mut self) {
+        if self.is_paused() {
+            poll_fn(|cx| self.poll_pause(cx)).await;
+        }
     }
 
     /// Waits for the end of the pause. Returns the rate that is still exceeded, and until when.
@@ -141,7 +160,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, num::NonZeroU32};
+    use std::num::NonZeroU32;
 
     use super::*;
     use crate::{
@@ -198,7 +217,7 @@ mod tests {
             ..HistoryOptions::default()
         };
         let metrics = Arc::new(Metrics::new(false, [], []));
-        let history = History::open(&options, &metrics).unwrap().unwrap();
+        let history = History::open(&options, None, &metrics).unwrap().unwrap();
         let mut pace = Pace::default();
         for _ in 0..2 {
             pace.note_kept(MAX_UNSTORED, &history);

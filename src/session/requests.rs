@@ -199,10 +199,13 @@ fn history(
     })?;
     let request = request.unwrap_or_default();
     let before = request.before.unwrap_or(u64::MAX);
+    // An answer must fit into the outbox beside other messages, and after earlier answers on a slow connection.
+    let outbox_bytes = context.shared.config.limits.outbox_bytes;
+    let queued_bytes = context.outbox.sender().stats().bytes;
     let query = Query {
         last: request.last.unwrap_or(DEFAULT_LAST),
-        before: before.min(join_guard.first_number()),
-        bytes: context.shared.config.limits.outbox_bytes / 2,
+        before,
+        bytes: outbox_bytes.saturating_sub(queued_bytes) / 2,
         overhead: ENVELOPE_BYTES,
     };
     let (id, room) = (join_guard.id(), join_guard.room().clone());
@@ -210,10 +213,10 @@ fn history(
         context.outbox.sender(),
         message.reference.map(ToOwned::to_owned),
     );
-    let metrics = context.shared.metrics.clone();
+    let (past, metrics) = (join_guard.past(), context.shared.metrics.clone());
     // A task of its own: it goes on when the session has lost its connection, and a server that stops waits for it.
     let answered = context.shared.tasks.spawn(async move {
-        let page = history.page(&room, query).await;
+        let page = history.page(&room, query, &past).await;
         let reference = reference.as_deref();
         let answer = match page {
             Ok(page) => {

@@ -152,7 +152,15 @@ impl Session {
             .as_ref()
             .map_or(Duration::ZERO, |cluster| cluster.down);
         let rooms = self.shared.rooms.clone();
+        let (pace, history) = (&mut self.pace, self.join_guard.history());
         let offer = async {
+            if let (Some(history), Some(pace)) = (history, pace) {
+                // An answer and receipts that are due would not find the session any more.
+                pace.end_pause().await;
+                if pace.awaits_receipts() {
+                    let _ = history.flush().await;
+                }
+            }
             self.join_guard.wait_for_events(&request.seen, limit).await;
             // The permit comes before the offer, so that nothing waits for room once the session is offered.
             let permit = rooms.migration_permit().await;

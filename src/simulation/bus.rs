@@ -22,7 +22,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::cluster::{Connection, ConnectionEvent, Payload, Subject, Transport};
+use super::store::{Messages, SimulatedStore};
+use crate::cluster::{Connection, ConnectionEvent, MessageStore, Payload, Subject, Transport};
 
 /// The messages that a client of NATS keeps while it has no connection.
 const UNWRITTEN_MESSAGES: usize = 64;
@@ -62,6 +63,7 @@ struct State {
     /// How much was ever on its way.
     count: u64,
     is_quick: bool,
+    stored: Arc<Mutex<Messages>>,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -145,6 +147,7 @@ impl Bus {
             due: BinaryHeap::new(),
             count: 0,
             is_quick: false,
+            stored: Arc::new(Mutex::new(Messages::new(seed))),
         };
         Bus {
             state: Arc::new(Mutex::new(state)),
@@ -250,6 +253,7 @@ impl Bus {
     /// Ends all faults.
     pub(super) fn heal(&self) {
         self.with(|state| {
+            state.stored.lock().is_quick = true;
             let links: Vec<Link> = state.links.keys().copied().collect();
             for link in links {
                 state.link(link).faults.clear();
@@ -659,6 +663,20 @@ impl Transport for SimulatedTransport {
         })?;
         on_event(ConnectionEvent::Connected);
         Ok(SimulatedConnection { bus, node })
+    }
+
+    fn message_store(&self) -> Option<Arc<dyn MessageStore>> {
+        let bus = self.bus.clone();
+        let stored = bus.state.lock().stored.clone();
+        Some(Arc::new(SimulatedStore {
+            node: self.node,
+            connections: Arc::new(move |node| {
+                let node = &bus.state.lock().nodes[node];
+                let is_connected = node.server.is_some() && !node.is_dead;
+                is_connected.then_some(node.connection)
+            }),
+            stored,
+        }))
     }
 
     fn servers(&self) -> String {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     schedule::Kind,
-    session_log::{End, SessionLog, To},
-    world::{State, World},
+    session_log::{End, SessionLog, To, is_kept},
+    world::{KEPT_ROOM, State, World},
 };
 use crate::state::Shared;
 
@@ -127,7 +127,14 @@ pub(super) fn deliveries(world: &World) {
             let other = &state.sessions[*receiver];
             if other.room == log.room && *receiver != sender {
                 delivered(world.kind, log, other, is_alive, &mut wrong);
+                remembered(log, other, &mut wrong);
             }
+        }
+    }
+    for receiver in &alive {
+        let log = &state.sessions[*receiver];
+        if log.room == KEPT_ROOM && log.view.history.is_none() {
+            wrong.push(("no history", format!("{:?}", log.id)));
         }
     }
     for (class, what) in wrong {
@@ -186,6 +193,24 @@ fn delivered(
             is_alive || (number as usize) < sender.taken_in || sender.end == Some(End::Left(true));
         if !has_come && (is_between || is_taken_in && sent.known.contains(to)) {
             wrong.push(("a message is missing", what()));
+        }
+    }
+}
+
+/// What one session has sent to all is in the history of another, or has come to it.
+fn remembered(sender: &SessionLog, receiver: &SessionLog, wrong: &mut Vec<(&'static str, String)>) {
+    let (Some(from), Some(history)) = (&sender.id, &receiver.view.history) else {
+        return;
+    };
+    let none = BTreeSet::new();
+    let heard = receiver.view.heard.get(from).unwrap_or(&none);
+    for (number, sent) in (0..).zip(&sender.sent) {
+        let is_stored = is_kept(sender.room, sent) && !sent.acks.is_empty();
+        let is_there = heard.contains(&number) || history.contains(&(from.clone(), number));
+        // The last ones are said after the last request.
+        if is_stored && !is_there {
+            let what = format!("{from} to {:?}: {}", receiver.id, sent.text);
+            wrong.push(("a message that is forgotten", what));
         }
     }
 }

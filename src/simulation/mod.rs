@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | `schedule` | what happens in a run: a list of timed actions, made from a seed |
 //! | `bus` | the simulated NATS |
+//! | `store` | the simulated JetStream |
 //! | `stream` | a connection between a client and a node |
 //! | `session_log` | what one session has sent and received, checked message by message |
 //! | `world` | the nodes, and the clients with what they do |
@@ -20,6 +21,7 @@ mod run;
 mod schedule;
 mod session_log;
 mod shrink;
+mod store;
 mod stream;
 mod tests;
 mod world;

@@ -1,12 +1,15 @@
 //! What one session has sent and received, and the checks that each message must pass at its place in the
 //! session's stream.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::schedule::Kind;
+use super::{schedule::Kind, world::KEPT_ROOM};
 
 /// A session as its client sees it.
 pub(super) struct SessionLog {
@@ -44,6 +47,8 @@ pub(super) struct Sent {
     /// Whether the client knew the receiver, or which sessions it knew, when it wrote the message.
     pub(super) known: BTreeSet<String>,
     pub(super) acks: Vec<usize>,
+    /// When the last of them came, in milliseconds.
+    pub(super) acked: u64,
     pub(super) errors: Vec<String>,
 }
 
@@ -84,6 +89,10 @@ pub(super) struct View {
     pub(super) order: Vec<String>,
     /// The numbers of the messages of each session that have come.
     pub(super) heard: BTreeMap<String, BTreeSet<u64>>,
+    /// The messages of the history, by session and number: those of the answer that has begun, and those of the last
+    /// one that has ended.
+    reading: BTreeSet<(String, u64)>,
+    pub(super) history: Option<BTreeSet<(String, u64)>>,
 }
 
 /// A promise that is broken: the kind, and the details.
@@ -143,6 +152,7 @@ impl SessionLog {
             has_ref,
             known: self.view.peers.clone(),
             acks: Vec::new(),
+            acked: 0,
             errors: Vec::new(),
         });
     }
@@ -176,7 +186,7 @@ impl SessionLog {
             if message.receiver != Some(&own) {
                 return Err(("an answer to another session", text.to_owned()));
             }
-            return self.receive_answer(&message, place, now);
+            return self.receive_answer(&message, place, now, kind);
         }
         let view = &mut self.view;
         match (message.kind, message.receiver) {
@@ -222,7 +232,11 @@ impl SessionLog {
                 }
                 let number = number(&message)?;
                 let heard = view.heard.entry(sender.clone()).or_default();
-                if !heard.insert(number) {
+                let past = view.history.iter().flatten().chain(&view.reading);
+                let is_past = past
+                    .into_iter()
+                    .any(|(id, said)| *id == sender && *said == number);
+                if !heard.insert(number) || is_past {
                     return Err(("a message twice", text.to_owned()));
                 }
                 let state = view.states.get(&sender).copied();
@@ -241,14 +255,25 @@ impl SessionLog {
         message: &Incoming<'_>,
         place: usize,
         now: u64,
+        kind: Kind,
     ) -> Result<(), Broken> {
         let data: Value =
             serde_json::from_str(message.data.get()).map_err(|it| ("not JSON", it.to_string()))?;
         let number = data["ref"].as_u64();
         match message.kind {
             "hello" => self.receive_hello(&data, now)?,
+            "history" => self.receive_history(&data)?,
             "ack" => {
                 let number = number.ok_or(("a receipt without `ref`", data.to_string()))?;
+                let sent = self.sent.get_mut(number as usize);
+                if let Some(sent) = sent.filter(|sent| is_kept(self.room, sent)) {
+                    // It comes when the message is stored, and counts who was there before.
+                    let receivers = data["receivers"].as_u64().unwrap_or(0) as usize;
+                    sent.acks.push(receivers);
+                    sent.acked = now;
+                    self.taken_in = self.taken_in.max(number as usize + 1);
+                    return Ok(());
+                }
                 let view = &mut self.view;
                 if view.acknowledged.is_some_and(|last| last >= number) {
                     return Err(("a receipt twice or out of order", number.to_string()));
@@ -289,6 +314,13 @@ impl SessionLog {
             }
             "error" => match data["code"].as_str().unwrap_or_default() {
                 "resume_failed" if place == 0 => {}
+                // An answer does not come, or a message is not stored, while JetStream cannot be reached.
+                "history_failed" if kind != Kind::Calm => {
+                    let sent = number.and_then(|number| self.sent.get_mut(number as usize));
+                    if let Some(sent) = sent {
+                        sent.errors.push("history_failed".into());
+                    }
+                }
                 code @ ("unknown_receiver" | "empty_room") => {
                     if let Some(number) = number {
                         let sent = self.sent.get_mut(number as usize);
@@ -310,6 +342,35 @@ impl SessionLog {
             _ => return Err(("an unknown answer", message.kind.to_owned())),
         }
         Ok(())
+    }
+
+    fn receive_history(&mut self, data: &Value) -> Result<(), Broken> {
+        let view = &mut self.view;
+        if data["done"] == true {
+            let read = mem::take(&mut view.reading);
+            if data["more"] == true {
+                return Err(("a history that is not whole", data.to_string()));
+            }
+            let known = view.history.replace(read);
+            let (known, read) = (known.unwrap_or_default(), view.history.iter().flatten());
+            let read: BTreeSet<&(String, u64)> = read.collect();
+            return match known.iter().find(|message| !read.contains(message)) {
+                Some(message) => Err(("a history that forgets", format!("{message:?}"))),
+                None => Ok(()),
+            };
+        }
+        let message = &data["message"];
+        let sender = message["sender"].as_str().unwrap_or_default().to_owned();
+        let number = message["data"].as_u64().unwrap_or(u64::MAX);
+        let heard = view.heard.get(&sender);
+        let is_heard = heard.is_some_and(|heard| heard.contains(&number));
+        if is_heard || !view.reading.insert((sender.clone(), number)) {
+            return Err(("a message twice", data.to_string()));
+        }
+        match self.id.as_ref() == Some(&sender) {
+            true => Err(("an own message in the history", data.to_string())),
+            false => Ok(()),
+        }
     }
 
     fn receive_hello(&mut self, data: &Value, now: u64) -> Result<(), Broken> {
@@ -357,6 +418,11 @@ impl SessionLog {
         }
         Ok(())
     }
+}
+
+/// Whether a message in a room is stored.
+pub(super) fn is_kept(room: usize, sent: &Sent) -> bool {
+    room == KEPT_ROOM && sent.to == Some(To::All)
 }
 
 /// The number that a message has as data.

@@ -38,6 +38,9 @@ pub(super) const RESUME_SECONDS: u64 = 12;
 /// How long a node that stops waits for its clients, in seconds.
 pub(super) const DRAIN_SECONDS: u64 = 10;
 
+/// The room that keeps what is said to all.
+pub(super) const KEPT_ROOM: usize = 1;
+
 /// The code with which a client ends a session.
 const NORMAL: u16 = 1000;
 
@@ -156,6 +159,7 @@ impl World {
         config.liveness.pong_seconds = 3;
         config.stopping.drain_seconds = DRAIN_SECONDS;
         config.limits.max_sessions = Some(1000);
+        config.history.rooms = vec![KEPT_ROOM.to_string()];
         let index = self.state.lock().nodes.len();
         let transport = self.bus.transport(index);
         let anteroom = Anteroom::with_transport(config, Some(transport)).unwrap();
@@ -211,10 +215,19 @@ impl World {
                 if let Some(session) = state.clients[client].session.take() {
                     state.sessions[session].end = Some(End::Lost);
                 }
-                for connection in &state.clients[client].connections {
+                let State {
+                    clients, sessions, ..
+                } = &mut *state;
+                for connection in &clients[client].connections {
                     connection.wire.cut(Some(0), Some(0));
                     connection.wire.break_client();
                     connection.wire.break_node();
+                    // Its node may not have read all that has reached it.
+                    let session = connection.session;
+                    let session = session.map(|session| &mut sessions[session]);
+                    if let Some(Some(End::Left(is_whole))) = session.map(|it| &mut it.end) {
+                        *is_whole = false;
+                    }
                 }
             }
             Action::Cut {
@@ -387,11 +400,15 @@ impl World {
         })
     }
 
-    /// Has a client ask who is there.
+    /// Has a client ask who is there, and what was said before.
     pub(super) fn hello(&self, client: usize) {
         let state = &mut *self.state.lock();
         if let Some(session) = state.clients[client].session {
-            state.sessions[session].say("hello", None, false, r#"{"resume":true}"#);
+            let log = &mut state.sessions[session];
+            log.say("hello", None, false, r#"{"resume":true}"#);
+            if log.room == KEPT_ROOM {
+                log.say("history", None, false, r#"{"last":1000}"#);
+            }
             state.clients[client].send_waiting(&state.sessions);
         }
     }

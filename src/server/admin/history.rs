@@ -10,7 +10,7 @@ use super::{
     rooms::room_name,
 };
 use crate::{
-    history::{History, Query, Unavailable},
+    history::{History, Past, Query, Unavailable},
     protocol::RoomName,
     server::handle::Handle,
 };
@@ -77,8 +77,12 @@ pub(super) async fn page(
         bytes: MAX_BYTES,
         overhead: 0,
     };
-    let page = history.page(&room, query).await;
+    let page = history.page(&room, query, &|_| Past::All).await;
     let page = page.map_err(|Unavailable| HISTORY_FAILED)?;
+    // A room that is not named any more may still have messages.
+    if page.messages.is_empty() && !history.includes(&room) {
+        return Err(NO_HISTORY);
+    }
     Ok(json(&page))
 }
 
@@ -91,6 +95,9 @@ pub(super) async fn remove(
     let (room, history) = of_room(&room, &handle)?;
     let removed = history.remove(&room, number).await;
     let removed = removed.map_err(|Unavailable| HISTORY_FAILED)?;
+    if removed == 0 && !history.includes(&room) {
+        return Err(NO_HISTORY);
+    }
     if number.is_some() && removed == 0 {
         return Err(UNKNOWN_MESSAGE);
     }
@@ -98,10 +105,9 @@ pub(super) async fn remove(
     Ok(json(&serde_json::json!({ "removed": removed })).into_response())
 }
 
-/// The room that a path segment names, and the history that has it.
+/// The room that a path segment names, and the history.
 fn of_room<'a>(segment: &str, handle: &'a Handle) -> Result<(RoomName, &'a History), ApiError> {
     let room = room_name(segment)?;
     let history = handle.history.as_deref();
-    let history = history.filter(|history| history.includes(&room));
     Ok((room, history.ok_or(NO_HISTORY)?))
 }

@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{
+    page::Entry,
     receipt::Receipt,
-    store::{self, Entry, Store},
+    store::{self, Store},
 };
 use crate::{
     config::HistoryOptions,
@@ -61,6 +62,8 @@ pub(super) struct Writer {
     pub(super) opened: Option<Instant>,
     /// Whether the last work on the store has failed.
     pub(super) is_failing: bool,
+    /// Whether no room has more messages than it may. New messages keep to the limit, which does not change.
+    pub(super) is_trimmed: bool,
 }
 
 impl Writer {
@@ -135,8 +138,12 @@ impl Writer {
         }
     }
 
-    /// Removes some messages that are too old. Returns whether there may be more.
+    /// Removes some messages that are too old, or too many. Returns whether there may be more.
     fn expire(&mut self) -> bool {
+        if !self.is_trimmed {
+            self.is_trimmed = self.run_on_store(Store::trim_rooms) != Some(true);
+            return true;
+        }
         let time = store::before(unix_time::unix_millis(), self.options.age());
         self.run_on_store(|store| store.expire(time)) == Some(true)
     }
