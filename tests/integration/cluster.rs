@@ -838,14 +838,14 @@ async fn nginx_balances_sessions_over_two_nodes() {
 }
 
 /// A node as a child process.
-struct Node {
-    program: Program,
+pub struct Node {
+    pub program: Program,
     admin: SocketAddr,
-    log: Log,
+    pub log: Log,
 }
 
 impl Node {
-    async fn start(nats: &str, options: &[&str]) -> Node {
+    pub async fn start(nats: &str, options: &[&str]) -> Node {
         Node::at(0, nats, &[options, &["--drain-seconds", "1"]].concat()).await
     }
 
@@ -891,7 +891,7 @@ impl Node {
     }
 
     /// Waits until the node is ready and knows this many other nodes.
-    async fn expect_peers(&self, others: u64) {
+    pub async fn expect_peers(&self, others: u64) {
         eventually_async("the node is ready", async || {
             self.get("/ready").await.status == 200
         })
@@ -1133,7 +1133,7 @@ impl Scenario {
     }
 
     /// Waits until each node knows this many other nodes.
-    async fn expect_peers(&self, others: u64) {
+    pub async fn expect_peers(&self, others: u64) {
         join_all(self.nodes.iter().map(|node| node.expect_peers(others))).await;
     }
 

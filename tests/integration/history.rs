@@ -1,6 +1,6 @@
 //! Rooms that keep what is said to all (PROTOCOL.md, section 6, "History").
 
-use std::{fs, num::NonZeroU32};
+use std::{fs, net::SocketAddr, num::NonZeroU32};
 
 use anteroom::{Config, Server};
 use serde_json::{Value, json};
@@ -10,11 +10,11 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::Program;
 use crate::{
     resuming::reconnect,
-    support::{Client, Folder, TestServer, operator},
+    support::{Client, Folder, TestServer, eventually_async, operator},
 };
 
 /// Makes the rooms `tea` and `tea-…` keep their messages.
-fn with_history(config: &mut Config) {
+pub fn with_history(config: &mut Config) {
     config.history.rooms = vec!["tea".into(), "tea-*".into()];
     config.admin.listen = Some(([127, 0, 0, 1], 0).into());
 }
@@ -66,8 +66,77 @@ impl Client {
     }
 }
 
+/// A session that joins `tea` while others say numbers there, and asks what was said before.
+pub struct Listener {
+    client: Client,
+    /// What it has heard, live or from the history.
+    heard: Vec<u64>,
+}
+
+impl Listener {
+    pub async fn join(server: SocketAddr) -> Listener {
+        Listener {
+            // What is said before a first answer counts, too.
+            client: Client::connect(server, "/room/tea").await,
+            heard: Vec::new(),
+        }
+    }
+
+    /// Reads the history, page by page. Live messages come between those of the history.
+    pub async fn read_history(&mut self) {
+        let mut before = u64::MAX;
+        loop {
+            let data = json!({"last": 37, "before": before});
+            let request = json!({"type": "history", "receiver": "server", "data": data});
+            self.client.send(request).await;
+            loop {
+                let message = self.client.next().await;
+                match message["type"].as_str().unwrap() {
+                    "history" if message["data"]["done"] == true => {
+                        match message["data"]["more"] == true {
+                            true => break,
+                            false => return,
+                        }
+                    }
+                    "history" => {
+                        let number = message["data"]["number"].as_u64().unwrap();
+                        before = before.min(number);
+                        let said = &message["data"]["message"]["data"];
+                        self.heard.push(said.as_u64().unwrap());
+                    }
+                    "say" => self.heard.push(message["data"].as_u64().unwrap()),
+                    "error" => panic!("{message}"),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Expects that it has heard all numbers below this one, each once.
+    pub async fn expect_all(mut self, end: u64) {
+        while (self.heard.len() as u64) < end {
+            let message = self.client.next().await;
+            if message["type"] == "say" {
+                self.heard.push(message["data"].as_u64().unwrap());
+            }
+        }
+        let ping = json!({"type": "ping", "receiver": "server"});
+        self.client.send(ping).await;
+        loop {
+            let message = self.client.next().await;
+            match message["type"].as_str().unwrap() {
+                "say" => self.heard.push(message["data"].as_u64().unwrap()),
+                "pong" => break,
+                _ => {}
+            }
+        }
+        self.heard.sort_unstable();
+        assert!(self.heard.iter().copied().eq(0..end), "{:?}", self.heard);
+    }
+}
+
 /// The data of the messages of a page.
-fn said((messages, more): (Vec<Value>, bool)) -> (Vec<u64>, bool) {
+pub fn said((messages, more): (Vec<Value>, bool)) -> (Vec<u64>, bool) {
     let numbers: Vec<u64> = messages
         .iter()
         .map(|it| it["number"].as_u64().unwrap())
@@ -186,54 +255,15 @@ async fn history_and_live_messages_are_together_exact_while_many_speak() {
     let speaking: Vec<_> = speaking.collect();
     let mut listeners = Vec::new();
     for _ in 0..20 {
-        // What is said before a first answer counts, too.
-        let mut listener = Client::connect(server.address, "/room/tea").await;
-        let mut heard = Vec::new();
-        let mut before = u64::MAX;
-        // Live messages come between those of the history.
-        'pages: loop {
-            let data = json!({"last": 37, "before": before});
-            listener
-                .send(json!({"type": "history", "receiver": "server", "data": data}))
-                .await;
-            loop {
-                let message = listener.next().await;
-                match message["type"].as_str().unwrap() {
-                    "history" if message["data"]["done"] == true => {
-                        match message["data"]["more"] == true {
-                            true => continue 'pages,
-                            false => break 'pages,
-                        }
-                    }
-                    "history" => {
-                        let number = message["data"]["number"].as_u64().unwrap();
-                        before = before.min(number);
-                        heard.push(message["data"]["message"]["data"].as_u64().unwrap());
-                    }
-                    "say" => heard.push(message["data"].as_u64().unwrap()),
-                    _ => {}
-                }
-            }
-        }
-        listeners.push((listener, heard));
+        let mut listener = Listener::join(server.address).await;
+        listener.read_history().await;
+        listeners.push(listener);
     }
     for speaker in speaking {
         speaker.await.unwrap();
     }
-    for (mut listener, mut heard) in listeners {
-        listener
-            .send(json!({"type": "ping", "receiver": "server"}))
-            .await;
-        loop {
-            let message = listener.next().await;
-            match message["type"].as_str().unwrap() {
-                "say" => heard.push(message["data"].as_u64().unwrap()),
-                "pong" => break,
-                _ => {}
-            }
-        }
-        heard.sort_unstable();
-        assert!(heard.iter().copied().eq(0..SPEAKERS * EACH), "{heard:?}");
+    for listener in listeners {
+        listener.expect_all(SPEAKERS * EACH).await;
     }
 }
 
@@ -270,6 +300,41 @@ async fn the_history_in_a_folder_outlives_the_server() {
         said(carol.history(json!({})).await),
         (vec![1, 2, 3, 4], false)
     );
+}
+
+#[tokio::test]
+async fn what_is_stored_keeps_to_options_that_have_changed() {
+    let folder = Folder::new("changed");
+    let server = start_in(&folder).await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = Client::join(&server, "tea-house").await;
+    for number in 1..=5 {
+        alice.tell(number).await;
+        bob.tell(number).await;
+    }
+    drop((alice.into_raw(), bob.into_raw()));
+    stop(server).await;
+    let server = TestServer::with(|config| {
+        with_history(config);
+        config.history.rooms = vec!["tea".into()];
+        config.history.messages = NonZeroU32::new(2).unwrap();
+        config.history.dir = Some(folder.file("history"));
+    })
+    .await;
+    // The limit is lower, and nobody says anything.
+    eventually_async("the first messages are removed", async || {
+        let mut carol = Client::join(&server, "tea").await;
+        said(carol.history(json!({})).await) == (vec![4, 5], false)
+    })
+    .await;
+    // The room is not named any more, and operators still reach its messages.
+    let path = "/rooms/tea-house/history";
+    let page = operator(&server, "GET", path, "").await.json();
+    assert_eq!(page["messages"].as_array().unwrap().len(), 2);
+    let removed = operator(&server, "DELETE", path, "").await;
+    assert_eq!(removed.body, r#"{"removed":2}"#);
+    let none = operator(&server, "GET", path, "").await;
+    assert_eq!(none.code(), (404, "no_history".into()));
 }
 
 #[tokio::test]
@@ -461,6 +526,8 @@ async fn operators_read_and_remove_what_a_room_keeps() {
     assert_eq!(said(page("").await), (vec![], false));
     assert_eq!(server.count("anteroom_history_bytes"), 0);
 
+    let answer = operator(&server, "DELETE", "/rooms/coffee/history", "").await;
+    assert_eq!(answer.code(), (404, "no_history".into()));
     for (path, status, code) in [
         ("/rooms/coffee/history", 404, "no_history"),
         ("/rooms/tea/history?latest=1", 400, "bad_query"),

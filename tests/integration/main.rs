@@ -55,6 +55,8 @@ mod browser;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
+mod cluster_history;
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster_load;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster_wire;

@@ -223,6 +223,8 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
         ("--history-days <DAYS>", "HISTORY_DAYS", "30"),
         ("--history-bytes <BYTES>", "HISTORY_BYTES", "268435456"),
         ("--history-dir <FOLDER>", "HISTORY_DIR", "in memory"),
+        ("--history-storage <STORAGE>", "HISTORY_STORAGE", "file"),
+        ("--history-replicas <COUNT>", "HISTORY_REPLICAS", "1"),
         ("--admin <ADDRESS:PORT>", "ADMIN", "nowhere"),
         ("--admin-token-file <FILE>", "ADMIN_TOKEN_FILE", ""),
         ("--cluster <URL>", "CLUSTER", "this node is alone"),
