@@ -135,13 +135,13 @@ impl Nodes {
     }
 }
 
-fn free_port() -> io::Result<u16> {
+pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Sends a GET request to the admin API; returns the status, and the rest of the answer after its first
 /// line.
-fn ask(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+pub fn ask(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = BufReader::new(TcpStream::connect(admin)?);
     write!(
         stream.get_mut(),
@@ -159,7 +159,7 @@ fn ask(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
 }
 
 /// The value of one series of the metrics; 0 if the series does not exist.
-fn metric_value(metrics: &str, series: &str) -> f64 {
+pub fn metric_value(metrics: &str, series: &str) -> f64 {
     let mut lines = metrics.lines().filter_map(|line| line.split_once(' '));
     let found = lines.find(|(name, _)| *name == series);
     found.map_or(0.0, |(_, value)| value.trim().parse().unwrap_or(0.0))

@@ -26,6 +26,8 @@ pub enum Text {
     Message,
     /// The event that another session has joined.
     New,
+    /// The receipt of a message.
+    Receipt,
     /// Any other message of the format.
     Other,
 }
@@ -101,6 +103,7 @@ impl Dialect {
         match text.strip_prefix(prefix) {
             Some(text) if text.starts_with(message) => Text::Message,
             Some(text) if text.starts_with(br#"{"type":"new""#) => Text::New,
+            Some(text) if text.starts_with(br#"{"type":"ack""#) => Text::Receipt,
             _ => Text::Other,
         }
     }

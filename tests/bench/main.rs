@@ -13,12 +13,14 @@
 //! | `swarm` | thousands of clients in one thread |
 //! | `works` | the workloads |
 //! | `cluster` | the cost of several nodes (`tests/bench/run --cluster`) |
+//! | `history` | the cost of rooms that keep their messages (`tests/bench/run --history`) |
 //! | `report` | the table and the chart |
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod cluster;
 mod dialect;
+mod history;
 #[path = "peers/relay.rs"]
 mod relay_peer;
 mod report;
@@ -119,8 +121,9 @@ fn main() -> ExitCode {
         [peers] => run(&FULL, peers.into()),
         [peers, "--quick"] => run(&QUICK, peers.into()),
         [peers, "--cluster"] => cluster::run(&FULL, peers.as_ref()),
+        [peers, "--history"] => history::run(&FULL, peers.as_ref()),
         _ => Err(io::Error::other(
-            "start this with tests/bench/run, perhaps with --quick or --cluster",
+            "start this with tests/bench/run, perhaps with --quick, --cluster or --history",
         )),
     };
     match result {
@@ -225,7 +228,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
     bench.each(Kind::SERVERS, |server| {
         let latencies = works::latency(server, span, 200, rate)?;
         let figures = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)].map(|(label, part)| {
-            let latency = latencies[((latencies.len() - 1) as f64 * part).round() as usize];
+            let latency = report::percentile(&latencies, part);
             let label = format!("latency at half load, {label}");
             Figure::new(label, Unit::Latency, latency.as_secs_f64() * 1e6)
         });

@@ -1,6 +1,9 @@
 //! The results, as a Markdown table and as a chart (SVG).
 
-use std::fmt::{self, Display, Write};
+use std::{
+    fmt::{self, Display, Write},
+    time::Duration,
+};
 
 use crate::servers::Kind;
 
@@ -214,8 +217,13 @@ pub fn median(figures: impl Iterator<Item = f64>) -> Option<f64> {
     figures.get(figures.len() / 2).copied()
 }
 
+/// The latency that this part of the sorted latencies does not exceed.
+pub fn percentile(sorted: &[Duration], part: f64) -> Duration {
+    sorted[((sorted.len() - 1) as f64 * part).round() as usize]
+}
+
 /// A figure with three significant digits.
-fn digits(figure: f64) -> String {
+pub fn digits(figure: f64) -> String {
     match figure {
         ..10.0 => format!("{figure:.2}"),
         10.0..100.0 => format!("{figure:.1}"),

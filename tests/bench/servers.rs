@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use nix::{time::ClockId, unistd::Pid};
+use nix::{
+    sys::signal::{Signal, kill},
+    time::ClockId,
+    unistd::Pid,
+};
 
 use crate::dialect::Dialect;
 
@@ -141,6 +145,13 @@ impl Server {
         })
     }
 
+    /// Sends a signal to the server, and waits until it has ended.
+    pub fn stop(mut self, signal: Signal) -> io::Result<()> {
+        kill(Pid::from_raw(self.process.id() as i32), signal)?;
+        self.process.wait()?;
+        Ok(())
+    }
+
     /// The CPU time used so far, of all threads, in user mode and in the kernel.
     pub fn cpu(&self) -> io::Result<Duration> {
         Ok(self.clock.now()?.into())
@@ -160,8 +171,18 @@ impl Server {
 
     /// The resident memory, in bytes.
     pub fn resident(&self) -> io::Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory so far, in bytes.
+    pub fn peak(&self) -> io::Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// A field of proc(5), in bytes.
+    fn memory(&self, field: &str) -> io::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         Ok(kilobytes.unwrap_or(0) * 1024)
     }

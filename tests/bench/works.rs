@@ -54,7 +54,7 @@ impl Cost {
 }
 
 /// Runs `work` for the warm-up and then measures it. `work` does a little and returns the number of units.
-fn measure(
+pub fn measure(
     server: &Server,
     span: Span,
     mut work: impl FnMut() -> io::Result<u64>,
