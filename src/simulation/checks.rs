@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    schedule::Kind,
+    schedule::{KEPT_ROOM, Kind},
     session_log::{End, SessionLog, To, is_kept},
-    world::{KEPT_ROOM, State, World},
+    world::{State, World},
 };
 use crate::state::Shared;
 

@@ -6,6 +6,9 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::bus::Link;
 
+/// The room that keeps what is said to all.
+pub(super) const KEPT_ROOM: usize = 1;
+
 /// Which faults a schedule has, and so which promises hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {

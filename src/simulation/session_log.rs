@@ -9,7 +9,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{schedule::Kind, world::KEPT_ROOM};
+use super::schedule::{KEPT_ROOM, Kind};
 
 /// A session as its client sees it.
 pub(super) struct SessionLog {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     bus::{Bus, Link},
-    schedule::{Action, Kind, Schedule, Target},
+    schedule::{Action, KEPT_ROOM, Kind, Schedule, Target},
     session_log::{End, SessionLog, To},
     stream::Wire,
 };
@@ -37,9 +37,6 @@ pub(super) const RESUME_SECONDS: u64 = 12;
 
 /// How long a node that stops waits for its clients, in seconds.
 pub(super) const DRAIN_SECONDS: u64 = 10;
-
-/// The room that keeps what is said to all.
-pub(super) const KEPT_ROOM: usize = 1;
 
 /// The code with which a client ends a session.
 const NORMAL: u16 = 1000;
