@@ -21,6 +21,19 @@ const ROUND_TRIP_BUCKETS: [f64; 13] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
 ];
 
+/// The upper bounds of the buckets for the time until peers are connected, in seconds: from one network to relays that
+/// are tried after all else.
+const PEER_CONNECTION_BUCKETS: [f64; 9] = [0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0];
+
+/// How direct connections between clients go: the result, and the path.
+const PEER_CONNECTIONS: [[&str; 2]; 5] = [
+    ["connected", "host"],
+    ["connected", "srflx"],
+    ["connected", "prflx"],
+    ["connected", "relay"],
+    ["failed", "none"],
+];
+
 /// Counters with one label, whose values are all known when the server starts.
 type Counters = Family<[(&'static str, Cow<'static, str>); 1], Counter>;
 
@@ -37,6 +50,8 @@ pub(crate) struct Metrics {
     limits: Counters,
     resumes: Counters,
     upgrades: Counters,
+    peer_connections: Family<[(&'static str, &'static str); 2], Counter>,
+    peer_connection_times: Histogram,
     round_trips: Histogram,
     pub(crate) history_stored: Counter,
     pub(crate) history_failed: Counter,
@@ -80,6 +95,8 @@ impl Metrics {
             limits: Counters::default(),
             resumes: Counters::default(),
             upgrades: Counters::default(),
+            peer_connections: Family::default(),
+            peer_connection_times: Histogram::new(PEER_CONNECTION_BUCKETS),
             round_trips: Histogram::new(ROUND_TRIP_BUCKETS),
             history_stored: Counter::default(),
             history_failed: Counter::default(),
@@ -173,6 +190,11 @@ impl Metrics {
         registry.register("slow_readers", help, self.slow_readers.clone());
         let help = "Attempts to resume a session that succeeded or failed, and suspended sessions that expired";
         registry.register("resumes", help, self.resumes.clone());
+        let help = "Direct connections between clients, as each of both reports them";
+        registry.register("peer_connections", help, self.peer_connections.clone());
+        let help = "Time until a direct connection between clients was there";
+        let times = self.peer_connection_times.clone();
+        registry.register_with_unit("peer_connection", help, Unit::Seconds, times);
         let help = "Time from a ping to its pong";
         let round_trips = self.round_trips.clone();
         registry.register_with_unit("ping_round_trip", help, Unit::Seconds, round_trips);
@@ -221,6 +243,9 @@ impl Metrics {
         for limit in Limit::ALL {
             self.limits_hit(limit);
         }
+        for labels in PEER_CONNECTIONS {
+            self.peer_connections(labels);
+        }
     }
 
     /// Sessions that ended for this cause.
@@ -251,6 +276,23 @@ impl Metrics {
     /// Requests to open a session that were answered with this HTTP status.
     pub(crate) fn upgrades(&self, status: u16) -> Counter {
         one(&self.upgrades, "status", status.to_string().into())
+    }
+
+    /// Direct connections between clients with this result and path.
+    pub(crate) fn peer_connections(&self, [result, path]: [&'static str; 2]) -> Counter {
+        let labels = [("result", result), ("path", path)];
+        self.peer_connections.get_or_create_owned(&labels)
+    }
+
+    /// The number of direct connections between clients with each result and path.
+    pub(crate) fn count_peer_connections(&self) -> impl Iterator<Item = ([&'static str; 2], u64)> {
+        let count = |labels| (labels, self.peer_connections(labels).get());
+        PEER_CONNECTIONS.into_iter().map(count)
+    }
+
+    /// Records the time until a direct connection between clients was there.
+    pub(crate) fn observe_peer_connection(&self, time: Duration) {
+        self.peer_connection_times.observe(time.as_secs_f64());
     }
 
     /// Records the time from a ping to its pong.

@@ -7,6 +7,7 @@ mod escape;
 mod event;
 mod id;
 mod message;
+mod outcome;
 mod resume_token;
 mod room_name;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub(crate) use self::{
     },
     id::SessionId,
     message::{Message, Receiver, parse},
+    outcome::{Outcome, PeerResult},
     resume_token::{ResumeToken, TokenHash, TokenKey},
     room_name::RoomName,
 };

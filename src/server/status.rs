@@ -18,6 +18,16 @@ pub(super) struct Status {
     node: Option<NodeId>,
     /// The other nodes that are up.
     nodes: Vec<NodeId>,
+    /// How direct connections between clients of this node went.
+    peer_connections: Vec<PeerConnections>,
+}
+
+/// The number of direct connections between clients with this result and path.
+#[derive(Serialize)]
+struct PeerConnections {
+    result: &'static str,
+    path: &'static str,
+    count: u64,
 }
 
 impl Status {
@@ -30,6 +40,15 @@ impl Status {
             started_at: format!("{started_at:.3}"),
             node: cluster.map(|cluster| cluster.outbound.node()),
             nodes: shared.rooms.nodes(),
+            peer_connections: shared
+                .metrics
+                .count_peer_connections()
+                .map(|([result, path], count)| PeerConnections {
+                    result,
+                    path,
+                    count,
+                })
+                .collect(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Requests to the server: one enum, one match, one function each.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 
@@ -9,7 +9,10 @@ use crate::{
     access::Denied,
     history::{Query, Unavailable},
     outbox::{FlushSet, Outbox},
-    protocol::{self, Hello, HelloRequest, HistoryRequest, Limits, Message, Problem, Resume},
+    protocol::{
+        self, Hello, HelloRequest, HistoryRequest, Limits, Message, Outcome, PeerResult, Problem,
+        Resume,
+    },
     rooms::{JoinGuard, Speaker},
     state::{ResumeRegistration, Shared},
     unix_time,
@@ -33,6 +36,8 @@ enum Request {
     State,
     /// What was said before I came?
     History,
+    /// So my direct connection to a peer went.
+    Outcome,
 }
 
 /// An answer.
@@ -62,6 +67,7 @@ impl Request {
             "token" => Some(Request::Token),
             "state" => Some(Request::State),
             "history" => Some(Request::History),
+            "outcome" => Some(Request::Outcome),
             _ => None,
         }
     }
@@ -78,11 +84,12 @@ pub(super) fn answer(
         Some(Request::Ping) => ping(context, message.data),
         Some(Request::State) => state(context, message.data)?,
         Some(Request::History) => return history(context, message).map(Answer::Follows),
+        Some(Request::Outcome) => outcome(context, message.data).map(|()| 0)?,
         Some(Request::Token) if takes_tokens => token(context, message.data).map(|()| 0)?,
         Some(Request::Token) | None => {
             let known = match takes_tokens {
-                true => "hello, ping, state, history and token",
-                false => "hello, ping, state and history",
+                true => "hello, ping, state, history, outcome and token",
+                false => "hello, ping, state, history and outcome",
             };
             return Err(Problem::unknown_request(&message.kind, known));
         }
@@ -243,6 +250,23 @@ fn history(
         bytes
     });
     Ok(Box::pin(async move { answered.await.unwrap_or_default() }))
+}
+
+/// Counts how a direct connection to a peer went.
+fn outcome(context: &RequestContext<'_>, data: Option<&RawValue>) -> Result<(), Problem> {
+    let outcome = data.and_then(|data| Outcome::parse(data.get()));
+    let outcome = outcome.ok_or_else(|| {
+        let message = "data must have result (connected or failed), path (host, srflx, prflx or relay; only if \
+                       connected) and milliseconds (an integer, at most a day)";
+        Problem::bad_message(message)
+    })?;
+    let metrics = &context.shared.metrics;
+    let labels = [outcome.result.label(), outcome.path_label()];
+    metrics.peer_connections(labels).inc();
+    if outcome.result == PeerResult::Connected {
+        metrics.observe_peer_connection(Duration::from_millis(outcome.milliseconds));
+    }
+    Ok(())
 }
 
 /// Replaces the session's token by another one of the same user.

@@ -260,6 +260,13 @@ async fn the_status_tells_the_version_and_the_start() {
     );
     let expected = json!({
         "version": env!("CARGO_PKG_VERSION"), "startedAt": null, "node": null, "nodes": [],
+        "peerConnections": [
+            {"result": "connected", "path": "host", "count": 0},
+            {"result": "connected", "path": "srflx", "count": 0},
+            {"result": "connected", "path": "prflx", "count": 0},
+            {"result": "connected", "path": "relay", "count": 0},
+            {"result": "failed", "path": "none", "count": 0},
+        ],
     });
     assert_eq!(status, expected);
 }

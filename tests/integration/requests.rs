@@ -106,7 +106,7 @@ async fn the_error_for_an_unknown_request_names_the_known_ones() {
     let error = alice.expect_error("unknown_request").await;
     assert_eq!(
         error["message"],
-        "unknown request Hello: the server answers hello, ping, state and history"
+        "unknown request Hello: the server answers hello, ping, state, history and outcome"
     );
 }
 
@@ -126,4 +126,60 @@ async fn messages_behind_the_one_that_closes_a_session_are_not_delivered() {
     assert_eq!(raw.read_close().await.0, 1013);
     alice.expect_left(&id).await;
     alice.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn the_outcomes_of_direct_connections_are_counted() {
+    let server = TestServer::start().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let report = async |alice: &mut Client, data: &str| {
+        let message = format!(r#"{{"type":"outcome","receiver":"server","data":{data},"ref":1}}"#);
+        alice.send_text(&message).await;
+        alice.next().await
+    };
+    for (data, times) in [
+        (
+            r#"{"result":"connected","path":"host","milliseconds":90}"#,
+            2,
+        ),
+        (
+            r#"{"result":"connected","path":"relay","milliseconds":3000}"#,
+            1,
+        ),
+        (r#"{"result":"failed","path":null,"milliseconds":30000}"#, 1),
+        (r#"{"milliseconds":86400000,"result":"failed"}"#, 1),
+    ] {
+        for _ in 0..times {
+            let receipt = report(&mut alice, data).await;
+            assert_eq!(receipt["type"], "ack", "{receipt}");
+        }
+    }
+    let count =
+        |labels: &str| server.count(&format!("anteroom_peer_connections_total{{{labels}}}"));
+    assert_eq!(count(r#"result="connected",path="host""#), 2);
+    assert_eq!(count(r#"result="connected",path="srflx""#), 0);
+    assert_eq!(count(r#"result="connected",path="relay""#), 1);
+    assert_eq!(count(r#"result="failed",path="none""#), 2);
+    let within = |seconds: &str| {
+        server.count(&format!(
+            "anteroom_peer_connection_seconds_bucket{{le=\"{seconds}\"}}"
+        ))
+    };
+    assert_eq!([within("0.1"), within("2.0"), within("4.0")], [2, 2, 3]);
+
+    for data in [
+        "null",
+        "[]",
+        r#"["connected","host",90]"#,
+        r#"{"result":"connected","milliseconds":90}"#,
+        r#"{"result":"failed","path":"host","milliseconds":90}"#,
+        r#"{"result":"connected","path":"udp","milliseconds":90}"#,
+        r#"{"result":"connected","path":"host","milliseconds":-1}"#,
+        r#"{"result":"connected","path":"host","milliseconds":86400001}"#,
+        r#"{"result":"connected","path":"host","milliseconds":90,"peer":1}"#,
+    ] {
+        let error = report(&mut alice, data).await;
+        assert_eq!(error["data"]["code"], "bad_message", "{data}");
+    }
+    assert_eq!(count(r#"result="connected",path="host""#), 2);
 }
