@@ -199,7 +199,10 @@ fn history(
         .ok_or_else(Problem::no_history)?
         .clone();
     let data = message.data.map_or("null", RawValue::get);
-    let request: Option<HistoryRequest> = serde_json::from_str(data).map_err(|_| {
+    let request: Option<Option<HistoryRequest>> =
+        // An array of its values is valid for serde as well.
+        serde_json::from_str(data).ok().filter(|_| !data.starts_with('['));
+    let request = request.ok_or_else(|| {
         let message =
             "data must be an object of the integers last and before, which may be left out";
         Problem::bad_message(message)

@@ -198,6 +198,7 @@ async fn whoever_joins_can_ask_for_what_was_said_before() {
         json!({"last": -1}),
         json!({"latest": 1}),
         json!([1]),
+        json!([1, 2]),
         json!("5"),
     ] {
         carol
