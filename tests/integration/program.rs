@@ -313,7 +313,7 @@ async fn every_server_that_the_guide_starts_does_start() {
         assert_eq!(program.exit_code().await, Some(0), "{options}");
         count += 1;
     }
-    assert_eq!(count, 10);
+    assert_eq!(count, 11);
     std::fs::remove_dir_all(folder).unwrap();
 }
 
