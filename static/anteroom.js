@@ -1204,13 +1204,7 @@ export class MeshPeer {
 
   /** @returns {Promise<Quality>} */
   async quality() {
-    const stats = [...(await this.pc.getStats()).values()];
-    const transport = stats.find(({ type }) => type === "transport");
-    // Firefox reports no transport, but marks the selected candidate pair.
-    const pair = stats.find(({ type, id, selected }) => {
-      return type === "candidate-pair" && (id === transport?.selectedCandidatePairId || selected);
-    });
-    const local = stats.find(({ id }) => id === pair?.localCandidateId);
+    const { pair, path } = await selectedPath(this.pc);
     const last = this.#last;
     const now = {
       at: performance.now(),
@@ -1225,9 +1219,24 @@ export class MeshPeer {
       bitsIn: rate(now.bytesIn - last.bytesIn),
       bitsOut: rate(now.bytesOut - last.bytesOut),
       roundTrip: pair?.currentRoundTripTime === undefined ? null : pair.currentRoundTripTime * 1000,
-      relayed: local?.candidateType === "relay",
+      relayed: path === "relay",
     };
   }
+}
+
+/** Finds the candidate pair that a connection uses. Its path is `relay` if a candidate is a TURN server's, and
+ * otherwise the type of the own candidate.
+ * @param {RTCPeerConnection} pc @returns {Promise<{ pair?: any, path?: string }>} */
+async function selectedPath(pc) {
+  const stats = [...(await pc.getStats()).values()];
+  const chosen = stats.find(({ type }) => type === "transport")?.selectedCandidatePairId;
+  const pairs = stats.filter(({ type }) => type === "candidate-pair");
+  // Firefox does not tell the pair of a transport. It marks the pair that it has selected.
+  const pair = pairs.find(({ id, selected }) => (chosen ? id === chosen : selected))
+    ?? pairs.find(({ nominated, state }) => nominated && state === "succeeded");
+  const ends = [pair?.localCandidateId, pair?.remoteCandidateId];
+  const [local, remote] = ends.map((end) => stats.find(({ id }) => id === end)?.candidateType);
+  return { pair, path: remote === "relay" ? remote : local };
 }
 
 // ---- 3. Negotiation ----
@@ -1248,6 +1257,72 @@ const MAX_SIGNALS = 256;
 /** A signal that fails for these reasons needs no event: the peer has gone, or the next attempt repeats it. */
 const EXPECTED = ["unknown_receiver", "closed", "connection_lost", "queue_full"];
 
+/** A connection that ends unconnected has failed if it is at least as old as the first, in ms. After the second
+ * it has failed in any case. */
+const [EARLY_END_MS, FAILED_AFTER_MS] = [10_000, 30_000];
+/** The longest duration that a server accepts, in ms. */
+const MAX_DURATION_MS = 86_400_000;
+
+/** How a connection goes. The server hears of it once, for its operator. */
+class Outcome {
+  #room;
+  #pc;
+  #began = performance.now();
+  /** Whether the peer has sent a description: a session without a mesh sends none. */
+  #tried = false;
+  #told = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+
+  /** @param {Room} room @param {RTCPeerConnection} pc */
+  constructor(room, pc) {
+    this.#room = room;
+    this.#pc = pc;
+  }
+
+  /** The peer has sent its first description. */
+  tried() {
+    this.#tried = true;
+    // A peer that took so long has made its mesh only now.
+    if (this.#age() > FAILED_AFTER_MS) this.#began = performance.now();
+    this.#timer = setTimeout(() => this.#failed(), FAILED_AFTER_MS);
+  }
+
+  async connected() {
+    if (this.#told) return;
+    const milliseconds = this.#finish();
+    const { path } = await selectedPath(this.#pc).catch(() => ({ path: undefined }));
+    // A connection that has ended in the meantime may have no path.
+    if (path) this.#tell({ result: "connected", path, milliseconds });
+  }
+
+  /** The connection is about to be closed. */
+  ended() {
+    if (this.#age() >= EARLY_END_MS) this.#failed();
+    clearTimeout(this.#timer);
+  }
+
+  #failed() {
+    if (this.#tried && !this.#told) this.#tell({ result: "failed", milliseconds: this.#finish() });
+  }
+
+  #age() {
+    return performance.now() - this.#began;
+  }
+
+  #finish() {
+    this.#told = true;
+    clearTimeout(this.#timer);
+    return Math.round(Math.min(this.#age(), MAX_DURATION_MS));
+  }
+
+  /** Nobody waits for the receipt: an older server refuses this request.
+   * @param {{ result: string, path?: string, milliseconds: number }} data */
+  #tell(data) {
+    this.#room.send("server", "outcome", data);
+  }
+}
+
 /** @typedef {{ type: "offer" | "answer", sdp: string, id?: string, mesh: string }} Description */
 
 /** The connections to one session, one after the other. An offer is applied only when its answer arrives: it
@@ -1257,6 +1332,8 @@ class Negotiation {
   #context;
   /** @type {MeshPeer | null} `null` if the browser refuses a connection, and when closed. */
   peer = null;
+  /** @type {Outcome | undefined} Of `peer`. */
+  #outcome;
   /** @type {unknown} The id of the peer's mesh. */
   mesh;
   /** This session, as the peer knows it. */
@@ -1309,7 +1386,7 @@ class Negotiation {
   open(offersFirst) {
     this.#drop();
     if (this.#closed) return;
-    const { peers, tracks, configuration, stateChanged, emit } = this.#context;
+    const { room, peers, tracks, configuration, stateChanged, emit } = this.#context;
     this.#lifetime = new AbortController();
     this.#offer = this.#remote = null;
     this.#answered = undefined;
@@ -1324,12 +1401,14 @@ class Negotiation {
     this.#refused = false;
     const { peer } = this;
     const { pc } = peer;
+    const outcome = (this.#outcome = new Outcome(room, pc));
     peers.set(this.id, peer);
     pc.addEventListener("negotiationneeded", () => this.#makeOffer(pc));
     pc.addEventListener("icecandidate", ({ candidate }) => {
       if (candidate?.candidate) this.#send("candidate", candidate);
     });
     pc.addEventListener("connectionstatechange", () => {
+      if (pc.connectionState === "connected") outcome.connected();
       emit("statechange", { peer });
       if (pc.connectionState === "failed" && !this.#restarted) this.#restartIce(pc);
       this.#check();
@@ -1354,6 +1433,7 @@ class Negotiation {
     if (!peer) return;
     this.peer = null;
     this.#transceivers.clear();
+    this.#outcome?.ended();
     peer.pc.close();
     this.#context.peers.delete(this.id);
     this.#context.emit("disconnect", { peer });
@@ -1496,8 +1576,10 @@ class Negotiation {
     this.#offer = null;
     this.#answered = undefined;
     this.mesh = mesh;
+    if (!isFirst) return;
     // ICE begins now.
-    if (isFirst) this.#startTimer();
+    this.#outcome?.tried();
+    this.#startTimer();
   }
 
   /** @param {any} candidate */
