@@ -1,4 +1,4 @@
-// The operators' page of the admin listener: rooms, sessions, current rates, refusals, and notices.
+// The operators' page of the admin listener: rooms, sessions, current rates, peer connections, refusals, and notices.
 
 // The admin listener serves `admin.js` and `dom.js` both at its root: there, a browser resolves `../` to the root.
 import { $, element, json, on, shortId } from "../dom.js";
@@ -40,6 +40,15 @@ const REASONS = {
   503: "full or draining",
 };
 
+/** Which address of its own end a peer connection uses, by the type of the candidate.
+ * @type {Record<string, string>} */
+const PATHS = {
+  host: "Own address",
+  srflx: "Address from STUN",
+  prflx: "Address that the peer saw",
+  relay: "TURN server",
+};
+
 /** A number with three significant digits and a unit prefix.
  * @param {number} value */
 const compact = (value) =>
@@ -48,6 +57,8 @@ const compact = (value) =>
 /** @typedef {{ room: string, sessions: number }} Room */
 /** @typedef {{ id: string, data: any, state?: any, since: string, node?: string, address?: string | null, messagesReceived?: number,
  *   messagesSent?: number, waitingBytes?: number, away?: boolean }} Session */
+
+/** @typedef {{ result: string, path: string, count: number }} PeerConnections */
 
 /** The room whose sessions are shown. The fragment of the page's URL holds it as well, so that a link or a reload
  * leads to the same room. */
@@ -174,8 +185,9 @@ async function act(failure, action) {
 /** @param {number} count @param {string} noun */
 const plural = (count, noun) => `${count.toLocaleString()} ${noun}${count === 1 ? "" : "s"}`;
 
-/** @param {{ version: string, startedAt: string, node: string | null, nodes: string[] }} status */
-function showStatus({ version, startedAt, node, nodes }) {
+/** @param {{ version: string, startedAt: string, node: string | null, nodes: string[],
+ *   peerConnections: PeerConnections[] }} status */
+function showStatus({ version, startedAt, node, nodes, peerConnections }) {
   const started = new Date(startedAt);
   const minutes = Math.max(0, Math.floor((Date.now() - started.getTime()) / 60_000));
   const [days, hours] = [Math.floor(minutes / 1440), Math.floor(minutes / 60) % 24];
@@ -186,6 +198,27 @@ function showStatus({ version, startedAt, node, nodes }) {
   const others = nodes.length ? `, with ${nodes.slice(0, MAX_NODES).join(", ")}${more}` : ", alone in its cluster";
   setText("nodes", node ? `Node ${node}${others}` : "");
   setText("everyone", node ? "everyone on this node" : "everyone");
+  showPeerConnections(peerConnections);
+}
+
+/** Shows which share of the peer connections connects, and which share of those uses which path.
+ * @param {PeerConnections[]} series */
+function showPeerConnections(series) {
+  const sum = (/** @type {PeerConnections[]} */ some) => some.reduce((total, { count }) => total + count, 0);
+  const connected = series.filter(({ result }) => result === "connected");
+  const [all, good] = [sum(series), sum(connected)];
+  const paths = connected.filter(({ count }) => count > 0).map(({ path, count }) =>
+    fact(`${PATHS[path]} (${path})`, share(count, good)));
+  $("connections").replaceChildren(fact(`Connected, of ${all.toLocaleString()}`, share(good, all)), ...paths);
+  $("peers").hidden = all === 0;
+}
+
+/** A share in percent. Only nothing is 0 %, and only all is 100 %.
+ * @param {number} part @param {number} all */
+function share(part, all) {
+  const percent = Math.round((100 * part) / all);
+  if (percent === 0 && part > 0) return "< 1 %";
+  return percent === 100 && part < all ? "> 99 %" : `${percent} %`;
 }
 
 /** @param {string} metrics in the text format of Prometheus */
