@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     operating::Coturn,
-    support::{File, TestServer, operator},
+    support::{File, TestServer, eventually, operator},
     tls::{Authority, Files},
 };
 
@@ -138,5 +138,7 @@ async fn a_call_uses_turn_with_the_credentials_from_hello() {
             assert_eq!(kind, "relay");
         }
     }
+    let relayed = r#"anteroom_peer_connections_total{result="connected",path="relay"}"#;
+    eventually("both outcomes", || server.count(relayed) == 2).await;
     browser.close().await;
 }

@@ -21,6 +21,7 @@
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
 //! | `client_mesh_limits` | the `Mesh` and hostile peers, `maxPeers`, listeners that close it |
 //! | `client_mesh_repairs` | the `Mesh` when signals, TURN, or the server fail |
+//! | `client_outcome` | what the `Mesh` tells the server about its connections |
 //!
 //! | file | what the tests use |
 //! | --- | --- |
@@ -37,6 +38,7 @@ mod client_history;
 mod client_mesh;
 mod client_mesh_limits;
 mod client_mesh_repairs;
+mod client_outcome;
 mod client_room;
 mod client_state;
 mod deployment;
