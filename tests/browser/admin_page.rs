@@ -152,6 +152,38 @@ async fn the_admin_page_shows_and_closes_sessions() {
     assert!(tab.text("#uptime").await.starts_with("Up 0 min"));
     assert_eq!(tab.text("#refusals").await, "400 bad request\n1");
     assert_eq!(tab.text("#no-limits").await, "None since the start.");
+    let hidden = "document.querySelector('#peers').hidden";
+    assert_eq!(tab.run(&format!("return {hidden}")).await, true);
+    for (hosts, all, expected) in [
+        (
+            2,
+            4,
+            "Connected, of 4\n75 %\nOwn address (host)\n67 %\nTURN server (relay)\n33 %",
+        ),
+        // Only nothing is 0 %, and only all is 100 %.
+        (
+            600,
+            606,
+            "Connected, of 606\n> 99 %\nOwn address (host)\n> 99 %\nTURN server (relay)\n< 1 %",
+        ),
+    ] {
+        let paths = [json!("relay"), json!(null)].into_iter();
+        for path in paths.chain(std::iter::repeat_n(json!("host"), hosts)) {
+            let result = if path.is_null() {
+                "failed"
+            } else {
+                "connected"
+            };
+            let data = json!({"result": result, "path": path, "milliseconds": 840});
+            bob.send(json!({"type": "outcome", "receiver": "server", "data": data}))
+                .await;
+        }
+        tab.until(&format!(
+            "!{hidden} && document.querySelector('#connections').textContent.includes('of {all}')"
+        ))
+        .await;
+        assert_eq!(tab.text("#connections").await, expected);
+    }
     tab.until("document.querySelector('#totals').textContent.includes('Sessions4')")
         .await;
     tab.run("[...document.querySelectorAll('#rooms button')].find((one) => one.textContent === 'tea').click()")
