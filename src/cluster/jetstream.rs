@@ -18,6 +18,7 @@ use async_nats::{
         self, ErrorCode,
         consumer::{AckPolicy, DeliverPolicy, pull},
         context::{Context, ContextBuilder, GetStreamErrorKind, PublishErrorKind},
+        message::StreamMessage,
         stream::{Config as StreamConfig, RawMessageErrorKind, StorageType, Stream},
     },
 };
@@ -284,14 +285,19 @@ impl JetStream {
         Ok(listed)
     }
 
-    async fn content(&self, number: u64) -> Result<Option<Bytes>, StoreError> {
+    async fn content(&self, listed: Listed) -> Result<Option<Bytes>, StoreError> {
         let stream = self.opened()?.stream;
-        // Any server of the stream answers, also one that has not stored the latest messages yet.
-        if let Ok(message) = stream.direct_get(number).await {
+        let is_listed = |message: &StreamMessage| {
+            let id = message.headers.get(NATS_MESSAGE_ID);
+            id.and_then(|id| id.as_str().parse().ok()) == listed.id
+        };
+        // Any server of the stream answers, also one that has not stored the latest messages yet, or has others.
+        let answer = stream.direct_get(listed.number).await;
+        if let Some(message) = answer.ok().filter(is_listed) {
             return Ok(Some(message.payload));
         }
-        match stream.get_raw_message(number).await {
-            Ok(message) => Ok(Some(message.payload)),
+        match stream.get_raw_message(listed.number).await {
+            Ok(message) => Ok(Some(message).filter(is_listed).map(|it| it.payload)),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(error.to_string()),
         }
@@ -352,8 +358,8 @@ impl MessageStore for JetStream {
         .boxed()
     }
 
-    fn read(&self, number: u64) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
-        self.content(number).boxed()
+    fn read(&self, listed: Listed) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+        self.content(listed).boxed()
     }
 
     fn remove<'a>(

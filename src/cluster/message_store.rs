@@ -37,8 +37,8 @@ pub(crate) trait MessageStore: Send + Sync {
         count: usize,
     ) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>>;
 
-    /// The content of a message, if it is still there.
-    fn read(&self, number: u64) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>>;
+    /// The content of a listed message, if it is still there.
+    fn read(&self, listed: Listed) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>>;
 
     /// Removes one message of a room, or all; returns how many there were.
     fn remove<'a>(

@@ -62,7 +62,7 @@ pub(super) struct Writer {
     pub(super) opened: Option<Instant>,
     /// Whether the last work on the store has failed.
     pub(super) is_failing: bool,
-    /// Whether no room has more messages than it may. New messages keep to the limit, which does not change.
+    /// Whether the messages keep to the limits. New messages do so from then on.
     pub(super) is_trimmed: bool,
 }
 
@@ -97,6 +97,10 @@ impl Writer {
                 };
             }
             self.append(mem::take(&mut batch));
+            if !flushes.is_empty() {
+                // Who waits may want to read, also if nothing can be stored.
+                self.open();
+            }
             for done in flushes.drain(..) {
                 let _ = done.send(());
             }
@@ -141,7 +145,7 @@ impl Writer {
     /// Removes some messages that are too old, or too many. Returns whether there may be more.
     fn expire(&mut self) -> bool {
         if !self.is_trimmed {
-            self.is_trimmed = self.run_on_store(Store::trim_rooms) != Some(true);
+            self.is_trimmed = self.run_on_store(Store::trim) != Some(true);
             return true;
         }
         let time = store::before(unix_time::unix_millis(), self.options.age());

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -41,6 +41,8 @@ pub(crate) struct History {
     messages: usize,
     /// The bytes that wait to be stored.
     waiting: Arc<AtomicUsize>,
+    /// How many messages were ever to be stored.
+    appended: AtomicU64,
     metrics: Arc<Metrics>,
     log: Log,
 }
@@ -106,6 +108,7 @@ impl History {
             rooms: options.rooms.clone(),
             messages: options.messages.get() as usize,
             waiting,
+            appended: AtomicU64::new(0),
             metrics,
             log,
         })))
@@ -137,6 +140,16 @@ impl History {
         }
     }
 
+    /// How many messages were ever to be stored.
+    pub(crate) fn appended(&self) -> u64 {
+        self.appended.load(Relaxed)
+    }
+
+    /// How many of them do not wait any more.
+    pub(crate) fn done(&self) -> u64 {
+        self.metrics.history_stored.get() + self.metrics.history_failed.get()
+    }
+
     /// The size of what this server stores, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         match &self.log {
@@ -159,6 +172,7 @@ impl History {
         receipt: Option<Receipt>,
     ) -> Result<(), NotStored> {
         let bytes = content.len();
+        self.appended.fetch_add(1, Relaxed);
         if self.waiting.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING {
             self.waiting.fetch_sub(bytes, Relaxed);
             self.metrics.history_failed.inc();
@@ -209,10 +223,13 @@ impl History {
         room: &RoomName,
         number: Option<u64>,
     ) -> Result<usize, Unavailable> {
-        match &self.log {
-            Log::Local(log) => log.remove(room, number).await,
-            Log::Shared(log) => log.remove(room, number).await,
-        }
+        let remove = async {
+            match &self.log {
+                Log::Local(log) => log.remove(room, number).await,
+                Log::Shared(log) => log.remove(room, number).await,
+            }
+        };
+        timeout(PATIENCE, remove).await.map_err(|_| Unavailable)?
     }
 
     /// Waits until all that was said on this node before is stored, or cannot be.

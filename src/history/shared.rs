@@ -220,7 +220,7 @@ impl SharedLog {
         let (chosen, more) = self.choose(room, query, past).await?;
         let is_found = !chosen.is_empty();
         let contents = stream::iter(chosen).map(async |listed: Listed| {
-            let content = self.store.read(listed.number).await?;
+            let content = self.store.read(listed).await?;
             // It may have been removed meanwhile. What this program has written is valid.
             let content = content.and_then(|content| serde_json::from_slice(&content).ok());
             let number = listed.number;
@@ -390,8 +390,8 @@ mod tests {
             .boxed()
         }
 
-        fn read(&self, number: u64) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
-            let message = self.messages.lock().get(&number).cloned();
+        fn read(&self, listed: Listed) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+            let message = self.messages.lock().get(&listed.number).cloned();
             async move { Ok(message.map(|(_, _, content)| content)) }.boxed()
         }
 

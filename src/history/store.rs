@@ -125,13 +125,14 @@ impl Store {
             for entry in entries {
                 tables.insert(entry, self.max_messages)?;
             }
-            tables.trim(self)
+            // More than that are removed with the next messages.
+            tables.trim(self, REMOVED_AT_ONCE + entries.len())
         })
     }
 
-    /// Removes messages of rooms that have more than they may, because the limit is lower now. Returns whether there
-    /// may be more of them.
-    pub(super) fn trim_rooms(&self) -> Result<bool, Error> {
+    /// Removes messages that are beyond the limits, because those are lower now. Returns whether there may be more of
+    /// them.
+    pub(super) fn trim(&self) -> Result<bool, Error> {
         let excess = || -> Result<Vec<(String, u64)>, redb::Error> {
             let counts = self.database.begin_read()?.open_table(COUNTS)?;
             let mut excess = Vec::new();
@@ -147,7 +148,7 @@ impl Store {
             Ok(excess)
         };
         let excess = excess()?;
-        if excess.is_empty() {
+        if excess.is_empty() && self.bytes()? <= self.max_bytes {
             return Ok(false);
         }
         self.write(|tables| {
@@ -157,6 +158,9 @@ impl Store {
                 if let Some(first) = tables.first_of(room)? {
                     tables.remove(room, first)?;
                 }
+            }
+            if excess.is_empty() {
+                tables.trim(self, REMOVED_AT_ONCE)?;
             }
             Ok(true)
         })
@@ -302,11 +306,15 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Removes the oldest messages that are beyond the limit of bytes.
-    fn trim(&mut self, store: &Store) -> Result<(), redb::Error> {
-        while self.bytes > store.max_bytes
-            && let Some((number, _, room)) = self.oldest()?
-        {
+    /// Removes the oldest messages that are beyond the limit of bytes, at most so many.
+    fn trim(&mut self, store: &Store, most: usize) -> Result<(), redb::Error> {
+        for _ in 0..most {
+            if self.bytes <= store.max_bytes {
+                break;
+            }
+            let Some((number, _, room)) = self.oldest()? else {
+                break;
+            };
             self.remove(&room, number)?;
         }
         Ok(())
@@ -490,9 +498,9 @@ mod tests {
         let entries: Vec<Entry> = (1..=count).map(|number| entry("tea", number)).collect();
         store.append(&entries).unwrap();
         store.append(&[entry("coffee", count + 1)]).unwrap();
-        assert!(!store.trim_rooms().unwrap());
+        assert!(!store.trim().unwrap());
         store.max_messages = 2;
-        while store.trim_rooms().unwrap() {}
+        while store.trim().unwrap() {}
         assert_eq!(
             numbers(&store, "tea", 9, u64::MAX),
             (vec![count - 1, count], false)
@@ -501,6 +509,9 @@ mod tests {
             numbers(&store, "coffee", 9, u64::MAX),
             (vec![count + 1], false)
         );
+        store.max_bytes = store.bytes().unwrap() - 1;
+        while store.trim().unwrap() {}
+        assert_eq!(numbers(&store, "tea", 9, u64::MAX), (vec![count], false));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(super) struct Pace {
     kept_at: Option<Instant>,
     /// At most so many bytes of the session wait to be stored in the history of its room.
     unstored: usize,
+    /// How many messages had come to the history when the session had said the first half of these bytes.
+    last_half: u64,
     /// Present while reading is paused. Completes when the limits must be checked again, with a number of bytes to
     /// account for.
     pause: Option<Pin<Box<dyn Future<Output = usize> + Send>>>,
@@ -113,12 +115,18 @@ impl Pace {
         true
     }
 
-    /// Notes that a message waits to be stored. Pauses until all are, if the session has sent many.
+    /// Notes that a message waits to be stored. Pauses until all are, if many of the session wait.
     pub(super) fn note_kept(&mut self, bytes: usize, history: &Arc<History>) {
         self.unstored += bytes;
         self.kept_at = Some(Instant::now());
-        if self.unstored > MAX_UNSTORED && !self.is_paused() {
-            self.unstored = 0;
+        if self.unstored <= MAX_UNSTORED / 2 || self.is_paused() {
+            return;
+        }
+        // The last half may still wait to be stored if the half before does not.
+        let is_stored = history.done() >= self.last_half;
+        self.unstored = 0;
+        self.last_half = history.appended();
+        if !is_stored {
             let history = history.clone();
             self.wait_for(Box::pin(async move {
                 // A history that is closed stores nothing more, and the session is told so.
@@ -165,10 +173,12 @@ mod tests {
     use super::*;
     use crate::{
         config::HistoryOptions,
+        history::Said,
         metrics::Metrics,
         outbox::detached_outbox,
         protocol::{RoomName, SessionId},
         rooms::{Rooms, SessionInfo},
+        websocket::Frame,
     };
 
     #[tokio::test(start_paused = true)]
@@ -219,8 +229,25 @@ mod tests {
         let metrics = Arc::new(Metrics::new(false, [], []));
         let history = History::open(&options, None, &metrics).unwrap().unwrap();
         let mut pace = Pace::default();
+        let say = || {
+            let frame = Frame::text(|buffer| buffer.extend_from_slice(b"1"));
+            let said = Said::now(None, &frame);
+            let room = RoomName::default_room();
+            history.append(&room, None, said, None).unwrap();
+        };
+        const HALF: usize = MAX_UNSTORED / 2 + 1;
+        // All that was said before is stored.
+        for _ in 0..5 {
+            say();
+            pace.note_kept(HALF, &history);
+            assert!(!pace.is_paused());
+            history.flush().await.unwrap();
+        }
+        // The half before still waits.
         for _ in 0..2 {
-            pace.note_kept(MAX_UNSTORED, &history);
+            pace.last_half = u64::MAX;
+            say();
+            pace.note_kept(HALF - 1, &history);
             assert!(!pace.is_paused());
             pace.note_kept(1, &history);
             assert!(pace.is_paused());

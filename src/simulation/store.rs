@@ -185,11 +185,11 @@ impl MessageStore for SimulatedStore {
         .boxed()
     }
 
-    fn read(&self, number: u64) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+    fn read(&self, listed: Listed) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
         async move {
             self.answer().await?;
             let stored = self.stored.lock();
-            let message = stored.messages.get(&number);
+            let message = stored.messages.get(&listed.number);
             Ok(message.map(|message| message.content.clone()))
         }
         .boxed()
