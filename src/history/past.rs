@@ -95,7 +95,7 @@ impl PastEvents {
     /// Adds one message of a node.
     pub(crate) fn add(&mut self, node: NodeId, number: u64) {
         let past = self.nodes.entry(node).or_default();
-        push(&mut past.missed, (number - 1, number));
+        push(&mut past.missed, (number.saturating_sub(1), number));
     }
 
     /// Notes which nodes are up. Of the others, no more events come.

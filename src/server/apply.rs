@@ -4,6 +4,8 @@
 
 use std::{future::pending, mem, sync::Arc};
 
+use tokio::time::timeout;
+
 use super::lookup::answer_lookup;
 use crate::{
     cluster::{self, Broadcast, Cluster, Delegate, Direct, Message, NodeId, Outbound, Transport},
@@ -135,9 +137,10 @@ impl Delegate for Applier {
     }
 
     async fn finish(&mut self) {
-        if let Some(history) = &self.shared.history {
-            // The other nodes wait for this one as long as it is up.
-            let _ = history.flush().await;
+        if let (Some(history), Some(cluster)) = (&self.shared.history, &self.shared.cluster) {
+            // The other nodes wait for this one as long as it is up. A store that hangs keeps it from stopping only
+            // for as long as they may wait for any node.
+            let _ = timeout(cluster.down, history.flush()).await;
         }
     }
 
