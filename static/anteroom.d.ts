@@ -380,4 +380,55 @@ declare class Negotiation {
     /** @param {any} candidate */
     addCandidate(candidate: any): void;
 }
+/** What was tried, whether it works, and how. */
+export type CheckStep = {
+    name: string;
+    ok: boolean;
+    detail: string;
+};
+/** Whether all steps work, what that means for calls, in a sentence, and the steps. */
+export type CheckReport = {
+    ok: boolean;
+    summary: string;
+    steps: CheckStep[];
+};
+export type CheckOptions = {
+    /**
+     * the JSON Web Token, if the server wants one
+     */
+    token?: string;
+    /**
+     * ends the check: its promise rejects with the signal's reason
+     */
+    signal?: AbortSignal;
+    /**
+     * called with each step when it is done
+     */
+    onStep?: (step: CheckStep) => void;
+};
+/** An ICE server, and the type of candidates that it should give. `announced` is false for a TURN server over TCP that
+ * the server announces only over UDP: calls do not use it. */
+export type Probe = {
+    name: string;
+    server: RTCIceServer;
+    type: "srflx" | "relay";
+    isUdp: boolean;
+    announced: boolean;
+};
+/** What ICE has found: the types of candidates, and why a server gave none. */
+export type Found = {
+    types: Set<string>;
+    error: {
+        code: number;
+        text: string;
+    } | null;
+    complete: boolean;
+};
+/** Tells whether and how this browser can connect to a server and to peers. It joins a room of its own for less than a
+ * minute. A token that admits only to rooms that it names in full leads to the first of them: there the others see a
+ * session that joins and leaves.
+ * @param {string | URL} [url] the server's address, as for `join`
+ * @param {CheckOptions} [options]
+ * @returns {Promise<CheckReport>} rejects with the reason of the signal, or with a `TypeError` as `join` throws it */
+export declare function check(url?: string | URL, { token, signal, onStep }?: CheckOptions): Promise<CheckReport>;
 export {};

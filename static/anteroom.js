@@ -5,6 +5,7 @@
 // 1. Room         a session in a room
 // 2. Mesh         a WebRTC connection to every peer of a room
 // 3. Negotiation  the signals and tracks of one connection (private)
+// 4. Check        whether and how this browser can connect
 
 // ---- 1. Room ----
 
@@ -1722,4 +1723,257 @@ function parse(data) {
   const sdp = String(data?.sdp);
   const [, remote = ""] = (data?.mesh ? /^o=\S+ (\S+)/m : /^a=fingerprint:(.+)/m).exec(sdp) ?? [];
   return { sdp, remote, id: typeof data?.id === "string" ? data.id : undefined };
+}
+
+// ---- 4. Check ----
+
+/** How long each wait of a check takes at most, in ms. */
+const CHECK_MS = 10_000;
+/** How many ICE servers are checked at most, each in a connection of its own. */
+const MAX_PROBES = 16;
+/** The code of `icecandidateerror` for a server that does not answer, and TURN's for wrong credentials. */
+const [NO_ANSWER, UNAUTHORIZED] = [701, 401];
+
+/** What was tried, whether it works, and how.
+ * @typedef {{ name: string, ok: boolean, detail: string }} CheckStep */
+
+/** Whether all steps work, what that means for calls, in a sentence, and the steps.
+ * @typedef {{ ok: boolean, summary: string, steps: CheckStep[] }} CheckReport */
+
+/** @typedef {object} CheckOptions
+ * @property {string} [token] the JSON Web Token, if the server wants one
+ * @property {AbortSignal} [signal] ends the check: its promise rejects with the signal's reason
+ * @property {(step: CheckStep) => void} [onStep] called with each step when it is done */
+
+/** An ICE server, and the type of candidates that it should give. `announced` is false for a TURN server over TCP that
+ * the server announces only over UDP: calls do not use it.
+ * @typedef {{ name: string, server: RTCIceServer, type: "srflx" | "relay", isUdp: boolean, announced: boolean }} Probe */
+
+/** What ICE has found: the types of candidates, and why a server gave none.
+ * @typedef {{ types: Set<string>, error: { code: number, text: string } | null, complete: boolean }} Found */
+
+/** Tells whether and how this browser can connect to a server and to peers. It joins a room of its own for less than a
+ * minute. A token that admits only to rooms that it names in full leads to the first of them: there the others see a
+ * session that joins and leaves.
+ * @param {string | URL} [url] the server's address, as for `join`
+ * @param {CheckOptions} [options]
+ * @returns {Promise<CheckReport>} rejects with the reason of the signal, or with a `TypeError` as `join` throws it */
+export async function check(url, { token, signal, onStep } = {}) {
+  signal?.throwIfAborted();
+  const lifetime = new AbortController();
+  const end = () => lifetime.abort();
+  /** @type {Socket | undefined} The room's, to drop its connection. */
+  let socket;
+  let dropped = Promise.resolve();
+  // The room calls it with `new`.
+  /** @param {string} address @param {string} protocol */
+  const connect = function (address, protocol) {
+    return (socket = new WebSocket(address, protocol));
+  };
+  const room = join(checkRoom(token), { url, token, WebSocket: /** @type {any} */ (connect) });
+  signal?.addEventListener("abort", end);
+  /** @type {CheckStep[]} */
+  const steps = [];
+  /** @param {string} name @param {boolean} ok @param {string} detail */
+  const add = (name, ok, detail) => {
+    signal?.throwIfAborted();
+    steps.push({ name, ok, detail });
+    onStep?.({ name, ok, detail });
+  };
+  /** @param {string} summary */
+  const report = (summary) => ({ ok: steps.every(({ ok }) => ok), summary, steps });
+  const nextChange = () => within(lifetime.signal, (/** @type {(change: StateChange) => void} */ resolve) => {
+    room.addEventListener("statechange", ({ detail }) => resolve(detail), { once: true });
+  });
+  const stopwatch = () => {
+    const began = performance.now();
+    return () => `${Math.round(performance.now() - began)} ms`;
+  };
+
+  try {
+    let time = stopwatch();
+    const opening = await nextChange();
+    if (opening?.state !== "open") {
+      const { isRefusal, why } = explain(opening, "it is down, or the network or a proxy blocks WebSocket");
+      add("WebSocket", false, why);
+      return report(`The server ${isRefusal ? "refuses the connection" : "cannot be reached"}: ${why}.`);
+    }
+    const opened = time();
+    time = stopwatch();
+    const cut = await Promise.race([room.send("server", "ping").then(() => null, nextChange), nextChange()]);
+    if (cut !== null) {
+      const { why } = explain(cut);
+      add("WebSocket", false, `cut: ${why}`);
+      return report(`The connection to the server was cut: ${why}.`);
+    }
+    add("WebSocket", true, `opens in ${opened}, round trip ${time()}`);
+
+    time = stopwatch();
+    dropped = new Promise((resolve) => room.addEventListener("statechange", () => resolve(), { once: true }));
+    socket?.close(CLOSE_LOST, "check");
+    await Promise.race([dropped, nextChange()]);
+    const reopening = await nextChange();
+    if (reopening?.state !== "open") {
+      const { why } = explain(reopening);
+      add("Resume", false, why);
+      return report(`The connection to the server was cut, and does not return: ${why}.`);
+    }
+    const lost = "the session is lost: the server keeps none, or another server answered";
+    add("Resume", reopening.resumed, reopening.resumed ? `resumed after ${time()}` : lost);
+
+    const { iceServers } = room;
+    const probes = iceProbes(iceServers);
+    const finding = [gather({ iceServers }, lifetime.signal), ...probes.map(({ server, type }) => {
+      const policy = type === "relay" ? type : "all";
+      return gather({ iceServers: [server], iceTransportPolicy: policy }, lifetime.signal, type);
+    })];
+    const all = await finding[0];
+    add("ICE candidates", all.types.size > 0, [...all.types].join(", ") || `none${all.error ? `: ${all.error.text}` : ""}`);
+    const results = [];
+    for (const [index, probe] of probes.entries()) {
+      const result = { ...probe, ...judge(probe, await finding[index + 1]) };
+      // Calls do not use it: only a success is news.
+      if (result.announced || result.ok) add(result.name, result.ok, result.detail);
+      results.push(result);
+    }
+    return report(meaning(all, results));
+  } finally {
+    signal?.removeEventListener("abort", end);
+    end();
+    // A connection that is being dropped cannot leave any more: the room resumes it to do so.
+    dropped.then(() => room.leave());
+  }
+}
+
+/** A room that nobody else knows, or one that the token admits to.
+ * @param {string} [token] */
+function checkRoom(token) {
+  const own = `check-${crypto.getRandomValues(new Uint32Array(4)).join("-")}`;
+  try {
+    const payload = atob(String(token?.split(".")[1]).replaceAll("-", "+").replaceAll("_", "/"));
+    const bytes = Uint8Array.from(payload, (character) => character.charCodeAt(0));
+    /** @type {string[]} */
+    const names = [JSON.parse(new TextDecoder().decode(bytes)).room ?? "*"].flat();
+    const pattern = names.find((name) => name.endsWith("*"));
+    return pattern !== undefined ? pattern.slice(0, -1) + own : names[0];
+  } catch {
+    // There is no token, or the server will say what is wrong with it.
+    return own;
+  }
+}
+
+/** What has ended a connection or an attempt.
+ * @param {StateChange | undefined} change `undefined` if there was none in time
+ * @param {string} [unknown] what it is if the browser does not tell */
+function explain(change, unknown = "the browser tells no reason") {
+  const { code, reason } = change && "code" in change ? change : { code: CLOSE_LOST, reason: "no answer in time" };
+  const isRefusal = code === CLOSE_NOT_ALLOWED || code >= REFUSED_TOKEN;
+  return { isRefusal, why: reason || (code === CLOSE_FAILED ? unknown : `code ${code}`) };
+}
+
+/** The first value that `start` resolves with, or `undefined` after `CHECK_MS` or when the signal aborts.
+ * @template Value
+ * @param {AbortSignal} signal
+ * @param {(resolve: (value: Value) => void, reject: (reason: unknown) => void) => void} start
+ * @returns {Promise<Value | undefined>} */
+function within(signal, start) {
+  return new Promise((resolve, reject) => {
+    const end = () => {
+      clearTimeout(timer);
+      resolve(undefined);
+    };
+    const timer = setTimeout(end, signal.aborted ? 0 : CHECK_MS);
+    signal.addEventListener("abort", end);
+    start(resolve, reject);
+  });
+}
+
+/** @param {RTCIceServer[]} iceServers
+ * @returns {Probe[]} */
+function iceProbes(iceServers) {
+  const announcedUrls = iceServers.flatMap(({ urls }) => urls);
+  return iceServers.flatMap((server) => [server.urls].flat().flatMap((url) => {
+    const [, scheme = "", host, transport] = /^(\w+):([^?]*)(?:\?transport=(\w+))?/.exec(url) ?? [];
+    const isTurn = scheme.startsWith("turn");
+    /** @param {string} urls @param {string} over @returns {Probe} */
+    const probe = (urls, over) => ({
+      name: isTurn ? `TURN ${host} over ${over}` : `STUN ${host}`,
+      server: { ...server, urls },
+      type: isTurn ? "relay" : "srflx",
+      isUdp: over === "UDP",
+      announced: announcedUrls.includes(urls),
+    });
+    const own = probe(url, scheme.endsWith("s") ? "TLS" : (transport ?? "udp").toUpperCase());
+    const overTcp = probe(`${url}?transport=tcp`, "TCP");
+    return scheme !== "turn" || transport || overTcp.announced ? [own] : [own, overTcp];
+  })).slice(0, MAX_PROBES);
+}
+
+/** Gathers candidates until all are found, or one of a type.
+ * @param {RTCConfiguration} configuration @param {AbortSignal} signal @param {string} [type]
+ * @returns {Promise<Found>} */
+async function gather(configuration, signal, type) {
+  /** @type {Found} */
+  const found = { types: new Set(), error: null, complete: false };
+  /** @type {RTCPeerConnection | undefined} */
+  let pc;
+  try {
+    const connection = (pc = new RTCPeerConnection(configuration));
+    await within(signal, (resolve, reject) => {
+      connection.addEventListener("icecandidate", ({ candidate }) => {
+        const [, kind] = / typ (\w+)/.exec(candidate?.candidate ?? "") ?? [];
+        if (kind) found.types.add(kind);
+        found.complete = candidate === null;
+        if (found.complete || (kind && kind === type)) resolve(null);
+      });
+      connection.addEventListener("icecandidateerror", ({ errorCode, errorText }) => {
+        // Each address of this machine may have an error: an answer says more than none.
+        if ((found.error?.code ?? NO_ANSWER) === NO_ANSWER) found.error = { code: errorCode, text: errorText };
+      });
+      connection.createDataChannel("check");
+      connection.setLocalDescription().catch(reject);
+    });
+  } catch (error) {
+    found.error = { code: NO_ANSWER, text: String(error) };
+  }
+  pc?.close();
+  return found;
+}
+
+/** @param {Probe} probe @param {Found} found
+ * @returns {{ ok: boolean, answers: boolean, code?: number, detail: string }} */
+function judge({ type, announced, server }, { types, error, complete }) {
+  if (types.has(type)) {
+    const unused = `answers, but calls do not use it: the server announces no ${server.urls}`;
+    return { ok: true, answers: true, detail: announced ? "answers" : unused };
+  }
+  // A public address is no second candidate. A browser without these errors tells nothing then.
+  const mayBePublic = type === "srflx" && types.has("host") && complete && !error;
+  if (mayBePublic && "onicecandidateerror" in RTCPeerConnection.prototype) {
+    return { ok: true, answers: true, detail: "answers: there is no NAT between" };
+  }
+  const { code, text } = error ?? { code: NO_ANSWER, text: "" };
+  const answers = code !== NO_ANSWER;
+  const why = code === UNAUTHORIZED ? "refuses the credentials" : "gives no address";
+  return { ok: false, answers, code, detail: `${answers ? why : "no answer"}${text && ` (${text})`}` };
+}
+
+/** What the steps mean for calls.
+ * @param {Found} all
+ * @param {(Probe & { ok: boolean, answers: boolean, code?: number })[]} results */
+function meaning({ types }, results) {
+  const overUdp = results.filter(({ isUdp }) => isUdp);
+  const relays = results.filter(({ type, announced }) => type === "relay" && announced);
+  if (relays.some(({ ok }) => ok)) {
+    const isBlocked = overUdp.length > 0 && !overUdp.some(({ answers }) => answers);
+    if (isBlocked) return "This network seems to block UDP: calls go over TCP through the relay.";
+    return "Calls connect, also through a relay.";
+  }
+  if (types.size === 0) return "Calls do not work: a setting or an extension of this browser blocks WebRTC.";
+  let why = "There is no relay";
+  if (relays.some(({ code }) => code === UNAUTHORIZED)) why = "The relay refuses the server’s credentials";
+  else if (relays.some(({ answers }) => answers)) why = "No relay works";
+  else if (results.some(({ ok, announced }) => ok && !announced)) why = "The relay answers only over TCP, which the server does not announce";
+  else if (relays.length > 0) why = "No relay answers";
+  return `${why}: calls work only where the network lets peers reach each other directly.`;
 }

@@ -2,6 +2,7 @@
 
 import { Mesh, join } from "./anteroom.js";
 import { startCall } from "./call.js";
+import { showCheck } from "./check.js";
 import { $, on, recall, remember } from "./dom.js";
 import { isTransferring } from "./files.js";
 import { People, cleanName, showPeople } from "./people.js";
@@ -23,6 +24,9 @@ const WORDS = { connecting: "Connecting …", open: "Connected", reconnecting: "
 let myName = rememberedName();
 const query = new URLSearchParams(location.search);
 const roomName = query.get("room");
+for (const button of document.querySelectorAll(".check")) {
+  on(button, "click", () => showCheck(query.get("token") ?? ""));
+}
 if (roomName === null) {
   showEntry("");
 } else {

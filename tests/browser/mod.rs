@@ -21,6 +21,7 @@
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
 //! | `client_mesh_limits` | the `Mesh` and hostile peers, `maxPeers`, listeners that close it |
 //! | `client_mesh_repairs` | the `Mesh` when signals, TURN, or the server fail |
+//! | `check` | the client module's check of the connection, and the page's panel for it |
 //! | `client_outcome` | what the `Mesh` tells the server about its connections |
 //!
 //! | file | what the tests use |
@@ -34,6 +35,7 @@ mod accessibility;
 mod admin_page;
 mod call;
 mod chat;
+mod check;
 mod client_history;
 mod client_mesh;
 mod client_mesh_limits;

@@ -60,9 +60,14 @@ impl ScriptedServer {
         (server, tab)
     }
 
+    /// Its address, for `join`.
+    pub fn url(&self) -> String {
+        format!("http://{}/deep/down", self.listener.local_addr().unwrap())
+    }
+
     /// A script that joins a room there.
     pub fn join_script(&self, options: &str) -> String {
-        let url = format!("http://{}/deep/down", self.listener.local_addr().unwrap());
+        let url = self.url();
         format!(
             "globalThis.room = join('a b', {{ url: '{url}?x#y', ...{options} }});
             globalThis.events = [];

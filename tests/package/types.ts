@@ -1,5 +1,5 @@
 // The types of the package, as an application sees them. It is compiled, not run.
-import { join, Mesh, Room, RoomError, type Message, type Peer } from "anteroom-client";
+import { check, join, Mesh, Room, RoomError, type Message, type Peer } from "anteroom-client";
 
 interface Messages {
   chat: string;
@@ -104,5 +104,13 @@ const mesh = new Mesh(room, { maxPeers: 8 });
 new Mesh(untyped);
 mesh.addEventListener("track", ({ detail: { peer, track } }) => `${peer.id} ${track.kind}`);
 const { receivers }: { receivers: number } = await room.send("all", "chat", "hello");
+const report = await check("https://example.org/", {
+  token: "eyJ",
+  signal: AbortSignal.timeout(1000),
+  onStep: ({ name, ok, detail }) => ok || name.toUpperCase() + detail.toUpperCase(),
+});
+report.ok || report.summary.toUpperCase() + report.steps.length.toFixed();
+// @ts-expect-error there is no such option
+check(undefined, { room: "tea" });
 new RoomError("closed", `${receivers}`);
 export {};
