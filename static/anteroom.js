@@ -1041,8 +1041,9 @@ export class Mesh extends TypedEventTarget {
     room.addEventListener("message", ({ detail }) => this.#receive(detail), { signal });
     room.addEventListener("statechange", ({ detail }) => {
       if (detail.state === "closed") for (const negotiation of this.#kept) this.#disconnect(negotiation);
+      // Another server that resumes the session, or this one after a restart, may know other credentials.
+      if (detail.state === "open") this.#credentialsAt = detail.resumed ? -Infinity : performance.now();
       if (detail.state === "open" && !detail.resumed) {
-        this.#credentialsAt = performance.now();
         for (const negotiation of this.#negotiations.values()) negotiation.sessionStarted();
       }
       this.#fill();
@@ -1247,6 +1248,9 @@ const FIRST_OFFER_MS = 5000;
 /** How long an answer and ICE may take before the next attempt, in ms. Doubles with each attempt, up to the
  * second. */
 const [ATTEMPT_MS, MAX_ATTEMPT_MS] = [15_000, 30_000];
+/** How long a connection may be `disconnected` before ICE looks for another path, in ms. The browser has waited for
+ * some seconds already, and would go on waiting for about ten. */
+const DISCONNECTED_MS = 2000;
 /** After this many attempts, a session that waits gets the place. */
 const MAX_ATTEMPTS = 3;
 /** How much longer the polite side waits: usually one side is enough to begin afresh. */
@@ -1641,6 +1645,10 @@ class Negotiation {
 
   // Repairs
 
+  #mayRestartIce() {
+    return this.peer?.state === "disconnected" && !this.#restarted && !this.#offer;
+  }
+
   /** @param {RTCPeerConnection} pc */
   #restartIce(pc) {
     this.#restarted = true;
@@ -1664,24 +1672,25 @@ class Negotiation {
   #startTimer() {
     // A kept or closed connection has no timer.
     if (this.#lifetime.signal.aborted) return;
-    const attempt = Math.min(ATTEMPT_MS * 2 ** this.#attempts, MAX_ATTEMPT_MS) * (this.#polite ? POLITE_FACTOR : 1);
+    const attempt = Math.min(ATTEMPT_MS * 2 ** this.#attempts, MAX_ATTEMPT_MS);
+    const wait = (this.#mayRestartIce() ? DISCONNECTED_MS : attempt) * (this.#polite ? POLITE_FACTOR : 1);
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
       // Signals that are on their way get as much time again.
       if (this.#sending > 0 || this.#context.room.state !== "open") this.#startTimer();
       else this.#enqueue(() => this.#timedOut());
-    }, this.#awaitsOffer ? FIRST_OFFER_MS : attempt);
+    }, this.#awaitsOffer ? FIRST_OFFER_MS : wait);
   }
 
   async #timedOut() {
     const { peer } = this;
     const connected = peer?.state === "connected";
     if (peer && this.#awaitsOffer) return this.#offerFirst(peer);
+    if (peer && this.#mayRestartIce()) return this.#restartIce(peer.pc);
     this.#attempts += 1;
     if (!connected && this.#attempts >= MAX_ATTEMPTS && this.#context.giveWay(this)) return;
     if (this.#offer && (connected || this.#remote === null)) await this.#send("offer", this.#offer);
-    else if (peer?.state === "disconnected" && !this.#restarted) this.#restartIce(peer.pc);
     else this.open(true);
   }
 
@@ -1878,13 +1887,16 @@ function explain(change, unknown = "the browser tells no reason") {
  * @returns {Promise<Value | undefined>} */
 function within(signal, start) {
   return new Promise((resolve, reject) => {
-    const end = () => {
+    /** @param {Value} [value] */
+    const end = (value) => {
       clearTimeout(timer);
-      resolve(undefined);
+      signal.removeEventListener("abort", stop);
+      resolve(value);
     };
-    const timer = setTimeout(end, signal.aborted ? 0 : CHECK_MS);
-    signal.addEventListener("abort", end);
-    start(resolve, reject);
+    const stop = () => end();
+    const timer = setTimeout(stop, signal.aborted ? 0 : CHECK_MS);
+    signal.addEventListener("abort", stop);
+    start(end, reject);
   });
 }
 
@@ -1967,7 +1979,7 @@ function meaning({ types }, results) {
   if (relays.some(({ ok }) => ok)) {
     const isBlocked = overUdp.length > 0 && !overUdp.some(({ answers }) => answers);
     if (isBlocked) return "This network seems to block UDP: calls go over TCP through the relay.";
-    return "Calls connect, also through a relay.";
+    return "Calls should connect: a relay answers.";
   }
   if (types.size === 0) return "Calls do not work: a setting or an extension of this browser blocks WebRTC.";
   let why = "There is no relay";

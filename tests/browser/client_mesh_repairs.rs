@@ -226,7 +226,7 @@ async fn a_relayed_call_survives_turn_and_a_server_with_a_sessions_file() {
     // more since `mark`.
     tab.run(
         "globalThis.noticed = [];
-        globalThis.failed = 0;
+        globalThis.interrupted = 0;
         globalThis.frames = async () => {
             const counts = [];
             for (const { peers } of meshes) for (const { pc } of peers.values()) {
@@ -243,7 +243,7 @@ async fn a_relayed_call_survives_turn_and_a_server_with_a_sessions_file() {
             const mesh = enter({ configuration: { iceTransportPolicy: 'relay' } });
             mesh.addTrack(camera());
             mesh.addEventListener('statechange', ({ detail }) => {
-                if (detail.peer.state === 'failed') failed += 1;
+                if (['disconnected', 'failed'].includes(detail.peer.state)) interrupted += 1;
             });
             for (const [target, types] of [[mesh, 'connect disconnect statechange'], [mesh.room, 'peerjoin peerleave']]) {
                 for (const type of types.split(' ')) target.addEventListener(type, () => noticed.push([i, type]));
@@ -255,7 +255,7 @@ async fn a_relayed_call_survives_turn_and_a_server_with_a_sessions_file() {
     tab.until("await pictures()").await;
 
     coturn.restart().await;
-    tab.until("failed > 0").await;
+    tab.until("interrupted > 0").await;
     tab.until("complete(4)").await;
     tab.run("await mark()").await;
     tab.until("await pictures()").await;
