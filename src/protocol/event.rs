@@ -1,6 +1,6 @@
 //! The messages that the server sends: events, answers, and relayed messages of clients.
 
-use std::num::NonZeroU32;
+use std::{net::IpAddr, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -182,6 +182,11 @@ pub(crate) fn resumed(to: SessionId, received: u64) -> Frame {
 /// The answer to `ping`.
 pub(crate) fn pong(to: SessionId, data: Option<&RawValue>) -> Frame {
     answer("pong", to, data)
+}
+
+/// The answer to `address`: the client's address, `null` if the HTTP server does not tell it.
+pub(crate) fn address(to: SessionId, ip: Option<IpAddr>) -> Frame {
+    answer("address", to, serde_json::json!({ "ip": ip }))
 }
 
 /// A message from the server to one session.

@@ -19,8 +19,8 @@ pub(crate) use self::{
     error::{ErrorCode, Problem},
     escape::Escaped,
     event::{
-        Hello, HelloRequest, HistoryRequest, IceServer, Limits, Peer, Resume, ack, announced,
-        error, hello, history, joined, left, pong, relayed, resumed, state,
+        Hello, HelloRequest, HistoryRequest, IceServer, Limits, Peer, Resume, ack, address,
+        announced, error, hello, history, joined, left, pong, relayed, resumed, state,
     },
     id::SessionId,
     message::{Message, Receiver, parse},

@@ -38,6 +38,8 @@ enum Request {
     History,
     /// So my direct connection to a peer went.
     Outcome,
+    /// Which address do I come from?
+    Address,
 }
 
 /// An answer.
@@ -68,6 +70,7 @@ impl Request {
             "state" => Some(Request::State),
             "history" => Some(Request::History),
             "outcome" => Some(Request::Outcome),
+            "address" => Some(Request::Address),
             _ => None,
         }
     }
@@ -82,14 +85,15 @@ pub(super) fn answer(
     let bytes = match Request::of_type(&message.kind) {
         Some(Request::Hello) => hello(context, &HelloRequest::parse(message.data)),
         Some(Request::Ping) => ping(context, message.data),
+        Some(Request::Address) => address(context),
         Some(Request::State) => state(context, message.data)?,
         Some(Request::History) => return history(context, message).map(Answer::Follows),
         Some(Request::Outcome) => outcome(context, message.data).map(|()| 0)?,
         Some(Request::Token) if takes_tokens => token(context, message.data).map(|()| 0)?,
         Some(Request::Token) | None => {
             let known = match takes_tokens {
-                true => "hello, ping, state, history, outcome and token",
-                false => "hello, ping, state, history and outcome",
+                true => "hello, ping, state, history, outcome, address and token",
+                false => "hello, ping, state, history, outcome and address",
             };
             return Err(Problem::unknown_request(&message.kind, known));
         }
@@ -158,6 +162,15 @@ fn ping(context: &RequestContext<'_>, data: Option<&RawValue>) -> usize {
     let pong = protocol::pong(context.join_guard.id(), data);
     let bytes = pong.len();
     context.outbox.push(pong);
+    bytes
+}
+
+/// Says by which address limits count the session.
+fn address(context: &RequestContext<'_>) -> usize {
+    let ip = *context.join_guard.info().address.lock();
+    let answer = protocol::address(context.join_guard.id(), ip);
+    let bytes = answer.len();
+    context.outbox.push(answer);
     bytes
 }
 

@@ -106,7 +106,7 @@ async fn the_error_for_an_unknown_request_names_the_known_ones() {
     let error = alice.expect_error("unknown_request").await;
     assert_eq!(
         error["message"],
-        "unknown request Hello: the server answers hello, ping, state, history and outcome"
+        "unknown request Hello: the server answers hello, ping, state, history, outcome and address"
     );
 }
 
@@ -126,6 +126,31 @@ async fn messages_behind_the_one_that_closes_a_session_are_not_delivered() {
     assert_eq!(raw.read_close().await.0, 1013);
     alice.expect_left(&id).await;
     alice.expect_quiet().await;
+}
+
+#[tokio::test]
+async fn a_session_learns_the_address_by_which_it_is_counted() {
+    let server = TestServer::with(|config| {
+        config.serving.trust_proxy = vec!["127.0.0.1/32".parse().unwrap()];
+    })
+    .await;
+    let request = json!({"type": "address", "receiver": "server", "ref": 1});
+    let mut alice = Client::join(&server, "tea").await;
+    alice.send(request.clone()).await;
+    let answer = alice.next().await;
+    assert_eq!(answer["type"], "address");
+    assert_eq!(answer["sender"], "server");
+    assert_eq!(answer["receiver"], *alice.id);
+    assert_eq!(answer["data"], json!({"ip": "127.0.0.1"}));
+    assert_eq!(alice.next().await["type"], "ack");
+
+    let forwarded = "X-Forwarded-For: 203.0.113.9\r\n";
+    let mut raw = Raw::upgrade(&server, "/room/coffee", forwarded)
+        .await
+        .unwrap();
+    raw.write(text(request.to_string())).await;
+    let answer = raw.read_message().await;
+    assert_eq!(answer["data"], json!({"ip": "203.0.113.9"}));
 }
 
 #[tokio::test]
