@@ -30,6 +30,7 @@
 //! | `server` | the accept loop, TLS, every URL, the admin API, static files; the task that applies messages of other nodes |
 //! | `session` | the life of one session: start or resume, serve, suspend, close; requests to the server |
 //! | `state` | what all sessions share: the rooms, the resume registry, the heartbeat, token expiry, ICE servers |
+//! | `turn` | the STUN and TURN server: requests, allocations, quotas, which peers relays may reach |
 //! | `access` | admission: origins, tokens, client addresses, rates, slots |
 //! | `rooms` | the index of rooms, their members on this node and on others, sessions that migrate |
 //! | `history` | what was said to all in rooms that keep it |
@@ -41,7 +42,7 @@
 //! | `metrics` | every metric |
 //! | `config` | every option, and the files and values that options name |
 //! | `keyed_map`, `spare_capacity` | maps whose keys clients choose, and spare capacity of maps |
-//! | `random`, `unix_time` | random bits, and the clock |
+//! | `random`, `unix_time`, `accept_error`, `turn_rest` | random bits, the clock, errors of accept(2), and passwords of TURN |
 //! | `model_check`, `simulation` | the model checker of threads and simulated clusters, for tests |
 //! | `guide` | this guide |
 //!
@@ -56,6 +57,7 @@
 //! | `jemalloc` | the allocator of the program |
 //! | `tls` | HTTPS and WSS |
 //! | `tokens` | JSON Web Tokens that admit to rooms |
+//! | `turn` | a STUN and TURN server for the sessions |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 // The code that serves a feature outside of its own files has no caller in a build without it.
@@ -68,6 +70,7 @@
 #[cfg(shuttle)]
 extern crate shuttle_parking_lot as parking_lot;
 
+mod accept_error;
 mod access;
 mod cluster;
 pub mod config;
@@ -87,6 +90,10 @@ mod session;
 mod simulation;
 mod spare_capacity;
 mod state;
+// In a build without the feature, the types of the TURN server have no values.
+#[cfg_attr(not(feature = "turn"), path = "no_turn.rs")]
+mod turn;
+mod turn_rest;
 mod unix_time;
 mod web;
 mod websocket;

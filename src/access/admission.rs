@@ -104,7 +104,7 @@ impl Admission {
                 tokens.algorithms()
             );
         }
-        let slots = config.limits.sessions().min(Semaphore::MAX_PERMITS);
+        let slots = config.sessions().min(Semaphore::MAX_PERMITS);
         Ok(Admission {
             rooms,
             metrics,

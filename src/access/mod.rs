@@ -17,8 +17,9 @@ mod token;
 pub use self::token::TokenRequest;
 pub(crate) use self::{
     admission::{Admission, Admitted, ConnectRequest, SessionSlot},
+    client_ip::network,
     credentials::bearer,
     grant::{Denied, Grant},
     rate_limit::Rates,
-    slots::AddressSlot,
+    slots::{AddressSlot, AddressSlots},
 };

@@ -12,7 +12,7 @@ use crate::spare_capacity::release_spare_capacity;
 
 /// How many slots each address holds. Addresses without any are not kept.
 #[derive(Default)]
-pub(super) struct AddressSlots(Mutex<HashMap<IpAddr, u32>>);
+pub(crate) struct AddressSlots(Mutex<HashMap<IpAddr, u32>>);
 
 /// A slot of an address. Dropping it gives it back.
 pub(crate) struct AddressSlot {
@@ -22,7 +22,7 @@ pub(crate) struct AddressSlot {
 
 impl AddressSlots {
     /// Takes a slot for an address; `None` if the address holds `limit` slots already.
-    pub(super) fn take(
+    pub(crate) fn take(
         self: &Arc<AddressSlots>,
         address: IpAddr,
         limit: u32,

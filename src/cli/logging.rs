@@ -6,11 +6,18 @@ use log::{LevelFilter, Log, Metadata, Record};
 /// The filter when `RUST_LOG` is not set.
 const DEFAULT: &str = "anteroom=info";
 
-/// The most verbose level of libraries that handle secrets, by target.
+/// The most verbose level of libraries that handle secrets or are loud, by target.
 ///
 /// At `trace` async-nats logs the whole of every message from other nodes. Such a message may have the
 /// outbox of a session that migrates, with its resume token and TURN password.
-const AT_MOST: [(&str, LevelFilter); 1] = [("async_nats", LevelFilter::Debug)];
+///
+/// The parsers of STUN messages log keys at `trace`, and a warning for each invalid datagram, which anybody can send.
+const AT_MOST: [(&str, LevelFilter); 4] = [
+    ("async_nats", LevelFilter::Debug),
+    ("stun_proto", LevelFilter::Error),
+    ("stun_types", LevelFilter::Error),
+    ("turn_types", LevelFilter::Error),
+];
 
 /// A logger that drops records above [`AT_MOST`], whatever `RUST_LOG` asks for.
 struct CappedLogger(Logger);
@@ -58,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trace_records_of_async_nats_are_dropped() {
+    fn records_with_secrets_and_for_each_datagram_are_dropped() {
         let is_allowed = |target, level| {
             let metadata = Metadata::builder().target(target).level(level).build();
             is_allowed(&metadata)
@@ -68,5 +75,7 @@ mod tests {
         assert!(is_allowed("async_nats::connection", Level::Debug));
         assert!(is_allowed("async_nats_next", Level::Trace));
         assert!(is_allowed("anteroom::session", Level::Trace));
+        assert!(!is_allowed("stun_types::message", Level::Warn));
+        assert!(is_allowed("stun_types::message", Level::Error));
     }
 }

@@ -173,22 +173,22 @@ impl Limits {
         self.max_state_bytes.min(self.max_message_bytes)
     }
 
-    /// The limit of sessions on this server.
-    pub(crate) fn sessions(&self) -> usize {
-        self.max_sessions.unwrap_or_else(sessions_by_files)
-    }
-
     pub(crate) fn handshake(&self) -> Duration {
         Duration::from_secs(self.handshake_seconds)
     }
 }
 
-/// The number of sessions that the open-file limit allows.
-pub(crate) fn sessions_by_files() -> usize {
+/// The number of files that the process may open.
+pub(super) fn open_files() -> u64 {
     // A limit that cannot be read counts as none.
-    let files = rlimit::Resource::NOFILE
+    rlimit::Resource::NOFILE
         .get_soft()
-        .unwrap_or(rlimit::INFINITY);
+        .unwrap_or(rlimit::INFINITY)
+}
+
+/// The number of sessions that the open-file limit allows beside `others`, which are not for sessions.
+pub(super) fn sessions_by_files(others: usize) -> usize {
+    let files = open_files().saturating_sub(others as u64);
     let sessions = files - SPARE_FILES.min(files / 4);
     usize::try_from(sessions).unwrap_or(usize::MAX)
 }

@@ -25,8 +25,12 @@ mod stopping;
 mod token_algorithm;
 #[cfg(feature = "tokens")]
 mod token_options;
+#[cfg(feature = "turn")]
+mod turn;
 mod webrtc;
 
+#[cfg(feature = "turn")]
+pub use self::turn::{PortRange, TurnOptions};
 pub use self::{
     access::Access, admin::Admin, history::HistoryOptions, ice_url::IceUrl, limits::Limits,
     liveness::Liveness, options::Config, origin::Origin, serving::Serving, stopping::Stopping,
@@ -38,7 +42,7 @@ pub(crate) use self::{check::not_empty, files::check_secret};
 pub use self::{cluster::ClusterOptions, history::HistoryStorage, nats_url::NatsUrl};
 pub(crate) use self::{
     files::{SecretFile, invalid, read_file, read_secret},
-    limits::{Limit, sessions_by_files},
+    limits::Limit,
     secret::{Secret, expose_to_client},
 };
 #[cfg(feature = "tokens")]

@@ -7,9 +7,17 @@ use clap::Args;
 use super::cluster::ClusterOptions;
 #[cfg(feature = "tokens")]
 use super::token_options::TokenOptions;
+#[cfg(feature = "turn")]
+use super::turn::TurnOptions;
 use super::{
-    access::Access, admin::Admin, history::HistoryOptions, limits::Limits, liveness::Liveness,
-    serving::Serving, stopping::Stopping, webrtc::Webrtc,
+    access::Access,
+    admin::Admin,
+    history::HistoryOptions,
+    limits::{Limits, open_files, sessions_by_files},
+    liveness::Liveness,
+    serving::Serving,
+    stopping::Stopping,
+    webrtc::Webrtc,
 };
 
 /// The options of a server. The binary reads them from its command line and environment;
@@ -53,6 +61,11 @@ pub struct Config {
     #[cfg_attr(feature = "cli", command(flatten))]
     pub webrtc: Webrtc,
 
+    /// The STUN and TURN server.
+    #[cfg(feature = "turn")]
+    #[cfg_attr(feature = "cli", command(flatten))]
+    pub turn: TurnOptions,
+
     /// Rooms that keep their last messages.
     #[cfg_attr(feature = "cli", command(flatten))]
     pub history: HistoryOptions,
@@ -72,6 +85,30 @@ pub struct Config {
 }
 
 impl Config {
+    /// The limit of sessions on this server.
+    pub(crate) fn sessions(&self) -> usize {
+        self.limits
+            .max_sessions
+            .unwrap_or_else(|| self.possible_sessions())
+    }
+
+    /// The number of sessions that the open-file limit allows.
+    pub(crate) fn possible_sessions(&self) -> usize {
+        sessions_by_files(self.turn_files())
+    }
+
+    /// The number of files that the TURN server may open.
+    pub(crate) fn turn_files(&self) -> usize {
+        /// The part of the open-file limit that is left to the TURN server.
+        const TURN_PART: u64 = 4;
+        #[cfg(feature = "turn")]
+        let has_turn = self.turn.listen.is_some();
+        #[cfg(not(feature = "turn"))]
+        let has_turn = false;
+        let files = usize::try_from(open_files() / TURN_PART).unwrap_or(usize::MAX);
+        if has_turn { files } else { 0 }
+    }
+
     /// Checks the values, alone and against each other.
     ///
     /// # Errors
@@ -84,6 +121,8 @@ impl Config {
         self.limits.check()?;
         self.liveness.check()?;
         self.webrtc.check()?;
+        #[cfg(feature = "turn")]
+        self.turn.check()?;
         self.history.check()?;
         self.admin.check()?;
         #[cfg(feature = "cluster")]

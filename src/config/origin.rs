@@ -1,6 +1,9 @@
 //! Origins of web pages.
 
-use std::str::FromStr;
+use std::{
+    fmt::{self, Display, Formatter},
+    str::FromStr,
+};
 
 use http::{HeaderValue, uri::Authority};
 
@@ -17,6 +20,12 @@ impl Origin {
     /// Whether this is the origin in an `Origin` header (RFC 6454, section 7).
     pub(crate) fn is(&self, header: &HeaderValue) -> bool {
         *header == *self.0
+    }
+}
+
+impl Display for Origin {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -415,6 +415,7 @@ mod tests {
     fn metrics() -> Arc<Metrics> {
         Arc::new(Metrics::new(
             true,
+            false,
             ErrorCode::ALL.map(ErrorCode::as_str),
             CloseCode::ALL.map(CloseCode::number),
         ))

@@ -9,7 +9,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::traffic::Traffic;
+use super::{
+    relayed::{RelayedFamilies, RelayedTraffic},
+    traffic::Traffic,
+};
 use crate::config::Limit;
 
 /// The content type of [`Metrics::render`] (OpenMetrics 1.0, exposition format).
@@ -34,6 +37,25 @@ const PEER_CONNECTIONS: [[&str; 2]; 5] = [
     ["failed", "none"],
 ];
 
+/// Why the TURN server refuses or drops something: wrong credentials, a session that has ended, the quotas of a session
+/// and an address, no free port, too many peers of an allocation, a peer that relays may not reach, too many requests
+/// without credentials, too many connections of an address, too many open files, too many bytes of a session or of all,
+/// and datagrams that could not be sent.
+const TURN_REFUSALS: [&str; 12] = [
+    "credentials",
+    "session",
+    "session_allocations",
+    "address_allocations",
+    "ports",
+    "peers",
+    "peer",
+    "rate",
+    "connections",
+    "files",
+    "bandwidth",
+    "lost",
+];
+
 /// Counters with one label, whose values are all known when the server starts.
 type Counters = Family<[(&'static str, Cow<'static, str>); 1], Counter>;
 
@@ -55,6 +77,10 @@ pub(crate) struct Metrics {
     round_trips: Histogram,
     pub(crate) history_stored: Counter,
     pub(crate) history_failed: Counter,
+    pub(crate) turn_allocations: Gauge,
+    pub(crate) turn_allocations_opened: Counter,
+    turn_refusals: Counters,
+    relayed: RelayedFamilies,
     pub(crate) cluster_nodes: Gauge,
     pub(crate) cluster_sent: Counter,
     pub(crate) cluster_received: Counter,
@@ -77,10 +103,11 @@ pub(crate) struct Gauges<T> {
 }
 
 impl Metrics {
-    /// Registers all metrics; those of the cluster only if `is_clustered`. The counters for
-    /// `error_codes` and `close_codes` are shown as zero from the start.
+    /// Registers all metrics; those of the cluster only if `is_clustered`, those of the TURN server only if it
+    /// `has_turn`. The counters for `error_codes` and `close_codes` are shown as zero from the start.
     pub(crate) fn new(
         is_clustered: bool,
+        has_turn: bool,
         error_codes: impl IntoIterator<Item = &'static str>,
         close_codes: impl IntoIterator<Item = u16>,
     ) -> Metrics {
@@ -100,6 +127,10 @@ impl Metrics {
             round_trips: Histogram::new(ROUND_TRIP_BUCKETS),
             history_stored: Counter::default(),
             history_failed: Counter::default(),
+            turn_allocations: Gauge::default(),
+            turn_allocations_opened: Counter::default(),
+            turn_refusals: Counters::default(),
+            relayed: RelayedFamilies::default(),
             cluster_nodes: Gauge::default(),
             cluster_sent: Counter::default(),
             cluster_received: Counter::default(),
@@ -111,6 +142,9 @@ impl Metrics {
         metrics.register();
         if is_clustered {
             metrics.register_cluster();
+        }
+        if has_turn {
+            metrics.register_turn();
         }
         for code in error_codes {
             metrics.errors(code);
@@ -200,6 +234,23 @@ impl Metrics {
         registry.register_with_unit("ping_round_trip", help, Unit::Seconds, round_trips);
     }
 
+    /// Registers the metrics that only a server with a TURN server has.
+    fn register_turn(&mut self) {
+        let registry = &mut self.registry;
+        let help = "Current allocations of the TURN server";
+        registry.register("turn_allocations", help, self.turn_allocations.clone());
+        let help = "Allocations that the TURN server opened";
+        let opened = self.turn_allocations_opened.clone();
+        registry.register("turn_allocations_opened", help, opened);
+        let help = "What the TURN server refused or dropped, by reason";
+        registry.register("turn_refusals", help, self.turn_refusals.clone());
+        self.relayed.register(registry);
+        for reason in TURN_REFUSALS {
+            self.turn_refusals(reason);
+        }
+        self.relayed.traffic();
+    }
+
     /// Registers the metrics that only a node of a cluster has.
     fn register_cluster(&mut self) {
         let registry = &mut self.registry;
@@ -276,6 +327,16 @@ impl Metrics {
     /// Requests to open a session that were answered with this HTTP status.
     pub(crate) fn upgrades(&self, status: u16) -> Counter {
         one(&self.upgrades, "status", status.to_string().into())
+    }
+
+    /// What the TURN server refused for this reason, one of [`TURN_REFUSALS`].
+    pub(crate) fn turn_refusals(&self, reason: &'static str) -> Counter {
+        one(&self.turn_refusals, "reason", reason.into())
+    }
+
+    /// The counters of what the TURN server relays.
+    pub(crate) fn relayed_traffic(&self) -> RelayedTraffic {
+        self.relayed.traffic()
     }
 
     /// Direct connections between clients with this result and path.

@@ -25,7 +25,9 @@ use warp::{
 };
 
 use super::{request_limits, routes::PeerAddress, tls::Tls};
-use crate::{access::AddressSlot, protocol::Escaped, state::Shared};
+use crate::{
+    accept_error::concerns_one_connection, access::AddressSlot, protocol::Escaped, state::Shared,
+};
 
 /// How many connections the kernel queues until they are accepted. When many clients connect at once,
 /// they wait in the queue instead of retrying after a second or more.
@@ -230,25 +232,4 @@ where
         Ok(()) => routes.call(request).await,
         Err(error) => Ok(error.into_response()),
     }
-}
-
-/// Whether an error of accept(2) concerns only the connection that was being accepted: Linux reports
-/// network errors of the new connection this way.
-fn concerns_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted,
-        NetworkDown, NetworkUnreachable, PermissionDenied, TimedOut,
-    };
-    matches!(
-        error.kind(),
-        ConnectionAborted
-            | ConnectionRefused
-            | ConnectionReset
-            | HostUnreachable
-            | Interrupted
-            | NetworkDown
-            | NetworkUnreachable
-            | PermissionDenied
-            | TimedOut
-    )
 }

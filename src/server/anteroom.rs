@@ -1,7 +1,8 @@
-//! The public handle to a server without a listener, and the task that runs every second.
+//! The public handle to a server without a listener for HTTP, and the task that runs every second.
 
 use std::{
     io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -27,10 +28,11 @@ use crate::{
     rooms::Rooms,
     session,
     state::{Heartbeat, IceServers, Resumes, SessionsFile, SessionsToSave, Shared},
+    turn::Turn,
     unix_time,
 };
 
-/// The server without a listener, as warp filters for another application. Clones are handles to the
+/// The server without a listener for HTTP, as warp filters for another application. Clones are handles to the
 /// same rooms, and the filters hold one each. Dropping the last handle tells every session to leave.
 ///
 /// ```
@@ -51,13 +53,13 @@ use crate::{
 pub struct Anteroom(Handle);
 
 impl Anteroom {
-    /// Starts a server without rooms. Spawns the task that pings sessions and, with
-    /// [`Config::cluster`], the one that talks to other nodes.
+    /// Starts a server without rooms. Spawns the task that pings sessions, with [`Config::cluster`] the one that
+    /// talks to other nodes, and with an address in [`Config::turn`] those of the TURN server.
     ///
     /// # Errors
     ///
-    /// A file or folder that cannot be read or used, or an invalid value ([`Config::check`]); the
-    /// message names it.
+    /// A file or folder that cannot be read or used, an address of the TURN server that cannot be bound, or an
+    /// invalid value ([`Config::check`]); the message names it.
     ///
     /// # Panics
     ///
@@ -97,9 +99,12 @@ impl Anteroom {
         let outbound = cluster.as_ref().map(|cluster| cluster.outbound.clone());
         let metrics = Arc::new(Metrics::new(
             cluster.is_some(),
+            Turn::is_configured(&config),
             ErrorCode::ALL.map(ErrorCode::as_str),
             CloseCode::ALL.map(CloseCode::number),
         ));
+        let (turn, turn_listeners) = Turn::bind(&config, &metrics)?.unzip();
+        let turn = turn.map(Arc::new);
         let history = History::open(&config.history, store.zip(outbound.clone()), &metrics)?;
         let rooms = Arc::new(Rooms::new(&config.limits, outbound, history.clone()));
         let admin_token = config.admin.token_file.clone();
@@ -113,7 +118,8 @@ impl Anteroom {
                 .into(),
             expiries: Arc::default(),
             resumes: Resumes::new(cluster.is_some()).into(),
-            ice: IceServers::new(&config.webrtc)?,
+            ice: IceServers::new(&config.webrtc, turn.clone())?,
+            turn,
             sessions_file: sessions_file.map(SessionsFile::new).transpose()?,
             to_save: SessionsToSave::default(),
             cluster,
@@ -131,6 +137,10 @@ impl Anteroom {
             sessions.for_each(|saved| session::restore(&shared, saved));
         }
         shared.tasks.spawn(tick(shared.clone()));
+        if let Some(listeners) = turn_listeners {
+            let serving = listeners.run(shared.stopping.clone(), shared.stopped.clone());
+            shared.tasks.spawn(serving);
+        }
         if let Some((cluster, transport)) = shared.cluster.clone().zip(transport) {
             let applied = apply::run(cluster, transport, shared.clone());
             shared.tasks.spawn(applied);
@@ -147,6 +157,11 @@ impl Anteroom {
     /// The WebSocket endpoint alone: `/room` and `/room/{name}`.
     pub fn room(&self) -> BoxedFilter<(Response,)> {
         routes::room(&self.0)
+    }
+
+    /// The address of the STUN and TURN server, with the actual port; `None` without one.
+    pub fn turn_addr(&self) -> Option<SocketAddr> {
+        Some(self.0.turn.as_ref()?.local_addr())
     }
 
     /// The number of rooms.

@@ -12,7 +12,7 @@ use super::{
     anteroom::{Anteroom, report_reload, with_context},
     tls::Tls,
 };
-use crate::config::{Config, sessions_by_files};
+use crate::config::Config;
 
 /// How long a request to the admin API may still take once everything else has ended.
 const ADMIN_GRACE: Duration = Duration::from_secs(1);
@@ -91,6 +91,11 @@ impl Server {
         self.admin.as_ref().map(TcpListener::local_addr).transpose()
     }
 
+    /// The address of the STUN and TURN server, with the actual port; `None` without one.
+    pub fn turn_addr(&self) -> Option<SocketAddr> {
+        self.anteroom.turn_addr()
+    }
+
     /// The handle to the rooms.
     pub fn anteroom(&self) -> &Anteroom {
         &self.anteroom
@@ -106,7 +111,7 @@ impl Server {
             anteroom,
         } = self;
         let shared = Arc::clone(anteroom.handle());
-        let (limit, possible) = (shared.config.limits.sessions(), sessions_by_files());
+        let (limit, possible) = (shared.config.sessions(), shared.config.possible_sessions());
         info!("serving up to {limit} sessions");
         if limit > possible {
             warn!(

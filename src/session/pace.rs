@@ -226,7 +226,7 @@ mod tests {
             rooms: vec!["*".into()],
             ..HistoryOptions::default()
         };
-        let metrics = Arc::new(Metrics::new(false, [], []));
+        let metrics = Arc::new(Metrics::new(false, false, [], []));
         let history = History::open(&options, None, &metrics).unwrap().unwrap();
         let mut pace = Pace::default();
         let say = || {

@@ -25,6 +25,7 @@ use crate::{
     protocol::{self, Close, CloseCode, Message, Problem, Receiver, SessionId},
     rooms::{Delivery, JoinGuard, Speaker},
     state::{HeartbeatGuard, ResumeRegistration, Shared, Takeover},
+    turn::TurnSession,
     websocket::{Event, Frame, ReadControl, Reader, Stop, Violation},
 };
 
@@ -45,6 +46,8 @@ pub(super) struct Session {
     pub(super) pace: Option<Box<Pace>>,
     /// Present once the session is resumable.
     pub(super) registration: Option<Box<ResumeRegistration>>,
+    /// Present if this process is a TURN server.
+    pub(super) turn: Option<Box<TurnSession>>,
 }
 
 /// What has become of a message.
@@ -90,6 +93,7 @@ impl Session {
         Session {
             heartbeat: shared.heartbeat.register(sender),
             pace: Pace::new(&shared.config.limits, owed),
+            turn: shared.turn.as_ref().map(|turn| turn.admit(join_guard.id())),
             shared,
             join_guard,
             outbox,
@@ -392,6 +396,9 @@ impl Session {
         self.shared.metrics.leaves(disconnect.cause()).inc();
         if let Disconnect::Expired = disconnect {
             self.shared.metrics.resumes("expired").inc();
+        }
+        if let (Some(turn), Disconnect::Migrated) = (self.turn, &disconnect) {
+            turn.has_moved();
         }
         drop((self.join_guard, self.heartbeat, self.permissions));
         let remainder = self.outbox.into_remainder();

@@ -481,8 +481,10 @@ async fn wait(session: &mut Session) -> Result<Option<Reader>, Disconnect> {
 }
 
 /// Keeps a suspended session for the next process, or ends it if the server no longer saves sessions.
-fn keep(session: Session) {
+fn keep(mut session: Session) {
     let shared = session.shared.clone();
+    // The TURN server of the next process knows nothing of this one's allocations.
+    session.turn = None;
     let late = session.registration.as_ref().and_then(|it| it.retire());
     answer_late(&shared, late);
     if let Err(session) = shared.to_save.add(session) {

@@ -1,17 +1,15 @@
 //! The ICE servers in `hello` (RFC 8445). TURN servers that share a secret with this server get credentials
-//! for each session that expire by themselves: the TURN REST scheme (draft-uberti-behave-turn-rest-00), which
-//! coturn calls `use-auth-secret`.
+//! for each session that expire by themselves.
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::Arc};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use hmac::{Hmac, KeyInit, Mac};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use sha1::Sha1;
 
 use crate::{
     config::{Secret, SecretFile, Webrtc, invalid, read_file},
     protocol::{IceServer, SessionId},
+    turn::Turn,
+    turn_rest,
 };
 
 /// The characters of a user's name that are percent-encoded in the user name of TURN: all but the unreserved
@@ -29,24 +27,26 @@ const MAX_USERNAME: usize = 508;
 /// The configured ICE servers.
 pub(crate) struct IceServers {
     servers: Vec<IceServer>,
-    turn: Option<Turn>,
-}
-
-/// TURN servers that share a secret with this server.
-struct Turn {
-    urls: Vec<String>,
-    secret: SecretFile,
-    /// How long credentials are valid.
+    shared: Option<SharedTurn>,
+    /// The TURN server of this process.
+    own: Option<Arc<Turn>>,
+    /// How long credentials are valid, in seconds.
     seconds: u64,
 }
 
+/// TURN servers that share a secret with this server.
+struct SharedTurn {
+    urls: Vec<String>,
+    secret: SecretFile,
+}
+
 impl IceServers {
-    /// Those of the options.
+    /// Those of the options, and the TURN server of this process.
     ///
     /// # Errors
     ///
     /// A file of the secret that cannot be read, or is empty; the message names it.
-    pub(crate) fn new(options: &Webrtc) -> io::Result<IceServers> {
+    pub(crate) fn new(options: &Webrtc, own: Option<Arc<Turn>>) -> io::Result<IceServers> {
         let servers = options.ice_server.iter().map(|server| {
             let (username, credential) = server.credentials.clone().unzip();
             IceServer {
@@ -55,16 +55,17 @@ impl IceServers {
                 credential,
             }
         });
-        let turn = options.turn_secret_file.clone().map(|path| {
-            io::Result::Ok(Turn {
+        let shared = options.turn_secret_file.clone().map(|path| {
+            io::Result::Ok(SharedTurn {
                 urls: options.turn_url.iter().map(|url| url.url.clone()).collect(),
                 secret: SecretFile::new(path, read_turn_secret)?,
-                seconds: options.turn_seconds,
             })
         });
         Ok(IceServers {
             servers: servers.collect(),
-            turn: turn.transpose()?,
+            shared: shared.transpose()?,
+            own,
+            seconds: options.turn_seconds,
         })
     }
 
@@ -74,7 +75,7 @@ impl IceServers {
     ///
     /// As of [`new`](IceServers::new); the old one stays then.
     pub(crate) fn reload(&self) -> Option<io::Result<()>> {
-        self.turn.as_ref().map(|turn| turn.secret.reload())
+        self.shared.as_ref().map(|turn| turn.secret.reload())
     }
 
     /// The ICE servers for a session at time `now`, with credentials for `user` if the session's token names
@@ -87,22 +88,23 @@ impl IceServers {
         expires: Option<u64>,
         now: u64,
     ) -> Vec<IceServer> {
-        let turn = self.turn.iter().map(|turn| {
-            let until = expires.unwrap_or(u64::MAX).min(now + turn.seconds);
-            turn.server(username(id, user, until))
-        });
-        self.servers.iter().cloned().chain(turn).collect()
+        let until = expires.unwrap_or(u64::MAX).min(now + self.seconds);
+        let shared = self.shared.iter();
+        let shared = shared.map(|turn| turn.server(username(id, user, until)));
+        // Its relays end with the session, which ends with the token.
+        let own = self.own.iter();
+        let own = own.map(|turn| turn.ice_server(id, now + self.seconds));
+        let servers = self.servers.iter().cloned();
+        servers.chain(own).chain(shared).collect()
     }
 }
 
-impl Turn {
+impl SharedTurn {
     fn server(&self, username: String) -> IceServer {
-        let hmac = Hmac::<Sha1>::new_from_slice(self.secret.get().expose());
-        let hmac = hmac.expect("HMAC takes keys of any length");
-        let credential = hmac.chain_update(&username).finalize().into_bytes();
+        let credential = turn_rest::password(self.secret.get().expose(), &username);
         IceServer {
             urls: self.urls.clone(),
-            credential: Some(Secret::new(STANDARD.encode(credential))),
+            credential: Some(Secret::new(credential)),
             username: Some(username),
         }
     }

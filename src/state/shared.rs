@@ -22,6 +22,7 @@ use crate::{
     outbox::Sender,
     protocol::Close,
     rooms::Rooms,
+    turn::Turn,
 };
 
 /// The state that routes, connections and sessions share.
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) expiries: Arc<Expiries>,
     pub(crate) resumes: Arc<Resumes>,
     pub(crate) ice: IceServers,
+    /// Present if this process is a TURN server.
+    pub(crate) turn: Option<Arc<Turn>>,
     /// Present if sessions are kept over a restart.
     pub(crate) sessions_file: Option<SessionsFile>,
     pub(crate) to_save: SessionsToSave,
