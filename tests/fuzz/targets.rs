@@ -18,6 +18,7 @@ use crate::{
     protocol::{self, Receiver, RoomName, SessionId},
     rooms::{JoinGuard, Replies, Rooms, SessionInfo},
     state::{SavedSession, decode_sessions, encode_sessions},
+    turn::FuzzedServer,
     websocket::Writer,
 };
 
@@ -246,5 +247,39 @@ fn apply(rooms: &Rooms, envelope: Envelope<'_>, replies: &mut Replies, flush_set
         Message::Room(event) => rooms.apply_event(node, number, event, text, replies, flush_set),
         Message::Node(direct) => rooms.apply_direct(node, number, direct, text, replies, flush_set),
         Message::All(_) => {}
+    }
+}
+
+/// Whatever the client of a TURN server sends, each request gets one answer at most, which is no longer than what was
+/// sent and a fixed number of bytes. The input is a sequence of a byte, a length, and so many bytes: a datagram if the
+/// byte is 255, or else the attributes of a request with credentials, whose method is the byte.
+pub fn turn_messages(input: &[u8]) {
+    /// The most bytes by which an answer is longer: the realm, a nonce, and the code and its reason.
+    const MOST_ADDED: usize = 160;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _entered = runtime.enter();
+    let mut server = FuzzedServer::new();
+    let mut rest = input;
+    while let [kind, length, bytes @ ..] = rest {
+        let (payload, next) = bytes.split_at(bytes.len().min(usize::from(*length)));
+        let mut datagram = match kind {
+            255 => payload.to_vec(),
+            method => server.request(u16::from(*method), payload),
+        };
+        let sent = datagram.len();
+        let answers = server.receive(&mut datagram);
+        assert!(answers.len() <= 1);
+        for answer in answers {
+            assert!(
+                answer.len() <= sent + MOST_ADDED,
+                "{} of {sent}",
+                answer.len()
+            );
+            stun_types::message::Message::from_bytes(&answer).unwrap();
+        }
+        rest = next;
     }
 }

@@ -32,8 +32,8 @@ use crate::{
         Crew, FaultyExchange, exchange_over_faults, next_text, open, reconnect, resumable_beside,
     },
     support::{
-        Answer, Client, File, Log, Program, Raw, RunningServer, TestServer, eventually,
-        eventually_async, metric_value, operator, operator_at, total, within_deadline,
+        Answer, Client, File, Log, Program, Raw, RunningServer, TestServer, TurnClient, eventually,
+        eventually_async, metric_value, operator, operator_at, total, turn_server, within_deadline,
     },
     tls::Authority,
     tokens::{SECRET, sign, with_secret},
@@ -275,6 +275,35 @@ async fn a_session_migrates_between_nodes_and_the_room_notices_nothing() {
         a.anteroom.sessions() == 0 && b.anteroom.sessions() == 2 && c.anteroom.sessions() == 1
     })
     .await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_call_stays_at_its_turn_server_when_the_session_migrates() {
+    let nats = Nats::start().await;
+    let turn = |config: &mut Config| {
+        config.turn.listen = Some(([127, 0, 0, 1], 0).into());
+        config.turn.addresses = vec![[127, 0, 0, 1].into()];
+    };
+    let [a, b] = nats.nodes_with(turn).await;
+    let mut alice = Client::join(&a, "tea").await;
+    let token = alice.ask_for_resume_token().await;
+    let hello = alice.hello().await;
+    let mut client = TurnClient::udp(&hello).await;
+    client.allocate().await;
+    let mut moved = reconnect(&b, "tea", &token, 3).await;
+    let renewed = moved.hello().await;
+    assert_eq!(renewed["receiver"], hello["receiver"]);
+    assert_ne!(turn_server(&renewed).0, turn_server(&hello).0);
+    eventually("the session has left its first node", || {
+        a.anteroom.sessions() == 0
+    })
+    .await;
+    // The call goes on where it is, but a new one begins at the other node.
+    assert_eq!(client.refresh(600).await.error(), None);
+    let mut late = TurnClient::udp(&hello).await;
+    assert_eq!(late.try_allocate().await.error(), Some(401));
+    TurnClient::udp(&renewed).await.allocate().await;
 }
 
 #[tokio::test]

@@ -9,7 +9,11 @@ mod program;
 mod raw;
 mod server;
 mod time;
+#[cfg(feature = "turn")]
+mod turn_client;
 
+#[cfg(feature = "turn")]
+pub use self::turn_client::{FromPeer, TurnClient, turn_server};
 pub use self::{
     answer::Answer,
     client::Client,
