@@ -4,18 +4,16 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Stdio,
     thread::sleep,
     time::{Duration, Instant},
 };
-
-use nix::{time::ClockId, unistd::Pid};
 
 use crate::{
     Plan,
     dialect::{Dialect, Text},
     report,
-    servers::{Kind, Server},
+    servers::{Kind, Process, Server, on_server_core},
     swarm::{Swarm, text_frame},
     take_a_core,
     works::{self, Span, join_all},
@@ -31,42 +29,24 @@ const COUNTED: usize = 2000;
 /// small.
 const PAIRS: usize = 9;
 
-/// A NATS server, on the core of the nodes; dropping it kills the process.
+/// A NATS server, on the core of the nodes.
 struct Nats {
-    process: Child,
-    clock: ClockId,
+    process: Process,
     url: String,
 }
 
 impl Nats {
     fn start() -> io::Result<Nats> {
         let port = free_port()?;
-        let process = Command::new("taskset")
-            .args(["--cpu-list", "0", "nats-server", "--addr", "127.0.0.1"])
-            .args(["--port", &port.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.id() as i32))?;
+        let process = Process::start(
+            on_server_core()
+                .args(["nats-server", "--addr", "127.0.0.1"])
+                .args(["--port", &port.to_string()])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        )?;
         let url = format!("nats://127.0.0.1:{port}");
-        Ok(Nats {
-            process,
-            clock,
-            url,
-        })
-    }
-
-    /// The CPU time used so far.
-    fn cpu(&self) -> io::Result<Duration> {
-        Ok(self.clock.now()?.into())
-    }
-}
-
-impl Drop for Nats {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        Ok(Nats { process, url })
     }
 }
 
@@ -120,7 +100,7 @@ impl Nodes {
 
     /// The CPU time that all nodes have used so far.
     fn cpu(&self) -> io::Result<Duration> {
-        self.nodes.iter().map(Server::cpu).sum()
+        self.nodes.iter().map(|node| node.process.cpu()).sum()
     }
 
     /// The number of messages that the nodes have published to NATS and received from it.
@@ -241,9 +221,9 @@ fn measure(
         Ok(count)
     };
     during(span.warm_up)?;
-    let before = [nodes.cpu()?, nodes.nats.cpu()?];
+    let before = [nodes.cpu()?, nodes.nats.process.cpu()?];
     let count = during(span.measured)?;
-    let after = [nodes.cpu()?, nodes.nats.cpu()?];
+    let after = [nodes.cpu()?, nodes.nats.process.cpu()?];
     Ok([0, 1].map(|index| (after[index] - before[index]).as_secs_f64() * 1e6 / count as f64))
 }
 

@@ -17,7 +17,7 @@ use crate::{
     Plan,
     cluster::{ask, free_port, metric_value},
     dialect::{Dialect, Text},
-    report::{self, digits, percentile},
+    report::{Table, digits, percentile},
     servers::{Kind, Server},
     swarm::{Swarm, text_frame},
     take_a_core,
@@ -177,51 +177,6 @@ impl Drop for Folder {
     }
 }
 
-/// Figures of several runs, by row and column.
-struct Table<const COLUMNS: usize> {
-    rows: Vec<(String, [Vec<f64>; COLUMNS])>,
-}
-
-impl<const COLUMNS: usize> Table<COLUMNS> {
-    fn new() -> Self {
-        Table { rows: Vec::new() }
-    }
-
-    fn add(&mut self, column: usize, label: &str, figure: f64) {
-        eprintln!("{column} {label}: {}", digits(figure));
-        if !self.rows.iter().any(|row| row.0 == label) {
-            self.rows
-                .push((label.to_owned(), [const { Vec::new() }; COLUMNS]));
-        }
-        let row = self.rows.iter_mut().find(|row| row.0 == label);
-        row.expect("it is there now").1[column].push(figure);
-    }
-
-    /// Prints the medians, and those of the ratios to the first column in the same round if `ratios`.
-    fn print(&self, heading: &str, ratios: bool) {
-        println!("| {heading} |\n|{}", " --- |".repeat(COLUMNS + 1));
-        for (label, columns) in &self.rows {
-            let cells = columns.iter().enumerate().map(|(column, figures)| {
-                let figure = digits(median(figures.iter().copied()));
-                match ratios && column > 0 {
-                    true => {
-                        let rounds = figures.iter().zip(&columns[0]);
-                        let ratio = median(rounds.map(|(figure, first)| figure / first));
-                        format!(" {figure} ({}) |", digits(ratio))
-                    }
-                    false => format!(" {figure} |"),
-                }
-            });
-            println!("| {label} |{}", cells.collect::<String>());
-        }
-        println!();
-    }
-}
-
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    report::median(figures).expect("there are runs")
-}
-
 /// Runs all measurements and prints their tables.
 pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     take_a_core()?;
@@ -249,7 +204,7 @@ fn costs(table: &mut Table<3>, peers: &Path) -> io::Result<()> {
             let server = Server::start_with(Kind::Anteroom, peers, options)?;
             let mut senders = Senders::start(&server, 1, SIZE, DATA_BYTES, under_way)?;
             let from = Instant::now() + SPAN.warm_up;
-            let cost = measure(&server, SPAN, || {
+            let cost = measure(&server.process, SPAN, || {
                 let numbers = senders.receive()?;
                 for &number in &numbers {
                     senders.send(number)?;
@@ -281,17 +236,17 @@ fn memory(peers: &Path) -> io::Result<()> {
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let options = [ALL_ROOMS.to_owned(), limit, format!("--admin={admin}")];
         let server = Server::start_with(Kind::Anteroom, peers, &options)?;
-        let before = server.resident()?;
+        let before = server.process.resident()?;
         let step = KEPT * ROOMS as u64;
         let mut grown = 0.0;
         for round in 1..=STORED / step {
             let mut senders = Senders::start(&server, ROOMS, 1, STORED_DATA_BYTES, UNDER_WAY)?;
             senders.store(step)?;
-            grown = (server.resident()? - before) as f64;
+            grown = (server.process.resident()? - before) as f64;
             let label = format!("{} messages so far, MB", round * step);
             table.add(column, &label, grown / 1e6);
         }
-        let peak = server.peak()? - before;
+        let peak = server.process.peak()? - before;
         table.add(column, "the most while it grew, MB", peak as f64 / 1e6);
         let counted = metric_value(&ask(admin, "/metrics")?.1, "anteroom_history_bytes");
         table.add(
@@ -318,15 +273,15 @@ fn many(repetitions: usize, peers: &Path) -> io::Result<()> {
     ];
     let mut server = Server::start_with(Kind::Anteroom, peers, &options)?;
     let mut senders = Senders::start(&server, ROOMS, 1, STORED_DATA_BYTES, UNDER_WAY)?;
-    let (begin, cpu) = (Instant::now(), server.cpu()?);
+    let (begin, cpu) = (Instant::now(), server.process.cpu()?);
     senders.store(STORED)?;
-    let (wall, cpu) = (begin.elapsed().as_secs_f64(), server.cpu()? - cpu);
+    let (wall, cpu) = (begin.elapsed().as_secs_f64(), server.process.cpu()? - cpu);
     println!(
         "{STORED} messages in {ROOMS} rooms were stored in {wall:.1} s, with {:.1} µs of processor time each; \
          the file has {} MB, the server {} MB of memory\n",
         cpu.as_secs_f64() * 1e6 / STORED as f64,
         megabytes(folder.bytes()?),
-        megabytes(server.resident()?),
+        megabytes(server.process.resident()?),
     );
     drop(senders);
 
@@ -341,15 +296,19 @@ fn many(repetitions: usize, peers: &Path) -> io::Result<()> {
             }
             drop(senders);
             let begin = Instant::now();
-            server.stop(signal)?;
+            server.process.stop(signal)?;
             table.add(column, "time to end, ms", millis(begin.elapsed()));
             let begin = Instant::now();
             server = Server::start_with(Kind::Anteroom, peers, &options)?;
             table.add(column, "time to start, ms", millis(begin.elapsed()));
-            table.add(column, "memory then, MB", server.resident()? as f64 / 1e6);
+            table.add(
+                column,
+                "memory then, MB",
+                server.process.resident()? as f64 / 1e6,
+            );
             let latencies = read_pages(&server)?;
             let label = format!("memory after {PAGES} pages, MB");
-            table.add(column, &label, server.resident()? as f64 / 1e6);
+            table.add(column, &label, server.process.resident()? as f64 / 1e6);
             for (part, label) in [(0.5, "p50"), (0.99, "p99")] {
                 let latency = percentile(&latencies, part).as_secs_f64() * 1e6;
                 table.add(column, &format!("page of {PAGE}, {label}, µs"), latency);

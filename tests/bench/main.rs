@@ -14,6 +14,7 @@
 //! | `works` | the workloads |
 //! | `cluster` | the cost of several nodes (`tests/bench/run --cluster`) |
 //! | `history` | the cost of rooms that keep their messages (`tests/bench/run --history`) |
+//! | `turn` | the cost of the TURN server, compared to coturn (`tests/bench/run --turn`) |
 //! | `report` | the table and the chart |
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
@@ -26,6 +27,7 @@ mod relay_peer;
 mod report;
 mod servers;
 mod swarm;
+mod turn;
 #[path = "peers/warp.rs"]
 mod warp_peer;
 mod works;
@@ -122,8 +124,10 @@ fn main() -> ExitCode {
         [peers, "--quick"] => run(&QUICK, peers.into()),
         [peers, "--cluster"] => cluster::run(&FULL, peers.as_ref()),
         [peers, "--history"] => history::run(&FULL, peers.as_ref()),
+        [peers, "--turn"] => turn::run(&FULL, peers.as_ref()),
+        [peers, "--turn", "--quick"] => turn::run(&QUICK, peers.as_ref()),
         _ => Err(io::Error::other(
-            "start this with tests/bench/run, perhaps with --quick, --cluster or --history",
+            "start this with tests/bench/run, perhaps with --quick, --cluster, --history, --turn or --turn --quick",
         )),
     };
     match result {

@@ -210,6 +210,49 @@ impl Row {
     }
 }
 
+/// Figures of several runs, by row and column.
+pub struct Table<const COLUMNS: usize> {
+    rows: Vec<(String, [Vec<f64>; COLUMNS])>,
+}
+
+impl<const COLUMNS: usize> Table<COLUMNS> {
+    pub fn new() -> Self {
+        Table { rows: Vec::new() }
+    }
+
+    pub fn add(&mut self, column: usize, label: &str, figure: f64) {
+        eprintln!("{column} {label}: {}", digits(figure));
+        if !self.rows.iter().any(|row| row.0 == label) {
+            self.rows
+                .push((label.to_owned(), [const { Vec::new() }; COLUMNS]));
+        }
+        let row = self.rows.iter_mut().find(|row| row.0 == label);
+        row.expect("it is there now").1[column].push(figure);
+    }
+
+    /// Prints the medians; if `ratios`, in parentheses also those of the ratios to the first column in the same round,
+    /// unless the figures there are zero.
+    pub fn print(&self, heading: &str, ratios: bool) {
+        println!("| {heading} |\n|{}", " --- |".repeat(COLUMNS + 1));
+        for (label, columns) in &self.rows {
+            let cells = columns.iter().enumerate().map(|(column, figures)| {
+                let Some(figure) = median(figures.iter().copied()).map(digits) else {
+                    return " – |".to_owned();
+                };
+                let rounds = figures.iter().zip(&columns[0]);
+                match median(rounds.map(|(figure, first)| figure / first)) {
+                    Some(ratio) if ratios && column > 0 && ratio.is_finite() => {
+                        format!(" {figure} ({}) |", digits(ratio))
+                    }
+                    _ => format!(" {figure} |"),
+                }
+            });
+            println!("| {label} |{}", cells.collect::<String>());
+        }
+        println!();
+    }
+}
+
 /// The median; `None` if there are no figures.
 pub fn median(figures: impl Iterator<Item = f64>) -> Option<f64> {
     let mut figures: Vec<f64> = figures.collect();

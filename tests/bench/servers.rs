@@ -96,13 +96,27 @@ impl Kind {
     }
 }
 
-/// A running server, alone on its core; dropping it kills the process.
+/// A running server.
 pub struct Server {
     pub kind: Kind,
     /// The addresses on which it listens.
     pub addresses: Vec<SocketAddr>,
-    process: Child,
+    pub process: Process,
+}
+
+/// A running process; dropping it kills the process.
+pub struct Process {
+    child: Child,
     clock: ClockId,
+}
+
+/// A command that runs the program in its first argument on the core of the servers.
+pub fn on_server_core() -> Command {
+    let mut command = Command::new("taskset");
+    command
+        .args(["--cpu-list", SERVER_CORE])
+        .stdin(Stdio::null());
+    command
 }
 
 impl Server {
@@ -113,16 +127,14 @@ impl Server {
 
     /// Starts a server with more options and waits until it listens.
     pub fn start_with(kind: Kind, peers: &Path, options: &[String]) -> io::Result<Server> {
-        let mut process = Command::new("taskset")
-            .args(["--cpu-list", SERVER_CORE])
-            .args(kind.command(peers)?)
-            .args(options)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .env("RUST_LOG", "warn")
-            .spawn()?;
-        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.id() as i32))?;
-        let output = process.stdout.take().expect("it is piped");
+        let mut process = Process::start(
+            on_server_core()
+                .args(kind.command(peers)?)
+                .args(options)
+                .stdout(Stdio::piped())
+                .env("RUST_LOG", "warn"),
+        )?;
+        let output = process.child.stdout.take().expect("it is piped");
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
         let address = line
@@ -131,7 +143,6 @@ impl Server {
             .next()
             .and_then(|address| address.parse().ok());
         let Some(address) = address else {
-            let _ = process.kill();
             let name = kind.name();
             return Err(io::Error::other(format!(
                 "{name} did not start: it said {line:?}"
@@ -141,14 +152,21 @@ impl Server {
             kind,
             addresses: vec![address],
             process,
-            clock,
         })
     }
+}
 
-    /// Sends a signal to the server, and waits until it has ended.
+impl Process {
+    pub fn start(command: &mut Command) -> io::Result<Process> {
+        let child = command.spawn()?;
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(child.id() as i32))?;
+        Ok(Process { child, clock })
+    }
+
+    /// Sends a signal to the process, and waits until it has ended.
     pub fn stop(mut self, signal: Signal) -> io::Result<()> {
-        kill(Pid::from_raw(self.process.id() as i32), signal)?;
-        self.process.wait()?;
+        kill(Pid::from_raw(self.child.id() as i32), signal)?;
+        self.child.wait()?;
         Ok(())
     }
 
@@ -159,7 +177,7 @@ impl Server {
 
     /// The CPU time used so far in user mode and in the kernel, in clock ticks (proc(5)).
     pub fn ticks(&self) -> io::Result<(u64, u64)> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // The name, in parentheses, may have blanks. utime and stime are fields 14 and 15 (proc(5)).
         let fields = stat.rsplit(')').next().unwrap_or_default();
         let mut fields = fields
@@ -169,28 +187,28 @@ impl Server {
         Ok((fields.next().unwrap_or(0), fields.next().unwrap_or(0)))
     }
 
-    /// The resident memory, in bytes.
+    /// The resident memory, in bytes. `VmRSS` lacks what each core has not added yet.
     pub fn resident(&self) -> io::Result<u64> {
-        self.memory("VmRSS:")
+        self.memory("smaps_rollup", "Rss:")
     }
 
     /// The most resident memory so far, in bytes.
     pub fn peak(&self) -> io::Result<u64> {
-        self.memory("VmHWM:")
+        self.memory("status", "VmHWM:")
     }
 
-    /// A field of proc(5), in bytes.
-    fn memory(&self, field: &str) -> io::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
+    /// A field of a file of proc(5), in bytes.
+    fn memory(&self, file: &str, field: &str) -> io::Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/{file}", self.child.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         Ok(kilobytes.unwrap_or(0) * 1024)
     }
 }
 
-impl Drop for Server {
+impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use crate::{
     dialect::{Dialect, Text},
-    servers::{Kind, Server},
+    servers::{Kind, Process, Server},
     swarm::{Swarm, text_frame},
 };
 
@@ -55,7 +55,7 @@ impl Cost {
 
 /// Runs `work` for the warm-up and then measures it. `work` does a little and returns the number of units.
 pub fn measure(
-    server: &Server,
+    process: &Process,
     span: Span,
     mut work: impl FnMut() -> io::Result<u64>,
 ) -> io::Result<Cost> {
@@ -67,13 +67,13 @@ pub fn measure(
         Ok((count, begin.elapsed()))
     };
     during(span.warm_up)?;
-    let (cpu, (user, system)) = (server.cpu()?, server.ticks()?);
+    let (cpu, (user, system)) = (process.cpu()?, process.ticks()?);
     let (count, wall) = during(span.measured)?;
-    let (user, system) = (server.ticks()?.0 - user, server.ticks()?.1 - system);
+    let (user, system) = (process.ticks()?.0 - user, process.ticks()?.1 - system);
     Ok(Cost {
         count,
         wall,
-        cpu: server.cpu()? - cpu,
+        cpu: process.cpu()? - cpu,
         user_share: user as f64 / (user + system).max(1) as f64,
     })
 }
@@ -209,7 +209,7 @@ pub fn unicast(
     let dialect = server.kind.dialect();
     let mut pairs = Pairs::join(&server.addresses, dialect, sessions, data_bytes)?;
     pairs.start(busy / 2)?;
-    measure(server, span, || pairs.answer())
+    measure(&server.process, span, || pairs.answer())
 }
 
 /// Broadcast: in each of `rooms` with `size` sessions, the first session sends to all, with `in_flight`
@@ -233,7 +233,7 @@ pub fn broadcast(
     }
     let mut delivered = vec![0; rooms];
     let receivers = size as u64 - 1;
-    measure(server, span, || {
+    measure(&server.process, span, || {
         let mut count = 0;
         for number in swarm.wait()? {
             let mut messages = 0;
@@ -255,14 +255,15 @@ pub fn broadcast(
 /// Join storm: sessions join one room as fast as the server accepts them. The cost is per session.
 pub fn storm(server: &Server, sessions: usize) -> io::Result<Cost> {
     let mut swarm = Swarm::new(&server.addresses, server.kind.dialect())?;
-    let (begin, cpu, (user, system)) = (Instant::now(), server.cpu()?, server.ticks()?);
+    let process = &server.process;
+    let (begin, cpu, (user, system)) = (Instant::now(), process.cpu()?, process.ticks()?);
     let rooms = (0..sessions).map(|_| "storm".to_owned());
     join_all(&mut swarm, rooms, sessions * (sessions - 1) / 2, |_, _| {})?;
-    let (user, system) = (server.ticks()?.0 - user, server.ticks()?.1 - system);
+    let (user, system) = (process.ticks()?.0 - user, process.ticks()?.1 - system);
     Ok(Cost {
         count: sessions as u64,
         wall: begin.elapsed(),
-        cpu: server.cpu()? - cpu,
+        cpu: process.cpu()? - cpu,
         user_share: user as f64 / (user + system).max(1) as f64,
     })
 }
@@ -285,9 +286,9 @@ pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<I
     };
     // Memory that a server allocates once is not part of the cost of a session.
     join(0..FIRST)?;
-    let before = server.resident()?;
+    let before = server.process.resident()?;
     join(FIRST..FIRST + sessions)?;
-    let bytes_each = (server.resident()? as f64 - before as f64) / sessions as f64;
+    let bytes_each = (server.process.resident()? as f64 - before as f64) / sessions as f64;
     // The other servers ping at other intervals, or not at all.
     if pinging.is_zero() || !matches!(server.kind, Kind::Anteroom | Kind::Resuming) {
         return Ok(Idle {
@@ -295,13 +296,13 @@ pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<I
             cpu_per_minute: None,
         });
     }
-    let (begin, cpu) = (Instant::now(), server.cpu()?);
+    let (begin, cpu) = (Instant::now(), server.process.cpu()?);
     while let Some(left) = pinging.checked_sub(begin.elapsed()) {
         for number in swarm.ready(left)? {
             swarm.read(number, |_| {})?;
         }
     }
-    let cpu = (server.cpu()? - cpu).div_f64(begin.elapsed().as_secs_f64() / 60.0);
+    let cpu = (server.process.cpu()? - cpu).div_f64(begin.elapsed().as_secs_f64() / 60.0);
     Ok(Idle {
         bytes_each,
         cpu_per_minute: Some(cpu),
