@@ -1,5 +1,7 @@
 //! The server as a program: options, logging, signals, exit code.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod cli;
 
 use std::{
@@ -19,9 +21,7 @@ use tokio::{
     sync::oneshot,
 };
 
-#[cfg(feature = "tokens")]
-use crate::cli::Command;
-use crate::cli::{Failure, Options};
+use crate::cli::{Command, Failure, Options};
 
 /// Connections come in crowds, and each needs memory for its handshake that must be reusable
 /// afterwards. With glibc's allocator an idle session takes a fifth more memory.
@@ -30,25 +30,29 @@ use crate::cli::{Failure, Options};
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
-    start().map_or_else(Failure::report, |()| ExitCode::SUCCESS)
+    start().unwrap_or_else(Failure::report)
 }
 
-fn start() -> Result<(), Failure> {
+fn start() -> Result<ExitCode, Failure> {
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => return Err(Failure::usage(cli::describe(error))),
         Err(help) => {
             // Standard output may be closed.
             let _ = help.print();
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
     };
-    #[cfg(feature = "tokens")]
-    if let Some(Command::Token(request)) = options.command {
-        print(&cli::token::sign(&request)?);
-        return Ok(());
+    match options.command {
+        Some(Command::Doctor(options)) => {
+            let is_healthy = cli::doctor::run(options)?;
+            return Ok(ExitCode::from(u8::from(!is_healthy)));
+        }
+        #[cfg(feature = "tokens")]
+        Some(Command::Token(request)) => print(&cli::token::sign(&request)?),
+        None => serve(options.config)?,
     }
-    serve(options.config)
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Serves until a signal.
@@ -98,6 +102,9 @@ async fn run(config: Config) -> io::Result<()> {
     print(&format!("anteroom listening on {scheme}://{address}"));
     if let Some(address) = server.admin_addr()? {
         print(&format!("the admin API is on http://{address}"));
+    }
+    if let Some(address) = server.turn_addr() {
+        print(&format!("the TURN server is on {address}, UDP and TCP"));
     }
 
     let (stop, stopping) = oneshot::channel();

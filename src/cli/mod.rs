@@ -1,5 +1,6 @@
 //! What only the program has: its command line, its other commands, its log, its exit codes.
 
+pub(crate) mod doctor;
 mod failure;
 mod logging;
 mod options;
@@ -7,8 +8,9 @@ mod options;
 pub(crate) mod token;
 mod usage_error;
 
-#[cfg(feature = "tokens")]
-pub(crate) use self::options::Command;
 pub(crate) use self::{
-    failure::Failure, logging::init as init_logging, options::Options, usage_error::describe,
+    failure::Failure,
+    logging::init as init_logging,
+    options::{Command, Options},
+    usage_error::describe,
 };

@@ -3,9 +3,9 @@
 use anteroom::Config;
 #[cfg(feature = "tokens")]
 use anteroom::TokenRequest;
-use clap::Parser;
-#[cfg(feature = "tokens")]
-use clap::Subcommand;
+use clap::{Parser, Subcommand};
+
+use super::doctor::DoctorOptions;
 
 /// WebSocket server with rooms, for WebRTC signaling, chats and shared cursors.
 ///
@@ -13,19 +13,20 @@ use clap::Subcommand;
 /// anteroom=warn, anteroom=info (the default) or anteroom=debug.
 #[derive(Parser)]
 #[command(name = "anteroom", version)]
-#[cfg_attr(feature = "tokens", command(args_conflicts_with_subcommands = true))]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) config: Config,
 
-    #[cfg(feature = "tokens")]
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
 
-#[cfg(feature = "tokens")]
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Check a running server as its clients reach it, and say what to do
+    Doctor(DoctorOptions),
     /// Print a token, for development
+    #[cfg(feature = "tokens")]
     Token(TokenRequest),
 }

@@ -22,13 +22,14 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
     error.remove(ContextKind::Suggested);
     let mut options = Options::command();
     options.build();
+    let commands = || [&options].into_iter().chain(options.get_subcommands());
+    let argument = |name: &str| {
+        let mut arguments = commands().flat_map(clap::Command::get_arguments);
+        arguments.find(|argument| argument.to_string() == name)
+    };
     let is_public = |name: &ContextValue| {
-        let commands = [&options].into_iter().chain(options.get_subcommands());
-        let mut arguments = commands.flat_map(clap::Command::get_arguments);
-        arguments.any(|argument| {
-            argument.to_string() == name.to_string()
-                && argument.get_action().takes_values()
-                && !argument.is_hide_env_values_set()
+        argument(&name.to_string()).is_some_and(|argument| {
+            argument.get_action().takes_values() && !argument.is_hide_env_values_set()
         })
     };
     if !error.get(ContextKind::InvalidArg).is_some_and(is_public)
@@ -42,6 +43,7 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
     for word in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand] {
         if let Some(ContextValue::String(text)) = error.get(word)
             && !is_option(text)
+            && argument(text).is_none()
             && options.find_subcommand(text).is_none()
         {
             error.insert(word, ContextValue::String(NOT_SHOWN.into()));
@@ -71,5 +73,5 @@ fn one_line(error: &str) -> String {
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty());
-    lines.collect::<Vec<_>>().join("; ")
+    lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ")
 }

@@ -59,13 +59,19 @@ pub(crate) fn accept(
     let asks = tokens(headers, UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
         && tokens(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let Some(connection) = connection.filter(|_| asks) else {
-        return Err(HttpError::new(
-            StatusCode::UPGRADE_REQUIRED,
-            "this is a WebSocket endpoint: connect with ws://, or send HTTP/1.1 \
-             with Connection: Upgrade and Upgrade: websocket",
-        )
-        .with(UPGRADE, HeaderValue::from_static("websocket"))
-        .with(CONNECTION, HeaderValue::from_static("upgrade")));
+        let message = match asks {
+            true => {
+                "a WebSocket needs HTTP/1.1, and the request came with an older version: \
+                 have the proxy use HTTP/1.1"
+            }
+            false => {
+                "this is a WebSocket endpoint: connect with ws://, or send HTTP/1.1 \
+                 with Connection: Upgrade and Upgrade: websocket"
+            }
+        };
+        return Err(HttpError::new(StatusCode::UPGRADE_REQUIRED, message)
+            .with(UPGRADE, HeaderValue::from_static("websocket"))
+            .with(CONNECTION, HeaderValue::from_static("upgrade")));
     };
     host::required(headers)?;
     if only(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
