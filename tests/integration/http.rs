@@ -446,6 +446,22 @@ async fn an_invalid_upgrade_gets_the_status_and_header_that_name_the_reason() {
 }
 
 #[tokio::test]
+async fn the_answer_to_an_upgrade_over_http_1_0_names_the_version() {
+    let server = TestServer::start().await;
+    let valid = handshake("/room/tea");
+    for (request, part) in [
+        (valid.replace("HTTP/1.1", "HTTP/1.0"), "needs HTTP/1.1"),
+        (
+            valid.replace("Upgrade: websocket\r\n", ""),
+            "Upgrade: websocket",
+        ),
+    ] {
+        let answer = request_text(&server, &request).await;
+        assert!(answer.line().contains(part), "{request}: {}", answer.line());
+    }
+}
+
+#[tokio::test]
 async fn a_connection_serves_several_requests_and_then_an_upgrade() {
     let server = TestServer::start().await;
     let mut raw = Raw::connect(&server).await;

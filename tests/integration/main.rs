@@ -21,6 +21,7 @@
 //! | `tokens` | authentication: keys, claims, permissions, expiry |
 //! | `tls` | certificates, and their reload |
 //! | `ice` | the ICE servers and TURN credentials in `hello` |
+//! | `turn` | the STUN and TURN server |
 //! | `limits` | origins, quotas, rate limits, header and open-file limits; the log |
 //! | `admin` | the admin API, its access control, metrics |
 //! | `shutdown` | draining and stopping, in a process and as a program |
@@ -31,6 +32,7 @@
 //! | `cluster` | several nodes over a real NATS server (run by `tests/run`) |
 //! | `cluster_load` | floods and long lists between nodes (run by `tests/run`) |
 //! | `cluster_wire` | the messages between nodes, by a node that the test plays (run by `tests/run`) |
+//! | `doctor` | the command `doctor` before servers and proxies that are set up well or badly (in part run by `tests/run`) |
 //! | `operating` | the server with coturn, nginx and Prometheus (run by `tests/run`) |
 //! | `../browser` | the demo page and the client module in a real Chromium (run by `tests/run`) |
 //! | `guide` | the commands and links of the README and the guide (in part run by `tests/run`) |
@@ -41,7 +43,8 @@
         feature = "cli",
         feature = "cluster",
         feature = "tls",
-        feature = "tokens"
+        feature = "tokens",
+        feature = "turn"
     )),
     allow(dead_code, unused_imports)
 )]
@@ -49,10 +52,15 @@
 
 mod admin;
 mod backpressure;
-#[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
+#[cfg(all(feature = "cli", feature = "tls", feature = "tokens", feature = "turn"))]
 #[path = "../browser/mod.rs"]
 mod browser;
-#[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
+#[cfg(all(
+    feature = "cli",
+    feature = "cluster",
+    feature = "tokens",
+    feature = "turn"
+))]
 mod cluster;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster_history;
@@ -61,6 +69,13 @@ mod cluster_load;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster_wire;
 mod crowds;
+#[cfg(all(
+    feature = "cli",
+    feature = "cluster",
+    feature = "tls",
+    feature = "tokens"
+))]
+mod doctor;
 mod embedding;
 mod frames;
 mod guide;
@@ -75,14 +90,16 @@ mod messages;
     feature = "cli",
     feature = "cluster",
     feature = "tls",
-    feature = "tokens"
+    feature = "tokens",
+    feature = "turn"
 ))]
 mod operating;
 #[cfg(all(
     feature = "cli",
     feature = "cluster",
     feature = "tls",
-    feature = "tokens"
+    feature = "tokens",
+    feature = "turn"
 ))]
 mod program;
 mod proxy;
@@ -98,3 +115,5 @@ mod support;
 mod tls;
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 mod tokens;
+#[cfg(feature = "turn")]
+mod turn;

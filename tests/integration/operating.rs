@@ -23,7 +23,9 @@ use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 use crate::{
     guide::{CLUSTER, OPERATING, blocks},
     ice::turn_credential,
-    support::{Client, File, TestServer, eventually, in_seconds, operator, within_deadline},
+    support::{
+        Client, File, TestServer, eventually, in_seconds, operator, turn_server, within_deadline,
+    },
     tls::{self, Authority},
 };
 
@@ -62,10 +64,11 @@ async fn run(command: &mut Command) -> Output {
 /// A coturn TURN server on a free port.
 pub struct Coturn {
     child: Child,
+    options: &'static [&'static str],
     pid: File,
     log: File,
     pub secret: File,
-    port: u16,
+    pub port: u16,
     pub url: String,
 }
 
@@ -73,12 +76,18 @@ impl Coturn {
     const SECRET: &str = "a secret that coturn has, too";
 
     pub async fn start() -> Coturn {
+        Coturn::start_with(&[]).await
+    }
+
+    /// Starts it with more options.
+    pub async fn start_with(options: &'static [&'static str]) -> Coturn {
         let port = free_port();
         let secret = File::new(&format!("coturn-{port}"), Coturn::SECRET);
         let pid = File::new(&format!("coturn-{port}.pid"), "");
         let log = File::new(&format!("coturn-{port}.log"), "");
         Coturn {
-            child: Coturn::run(port, &pid, &log).await,
+            child: Coturn::run(port, &pid, &log, options).await,
+            options,
             pid,
             log,
             secret,
@@ -87,7 +96,7 @@ impl Coturn {
         }
     }
 
-    async fn run(port: u16, pid: &File, log: &File) -> Child {
+    async fn run(port: u16, pid: &File, log: &File, options: &[&str]) -> Child {
         start(
             Command::new("turnserver")
                 .args([
@@ -106,7 +115,8 @@ impl Coturn {
                 .arg(format!("--static-auth-secret={}", Coturn::SECRET))
                 .arg(format!("--listening-port={port}"))
                 .arg(format!("--pidfile={}", pid.path().display()))
-                .arg(format!("--log-file={}", log.path().display())),
+                .arg(format!("--log-file={}", log.path().display()))
+                .args(options),
             port,
         )
         .await
@@ -115,7 +125,7 @@ impl Coturn {
     /// Kills the process and starts it again: every allocation is lost.
     pub async fn restart(&mut self) {
         self.child.kill().await.unwrap();
-        self.child = Coturn::run(self.port, &self.pid, &self.log).await;
+        self.child = Coturn::run(self.port, &self.pid, &self.log, self.options).await;
     }
 }
 
@@ -171,6 +181,58 @@ async fn coturn_relays_only_with_valid_credentials() {
     }
 }
 
+#[tokio::test]
+#[ignore = "needs coturn: tests/run starts this test"]
+async fn the_clients_of_coturn_use_the_server_in_the_same_process() {
+    let server = TestServer::with(|config| {
+        config.turn.listen = Some(([127, 0, 0, 1], 0).into());
+        config.turn.addresses = vec![[127, 0, 0, 1].into()];
+    })
+    .await;
+    let mut client = Client::join(&server, "tea").await;
+    let hello = client.hello().await;
+    let (address, given) = turn_server(&hello);
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let port = address.port().to_string();
+    let mut stun_client = Command::new("turnutils_stunclient");
+    let output = run(stun_client.args(["-p", &port, "127.0.0.1"])).await;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        stdout.contains("UDP reflexive addr: 127.0.0.1:"),
+        "{stdout}"
+    );
+
+    let (username, credential) = (text(&given["username"]), text(&given["credential"]));
+    // By channels over UDP, and by indications over TCP.
+    for (transport, credential, is_relayed) in [
+        (&[][..], &*credential, true),
+        (&["-t", "-s"], &credential, true),
+        (&[], "wrong", false),
+    ] {
+        let mut uclient = Command::new("turnutils_uclient");
+        uclient
+            .args(transport)
+            .args(["-y", "-c", "-n", "20", "-m", "2", "-p", &port]);
+        let output = run(uclient.args(["-u", &username, "-w", credential, "127.0.0.1"])).await;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(
+            output.status.success(),
+            is_relayed,
+            "{transport:?}: {stdout}"
+        );
+        if is_relayed {
+            assert!(
+                stdout.contains("Total lost packets 0"),
+                "{transport:?}: {stdout}"
+            );
+        }
+    }
+    eventually("the end of all allocations", || {
+        server.count("anteroom_turn_allocations") == 0
+    })
+    .await;
+}
+
 /// The parts of the guide that are a configuration for nginx: a server, several nodes behind it, and a
 /// second server to lead newcomers to.
 fn nginx_configurations() -> [&'static str; 3] {
@@ -189,24 +251,57 @@ fn change(mut text: String, changes: &[(&str, String)]) -> String {
     text
 }
 
-/// nginx in front of a server, by the guide's example.
-pub struct Nginx {
+/// A running nginx.
+pub struct NginxProcess {
     _child: Child,
-    _files: [File; 3],
+    _configuration: File,
     folder: PathBuf,
-    address: SocketAddr,
-    authority: Authority,
 }
 
-impl Drop for Nginx {
+impl Drop for NginxProcess {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
+impl NginxProcess {
+    /// Starts nginx with these blocks in `http`, and waits until it listens on `port`.
+    pub async fn start(name: &str, port: u16, blocks: &str) -> NginxProcess {
+        let folder = std::env::temp_dir().join(format!("anteroom-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {}/{kind};\n", folder.display()))
+            .concat();
+        let configuration = format!(
+            "daemon off; master_process off; pid {folder}/pid; error_log {folder}/log;\n\
+             events {{}}\nhttp {{ access_log off;\n{paths}{blocks}}}\n",
+            folder = folder.display()
+        );
+        let configuration = File::new(&format!("{name}.conf"), configuration);
+        let child = start(
+            Command::new("nginx").arg("-c").arg(configuration.path()),
+            port,
+        )
+        .await;
+        NginxProcess {
+            _child: child,
+            _configuration: configuration,
+            folder,
+        }
+    }
+}
+
+/// nginx in front of a server, by the guide's example.
+pub struct Nginx {
+    _process: NginxProcess,
+    _files: [File; 2],
+    pub address: SocketAddr,
+    pub authority: Authority,
+}
+
 impl Nginx {
     /// Starts nginx in front of one server, or of a server and its successor.
-    async fn start(name: &str, backends: &[SocketAddr]) -> Nginx {
+    pub async fn start(name: &str, backends: &[SocketAddr]) -> Nginx {
         let [_, _, successor] = nginx_configurations();
         Nginx::before(name, successor, backends).await
     }
@@ -225,8 +320,6 @@ impl Nginx {
         let (cert, key) = authority.issue("rooms.test");
         let cert = File::new(&format!("{name}.cert"), cert);
         let key = File::new(&format!("{name}.key"), key);
-        let folder = std::env::temp_dir().join(format!("anteroom-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
         let [server, ..] = nginx_configurations();
         let server = change(
             server.into(),
@@ -250,24 +343,9 @@ impl Nginx {
                 change(upstream.into(), &ports) + &change(server, &[(one, location.into())])
             }
         };
-        let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|kind| format!("{kind}_temp_path {}/{kind};\n", folder.display()))
-            .concat();
-        let configuration = format!(
-            "daemon off; master_process off; pid {folder}/pid; error_log {folder}/log;\n\
-             events {{}}\nhttp {{ access_log off;\n{paths}{server}}}\n",
-            folder = folder.display()
-        );
-        let configuration = File::new(&format!("{name}.conf"), configuration);
-        let child = start(
-            Command::new("nginx").arg("-c").arg(configuration.path()),
-            port,
-        )
-        .await;
         Nginx {
-            _child: child,
-            _files: [cert, key, configuration],
-            folder,
+            _process: NginxProcess::start(name, port, &server).await,
+            _files: [cert, key],
             address,
             authority,
         }

@@ -42,7 +42,7 @@ fn invalid_options_are_one_line_and_exit_code_2() {
         &'static [(&'static str, &'static str)],
         &'static str,
     );
-    let cases: [Case; 17] = [
+    let cases: [Case; 19] = [
         (
             &["--listen", "nowhere"],
             &[],
@@ -101,6 +101,16 @@ fn invalid_options_are_one_line_and_exit_code_2() {
             &[],
             &[("ANTEROOM_DRAIN_SECONDS", "99999")],
             "--drain-seconds must be 0 to 3600",
+        ),
+        (
+            &["--turn-listen", "127.0.0.1:0"],
+            &[],
+            "--turn-listen needs --turn-address",
+        ),
+        (
+            &["--turn-relay-ports", "9-8"],
+            &[],
+            "'--turn-relay-ports <FIRST-LAST>': not a range of ports",
         ),
         (
             &["--sessions-file", "x", "--resume-seconds", "0"],
@@ -218,6 +228,39 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
         ("--turn-url <URL>", "TURN_URL", ""),
         ("--turn-secret-file <FILE>", "TURN_SECRET_FILE", ""),
         ("--turn-seconds <SECONDS>", "TURN_SECONDS", "86400"),
+        (
+            "--turn-listen <ADDRESS:PORT>",
+            "TURN_LISTEN",
+            "no such server",
+        ),
+        ("--turn-address <ADDRESS>", "TURN_ADDRESS", ""),
+        (
+            "--turn-relay-ports <FIRST-LAST>",
+            "TURN_RELAY_PORTS",
+            "49152-65535",
+        ),
+        ("--turn-allow-peer <ADDRESS>", "TURN_ALLOW_PEER", ""),
+        ("--turn-deny-peer <ADDRESS>", "TURN_DENY_PEER", ""),
+        (
+            "--turn-session-allocations <COUNT>",
+            "TURN_SESSION_ALLOCATIONS",
+            "100",
+        ),
+        (
+            "--turn-address-allocations <COUNT>",
+            "TURN_ADDRESS_ALLOCATIONS",
+            "1000",
+        ),
+        (
+            "--turn-bytes-per-second <BYTES>",
+            "TURN_BYTES_PER_SECOND",
+            "4000000",
+        ),
+        (
+            "--turn-total-bytes-per-second <BYTES>",
+            "TURN_TOTAL_BYTES_PER_SECOND",
+            "no limit",
+        ),
         ("--history-room <NAME>", "HISTORY_ROOM", "no room"),
         ("--history-messages <COUNT>", "HISTORY_MESSAGES", "1000"),
         ("--history-days <DAYS>", "HISTORY_DAYS", "30"),
@@ -292,12 +335,14 @@ async fn every_server_that_the_guide_starts_does_start() {
     let commands = [README, OPERATING, CLUSTER].map(commands).concat();
     let servers = commands
         .iter()
-        .filter_map(|line| line.strip_prefix("anteroom "));
+        .filter_map(|line| line.strip_prefix("anteroom "))
+        .filter(|options| !options.starts_with("doctor "));
     let mut count = 0;
     for options in servers {
         let options = options
             .trim_end_matches(" &")
             .replace("0.0.0.0:443", "127.0.0.1:0")
+            .replace("0.0.0.0:3478", "127.0.0.1:0")
             .replace("127.0.0.1:8080", "127.0.0.1:0")
             .replace("127.0.0.1:8081", "127.0.0.1:0")
             .replace("127.0.0.1:9090", "127.0.0.1:0")
@@ -313,7 +358,7 @@ async fn every_server_that_the_guide_starts_does_start() {
         assert_eq!(program.exit_code().await, Some(0), "{options}");
         count += 1;
     }
-    assert_eq!(count, 11);
+    assert_eq!(count, 12);
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -336,7 +381,7 @@ fn usage_errors_and_help_repeat_no_possible_secret() {
     const SECRET: &str = "hunter2";
     let not_shown = "'(not shown: it may be a secret)'";
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
-    let cases: [Case<'_>; 14] = [
+    let cases: [Case<'_>; 16] = [
         (
             &["--cluster", "nats://user:hunter2/x@nats"],
             &[],
@@ -376,6 +421,8 @@ fn usage_errors_and_help_repeat_no_possible_secret() {
         (&["--ping-seconds", "20", "hunter2"], &[], not_shown),
         (&["--", "hunter2"], &[], not_shown),
         (&["token", "hunter2"], &[], not_shown),
+        (&["doctor", "wss://a/?token=hunter2"], &[], not_shown),
+        (&["doctor", "wss://a/", "hunter2"], &[], not_shown),
         (
             &["--clutser", "nats://user:hunter2@nats"],
             &[],
@@ -402,8 +449,14 @@ fn usage_errors_and_help_repeat_no_possible_secret() {
     let conflict = run(&["--ping-seconds", "20", "token"], &[]);
     let line = stderr_line(&conflict);
     assert!(line.contains("the subcommand 'token' cannot"), "{line}");
-    for words in [&["--help"][..], &["-h"], &["token", "--help"]] {
+    for words in [
+        &["--help"][..],
+        &["-h"],
+        &["token", "--help"],
+        &["doctor", "--help"],
+    ] {
         let environment = [
+            ("ANTEROOM_TOKEN", SECRET),
             ("ANTEROOM_CLUSTER", "nats://user:hunter2@nats"),
             ("ANTEROOM_ICE_SERVER", "turn:alice:hunter2@turn.example.org"),
             ("ANTEROOM_TURN_URL", "turn:alice:hunter2@turn.example.org"),

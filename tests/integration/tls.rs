@@ -46,8 +46,12 @@ impl Authority {
             name.to_owned(),
         ];
         let params = CertificateParams::new(names).unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        (certificate.pem(), key.serialize_pem())
+        (self.issue_for(params, &key), key.serialize_pem())
+    }
+
+    /// A certificate with these parameters for a key, as PEM.
+    pub fn issue_for(&self, params: CertificateParams, key: &KeyPair) -> String {
+        params.signed_by(key, &self.0).unwrap().pem()
     }
 
     /// A TLS client that trusts only this authority.
