@@ -111,7 +111,7 @@ impl TurnServer {
         let options = [
             "--turn-listen=127.0.0.1:0",
             "--turn-address=127.0.0.1",
-            "--turn-allow-peer=127.0.0.1",
+            "--turn-allow-peer=127.2.0.1",
             "--turn-session-allocations=9000",
             "--turn-address-allocations=9000",
             "--turn-bytes-per-second=1000000000",
