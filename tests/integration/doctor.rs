@@ -208,6 +208,7 @@ impl Middle {
         let response = (rule.response)(read_head(&mut from_server).await?);
         to_client.write_all(response.as_bytes()).await.ok()?;
         if response.contains(" 101 ") {
+            // How late the answer may come is what is tested.
             let late = take(&mut *late.lock().unwrap());
             sleep(late).await;
         }
@@ -679,7 +680,10 @@ async fn a_token_is_used_and_one_that_is_refused_is_named() {
                 let message = json!({ "type": kind, "receiver": "all", "data": data });
                 member.send(message).await;
             }
-            sleep(Duration::from_millis(1)).await;
+            // No faster than the server takes the messages in.
+            let ping = json!({ "type": "ping", "receiver": "server" });
+            member.send(ping).await;
+            while member.next().await["type"] != "pong" {}
         }
     });
     let diagnosis = examine_with(&url, &["--token", &token], &[]).await;
