@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use anteroom::config::TurnOptions;
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 use turn_types::{
@@ -32,13 +33,31 @@ async fn local_server() -> TestServer {
 }
 
 /// A server with a TURN server on a free port of 127.0.0.1.
-async fn turn_with(change: impl FnOnce(&mut anteroom::config::TurnOptions)) -> TestServer {
+async fn turn_with(change: impl FnOnce(&mut TurnOptions)) -> TestServer {
     TestServer::with(|config| {
-        config.turn.listen = Some(([127, 0, 0, 1], 0).into());
-        config.turn.addresses = vec![[127, 0, 0, 1].into()];
+        enable(&mut config.turn);
         change(&mut config.turn);
     })
     .await
+}
+
+/// Enables the TURN server, on a free port of 127.0.0.1.
+fn enable(turn: &mut TurnOptions) {
+    turn.listen = Some(([127, 0, 0, 1], 0).into());
+    turn.addresses = vec![[127, 0, 0, 1].into()];
+}
+
+/// Enables the TURN server for IPv4 and IPv6, on a free port of every address.
+fn enable_both(turn: &mut TurnOptions) {
+    turn.listen = Some("[::]:0".parse().unwrap());
+    turn.addresses = vec![[127, 0, 0, 1].into(), "::1".parse().unwrap()];
+}
+
+/// The address of a relay for IPv6.
+async fn allocate_ipv6(client: &mut TurnClient) -> SocketAddr {
+    let ipv6 = RequestedAddressFamily::new(AddressFamily::IPV6);
+    let attributes = [&RequestedTransport::new(17) as _, &ipv6 as _];
+    client.ask(ALLOCATE, &attributes).await.relayed()
 }
 
 /// A session, and its answer to `hello`.
@@ -179,16 +198,11 @@ async fn two_relays_reach_each_other_at_an_address_that_is_not_public() {
 
 #[tokio::test]
 async fn one_socket_serves_ipv4_and_ipv6() {
-    let server = turn_with(|turn| {
-        turn.listen = Some("[::]:0".parse().unwrap());
-        turn.addresses = vec![[127, 0, 0, 1].into(), "::1".parse().unwrap()];
-    })
-    .await;
+    let server = turn_with(enable_both).await;
     let (_session, hello) = session(&server).await;
     let (address, credentials) = turn_server(&hello);
     let port = address.port();
     assert_eq!(credentials["urls"][3], format!("stun:[::1]:{port}"));
-    let ipv6 = RequestedAddressFamily::new(AddressFamily::IPV6);
     for ip in ["127.0.0.1", "::1"] {
         let ip: IpAddr = ip.parse().unwrap();
         let mut client = TurnClient::udp_at(SocketAddr::new(ip, port), credentials).await;
@@ -196,9 +210,7 @@ async fn one_socket_serves_ipv4_and_ipv6() {
         // Either relay may be asked for over either network.
         assert!(client.allocate().await.is_ipv4());
         assert_eq!(client.refresh(0).await.error(), None);
-        let attributes = [&RequestedTransport::new(17) as _, &ipv6 as _];
-        let answer = client.ask(ALLOCATE, &attributes).await;
-        assert!(answer.relayed().is_ipv6());
+        assert!(allocate_ipv6(&mut client).await.is_ipv6());
         assert_eq!(client.permit(&["127.0.0.1:1"]).await.error(), Some(443));
         assert_eq!(client.permit(&["[::1]:1"]).await.error(), None);
         assert_eq!(
@@ -624,16 +636,13 @@ async fn a_client_over_tcp_that_does_not_read_loses_data_and_keeps_nobody_waitin
 #[tokio::test]
 async fn data_that_does_not_fit_into_a_message_is_lost() {
     let server = turn_with(|turn| {
-        turn.listen = Some("[::]:0".parse().unwrap());
-        turn.addresses = vec![[127, 0, 0, 1].into(), "::1".parse().unwrap()];
+        enable_both(turn);
         turn.allow_peer = vec!["::1/128".parse().unwrap()];
     })
     .await;
     let (_session, hello) = session(&server).await;
     let mut client = TurnClient::tcp(&hello).await;
-    let ipv6 = RequestedAddressFamily::new(AddressFamily::IPV6);
-    let attributes = [&RequestedTransport::new(17) as _, &ipv6 as _];
-    let relayed = client.ask(ALLOCATE, &attributes).await.relayed();
+    let relayed = allocate_ipv6(&mut client).await;
     assert_eq!(client.permit(&["[::1]:1"]).await.error(), None);
     let peer = UdpSocket::bind("[::1]:0").await.unwrap();
     peer.send_to(&[7; 65_527], relayed).await.unwrap();
@@ -716,8 +725,7 @@ async fn a_session_that_outlives_a_restart_gets_new_credentials() {
     let folder = Folder::new("turn");
     let start = async || {
         TestServer::with(|config| {
-            config.turn.listen = Some(([127, 0, 0, 1], 0).into());
-            config.turn.addresses = vec![[127, 0, 0, 1].into()];
+            enable(&mut config.turn);
             config.stopping.sessions_file = Some(folder.file("sessions"));
         })
         .await
