@@ -36,6 +36,7 @@
 //! | `history` | what was said to all in rooms that keep it |
 //! | `outbox` | the bounded queue of one session, its flushing, and the replay buffer for resuming |
 //! | `cluster` | messages to other nodes over NATS, and which nodes are up |
+//! | `dialects` | the wire formats of clients: our own protocol, PeerJS, y-webrtc, trystero, matchbox |
 //! | `protocol` | the wire format: ids, messages, events, errors, close codes |
 //! | `websocket` | RFC 6455: the handshake, the frames, the halves of a connection |
 //! | `web` | plain HTTP: error answers, the `Host` header |
@@ -74,6 +75,7 @@ mod accept_error;
 mod access;
 mod cluster;
 pub mod config;
+mod dialects;
 pub mod guide;
 mod history;
 mod keyed_map;
@@ -103,7 +105,7 @@ pub use crate::config::{HistoryStorage, NatsUrl};
 #[cfg(feature = "tokens")]
 pub use crate::{access::TokenRequest, config::TokenAlgorithm};
 pub use crate::{
-    config::{Config, IceUrl, Origin},
+    config::{Config, Dialect, IceUrl, Origin},
     server::{Anteroom, Server},
 };
 

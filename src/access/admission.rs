@@ -3,6 +3,7 @@
 use std::{
     io,
     net::IpAddr,
+    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,7 +28,7 @@ use crate::{
     config::{Config, Limit},
     metrics::Metrics,
     protocol::RoomName,
-    rooms::{Full, Reservation, Rooms},
+    rooms::{Full, NameClaim, Reservation, Rooms},
     web::HttpError,
 };
 
@@ -63,6 +64,10 @@ pub(crate) struct ConnectRequest {
     pub(crate) grant: Option<Grant>,
     /// Whether the client learns why it is refused from a close code.
     pub(crate) reads_refusals: bool,
+    /// The name that the client claims in its room, if it claims one.
+    pub(crate) claim: Option<NameClaim>,
+    /// How many sessions make up a group, if the client wants to be in one.
+    pub(crate) group_size: Option<NonZeroU32>,
 }
 
 impl ConnectRequest {
@@ -119,6 +124,15 @@ impl Admission {
         })
     }
 
+    /// Checks the `Origin` of a request.
+    ///
+    /// # Errors
+    ///
+    /// The [`HttpError`] (403) for an origin that is not allowed.
+    pub(crate) fn check_origin(&self, headers: &HeaderMap) -> Result<(), HttpError> {
+        origin::check(&self.config.access.allow_origin, headers)
+    }
+
     /// Takes a slot for a connection that is not a session, or not yet. Where the sessions of an
     /// address are limited, so are its connections, except those of a trusted proxy, which belong to
     /// many clients. `None` where there is no limit.
@@ -163,7 +177,7 @@ impl Admission {
         token: Option<&str>,
         reads_refusals: bool,
     ) -> Result<ConnectRequest, HttpError> {
-        origin::check(&self.config.access.allow_origin, headers)?;
+        self.check_origin(headers)?;
         if let (Some(rate), Some(address)) = (&self.join_rate, address) {
             rate.check(address).map_err(|seconds| {
                 self.metrics.limits_hit(Limit::JoinRate).inc();
@@ -179,6 +193,8 @@ impl Admission {
             address,
             grant,
             reads_refusals,
+            claim: None,
+            group_size: None,
         })
     }
 
@@ -200,7 +216,7 @@ impl Admission {
             ),
             TryAcquireError::NoPermits => {
                 self.count_and_warn(Limit::Sessions);
-                HttpError::unavailable("the server is full: try again later")
+                HttpError::full("the server is full: try again later")
             }
         })?;
         let address = match (self.config.limits.max_address_sessions, address) {
@@ -218,7 +234,7 @@ impl Admission {
         let reservation = self.rooms.reserve(room).map_err(|full| match full {
             Full::Rooms => {
                 self.count_and_warn(Limit::Rooms);
-                HttpError::unavailable(
+                HttpError::full(
                     "the server has too many rooms: join an existing room, or try again later",
                 )
             }

@@ -19,7 +19,7 @@ pub(crate) use self::{
     admission::{Admission, Admitted, ConnectRequest, SessionSlot},
     client_ip::network,
     credentials::bearer,
-    grant::{Denied, Grant},
+    grant::{Denied, Grant, Names},
     rate_limit::Rates,
     slots::{AddressSlot, AddressSlots},
 };

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    grant::{Denied, Grant},
+    grant::{Denied, Grant, Names},
     keys::{Key, read_keys, signing_key},
 };
 use crate::{
@@ -77,15 +77,6 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(json: D) -> Result<Op
     T::deserialize(json).map(Some)
 }
 
-/// A string or an array of strings: audiences or rooms. A room with a `*` at its end stands for all
-/// rooms that begin with what is before the `*`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Names {
-    One(String),
-    Several(Vec<String>),
-}
-
 impl Tokens {
     /// The verifier that the options ask for. `None` if sessions need no token.
     ///
@@ -122,7 +113,7 @@ impl Tokens {
         Ok(())
     }
 
-    /// Verifies a token, and that it admits to `room`.
+    /// Verifies a token, and that it admits to `room`, if that is one.
     ///
     /// # Errors
     ///
@@ -150,7 +141,9 @@ impl Tokens {
         if expires <= unix_time::unix_seconds() {
             return Err(Denied::Invalid("the token has expired"));
         }
-        if !claims.room.is_none_or(|names| names.admit(room)) {
+        let rooms = claims.room;
+        let admits = || rooms.as_ref().is_none_or(|names| names.admit(room));
+        if !room.is_nowhere() && !admits() {
             return Err(Denied::Forbidden("the token does not admit to this room"));
         }
         if claims.sub.as_ref().is_some_and(|sub| sub.len() > MAX_USER) {
@@ -163,6 +156,7 @@ impl Tokens {
         Ok(Grant {
             public: public(claims.sub.as_deref(), info),
             user: claims.sub,
+            rooms,
             may_send: claims.send.unwrap_or(true),
             expires,
         })
@@ -210,17 +204,6 @@ impl Tokens {
         }
         validation.set_required_spec_claims(&required);
         validation
-    }
-}
-
-impl Names {
-    /// Whether one of the names stands for this room.
-    fn admit(&self, room: &RoomName) -> bool {
-        let matches = |pattern: &String| room.matches(pattern);
-        match self {
-            Names::One(pattern) => matches(pattern),
-            Names::Several(names) => names.iter().any(matches),
-        }
     }
 }
 

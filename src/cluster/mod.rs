@@ -66,7 +66,7 @@ pub(crate) use self::{
     outbound::Outbound,
     queue::Disconnected,
     wire::{
-        Answer, Broadcast, Digest, Direct, Event, EventId, MAX_IDS, MAX_NODES, MAX_NUMBER,
+        Answer, Broadcast, Claim, Digest, Direct, Event, EventId, MAX_IDS, MAX_NODES, MAX_NUMBER,
         MAX_ROOMS, Message, NodeId, NodePast, PART_BYTES, Permissions, RoomEvent, SessionRecord,
         SessionState, SessionTransfer, SnapshotChunk, Want,
     },

@@ -173,7 +173,7 @@ impl NatsConnection {
             Subject::All => format!("{prefix}.all"),
             // The name of a room may contain dots and wildcards, which NATS gives a meaning.
             Subject::Room(room) => {
-                format!("{prefix}.room.{}", URL_SAFE_NO_PAD.encode(room.as_str()))
+                format!("{prefix}.room.{}", URL_SAFE_NO_PAD.encode(&*room.unique()))
             }
             Subject::Node(node) => format!("{prefix}.node.{node}"),
         }

@@ -301,6 +301,20 @@ pub(crate) struct SessionRecord {
     /// The last state that it has set, if it has set one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) state: Option<Arc<SessionState>>,
+    /// The name that it claims in the room, if it claims one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) claim: Option<Box<Claim>>,
+}
+
+/// The claim of a session to a name in its room. Of sessions that claim a name, the one with the lowest number has
+/// it; of those with its secret, the last that has joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Claim {
+    pub(crate) name: Arc<str>,
+    /// What proves that another session is of the same client.
+    pub(crate) secret: TokenHash,
+    /// The join number of the session, or of the session with the same secret from which it has taken the name over.
+    pub(crate) number: u64,
 }
 
 /// What a session says of itself.
@@ -319,7 +333,8 @@ impl SessionRecord {
     pub(crate) fn len(&self) -> usize {
         let data = self.data.as_ref().map_or(0, |data| data.get().len());
         let state = self.state.as_ref().map_or(0, |state| state.len());
-        96 + data + state
+        let claim = self.claim.as_ref().map_or(0, |claim| 80 + claim.name.len());
+        96 + data + state + claim
     }
 }
 
@@ -334,6 +349,7 @@ impl SessionRecord {
             since: 0,
             moves: 0,
             state: None,
+            claim: None,
         }
     }
 }
@@ -598,6 +614,7 @@ mod tests {
             since: 1,
             moves: 0,
             state: None,
+            claim: None,
         }
     }
 

@@ -100,6 +100,13 @@ pub struct Limits {
     ))]
     pub bytes_per_second: Option<NonZeroU32>,
 
+    /// Most topics that a connection of y-webrtc or trystero may be subscribed to
+    #[cfg_attr(feature = "cli", arg(
+        long, env = "ANTEROOM_MAX_TOPICS", value_name = "COUNT",
+        default_value_t = Limits::default().max_topics
+    ))]
+    pub max_topics: usize,
+
     /// Time limit from the connection to the end of the request headers, in seconds; the TLS
     /// handshake has the same limit for itself
     #[cfg_attr(feature = "cli", arg(
@@ -129,6 +136,7 @@ impl Default for Limits {
             joins_per_second: None,
             messages_per_second: None,
             bytes_per_second: None,
+            max_topics: 100,
             handshake_seconds: 10,
             max_header_bytes: 16 << 10,
         }
@@ -152,6 +160,7 @@ impl Limits {
         if let Some(sessions) = self.max_sessions {
             within("--max-sessions", bytes(sessions), 1..=GIB)?;
         }
+        within("--max-topics", bytes(self.max_topics), 1..=KIB * KIB)?;
         within("--handshake-seconds", self.handshake_seconds, 1..=3600)?;
         within(
             "--max-header-bytes",
@@ -203,10 +212,11 @@ pub(crate) enum Limit {
     JoinRate,
     MessageRate,
     ByteRate,
+    Topics,
 }
 
 impl Limit {
-    pub(crate) const ALL: [Limit; 7] = [
+    pub(crate) const ALL: [Limit; 8] = [
         Limit::Sessions,
         Limit::Rooms,
         Limit::RoomSessions,
@@ -214,6 +224,7 @@ impl Limit {
         Limit::JoinRate,
         Limit::MessageRate,
         Limit::ByteRate,
+        Limit::Topics,
     ];
 
     /// The option that sets the limit, without dashes.
@@ -226,6 +237,7 @@ impl Limit {
             Limit::JoinRate => "joins-per-second",
             Limit::MessageRate => "messages-per-second",
             Limit::ByteRate => "bytes-per-second",
+            Limit::Topics => "max-topics",
         }
     }
 }

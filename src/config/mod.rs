@@ -5,6 +5,7 @@ mod admin;
 mod check;
 #[cfg(feature = "cluster")]
 mod cluster;
+mod dialect;
 mod files;
 mod history;
 mod ice_url;
@@ -32,9 +33,9 @@ mod webrtc;
 #[cfg(feature = "turn")]
 pub use self::turn::{PortRange, TurnOptions};
 pub use self::{
-    access::Access, admin::Admin, history::HistoryOptions, ice_url::IceUrl, limits::Limits,
-    liveness::Liveness, options::Config, origin::Origin, serving::Serving, stopping::Stopping,
-    webrtc::Webrtc,
+    access::Access, admin::Admin, dialect::Dialect, history::HistoryOptions, ice_url::IceUrl,
+    limits::Limits, liveness::Liveness, options::Config, origin::Origin, serving::Serving,
+    stopping::Stopping, webrtc::Webrtc,
 };
 #[cfg(feature = "tokens")]
 pub(crate) use self::{check::not_empty, files::check_secret};

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 #[cfg(feature = "tls")]
 use super::check::all_or_none;
+use super::dialect::Dialect;
 #[cfg(feature = "cli")]
 use super::parse::{network, socket_address};
 
@@ -24,6 +25,23 @@ pub struct Serving {
         default_value_t = Serving::default().listen, value_parser = socket_address
     ))]
     pub listen: SocketAddr,
+
+    /// Other people's clients that the server serves as well: `peerjs` at `/peerjs`, `y-webrtc` and `trystero`
+    /// at `/topics`, `matchbox` at `/matchbox/{room}`; may be given several times
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long,
+            env = "ANTEROOM_DIALECT",
+            value_name = "CLIENT",
+            value_delimiter = ','
+        )
+    )]
+    pub dialect: Vec<Dialect>,
+
+    /// Tell every PeerJS client that asks for them the ids of all peers with its key
+    #[cfg_attr(feature = "cli", arg(long, env = "ANTEROOM_PEERJS_DISCOVERY"))]
+    pub peerjs_discovery: bool,
 
     /// Folder whose files the server serves instead of the built-in page
     #[cfg_attr(
@@ -61,6 +79,8 @@ impl Default for Serving {
     fn default() -> Serving {
         Serving {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            dialect: Vec::new(),
+            peerjs_discovery: false,
             static_dir: None,
             #[cfg(feature = "tls")]
             tls_cert: None,
@@ -78,6 +98,9 @@ impl Serving {
             (self.tls_cert.is_some(), "--tls-cert"),
             (self.tls_key.is_some(), "--tls-key"),
         ])?;
+        if self.peerjs_discovery && !self.dialect.contains(&Dialect::PeerJs) {
+            return Err("--peerjs-discovery needs --dialect peerjs".into());
+        }
         Ok(())
     }
 }

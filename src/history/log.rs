@@ -114,9 +114,9 @@ impl History {
         })))
     }
 
-    /// Whether a room keeps its messages.
+    /// Whether a room keeps its messages. No dialect can ask for them.
     pub(crate) fn includes(&self, room: &RoomName) -> bool {
-        self.rooms.iter().any(|pattern| room.matches(pattern))
+        room.dialect().is_none() && self.rooms.iter().any(|pattern| room.matches(pattern))
     }
 
     /// How many messages a room keeps.

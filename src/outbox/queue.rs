@@ -53,6 +53,8 @@ pub(super) struct Queue {
     pub(super) messages: u64,
     /// Present if the session is resumable.
     pub(super) replay: Option<Box<ReplayBuffer>>,
+    /// Whether the session outlives its connection, even if nothing is kept for the next one.
+    pub(super) outlives_connection: bool,
 }
 
 /// What the session does with its connection.
@@ -61,7 +63,7 @@ pub(super) enum State {
     Open,
     /// It must send this Close frame and give the connection up.
     Detaching(Box<Close>),
-    /// It has no connection. Messages are only kept.
+    /// It has no connection. Messages are only kept, if the session is resumable.
     Detached,
     /// It must send this Close frame and end.
     Closing(Box<Close>),
@@ -83,7 +85,7 @@ pub(crate) enum Command {
 pub(crate) enum PushError {
     /// The frame did not fit: the session is too slow and is closed.
     Full,
-    /// The session is closing already.
+    /// The session is closing already, or has no connection and keeps nothing for the next one.
     Closed,
 }
 
@@ -114,6 +116,7 @@ impl Channel {
                 settled: false,
                 state,
                 messages,
+                outlives_connection: replay.is_some(),
                 replay,
             }),
             writer: Mutex::new(writer),
@@ -123,8 +126,12 @@ impl Channel {
 
     /// Appends a frame. Returns whether the queue was idle, so that the caller must flush it.
     pub(super) fn push(&self, queue: &mut Queue, frame: Frame) -> Result<bool, PushError> {
-        if let State::Closing(_) | State::Closed = queue.state {
-            return Err(PushError::Closed);
+        match queue.state {
+            State::Closing(_) | State::Closed => return Err(PushError::Closed),
+            State::Detaching(_) | State::Detached if queue.replay.is_none() => {
+                return Err(PushError::Closed);
+            }
+            _ => {}
         }
         let mut early_ping = None;
         if frame.is_message() {
@@ -141,6 +148,10 @@ impl Channel {
             queue.frames = VecDeque::new();
             let reason = format!("too slow: over {} bytes waited to be sent", self.limit);
             let close = Close::new(CloseCode::TryAgainLater, reason);
+            if queue.replay.is_none() {
+                self.close(queue, close);
+                return Err(PushError::Full);
+            }
             self.give_up(queue, close);
             return match queue.state {
                 // The replay buffer has the frame.
@@ -165,9 +176,9 @@ impl Channel {
         self.call(queue);
     }
 
-    /// Makes the session give its connection up, or end if it is not resumable.
+    /// Makes the session give its connection up, or end if it does not outlive it.
     pub(super) fn give_up(&self, queue: &mut Queue, close: Close) {
-        if queue.replay.is_none() {
+        if !queue.outlives_connection {
             return self.close(queue, close);
         }
         if let State::Open = queue.state {

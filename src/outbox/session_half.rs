@@ -74,7 +74,13 @@ impl Outbox {
         }
         let replay = ReplayBuffer::new(self.0.limit, queue.messages);
         queue.replay = Some(Box::new(replay));
+        queue.outlives_connection = true;
         true
+    }
+
+    /// Makes the session outlive its connection. Nothing is kept for the next one.
+    pub(crate) fn outlive_connection(&self) {
+        self.0.queue.lock().outlives_connection = true;
     }
 
     /// What the session must do instead of serving its connection, if there is something.

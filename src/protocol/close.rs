@@ -120,6 +120,14 @@ impl Close {
         Close::new(CloseCode::PolicyViolation, "resumed on another connection")
     }
 
+    /// Another session has the name that the session claims.
+    pub(crate) fn name_taken() -> Close {
+        Close::new(
+            CloseCode::PolicyViolation,
+            "the id is taken: choose another",
+        )
+    }
+
     /// The Close frame.
     pub(crate) fn frame(&self) -> Frame {
         Frame::close(Some((self.code.number(), &self.reason)))

@@ -23,7 +23,7 @@ pub(crate) use self::{
         announced, error, hello, history, joined, left, pong, relayed, resumed, state,
     },
     id::SessionId,
-    message::{Message, Receiver, parse},
+    message::{Invalid, Message, Receiver, parse},
     outcome::{Outcome, PeerResult},
     resume_token::{ResumeToken, TokenHash, TokenKey},
     room_name::RoomName,

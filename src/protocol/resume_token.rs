@@ -112,14 +112,41 @@ fn bits<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u
         .ok_or_else(|| D::Error::custom(format_args!("not {N} bytes in base64url")))
 }
 
-/// The first half of the SHA-256 of a token (FIPS 180-4), on the wire in base64url. The token cannot be
-/// computed from it.
+/// The first half of the SHA-256 of a token (FIPS 180-4), or of another secret, on the wire in base64url. A random
+/// secret cannot be computed from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TokenHash([u8; 16]);
 
+impl TokenHash {
+    /// The hash of a secret that nobody knows.
+    pub(crate) fn random() -> TokenHash {
+        TokenHash(random::bits())
+    }
+
+    /// The hash of a secret that a client has chosen, for one purpose: equal secrets for two purposes have different
+    /// hashes.
+    pub(crate) fn of_secret(purpose: &[&str], secret: &str) -> TokenHash {
+        let mut hash = Sha256::new();
+        for text in purpose {
+            hash.update((text.len() as u64).to_be_bytes());
+            hash.update(text);
+        }
+        hash.update(secret);
+        let hash = hash.finalize();
+        TokenHash(*hash.first_chunk().expect("SHA-256 has 32 bytes"))
+    }
+}
+
+/// Displays the hash as on the wire.
+impl fmt::Display for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
 impl Serialize for TokenHash {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&URL_SAFE_NO_PAD.encode(self.0))
+        serializer.collect_str(self)
     }
 }
 

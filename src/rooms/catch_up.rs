@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     cluster::{NodeId, SessionTransfer},
-    protocol::{self, SessionId},
+    dialects,
+    protocol::SessionId,
     websocket::Frame,
 };
 
@@ -39,15 +40,16 @@ pub(super) fn catch_up(
     // A message to all that the node has lost must not follow a later one to the session alone.
     let delivered: BTreeMap<NodeId, u64> = transfer.delivered.iter().copied().collect();
     let is_late = |source, number| delivered.get(&source).is_some_and(|last| number <= *last);
+    let format = dialects::of(&transfer.room);
     let new = |id: SessionId, member: &Member| {
         let data = member.info.public.as_deref();
-        protocol::joined(id, data)
+        format.joined(id, data)
     };
     // The state of a session, if it is later than the one with the number that the client knows.
     let later_state = |id: SessionId, member: &Member, number: u64| {
         let state = member.state.as_ref();
         let later = state.filter(|state| state.number > number);
-        later.map(|state| protocol::state(id, state.value.as_deref()))
+        later.and_then(|state| format.state(id, state.value.as_deref()))
     };
 
     // A session that joined without a recorded event gets its `new` before its messages.
@@ -59,7 +61,7 @@ pub(super) fn catch_up(
     for (id, member) in members {
         if *id != own && !joined.contains(id) && !known.contains_key(id) {
             known.insert(*id, member.state_number());
-            push(new(*id, member));
+            new(*id, member).into_iter().for_each(&mut push);
             later_state(*id, member, 0).into_iter().for_each(&mut push);
         }
     }
@@ -103,14 +105,14 @@ pub(super) fn catch_up(
     // The last differences from the room, which no recorded event explains.
     for id in known.keys() {
         if !members.contains_key(id) {
-            push(protocol::left(*id));
+            format.left(*id).into_iter().for_each(&mut push);
         }
     }
     for (id, member) in members {
         if *id != own {
             let known_state = known.get(id).copied();
             if known_state.is_none() {
-                push(new(*id, member));
+                new(*id, member).into_iter().for_each(&mut push);
             }
             let later = later_state(*id, member, known_state.unwrap_or_default());
             later.into_iter().for_each(&mut push);
@@ -129,7 +131,7 @@ mod tests {
     };
     use crate::{
         cluster::{SessionRecord, SessionState},
-        protocol::{ResumeToken, RoomName},
+        protocol::{self, ResumeToken, RoomName},
     };
 
     fn record(id: SessionId) -> SessionRecord {

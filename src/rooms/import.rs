@@ -255,7 +255,7 @@ impl Room {
         members.add_remote(&self.name, from, 0, before, &mut flush_set);
         // This node tells the state to others from now on, also if it still waits for earlier messages of the session.
         if let Some(state) = state {
-            members.update_state(from, 0, id, state, &mut flush_set);
+            members.update_state(&self.name, from, 0, id, state, &mut flush_set);
         }
         let location = Location::Importing(lookup, sender.clone());
         members.set_location(id, location.clone());

@@ -7,9 +7,10 @@ use tokio::task::yield_now;
 
 use super::{
     location::Location,
+    naming::Deadlines,
     query::{Busy, Queries},
     remote_view::RemoteView,
-    room::Room,
+    room::{Delivery, Room},
     session_info::SessionSnapshot,
     snapshots::SnapshotTasks,
     speaker::Speaker,
@@ -20,7 +21,7 @@ use crate::{
     history::History,
     keyed_map::KeyedMap,
     outbox::{FlushSet, Sender},
-    protocol::{Close, Receiver, RoomName},
+    protocol::{Close, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -35,6 +36,7 @@ pub(crate) struct Rooms {
     pub(super) index: Mutex<Index>,
     pub(super) snapshot_tasks: SnapshotTasks,
     pub(super) queries: Queries,
+    pub(super) deadlines: Deadlines,
 }
 
 /// The rooms by name.
@@ -94,6 +96,7 @@ impl Rooms {
             index: Mutex::default(),
             snapshot_tasks: SnapshotTasks::default(),
             queries: Queries::default(),
+            deadlines: Deadlines::default(),
         }
     }
 
@@ -179,11 +182,29 @@ impl Rooms {
         Some(delivery.receivers)
     }
 
+    /// Sends to all in a room, once it is known how many sessions are there. Nobody receives it if this node is not in
+    /// the room.
+    pub(crate) fn publish(
+        &self,
+        name: &RoomName,
+        speaker: Speaker<'_>,
+        write: impl FnOnce(usize) -> Frame,
+        flush_set: &mut FlushSet,
+    ) -> Delivery {
+        let Some(room) = self.find(name) else {
+            return Delivery::default();
+        };
+        let frame = write(room.len());
+        room.route(speaker, &Receiver::All, &frame, flush_set)
+    }
+
     /// Sends a message of the server to every session of this node. Returns to how many. Other tasks have
     /// their turn between two rooms.
     pub(crate) async fn announce_to_local(&self, frame: &Frame) -> usize {
         let mut receivers = 0;
-        for room in self.all() {
+        // A dialect has no words for it.
+        let rooms = self.all().into_iter();
+        for room in rooms.filter(|room| room.name.dialect().is_none()) {
             receivers += room.send_to_local(frame, &mut FlushSet::default());
             yield_now().await;
         }
@@ -197,10 +218,20 @@ impl Rooms {
 
     /// Closes a session, on whichever node it is.
     pub(crate) fn close(&self, name: &RoomName, session: &SessionSnapshot, close: Close) {
-        match (&session.location, &self.outbound) {
+        self.close_at(name, session.id, &session.location, close);
+    }
+
+    pub(super) fn close_at(
+        &self,
+        name: &RoomName,
+        id: SessionId,
+        location: &Location,
+        close: Close,
+    ) {
+        match (location, &self.outbound) {
             (Location::Local(sender) | Location::Importing(_, sender), _) => sender.close(close),
             (Location::Remote(node) | Location::Migrating(node), Some(outbound)) => {
-                let (room, id) = (name.clone(), session.id);
+                let room = name.clone();
                 outbound.batch().notify(*node, Direct::Expel { room, id });
             }
             (Location::Remote(_) | Location::Migrating(_), None) => {}

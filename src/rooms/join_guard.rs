@@ -16,7 +16,7 @@ use crate::{
     cluster::{NodeId, Quota},
     history::{History, Past},
     outbox::{FlushSet, Sender},
-    protocol::{Peer, Receiver, RoomName, SessionId},
+    protocol::{Close, Peer, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -35,8 +35,13 @@ pub(crate) struct JoinGuard {
 
 impl Reservation {
     /// Adds a session to the room and tells the others (`new`).
-    pub(crate) fn join(self, id: SessionId, sender: Sender, info: SessionInfo) -> JoinGuard {
-        let info = Arc::new(info);
+    pub(crate) fn join(
+        self,
+        id: SessionId,
+        sender: Sender,
+        info: impl Into<Arc<SessionInfo>>,
+    ) -> JoinGuard {
+        let info = info.into();
         let mut flush_set = FlushSet::default();
         let mut members = self.room.members.write();
         members.join(&self.room.name, id, sender, info.clone(), &mut flush_set);
@@ -61,11 +66,11 @@ impl JoinGuard {
 
     /// The room's name.
     pub(crate) fn room(&self) -> &RoomName {
-        &self.reservation.room.name
+        self.reservation.room()
     }
 
     /// The session's data.
-    pub(crate) fn info(&self) -> &SessionInfo {
+    pub(crate) fn info(&self) -> &Arc<SessionInfo> {
         &self.info
     }
 
@@ -112,8 +117,45 @@ impl JoinGuard {
         frame: &Frame,
         flush_set: &mut FlushSet,
     ) -> Delivery {
+        let Reservation { rooms, room, .. } = &self.reservation;
+        match receiver {
+            Receiver::Name(name) => rooms.send_to_name(room, speaker, name, frame, flush_set),
+            _ => room.route(speaker, receiver, frame, flush_set),
+        }
+    }
+
+    /// Ends the joining of a session that claims a name: from now on it takes messages to the name, after `first`.
+    /// Does nothing if another session has the name.
+    pub(crate) fn open_name(&self, first: Option<Frame>) {
+        let mut flush_set = FlushSet::default();
         let room = &self.reservation.room;
-        room.route(speaker, receiver, frame, flush_set)
+        room.open_name(self.id, first, &mut flush_set);
+    }
+
+    /// How many sessions hold the session's name with the same secret, up to this one in the order of joining. `None` if
+    /// another secret has the name.
+    pub(crate) fn rank(&self) -> Option<usize> {
+        self.reservation.room.rank(self.id)
+    }
+
+    /// Closes all sessions that hold the session's name with the same secret, on whichever nodes, this one included.
+    pub(crate) fn close_same_claims(&self) {
+        let Reservation { rooms, room, .. } = &self.reservation;
+        for (id, location) in room.same_claims(self.id) {
+            rooms.close_at(&room.name, id, &location, Close::name_taken());
+        }
+    }
+
+    /// Sends to all in the room, once it is known how many sessions are there.
+    pub(crate) fn publish(
+        &self,
+        speaker: Speaker<'_>,
+        write: impl FnOnce(usize) -> Frame,
+        flush_set: &mut FlushSet,
+    ) -> Delivery {
+        let room = &self.reservation.room;
+        let frame = write(room.len());
+        room.route(speaker, &Receiver::All, &frame, flush_set)
     }
 
     /// Sets what the session says of itself, and tells the others. Returns the number of bytes that this sends;

@@ -25,10 +25,10 @@ impl Member {
     /// A session that another node describes.
     pub(super) fn from_record(record: SessionRecord, location: Location) -> Member {
         Member {
+            info: Arc::new(SessionInfo::remote(&record)),
             location,
             joined: record.joined,
             moves: record.moves,
-            info: Arc::new(SessionInfo::remote(record.data, record.since)),
             state: record.state,
         }
     }
@@ -42,6 +42,11 @@ impl Member {
             since: self.info.since_millis(),
             moves: self.moves,
             state: self.state.clone(),
+            claim: self
+                .info
+                .claim
+                .as_ref()
+                .map(|claim| claim.to_record().into()),
         }
     }
 

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use super::{
     location::Location,
     member::Member,
+    names::Names,
     recorded_event::RecordedEvent,
     remote_view::{HeldState, RemoteView},
     session_info::SessionInfo,
@@ -20,8 +21,9 @@ use super::{
 };
 use crate::{
     cluster::{Event, MAX_NUMBER, NodeId, SessionRecord, SessionState},
+    dialects,
     outbox::{FlushSet, Sender},
-    protocol::{self, RoomName, SessionId},
+    protocol::{RoomName, SessionId},
     spare_capacity::release_spare_capacity,
     websocket::Frame,
 };
@@ -38,6 +40,8 @@ pub(super) struct Members {
     pub(super) sessions: IntMap<SessionId, Member>,
     /// The highest join number so far.
     pub(super) clock: u64,
+    /// Present once a session has claimed a name.
+    pub(super) names: Option<Box<Names>>,
     /// The view of the other nodes; `None` without a cluster, and after this node has left the room.
     pub(super) remote: Option<Box<RemoteView>>,
 }
@@ -79,9 +83,12 @@ impl Members {
         info: Arc<SessionInfo>,
         flush_set: &mut FlushSet,
     ) {
-        let new = protocol::joined(id, info.public.as_deref());
-        self.push_to_local(&new, flush_set);
+        let new = dialects::of(room).joined(id, info.public.as_deref());
+        if let Some(new) = &new {
+            self.push_to_local(new, flush_set);
+        }
         self.clock = (self.clock + 1).min(MAX_NUMBER);
+        self.number_claim(&info);
         let member = Member {
             location: Location::Local(sender),
             joined: self.clock,
@@ -94,9 +101,11 @@ impl Members {
             if let Ok(number) = number {
                 remote.add_pending_join(id, number);
             }
-            remote.record_own(number, &RecordedEvent::Joined(id, new));
+            if let Some(new) = new {
+                remote.record_own(number, &RecordedEvent::Joined(id, new));
+            }
         }
-        self.sessions.insert(id, member);
+        self.insert(room, id, member, flush_set);
     }
 
     /// Removes a session of this node that had left this many nodes behind when it came.
@@ -117,17 +126,40 @@ impl Members {
                 return;
             }
         }
-        self.sessions.remove(&id);
-        release_spare_capacity(&mut self.sessions);
-        let close = protocol::left(id);
-        self.push_to_local(&close, flush_set);
+        self.remove(id);
+        let close = dialects::of(room).left(id);
+        if let Some(close) = &close {
+            self.push_to_local(close, flush_set);
+        }
         if let Some(remote) = &mut self.remote {
             remote.remove_pending_join(id);
             let waiters = remote.migrations.remove(id);
             remote.send_ask_again(room, waiters);
             // If this node is disconnected, it sends everything when it is connected again.
             let number = remote.send_event(room, Event::Leave(id));
-            remote.record_own(number, &RecordedEvent::Left(id, close));
+            if let Some(close) = close {
+                remote.record_own(number, &RecordedEvent::Left(id, close));
+            }
+        }
+    }
+
+    /// Adds a session to the map, and the name that it claims.
+    fn insert(&mut self, room: &RoomName, id: SessionId, member: Member, flush_set: &mut FlushSet) {
+        let info = member.info.clone();
+        self.sessions.insert(id, member);
+        if let Some(claim) = &info.claim {
+            self.add_claim(room, id, &claim.name, flush_set);
+        }
+    }
+
+    /// Removes a session from the map, and the name that it claims.
+    fn remove(&mut self, id: SessionId) {
+        let removed = self.sessions.remove(&id);
+        release_spare_capacity(&mut self.sessions);
+        if let (Some(member), Some(names)) = (removed, &mut self.names)
+            && let Some(name) = member.info.name()
+        {
+            names.remove(name, id);
         }
     }
 
@@ -156,7 +188,9 @@ impl Members {
             return 0;
         };
         let number = member.state_number().saturating_add(1);
-        let frame = protocol::state(id, value.as_deref());
+        let Some(frame) = dialects::of(room).state(id, value.as_deref()) else {
+            return 0;
+        };
         let state = Arc::new(SessionState { number, value });
         member.state = Some(state.clone());
         for (other, sender) in self.local() {
@@ -214,7 +248,7 @@ impl Members {
                     id,
                     state,
                 };
-                self.update_state_in_order(told, flush_set);
+                self.update_state_in_order(room, told, flush_set);
             }
             return;
         }
@@ -226,9 +260,13 @@ impl Members {
         }
         remote.remote_sessions += 1;
         self.clock = self.clock.max(record.joined.min(MAX_NUMBER));
-        let new = protocol::joined(record.id, record.data.as_deref());
+        let format = dialects::of(room);
+        let new = format.joined(record.id, record.data.as_deref());
         let state = record.state.as_ref();
-        let state = state.map(|it| (it.number, protocol::state(record.id, it.value.as_deref())));
+        let state = state.and_then(|it| {
+            let frame = format.state(record.id, it.value.as_deref())?;
+            Some((it.number, frame))
+        });
         for (id, own) in &self.sessions {
             // A session that is still joining finds the earlier one among its peers instead.
             let joined_earlier = (record.joined, record.id) < (own.joined, *id)
@@ -237,25 +275,34 @@ impl Members {
                 && !joined_earlier
             {
                 // A session that takes nothing more is leaving, and needs no news.
-                let _ = sender.push(new.clone(), flush_set);
+                if let Some(new) = &new {
+                    let _ = sender.push(new.clone(), flush_set);
+                }
                 if let Some((_, state)) = &state {
                     let _ = sender.push(state.clone(), flush_set);
                 }
             }
         }
-        let event = RecordedEvent::Joined(record.id, new);
-        remote.lookups.record(node, number, &event);
+        if let Some(new) = new {
+            let event = RecordedEvent::Joined(record.id, new);
+            remote.lookups.record(node, number, &event);
+        }
         if let Some((state_number, state)) = state {
             let event = RecordedEvent::State(record.id, state_number, state);
             remote.lookups.record(node, number, &event);
         }
         let id = record.id;
         let member = Member::from_record(record, Location::Remote(node));
-        self.sessions.insert(id, member);
+        self.insert(room, id, member, flush_set);
     }
 
     /// Takes in a state once all has come that the session has sent before.
-    fn update_state_in_order(&mut self, told: HeldState, flush_set: &mut FlushSet) {
+    fn update_state_in_order(
+        &mut self,
+        room: &RoomName,
+        told: HeldState,
+        flush_set: &mut FlushSet,
+    ) {
         let remote = self.remote.as_mut();
         if let Some(told) = remote.and_then(|remote| remote.hold_state(told)) {
             let HeldState {
@@ -264,7 +311,7 @@ impl Members {
                 id,
                 state,
             } = told;
-            self.update_state(node, number, id, state, flush_set);
+            self.update_state(room, node, number, id, state, flush_set);
         }
     }
 
@@ -272,6 +319,7 @@ impl Members {
     /// event.
     pub(super) fn update_state(
         &mut self,
+        room: &RoomName,
         node: NodeId,
         number: u64,
         id: SessionId,
@@ -287,7 +335,9 @@ impl Members {
         if state.number <= member.state_number() {
             return;
         }
-        let frame = protocol::state(id, state.value.as_deref());
+        let Some(frame) = dialects::of(room).state(id, state.value.as_deref()) else {
+            return;
+        };
         let event = RecordedEvent::State(id, state.number, frame.clone());
         member.state = Some(state);
         self.push_to_local(&frame, flush_set);
@@ -321,6 +371,7 @@ impl Members {
     /// Removes a session, if this node owns it. `number` is the number of the event.
     pub(super) fn remove_remote(
         &mut self,
+        room: &RoomName,
         node: NodeId,
         number: u64,
         id: SessionId,
@@ -329,17 +380,20 @@ impl Members {
         if !self.is_on(node, id) {
             return;
         }
-        self.sessions.remove(&id);
-        release_spare_capacity(&mut self.sessions);
-        let close = protocol::left(id);
-        self.push_to_local(&close, flush_set);
+        self.remove(id);
+        let close = dialects::of(room).left(id);
+        if let Some(close) = &close {
+            self.push_to_local(close, flush_set);
+        }
         if let Some(remote) = &mut self.remote {
             drop(remote.migrations.remove(id));
             remote.forget_late(id);
             remote.remote_sessions -= 1;
             remote.note_left(id);
-            let event = RecordedEvent::Left(id, close);
-            remote.lookups.record(node, number, &event);
+            if let Some(close) = close {
+                let event = RecordedEvent::Left(id, close);
+                remote.lookups.record(node, number, &event);
+            }
         }
     }
 
@@ -352,7 +406,7 @@ impl Members {
         flush_set: &mut FlushSet,
     ) {
         for id in self.ids_on(node) {
-            self.remove_remote(node, number, id, flush_set);
+            self.remove_remote(room, node, number, id, flush_set);
         }
         self.end_waits(room, flush_set);
         if let Some(remote) = &mut self.remote {
@@ -366,7 +420,7 @@ impl Members {
         let remote = self.remote.as_mut();
         let states = remote.map_or_else(Vec::new, |remote| remote.end_waits(room));
         for held in states {
-            self.update_state_in_order(held, flush_set);
+            self.update_state_in_order(room, held, flush_set);
         }
     }
 
@@ -526,7 +580,8 @@ mod tests {
 
         fn remove(&mut self, node: NodeId, id: SessionId) {
             let mut flush_set = FlushSet::default();
-            self.members.remove_remote(node, 2, id, &mut flush_set);
+            let (members, room) = (&mut self.members, &self.room);
+            members.remove_remote(room, node, 2, id, &mut flush_set);
         }
 
         /// How many nodes were told that this one sends nothing more to a session over them.

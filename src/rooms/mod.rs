@@ -7,9 +7,11 @@
 //! | `location`, `session_info`, `member`, `speaker` | a session in a room |
 //! | `recorded_event`, `lookups`, `migrations`, `catch_up` | pure data of sessions that change their node |
 //! | `snapshot_sender`, `snapshot_receiver`, `node_view`, `replies` | pure data of how nodes agree on who is in a room |
+//! | `names` | pure data of names in a room, and of messages that wait for one |
 //! | `remote_view`, `members`, `room` | one room, and every change of who is in it |
 //! | `replication`, `snapshots` | messages from other nodes about a room, and snapshots to them |
 //! | `query`, `index` | all rooms |
+//! | `naming` | who has a name, and messages to names |
 //! | `reservation`, `join_guard`, `import`, `migration_request`, `migration` | a session's way into its room, and between nodes |
 //! | `node_messages` | messages from other nodes, by the room they are about |
 //!
@@ -39,6 +41,8 @@ mod migration_request;
 #[cfg(test)]
 mod migration_tests;
 mod migrations;
+mod names;
+mod naming;
 mod node_messages;
 mod node_view;
 mod query;
@@ -67,6 +71,6 @@ pub(crate) use self::{
     replies::Replies,
     reservation::{Full, Reservation},
     room::Delivery,
-    session_info::{SessionInfo, SessionSnapshot},
+    session_info::{NameClaim, SessionInfo, SessionSnapshot},
     speaker::Speaker,
 };

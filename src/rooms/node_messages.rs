@@ -184,6 +184,7 @@ impl Rooms {
             } => {
                 let message = Undelivered::new(sender, receiver, &reference);
                 match self.find(&room) {
+                    Some(room) if self.apply_named(node, &room, &message, text, flush_set) => {}
                     Some(room) => {
                         room.apply_unicast(node, number, message, text, replies, flush_set);
                     }

@@ -148,7 +148,7 @@ impl Queries {
                 let snapshot = SessionSnapshot {
                     id: record.id,
                     location: Location::Remote(node),
-                    info: Arc::new(SessionInfo::remote(record.data, record.since)),
+                    info: Arc::new(SessionInfo::remote(&record)),
                     state: record.state,
                 };
                 (record.joined, snapshot)

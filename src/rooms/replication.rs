@@ -12,8 +12,9 @@ use super::{
 };
 use crate::{
     cluster::{Digest, Direct, Event, Load, MAX_NUMBER, NodeId, RoomEvent, SnapshotChunk},
+    dialects,
     outbox::FlushSet,
-    protocol::{self, Close, Problem, RoomName, SessionId},
+    protocol::{Close, Problem, RoomName, SessionId},
 };
 
 /// Nodes that come and go.
@@ -85,7 +86,7 @@ impl Room {
         };
         members.clock = members.clock.max(chunk.clock.min(MAX_NUMBER));
         for id in outcome.gone {
-            members.remove_remote(node, number, id, flush_set);
+            members.remove_remote(&self.name, node, number, id, flush_set);
         }
         for record in chunk.members {
             members.add_remote(&self.name, node, number, record, flush_set);
@@ -120,8 +121,12 @@ impl Room {
                 members.add_remote(&self.name, node, number, record, flush_set);
                 replies.add_seen(node, &self.name, number);
             }
-            Event::State { id, state } => members.update_state(node, number, id, state, flush_set),
-            Event::Leave(id) => members.remove_remote(node, number, id, flush_set),
+            Event::State { id, state } => {
+                members.update_state(&self.name, node, number, id, state, flush_set);
+            }
+            Event::Leave(id) => {
+                members.remove_remote(&self.name, node, number, id, flush_set);
+            }
             Event::Arrive { member, from, last } => {
                 let from = (from, last);
                 members.migrate_remote(&self.name, node, number, member, from, flush_set);
@@ -243,9 +248,18 @@ impl Room {
         let member = members.sessions.get(&sender);
         match (member.map(|member| &member.location), &members.remote) {
             (Some(Location::Local(outbox) | Location::Importing(_, outbox)), _) => {
-                let problem = Problem::unknown_receiver(message.receiver);
-                let error = protocol::error(sender, &problem, message.reference);
-                outbox.push(error, flush_set).is_ok()
+                let format = dialects::of(&self.name);
+                let told = match members.addressed_name(message.reference) {
+                    Some(name) => {
+                        let own_name = member.and_then(|member| member.info.name());
+                        format.expired(&name, own_name.unwrap_or_default())
+                    }
+                    None => {
+                        let problem = Problem::unknown_receiver(message.receiver);
+                        format.error(sender, &problem, message.reference)
+                    }
+                };
+                told.is_some_and(|told| outbox.push(told, flush_set).is_ok())
             }
             (Some(Location::Remote(node) | Location::Migrating(node)), Some(remote))
                 if *node != from =>

@@ -6,7 +6,10 @@ use super::{
     index::{Index, Rooms},
     room::Room,
 };
-use crate::{protocol::RoomName, spare_capacity::release_spare_capacity};
+use crate::{
+    protocol::{RoomName, TokenHash},
+    spare_capacity::release_spare_capacity,
+};
 
 /// A reserved place in a room. Dropping it gives the place back, and the last one removes the room.
 pub(crate) struct Reservation {
@@ -33,7 +36,8 @@ impl Rooms {
     /// Which limit is reached.
     pub(crate) fn reserve(self: &Arc<Rooms>, name: &RoomName) -> Result<Reservation, Full> {
         let mut index = self.index.lock();
-        if index.rooms.len() >= self.max_rooms && !index.rooms.contains_key(name) {
+        let is_new = !name.is_nowhere() && !index.rooms.contains_key(name);
+        if is_new && index.rooms.len() >= self.max_rooms {
             return Err(Full::Rooms);
         }
         let entry = index.rooms.get(name);
@@ -54,6 +58,14 @@ impl Rooms {
     }
 
     fn add(self: &Arc<Rooms>, index: &mut Index, name: &RoomName, is_backend: bool) -> Reservation {
+        if name.is_nowhere() {
+            // A room of its own, which the index does not have.
+            return Reservation {
+                rooms: self.clone(),
+                room: Arc::new(Room::new(name.clone(), None, None)),
+                is_backend,
+            };
+        }
         let entry = index.entry(name, self.outbound.as_ref(), self.history.as_ref());
         match is_backend {
             true => entry.backends += 1,
@@ -68,6 +80,16 @@ impl Rooms {
 }
 
 impl Reservation {
+    /// The room's name.
+    pub(crate) fn room(&self) -> &RoomName {
+        &self.room.name
+    }
+
+    /// The secret with which sessions hold a name in the room, if any do.
+    pub(crate) fn secret_of(&self, name: &str) -> Option<TokenHash> {
+        self.room.secret_of(name)
+    }
+
     /// Waits until every other node has listed its sessions in the room, for `limit` at most. Sessions
     /// that become known later are new to a session that joins.
     pub(crate) async fn wait_for_snapshots(&self, limit: Duration) {

@@ -92,7 +92,8 @@ impl Room {
             Receiver::All => return self.broadcast(speaker, frame, flush_set),
             Receiver::Session(id) => usize::from(self.send(speaker, *id, frame.clone(), flush_set)),
             Receiver::User(name) => self.send_to_user(speaker, name, frame, flush_set),
-            Receiver::Server | Receiver::Unknown(_) => 0,
+            // Names are the index's.
+            Receiver::Server | Receiver::Name(_) | Receiver::Unknown(_) => 0,
         };
         Delivery {
             receivers,
@@ -251,8 +252,16 @@ impl Room {
         }
     }
 
-    /// Whether what is said to all goes to other nodes.
+    /// How many sessions are in the room, on all nodes.
+    pub(super) fn len(&self) -> usize {
+        self.members.read().sessions.len()
+    }
+
+    /// Whether what is said to all goes to other nodes. What a connection says that is in no room may go to any.
     pub(super) fn tells_other_nodes(&self) -> bool {
+        if self.name.is_nowhere() {
+            return true;
+        }
         let members = self.members.read();
         let remote = members.remote.as_ref();
         remote.is_some_and(|remote| remote.remote_sessions > 0 || self.history.is_some())

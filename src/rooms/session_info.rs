@@ -2,7 +2,10 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,7 +14,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::location::Location;
-use crate::{cluster::SessionState, protocol::SessionId, unix_time};
+use crate::{
+    cluster::{Claim, SessionRecord, SessionState},
+    protocol::{SessionId, TokenHash},
+    unix_time,
+};
 
 /// A session's data, apart from its place in a room.
 pub(crate) struct SessionInfo {
@@ -25,6 +32,50 @@ pub(crate) struct SessionInfo {
     pub(crate) since: SystemTime,
     /// How many messages the server has taken in from the client.
     pub(crate) taken_in: AtomicU64,
+    /// The name that it claims in its room, if it claims one.
+    pub(super) claim: Option<Box<NameClaim>>,
+}
+
+/// The claim of a session to a name in its room.
+pub(crate) struct NameClaim {
+    pub(crate) name: Arc<str>,
+    pub(crate) secret: TokenHash,
+    /// [`Claim::number`], from when the session joins.
+    pub(super) number: AtomicU64,
+    /// Whether the session takes messages to the name, as far as its node knows.
+    pub(super) is_open: AtomicBool,
+}
+
+impl NameClaim {
+    /// A claim of a session that has not joined yet.
+    pub(crate) fn new(name: &str, secret: TokenHash) -> NameClaim {
+        NameClaim {
+            name: name.into(),
+            secret,
+            number: AtomicU64::new(0),
+            is_open: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn to_record(&self) -> Claim {
+        Claim {
+            name: self.name.clone(),
+            secret: self.secret,
+            number: self.number.load(Relaxed),
+        }
+    }
+}
+
+impl From<Claim> for NameClaim {
+    /// The claim of a session of another node, which knows whether it is open.
+    fn from(claim: Claim) -> NameClaim {
+        NameClaim {
+            name: claim.name,
+            secret: claim.secret,
+            number: AtomicU64::new(claim.number),
+            is_open: AtomicBool::new(true),
+        }
+    }
 }
 
 /// A session at one moment, as the admin API shows it.
@@ -52,15 +103,30 @@ impl SessionInfo {
             address: Mutex::new(address),
             since: unix_time::now(),
             taken_in: AtomicU64::new(0),
+            claim: None,
         }
     }
 
-    /// A session of another node, which joined so many milliseconds after 1970.
-    pub(super) fn remote(public: Option<Box<RawValue>>, since: u64) -> SessionInfo {
-        let since = UNIX_EPOCH.checked_add(Duration::from_millis(since));
+    /// The same session with a claim to a name in its room.
+    pub(crate) fn with_claim(self, claim: Option<NameClaim>) -> SessionInfo {
+        SessionInfo {
+            claim: claim.map(Box::new),
+            ..self
+        }
+    }
+
+    /// The name that the session claims in its room, if it claims one.
+    pub(crate) fn name(&self) -> Option<&str> {
+        Some(&self.claim.as_ref()?.name)
+    }
+
+    /// A session that another node describes.
+    pub(super) fn remote(record: &SessionRecord) -> SessionInfo {
+        let since = UNIX_EPOCH.checked_add(Duration::from_millis(record.since));
+        let claim = record.claim.as_deref().cloned();
         SessionInfo {
             since: since.unwrap_or(UNIX_EPOCH),
-            ..SessionInfo::new(public, None)
+            ..SessionInfo::new(record.data.clone(), None).with_claim(claim.map(NameClaim::from))
         }
     }
 
@@ -88,6 +154,10 @@ mod tests {
 
     #[test]
     fn a_session_of_another_node_keeps_the_time_when_it_joined() {
-        assert_eq!(SessionInfo::remote(None, 1234).since_millis(), 1234);
+        let record = SessionRecord {
+            since: 1234,
+            ..SessionRecord::first(SessionId::random())
+        };
+        assert_eq!(SessionInfo::remote(&record).since_millis(), 1234);
     }
 }

@@ -30,4 +30,12 @@ impl<'a> Speaker<'a> {
             reference,
         }
     }
+
+    /// A session whose messages also come back to itself.
+    pub(crate) fn anonymous(quota: Option<&'a Arc<Quota>>) -> Speaker<'a> {
+        Speaker {
+            quota,
+            ..Speaker::default()
+        }
+    }
 }

@@ -24,7 +24,7 @@ use warp::{
     reply::{Reply, Response},
 };
 
-use super::{request_limits, routes::PeerAddress, tls::Tls};
+use super::{handshake::PeerAddress, request_limits, tls::Tls};
 use crate::{
     accept_error::concerns_one_connection, access::AddressSlot, protocol::Escaped, state::Shared,
 };

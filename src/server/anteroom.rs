@@ -27,7 +27,7 @@ use crate::{
     protocol::{CloseCode, ErrorCode, Escaped},
     rooms::Rooms,
     session,
-    state::{Heartbeat, IceServers, Resumes, SessionsFile, SessionsToSave, Shared},
+    state::{Heartbeat, IceServers, Lobbies, Resumes, SessionsFile, SessionsToSave, Shared},
     turn::Turn,
     unix_time,
 };
@@ -122,6 +122,7 @@ impl Anteroom {
             turn,
             sessions_file: sessions_file.map(SessionsFile::new).transpose()?,
             to_save: SessionsToSave::default(),
+            lobbies: Lobbies::default(),
             cluster,
             started: SystemTime::now(),
             admin_token: admin_token.transpose()?,
@@ -137,6 +138,13 @@ impl Anteroom {
             sessions.for_each(|saved| session::restore(&shared, saved));
         }
         shared.tasks.spawn(tick(shared.clone()));
+        if !shared.config.serving.dialect.is_empty() {
+            let (rooms, stopping) = (shared.rooms.clone(), shared.stopping.clone());
+            let expiring = async move {
+                stopping.run_until_cancelled(rooms.expire_messages()).await;
+            };
+            shared.tasks.spawn(expiring);
+        }
         if let Some(listeners) = turn_listeners {
             let serving = listeners.run(shared.stopping.clone(), shared.stopped.clone());
             shared.tasks.spawn(serving);
@@ -154,9 +162,10 @@ impl Anteroom {
         routes::all(&self.0)
     }
 
-    /// The WebSocket endpoint alone: `/room` and `/room/{name}`.
+    /// The endpoints of sessions alone: `/room` and `/room/{name}`, and those of the dialects in
+    /// [`Serving::dialect`](crate::config::Serving::dialect).
     pub fn room(&self) -> BoxedFilter<(Response,)> {
-        routes::room(&self.0)
+        routes::sessions(&self.0)
     }
 
     /// The address of the STUN and TURN server, with the actual port; `None` without one.

@@ -7,8 +7,10 @@ mod apply;
 mod assets;
 #[cfg(any(feature = "cluster", feature = "tls"))]
 mod certificates;
+mod dialect_routes;
 mod encoding;
 mod handle;
+mod handshake;
 #[cfg(all(test, feature = "cluster"))]
 mod in_memory;
 mod lookup;

@@ -60,6 +60,12 @@ impl ClosingHandshake {
         }
     }
 
+    /// The same handshake, with a frame before the Close frame.
+    pub(super) fn after(mut self, frame: Option<Frame>) -> ClosingHandshake {
+        self.waiting.extend(frame);
+        self
+    }
+
     /// Writes what waits and the Close frame, and waits until the client closes its side. A client that
     /// was too slow gets only the rest of the frame that was being written, and the Close frame. A
     /// client that does not close in time, or whose address has too many connections, is cut off.

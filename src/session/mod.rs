@@ -3,11 +3,13 @@
 
 mod closing_handshake;
 mod disconnect;
+mod groups;
 mod pace;
 mod permissions;
 mod requests;
 mod serve;
 mod start;
 mod suspended;
+mod topics;
 
 pub(crate) use self::start::{close_refused, refuse, reject, restore, start};

@@ -13,16 +13,19 @@ use tokio::time::Instant;
 use super::{
     closing_handshake::ClosingHandshake,
     disconnect::Disconnect,
+    groups::LobbyPlace,
     pace::Pace,
     permissions::Permissions,
     requests::{self, Answer, RequestContext},
+    topics::Topics,
 };
 use crate::{
     access::SessionSlot,
     cluster,
     config::Limit,
+    dialects::{self, Author, Command, WireFormat},
     outbox::{FlushError, FlushSet, Outbox},
-    protocol::{self, Close, CloseCode, Message, Problem, Receiver, SessionId},
+    protocol::{Close, CloseCode, Message, Problem, Receiver, SessionId},
     rooms::{Delivery, JoinGuard, Speaker},
     state::{HeartbeatGuard, ResumeRegistration, Shared, Takeover},
     turn::TurnSession,
@@ -48,16 +51,21 @@ pub(super) struct Session {
     pub(super) registration: Option<Box<ResumeRegistration>>,
     /// Present if this process is a TURN server.
     pub(super) turn: Option<Box<TurnSession>>,
+    /// Present where the session joins its rooms one by one.
+    pub(super) topics: Option<Box<Topics>>,
+    /// Present where the session is in a group.
+    pub(super) lobby: Option<Box<LobbyPlace>>,
 }
 
 /// What has become of a message.
-struct Routed {
+#[derive(Default)]
+pub(super) struct Routed {
     /// The number of sessions that get it.
-    receivers: usize,
+    pub(super) receivers: usize,
     /// Whether its receipt is sent later.
-    is_receipt_due: bool,
+    pub(super) is_receipt_due: bool,
     /// The number of bytes that it causes to be sent.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 /// What is left of a session.
@@ -100,12 +108,26 @@ impl Session {
             slot,
             permissions,
             registration: None,
+            topics: None,
+            lobby: None,
         }
     }
 
     /// The session's id.
     pub(super) fn id(&self) -> SessionId {
         self.join_guard.id()
+    }
+
+    /// What the client speaks.
+    pub(super) fn format(&self) -> &'static dyn WireFormat {
+        dialects::of(self.join_guard.room())
+    }
+
+    /// Ends the joining of a session that claims a name, unless another session has it.
+    pub(super) fn open_name(&self) {
+        if self.join_guard.info().name().is_some() {
+            self.join_guard.open_name(self.format().opened(self.id()));
+        }
     }
 
     /// Reads and routes what has come, writes what waits for this session, and flushes the outboxes that
@@ -270,63 +292,104 @@ impl Session {
         })
     }
 
-    /// Routes one message, and sends the receipt or the error that follows from it. Returns the number of
+    /// Carries one message out, and sends the receipt or the error that follows from it. Returns the number of
     /// bytes that the message causes to be sent.
     fn on_message(&mut self, text: &str, flush_set: &mut FlushSet) -> usize {
         self.join_guard.count_taken_in();
         self.shared.metrics.traffic.messages_received.inc();
-        let (result, reference) = match protocol::parse(text) {
-            Ok(message) => (self.route(&message, flush_set), message.reference),
+        let (id, format) = (self.id(), self.format());
+        let name = self.join_guard.info().name();
+        let (result, reference) = match format.read(Author { id, name }, text) {
+            Ok(command) => {
+                let reference = command.reference();
+                (self.carry_out(command, flush_set), reference)
+            }
             Err(invalid) => (Err(invalid.problem), invalid.reference),
         };
-        let id = self.id();
         let (answer, bytes) = match (result, reference) {
             (Ok(routed), Some(reference)) if !routed.is_receipt_due => {
-                (protocol::ack(id, reference, routed.receivers), routed.bytes)
+                let receipt = format.receipt(id, reference, routed.receivers);
+                (receipt, routed.bytes)
             }
             (Ok(routed), _) => return routed.bytes,
             (Err(problem), reference) => {
                 self.shared.metrics.errors(problem.code.as_str()).inc();
-                (protocol::error(id, &problem, reference), 0)
+                (format.error(id, &problem, reference), 0)
             }
+        };
+        let Some(answer) = answer else {
+            return bytes;
         };
         let bytes = bytes.saturating_add(answer.len());
         self.outbox.push(answer);
         bytes
     }
 
-    /// Delivers a message to its receivers.
-    fn route(
+    /// Does what a client asks for.
+    fn carry_out(
+        &mut self,
+        command: Command<'_>,
+        flush_set: &mut FlushSet,
+    ) -> Result<Routed, Problem> {
+        match command {
+            Command::Send {
+                receiver,
+                frame,
+                reference,
+            } => self.route(&receiver, &frame, reference, flush_set),
+            Command::Request(message) => self.answer(&message, flush_set),
+            Command::Reply(frame) => {
+                let bytes = frame.len();
+                self.outbox.push(frame);
+                Ok(Routed {
+                    bytes,
+                    ..Routed::default()
+                })
+            }
+            Command::Subscribe(rooms) => self.subscribe(rooms).map(|()| Routed::default()),
+            Command::Unsubscribe(rooms) => self.unsubscribe(&rooms).map(|()| Routed::default()),
+            Command::Publish(publication) => self.publish(publication, flush_set),
+            Command::Ignore => Ok(Routed::default()),
+        }
+    }
+
+    /// Answers a request.
+    fn answer(
         &mut self,
         message: &Message<'_>,
         flush_set: &mut FlushSet,
     ) -> Result<Routed, Problem> {
-        if let Receiver::Server = message.receiver {
-            let answer = requests::answer(&mut self.request_context(flush_set), message)?;
-            let (bytes, is_receipt_due) = match answer {
-                Answer::Sent(bytes) => (bytes, false),
-                Answer::Follows(answer) => {
-                    self.pace.get_or_insert_default().wait_for(answer);
-                    (0, true)
-                }
-            };
-            return Ok(Routed {
-                receivers: 1,
-                is_receipt_due,
-                bytes,
-            });
-        }
+        let answer = requests::answer(&mut self.request_context(flush_set), message)?;
+        let (bytes, is_receipt_due) = match answer {
+            Answer::Sent(bytes) => (bytes, false),
+            Answer::Follows(answer) => {
+                self.pace.get_or_insert_default().wait_for(answer);
+                (0, true)
+            }
+        };
+        Ok(Routed {
+            receivers: 1,
+            is_receipt_due,
+            bytes,
+        })
+    }
+
+    /// Delivers a message to its receivers.
+    fn route(
+        &mut self,
+        receiver: &Receiver<'_>,
+        frame: &Frame,
+        reference: Option<&RawValue>,
+        flush_set: &mut FlushSet,
+    ) -> Result<Routed, Problem> {
         if self.permissions.as_ref().is_some_and(|it| !it.may_send) {
             return Err(Problem::listens_only());
         }
         if self.shared.cluster.is_some() {
             self.pace.get_or_insert_default().ensure_quota();
         }
-        let frame = protocol::relayed(message, self.id());
-        let speaker = self.speaker(message.reference);
-        let delivery = self
-            .join_guard
-            .route(speaker, &message.receiver, &frame, flush_set);
+        let speaker = self.speaker(reference);
+        let delivery = self.join_guard.route(speaker, receiver, frame, flush_set);
         let Delivery { receivers, is_kept } = delivery;
         let bytes = frame.len().saturating_mul(receivers);
         self.shared
@@ -339,15 +402,16 @@ impl Session {
                 let problem = Problem::not_stored();
                 let metrics = &self.shared.metrics;
                 metrics.errors(problem.code.as_str()).inc();
-                let answer = protocol::error(self.id(), &problem, message.reference);
-                self.outbox.push(answer);
+                if let Some(answer) = self.format().error(self.id(), &problem, reference) {
+                    self.outbox.push(answer);
+                }
                 Ok(Routed {
                     receivers,
                     is_receipt_due: true,
                     bytes,
                 })
             }
-            None if receivers == 0 => Err(message.receiver.problem()),
+            None if receivers == 0 => Err(receiver.problem()),
             None => Ok(Routed {
                 receivers,
                 is_receipt_due: false,
@@ -400,7 +464,13 @@ impl Session {
         if let (Some(turn), Disconnect::Migrated) = (self.turn, &disconnect) {
             turn.has_moved();
         }
-        drop((self.join_guard, self.heartbeat, self.permissions));
+        drop((
+            self.lobby,
+            self.topics,
+            self.join_guard,
+            self.heartbeat,
+            self.permissions,
+        ));
         let remainder = self.outbox.into_remainder();
         let late = self.registration.and_then(|it| it.retire());
         let slot = reader.is_some().then_some(self.slot);

@@ -4,6 +4,7 @@
 use std::{
     future::poll_fn,
     net::IpAddr,
+    num::NonZeroU32,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -15,12 +16,15 @@ use tokio::time::{Instant, sleep};
 use super::{
     closing_handshake::ClosingHandshake,
     disconnect::Disconnect,
+    groups::{self, LobbyPlace, Place},
     serve::{Ended, Session},
     suspended::Awakening,
+    topics::Topics,
 };
 use crate::{
     access::{Admitted, ConnectRequest, SessionSlot},
     cluster::{self, Answer},
+    dialects,
     outbox::{detached_outbox, outbox},
     protocol::{self, Close, CloseCode, Problem, ResumeToken, RoomName, SessionId},
     rooms::{LookupOutcome, MigrationRequest, Reservation, SessionInfo},
@@ -39,6 +43,8 @@ struct Newcomer {
     client: ConnectRequest,
     reservation: Reservation,
     slot: SessionSlot,
+    /// The place in a lobby, in a group.
+    lobby: Option<Box<LobbyPlace>>,
 }
 
 /// Waits until `connection` is upgraded. Then begins a session on it, or continues the session that the
@@ -81,11 +87,13 @@ pub(crate) fn start(
     });
 }
 
-/// Waits until `connection`, which is from `address`, is upgraded. Then closes it with `refusal`.
+/// Waits until `connection`, which is from `address`, is upgraded. Then closes it with `refusal`, after `first` if that
+/// is a frame.
 pub(crate) fn close_refused(
     shared: Arc<Shared>,
     connection: OnUpgrade,
     address: Option<IpAddr>,
+    first: Option<Frame>,
     refusal: Close,
 ) {
     let tasks = shared.tasks.clone();
@@ -93,7 +101,7 @@ pub(crate) fn close_refused(
         if let Some((reader, writer)) = upgraded(&shared, connection).await {
             let disconnect = Disconnect::Closed(refusal);
             let handshake = ClosingHandshake::of_connection(shared, disconnect, writer, address);
-            handshake.run(reader).await;
+            handshake.after(first).run(reader).await;
         }
     });
 }
@@ -187,16 +195,56 @@ fn begin(shared: Arc<Shared>, mut connection: Box<Reconnection>, problem: Option
             return close(shared, Disconnect::Closed(close_frame), *connection);
         }
     };
+    let group = connection.client.group_size;
+    let group = group.map(|size| (connection.room.clone(), size));
     let newcomer = Newcomer {
         reader: connection.reader,
         writer: connection.writer,
         client: connection.client,
         reservation: admitted.reservation,
         slot: admitted.slot,
+        lobby: None,
     };
+    if let Some((room, size)) = group {
+        let tasks = shared.tasks.clone();
+        tasks.spawn(begin_in_group(shared, newcomer, room, size));
+    } else {
+        begin_in_room(shared, newcomer, problem);
+    }
+}
+
+/// Begins a session in the group of this size of a room that it belongs to.
+async fn begin_in_group(
+    shared: Arc<Shared>,
+    mut newcomer: Newcomer,
+    room: RoomName,
+    size: NonZeroU32,
+) {
+    let down = shared.cluster.as_ref().map(|cluster| cluster.down);
+    match groups::find(&shared, &room, size, down.unwrap_or_default()).await {
+        Ok(Place { reservation, lobby }) => {
+            newcomer.reservation = reservation;
+            newcomer.lobby = Some(Box::new(lobby));
+            begin_in_room(shared, newcomer, None);
+        }
+        Err(message) => close_newcomer(shared, newcomer, message).await,
+    }
+}
+
+/// Closes the connection of a client that gets no session for now.
+async fn close_newcomer(shared: Arc<Shared>, newcomer: Newcomer, message: &'static str) {
+    let disconnect = Disconnect::Closed(Close::new(CloseCode::TryAgainLater, message));
+    let address = newcomer.client.address;
+    let handshake = ClosingHandshake::of_connection(shared, disconnect, newcomer.writer, address);
+    handshake.run(newcomer.reader).await;
+}
+
+/// Begins a session in its room.
+fn begin_in_room(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) {
     let tasks = shared.tasks.clone();
     let Some(limit) = shared.cluster.as_ref().map(|cluster| cluster.down) else {
         let (session, reader) = join(shared, newcomer, problem);
+        session.open_name();
         tasks.spawn(run(session, Some(reader)));
         return;
     };
@@ -243,12 +291,7 @@ async fn join_in_cluster(
     shared.in_time(limit, entered).await;
     let rooms = shared.rooms.clone();
     let Some(line) = shared.in_time(limit, rooms.wait_in_line()).await else {
-        let message = "the cluster is slow: try again later";
-        let disconnect = Disconnect::Closed(Close::new(CloseCode::TryAgainLater, message));
-        let address = newcomer.client.address;
-        let handshake =
-            ClosingHandshake::of_connection(shared, disconnect, newcomer.writer, address);
-        handshake.run(newcomer.reader).await;
+        close_newcomer(shared, newcomer, "the cluster is slow: try again later").await;
         return None;
     };
     let (session, reader) = join(shared, newcomer, problem);
@@ -256,6 +299,7 @@ async fn join_in_cluster(
     let settled = session.join_guard.wait_until_seen(limit);
     session.shared.in_time(limit, settled).await;
     session.join_guard.finish_join();
+    session.open_name();
     Some((session, reader))
 }
 
@@ -267,6 +311,7 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
         client,
         reservation,
         slot,
+        lobby,
     } = newcomer;
     let id = SessionId::random();
     let (sender, outbox) = outbox(shared.config.limits.outbox_bytes, writer);
@@ -278,11 +323,25 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
         address,
         mut grant,
         reads_refusals: _,
+        claim,
+        group_size: _,
     } = client;
+    let format = dialects::of(reservation.room());
+    if claim.is_some() {
+        outbox.outlive_connection();
+    } else if let Some(first) = format.opened(id) {
+        outbox.push(first);
+    }
     let public = grant.as_mut().and_then(|grant| grant.public.take());
-    let join_guard = reservation.join(id, sender, SessionInfo::new(public, address));
+    let rooms = grant.as_mut().and_then(|grant| grant.rooms.take());
+    let info = SessionInfo::new(public, address).with_claim(claim);
+    let join_guard = reservation.join(id, sender, info);
     let permissions = grant.map(cluster::Permissions::from);
-    let session = Session::new(shared, join_guard, outbox, permissions, slot, [0, 0]);
+    let mut session = Session::new(shared, join_guard, outbox, permissions, slot, [0, 0]);
+    session.lobby = lobby;
+    if session.join_guard.room().is_nowhere() {
+        session.topics = Some(Box::new(Topics::new(rooms)));
+    }
     debug!("{id} joined {}", session.join_guard.room());
     (session, reader)
 }
@@ -480,9 +539,15 @@ async fn wait(session: &mut Session) -> Result<Option<Reader>, Disconnect> {
     }
 }
 
-/// Keeps a suspended session for the next process, or ends it if the server no longer saves sessions.
+/// Keeps a suspended session for the next process, or ends it if it only holds a name or the server no longer saves
+/// sessions.
 fn keep(mut session: Session) {
     let shared = session.shared.clone();
+    if session.registration.is_none() {
+        let disconnect = Disconnect::Closed(Close::restart(0));
+        shared.tasks.spawn(end(session, disconnect, None));
+        return;
+    }
     // The TURN server of the next process knows nothing of this one's allocations.
     session.turn = None;
     let late = session.registration.as_ref().and_then(|it| it.retire());

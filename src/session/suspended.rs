@@ -46,7 +46,13 @@ pub(super) enum Awakening {
 impl Session {
     /// Whether the session outlives its connection.
     pub(super) fn is_resumable(&self) -> bool {
-        self.registration.is_some()
+        self.registration.is_some() || self.holds_name()
+    }
+
+    /// Whether the session holds its name while its client is away, which then takes the name over with a new session.
+    fn holds_name(&self) -> bool {
+        let has_name = self.join_guard.info().name().is_some();
+        has_name && self.shared.config.liveness.resume_seconds > 0
     }
 
     /// Gives the connection up. The closing handshake runs in a task of its own.

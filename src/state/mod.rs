@@ -3,6 +3,7 @@
 mod expiry;
 mod heartbeat;
 mod ice;
+mod lobbies;
 mod resume;
 mod saved_sessions;
 mod sessions_file;
@@ -16,6 +17,7 @@ pub(crate) use self::{
     expiry::{Expiries, ExpiryGuard},
     heartbeat::{Heartbeat, HeartbeatGuard},
     ice::IceServers,
+    lobbies::Lobbies,
     resume::{ResumeAttempt, ResumeRegistration, ResumeRequest, Resumes, SuspendedGuard},
     saved_sessions::{Save, SavedSession, SessionsToSave},
     sessions_file::SessionsFile,

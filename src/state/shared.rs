@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, resume::Resumes,
+    expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, lobbies::Lobbies, resume::Resumes,
     saved_sessions::SessionsToSave, sessions_file::SessionsFile,
 };
 use crate::{
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     /// Present if sessions are kept over a restart.
     pub(crate) sessions_file: Option<SessionsFile>,
     pub(crate) to_save: SessionsToSave,
+    /// Where sessions look for a group.
+    pub(crate) lobbies: Lobbies,
     /// Present if the server is a node of a cluster.
     pub(crate) cluster: Option<Arc<Cluster>>,
     /// When the server started.

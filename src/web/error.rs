@@ -19,6 +19,7 @@ pub(crate) struct HttpError {
     message: Cow<'static, str>,
     headers: Vec<(HeaderName, HeaderValue)>,
     retry_seconds: Option<u64>,
+    is_full: bool,
     is_room_full: bool,
 }
 
@@ -30,6 +31,7 @@ impl HttpError {
             message: message.into(),
             headers: Vec::new(),
             retry_seconds: None,
+            is_full: false,
             is_room_full: false,
         }
     }
@@ -42,11 +44,19 @@ impl HttpError {
         }
     }
 
+    /// 503 with `Retry-After`: the server has as many sessions or rooms as it may have.
+    pub(crate) fn full(message: &'static str) -> HttpError {
+        HttpError {
+            is_full: true,
+            ..HttpError::unavailable(message)
+        }
+    }
+
     /// 503 with `Retry-After`: the room is full. Other rooms of this server may have room.
     pub(crate) fn room_full(message: &'static str) -> HttpError {
         HttpError {
             is_room_full: true,
-            ..HttpError::unavailable(message)
+            ..HttpError::full(message)
         }
     }
 
@@ -72,6 +82,11 @@ impl HttpError {
     /// After how many seconds the client should retry; `None` if a retry is of no use.
     pub(crate) fn retry_seconds(&self) -> Option<u64> {
         self.retry_seconds
+    }
+
+    /// Whether the server or the room is full.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// Whether the room is full, and not the server.

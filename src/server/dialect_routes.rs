@@ -1,0 +1,232 @@
+//! The URLs of other people's clients.
+
+use std::{collections::BTreeSet, num::NonZeroU32};
+
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, VARY},
+};
+use warp::{
+    Filter,
+    filters::BoxedFilter,
+    reply::{Reply, Response},
+};
+
+use super::{
+    handle::Handle,
+    handshake::{Handshake, Target, handshake},
+    routes::room_name,
+};
+use crate::{
+    config::Dialect,
+    dialects,
+    protocol::{RoomName, SessionId},
+    rooms::Busy,
+    state::Shared,
+    web::HttpError,
+};
+
+/// The key of PeerJS clients that name none.
+const DEFAULT_KEY: &str = "peerjs";
+
+/// The longest name of a room with groups, in bytes: the names of their rooms have the size and an id at the end.
+const MAX_NAME_OF_GROUPS: usize = 64;
+
+/// Answers requests for the URLs of the dialects that are served.
+pub(super) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
+    let served = &handle.config.serving.dialect;
+    let nothing = warp::any().and_then(async || Err::<Response, _>(warp::reject::not_found()));
+    let mut all = nothing.boxed();
+    if served.contains(&Dialect::PeerJs) {
+        all = all.or(peerjs(handle)).unify().boxed();
+    }
+    if served.contains(&Dialect::YWebrtc) || served.contains(&Dialect::Trystero) {
+        all = all.or(topics(handle)).unify().boxed();
+    }
+    if served.contains(&Dialect::Matchbox) {
+        all = all.or(matchbox(handle)).unify().boxed();
+    }
+    all
+}
+
+/// `/peerjs` and below. A client with `path: "/peerjs"` connects to `/peerjs/peerjs`, one without a path to `/peerjs`.
+fn peerjs(handle: &Handle) -> BoxedFilter<(Response,)> {
+    let with = {
+        let handle = handle.clone();
+        warp::any().map(move || handle.clone())
+    };
+    let get = warp::get().or(warp::head()).unify();
+    let session = warp::path!("peerjs" / "peerjs")
+        .or(warp::path!("peerjs"))
+        .unify()
+        .and(handshake())
+        .and(with.clone())
+        .map(peerjs_session);
+    let id = warp::path!("peerjs" / String / "id")
+        .map(drop)
+        .untuple_one()
+        .or(warp::path!("peerjs" / "id"))
+        .unify()
+        .and(get)
+        .and(warp::header::headers_cloned())
+        .and(with.clone())
+        .map(|headers, handle: Handle| {
+            let id = SessionId::random().to_string();
+            readable(&handle, &headers, id.into_response())
+        });
+    let peers = warp::path!("peerjs" / String / "peers")
+        .or(warp::path!("peerjs" / "peers").map(|| DEFAULT_KEY.to_owned()))
+        .unify()
+        .and(get)
+        .and(warp::header::headers_cloned())
+        .and(with)
+        .then(async |key: String, headers, handle: Handle| {
+            let answer = peerjs_peers(&handle, &key).await;
+            readable(
+                &handle,
+                &headers,
+                answer.unwrap_or_else(Reply::into_response),
+            )
+        });
+    session.or(id).unify().or(peers).unify().boxed()
+}
+
+/// A session of a PeerJS client, or what the server is.
+fn peerjs_session(handshake: Handshake, handle: Handle) -> Response {
+    if handshake.is_plain_get() {
+        let about = serde_json::json!({
+            "name": "anteroom",
+            "description": "A server for PeerJS clients: connect with the option path set to /peerjs.",
+            "website": "https://peerjs.com/",
+        });
+        return readable(
+            &handle,
+            &handshake.headers,
+            warp::reply::json(&about).into_response(),
+        );
+    }
+    let format = dialects::of(&RoomName::nowhere(Dialect::PeerJs));
+    handshake.answer(&handle, format, |handshake| {
+        let wrong = |message| HttpError::new(StatusCode::BAD_REQUEST, message);
+        let query = &handshake.query;
+        let [key, id, token] = ["key", "id", "token"].map(|name| query.get(name));
+        let (Some(key), Some(id), Some(token)) = (key, id, token) else {
+            return Err(wrong("No id, token, or key supplied to websocket server"));
+        };
+        let room = RoomName::new(&key).map_err(|_| wrong("Invalid key provided"))?;
+        if !dialects::is_peerjs_id(&id) {
+            return Err(wrong(
+                "Invalid id provided: it must have letters and digits in groups, with a space, - or _ between two \
+                 groups, and at most 128 of them",
+            ));
+        }
+        Ok(Target {
+            name: Some(id.into_owned()),
+            token: Some(token.into_owned()),
+            ..Target::of(room.in_dialect(Dialect::PeerJs))
+        })
+    })
+}
+
+/// The ids of all peers with a key, if clients may ask for them.
+///
+/// # Errors
+///
+/// 401 if they may not, as PeerServer answers; 503 if other nodes do not answer.
+async fn peerjs_peers(shared: &Shared, key: &str) -> Result<Response, HttpError> {
+    if !shared.config.serving.peerjs_discovery {
+        let message = "clients may not ask for the peers: start the server with --peerjs-discovery";
+        return Err(HttpError::new(StatusCode::UNAUTHORIZED, message));
+    }
+    let room = RoomName::from_segment(key)
+        .map_err(|_| HttpError::new(StatusCode::BAD_REQUEST, "Invalid key provided"))?;
+    let limit = shared.cluster.as_ref().map(|cluster| cluster.down);
+    let room = room.in_dialect(Dialect::PeerJs);
+    let sessions = shared.rooms.query(&room, limit.unwrap_or_default()).await;
+    let sessions = sessions.map_err(|Busy| {
+        HttpError::unavailable(
+            "the other nodes do not answer, or have too many requests: try again",
+        )
+    })?;
+    let ids: BTreeSet<&str> = sessions.iter().filter_map(|it| it.info.name()).collect();
+    Ok(warp::reply::json(&ids).into_response())
+}
+
+/// The answer to a page of an origin that may open sessions, which may read it (Fetch, section 3.3.3).
+fn readable(shared: &Shared, headers: &HeaderMap, mut response: Response) -> Response {
+    if let Err(error) = shared.admission.check_origin(headers) {
+        return error.into_response();
+    }
+    let origin = headers.get(ORIGIN).cloned();
+    let added = response.headers_mut();
+    added.insert(
+        ACCESS_CONTROL_ALLOW_ORIGIN,
+        origin.unwrap_or_else(|| HeaderValue::from_static("*")),
+    );
+    added.insert(VARY, HeaderValue::from_static("Origin"));
+    added.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if !added.contains_key(CONTENT_TYPE) {
+        added.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+    }
+    response
+}
+
+/// `/topics`: y-webrtc and trystero.
+fn topics(handle: &Handle) -> BoxedFilter<(Response,)> {
+    let handle = handle.clone();
+    warp::path!("topics")
+        .and(handshake())
+        .map(move |handshake: Handshake| {
+            if handshake.is_plain_get() {
+                return "okay\n".into_response();
+            }
+            // A connection begins in no room, and shows with each message which of the two it speaks.
+            let room = RoomName::nowhere(Dialect::YWebrtc);
+            handshake.answer(&handle, dialects::of(&room), |handshake| {
+                Ok(Target {
+                    token: handshake.query.get("token").map(Into::into),
+                    ..Target::of(room.clone())
+                })
+            })
+        })
+        .boxed()
+}
+
+/// `/matchbox` and `/matchbox/{room}`.
+fn matchbox(handle: &Handle) -> BoxedFilter<(Response,)> {
+    let handle = handle.clone();
+    warp::path("matchbox")
+        .and(room_name())
+        .and(handshake())
+        .map(
+            move |name: Result<RoomName, &'static str>, handshake: Handshake| {
+                let format = dialects::of(&RoomName::nowhere(Dialect::Matchbox));
+                handshake.answer(&handle, format, |handshake| {
+                    let wrong = |message| HttpError::new(StatusCode::BAD_REQUEST, message);
+                    let query = &handshake.query;
+                    let room = name.map_err(wrong)?;
+                    if room.as_str().contains('?') {
+                        return Err(wrong("a room name of matchbox must not contain ?"));
+                    }
+                    if query.get("next").is_some() && room.as_str().len() > MAX_NAME_OF_GROUPS {
+                        return Err(wrong("with next, a room name must have at most 64 bytes"));
+                    }
+                    let group_size: Option<NonZeroU32> = match query.get("next") {
+                        Some(next) => {
+                            Some(next.parse().map_err(|_| wrong("next must be 1 or more"))?)
+                        }
+                        None => None,
+                    };
+                    Ok(Target {
+                        token: query.get("token").map(Into::into),
+                        group_size,
+                        ..Target::of(room.in_dialect(Dialect::Matchbox))
+                    })
+                })
+            },
+        )
+        .boxed()
+}
