@@ -16,7 +16,7 @@
 //! A message takes this way through the folders of `src/`:
 //!
 //! ```text
-//! server ─ websocket::Reader ─ session ─ protocol::parse ─ rooms ─ outbox ─ websocket::Writer
+//! server ─ websocket::Reader ─ session ─ dialects ─ rooms ─ outbox ─ websocket::Writer
 //! ```
 //!
 //! The task of the sending session does all of this, including the writes to the sockets of the first
@@ -37,7 +37,7 @@
 //! | `outbox` | the bounded queue of one session, its flushing, and the replay buffer for resuming |
 //! | `cluster` | messages to other nodes over NATS, and which nodes are up |
 //! | `dialects` | the wire formats of clients: our own protocol, PeerJS, y-webrtc, trystero, matchbox |
-//! | `protocol` | the wire format: ids, messages, events, errors, close codes |
+//! | `protocol` | our own wire format: ids, messages, events, errors, close codes |
 //! | `websocket` | RFC 6455: the handshake, the frames, the halves of a connection |
 //! | `web` | plain HTTP: error answers, the `Host` header |
 //! | `metrics` | every metric |

@@ -18,6 +18,10 @@ pub mod protocol {}
 pub mod client {}
 
 #[doc = include_str!("rustdoc-links.txt")]
+#[doc = include_str!("dialects.md")]
+pub mod dialects {}
+
+#[doc = include_str!("rustdoc-links.txt")]
 #[doc = include_str!("configuration.md")]
 pub mod configuration {}
 

@@ -35,9 +35,16 @@ impl Rooms {
     ///
     /// Which limit is reached.
     pub(crate) fn reserve(self: &Arc<Rooms>, name: &RoomName) -> Result<Reservation, Full> {
+        if name.is_nowhere() {
+            // A room of its own, which is not in the index.
+            return Ok(Reservation {
+                rooms: self.clone(),
+                room: Arc::new(Room::new(name.clone(), None, None)),
+                is_backend: false,
+            });
+        }
         let mut index = self.index.lock();
-        let is_new = !name.is_nowhere() && !index.rooms.contains_key(name);
-        if is_new && index.rooms.len() >= self.max_rooms {
+        if index.rooms.len() >= self.max_rooms && !index.rooms.contains_key(name) {
             return Err(Full::Rooms);
         }
         let entry = index.rooms.get(name);
@@ -58,14 +65,6 @@ impl Rooms {
     }
 
     fn add(self: &Arc<Rooms>, index: &mut Index, name: &RoomName, is_backend: bool) -> Reservation {
-        if name.is_nowhere() {
-            // A room of its own, which the index does not have.
-            return Reservation {
-                rooms: self.clone(),
-                room: Arc::new(Room::new(name.clone(), None, None)),
-                is_backend,
-            };
-        }
         let entry = index.entry(name, self.outbound.as_ref(), self.history.as_ref());
         match is_backend {
             true => entry.backends += 1,

@@ -11,12 +11,14 @@
 //! | `session_log` | what one session has sent and received, checked message by message |
 //! | `world` | the nodes, and the clients with what they do |
 //! | `checks` | what must be true at the end |
+//! | `names` | runs with clients that claim names, and messages to these |
 //! | `run` | one run, from its schedule to its verdict |
 //! | `shrink` | makes the schedule of a failed run short |
 //! | `tests` | runs with many seeds |
 
 mod bus;
 mod checks;
+mod names;
 mod run;
 mod schedule;
 mod session_log;

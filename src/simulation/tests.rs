@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{run::run, schedule::Schedule, shrink::shrink};
+use super::{names, run::run, schedule::Schedule, shrink::shrink};
 
 /// How many seeds a test run has, unless the environment says otherwise.
 const SEEDS: u64 = 120;
@@ -21,7 +21,11 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// The smallest of these seeds that fails, among those that are run before `end`, and how many are run.
-fn first_failure(seeds: RangeInclusive<u64>, end: Option<Instant>) -> (Option<u64>, u64) {
+fn first_failure(
+    seeds: RangeInclusive<u64>,
+    end: Option<Instant>,
+    fails: impl Fn(u64) -> bool + Sync,
+) -> (Option<u64>, u64) {
     let next = AtomicU64::new(*seeds.start());
     let failed = AtomicU64::new(u64::MAX);
     let is_over = || end.is_some_and(|end| Instant::now() >= end);
@@ -31,7 +35,7 @@ fn first_failure(seeds: RangeInclusive<u64>, end: Option<Instant>) -> (Option<u6
             if !seeds.contains(&seed) || seed > failed.load(Relaxed) || is_over() {
                 return;
             }
-            if !run(&Schedule::new(seed), false).violations.is_empty() {
+            if fails(seed) {
                 failed.fetch_min(seed, Relaxed);
             }
         }
@@ -63,8 +67,9 @@ fn explain(seed: u64) {
     panic!("seed {seed} fails, see above: {class}");
 }
 
-#[test]
-fn every_promise_holds() {
+/// Runs the seeds that the environment asks for. Calls `explain`, which panics, with the first that fails, or with the
+/// only one that is asked for.
+fn try_seeds(fails: impl Fn(u64) -> bool + Sync, explain: impl Fn(u64)) {
     if let Some(seed) = number("SEED") {
         return explain(seed);
     }
@@ -76,11 +81,27 @@ fn every_promise_holds() {
         (None, Some(_)) => u64::MAX - first,
         (None, None) => SEEDS,
     };
-    let (failed, count) = first_failure(first..=first + seeds - 1, end);
+    let (failed, count) = first_failure(first..=first + seeds - 1, end, fails);
     if let Some(seed) = failed {
         explain(seed);
     }
     println!("{count} seeds");
+}
+
+#[test]
+fn every_promise_holds() {
+    let fails = |seed| !run(&Schedule::new(seed), false).violations.is_empty();
+    try_seeds(fails, explain);
+}
+
+#[test]
+fn every_name_has_one_owner_who_gets_its_messages() {
+    let fails = |seed| !names::run(seed).is_empty();
+    try_seeds(fails, |seed| {
+        let violations = names::run(seed);
+        assert!(violations.is_empty(), "seed {seed}: {violations:#?}");
+        println!("seed {seed} does not fail");
+    });
 }
 
 #[test]

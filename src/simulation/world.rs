@@ -912,7 +912,7 @@ fn later(after: u64, what: impl FnOnce() + Send + 'static) {
 }
 
 /// A frame of a client, masked with zeros (RFC 6455, section 5.2).
-fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     match payload.len() {
         length @ 0..=125 => frame.push(0x80 | length as u8),
@@ -927,7 +927,7 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Takes the opcode and the payload of the first frame, if it is there as a whole.
-fn take_frame(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
+pub(super) fn take_frame(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     let (&opcode, &length) = (bytes.first()?, bytes.get(1)?);
     let (start, length) = match length {
         126 => {

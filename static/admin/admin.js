@@ -54,8 +54,9 @@ const PATHS = {
 const compact = (value) =>
   value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 }).replace(/^([\d.]+)([KMBT]?)$/, "$1 $2");
 
-/** @typedef {{ room: string, sessions: number }} Room */
-/** @typedef {{ id: string, data: any, state?: any, since: string, node?: string, address?: string | null, messagesReceived?: number,
+/** The clients of a room with a dialect are not this server's own.
+ * @typedef {{ room: string, dialect?: string, sessions: number }} Room */
+/** @typedef {{ id: string, name?: string, data: any, state?: any, since: string, node?: string, address?: string | null, messagesReceived?: number,
  *   messagesSent?: number, waitingBytes?: number, away?: boolean }} Session */
 
 /** @typedef {{ result: string, path: string, count: number }} PeerConnections */
@@ -69,6 +70,25 @@ let previous;
 let rooms = [];
 /** @type {number | undefined} The timer of the next refresh. */
 let timer;
+
+/** What stands between the dialect and the name of a room: no name has such a character. */
+const SEPARATOR = "\u001f";
+
+/** The dialect and the name of a room together.
+ * @param {Room} room */
+const keyOf = ({ room, dialect }) => dialect ? dialect + SEPARATOR + room : room;
+
+/** What the page calls a room.
+ * @param {string} key */
+const titleOf = (key) => key.replace(SEPARATOR, ": ");
+
+/** The path of a room, or of what is in it.
+ * @param {string} key
+ * @param {string} [rest] */
+function pathOf(key, rest = "") {
+  const [dialect, room] = key.includes(SEPARATOR) ? key.split(SEPARATOR) : ["", key];
+  return `rooms/${encodeURIComponent(room)}${rest}${dialect && `?dialect=${dialect}`}`;
+}
 
 function roomOfFragment() {
   try {
@@ -322,8 +342,10 @@ function fill(target, text) {
   if (target.textContent !== text) target.textContent = target.title = text;
 }
 
-const showRoomRows = table($("rooms"), (/** @type {Room} */ { room }) => room, ({ room }) => {
-  const open = element("button", { type: "button", title: room }, element("bdi", {}, room));
+const showRoomRows = table($("rooms"), keyOf, (/** @type {Room} */ which) => {
+  const room = keyOf(which);
+  const title = titleOf(room);
+  const open = element("button", { type: "button", title }, element("bdi", {}, title));
   const count = cell("number");
   const row = element("tr", { role: "row" }, element("td", { role: "cell" }, open), count);
   on(open, "click", () => {
@@ -350,7 +372,7 @@ const showRoomRows = table($("rooms"), (/** @type {Room} */ { room }) => room, (
 /** @param {boolean} [mayMove] */
 function showRooms(mayMove) {
   const search = $("search").value;
-  const found = rooms.filter(({ room }) => room.includes(search));
+  const found = rooms.filter((room) => titleOf(keyOf(room)).includes(search));
   found.sort((a, b) => b.sessions - a.sessions);
   showRoomRows(found, mayMove);
   const none = search ? "No room has this in its name." : "No rooms yet: a room begins with its first session.";
@@ -358,9 +380,9 @@ function showRooms(mayMove) {
   setText("more", found.length ? more : none);
 }
 
-const showSessionRows = table($("sessions"), (/** @type {Session} */ { id }) => id, ({ id, data, since }) => {
+const showSessionRows = table($("sessions"), (/** @type {Session} */ { id }) => id, ({ id, name: claimed, data, since }) => {
   const room = selectedRoom;
-  const user = typeof data?.user === "string" ? data.user : "";
+  const user = typeof data?.user === "string" ? data.user : claimed ?? "";
   const close = element("button", { type: "button", dataset: { key: id } }, "Close");
   close.setAttribute("aria-label", `Close ${user} ${id}`);
   const [name, details, state] = [element("bdi"), element("small"), element("small")];
@@ -374,9 +396,9 @@ const showSessionRows = table($("sessions"), (/** @type {Session} */ { id }) => 
   on(close, "click", () => {
     if (row.classList.contains("gone")) return;
     const whom = user ? `${user} (${shortId(id)})` : shortId(id);
-    if (!confirm(`Close the session of ${whom} in the room ${room}?`)) return;
+    if (!confirm(`Close the session of ${whom} in the room ${titleOf(room)}?`)) return;
     act("Not closed", async () => {
-      await request(`rooms/${encodeURIComponent(room)}/sessions/${id}`, { method: "DELETE" });
+      await request(pathOf(room, `/sessions/${id}`), { method: "DELETE" });
       await showSessions();
       return `Closed the session of ${whom}.`;
     });
@@ -403,7 +425,7 @@ async function showSessions() {
   /** @type {Session[]} */
   let sessions = [];
   try {
-    sessions = (await (await request(`rooms/${encodeURIComponent(room)}`)).json()).sessions;
+    sessions = (await (await request(pathOf(room))).json()).sessions;
   } catch (/** @type {any} */ error) {
     // Nobody is in the room any more.
     if (error.status !== 404) throw error;
@@ -417,9 +439,11 @@ async function showSessions() {
 /** Shows which room is selected.
  * @param {string} room */
 function showTarget(room) {
-  fill($("whose"), room ? `Sessions in ${room}` : "Sessions");
-  $("this-room").disabled = !room;
-  setText("this-room", room ? `the room ${room}` : "a room: select one below");
+  const title = titleOf(room);
+  fill($("whose"), room ? `Sessions in ${title}` : "Sessions");
+  // Other people's clients have no words for a notice.
+  $("this-room").disabled = !room || room !== title;
+  setText("this-room", room ? `the room ${title}` : "a room: select one below");
 }
 
 on($("search"), "input", () => showRooms(true));
@@ -433,7 +457,7 @@ on($("authorize"), "submit", (event) => {
 on($("notice"), "submit", (event) => {
   event.preventDefault();
   const toRoom = $("target").value === "room";
-  const path = toRoom ? `rooms/${encodeURIComponent(selectedRoom)}/messages` : "messages";
+  const path = toRoom ? pathOf(selectedRoom, "/messages") : "messages";
   const body = JSON.stringify({ type: "notice", receiver: "all", data: $("text").value });
   act("Not sent", async () => {
     const { receivers } = await (await request(path, { method: "POST", body })).json();

@@ -24,6 +24,7 @@ use crate::support::{Client, Program, TestServer, within_deadline};
 
 pub const README: &str = include_str!("../../README.md");
 pub const CLIENT: &str = include_str!("../../src/guide/client.md");
+pub const DIALECTS: &str = include_str!("../../src/guide/dialects.md");
 pub const CONFIGURATION: &str = include_str!("../../src/guide/configuration.md");
 pub const OPERATING: &str = include_str!("../../src/guide/operating.md");
 pub const CLUSTER: &str = include_str!("../../src/guide/cluster.md");

@@ -14,7 +14,7 @@ use tokio::{
 use tokio_tungstenite::{client_async, tungstenite::client::IntoClientRequest};
 
 use crate::{
-    guide::{CLUSTER, CONFIGURATION, OPERATING, README, commands},
+    guide::{CLUSTER, CONFIGURATION, DIALECTS, OPERATING, README, commands},
     support::{Client, File, Program, eventually_async, operator_at, within_deadline},
     tls::{Authority, Files, shake_hands},
 };
@@ -224,6 +224,9 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
             "no limit",
         ),
         ("--bytes-per-second <BYTES>", "BYTES_PER_SECOND", "no limit"),
+        ("--dialect <CLIENT>", "DIALECT", ""),
+        ("--peerjs-discovery", "PEERJS_DISCOVERY", ""),
+        ("--max-topics <COUNT>", "MAX_TOPICS", "100"),
         ("--ice-server <URL>", "ICE_SERVER", ""),
         ("--turn-url <URL>", "TURN_URL", ""),
         ("--turn-secret-file <FILE>", "TURN_SECRET_FILE", ""),
@@ -303,7 +306,7 @@ fn help_and_guide_give_each_option_its_unit_default_and_variable() {
             own.contains(&format!("[env: ANTEROOM_{variable}{end}")),
             "{option}: {own}"
         );
-        let (name, _) = option.split_once(' ').unwrap();
+        let name = option.split(' ').next().unwrap();
         let row = CONFIGURATION
             .lines()
             .find(|line| line.starts_with(&format!("| `{name}` | ")));
@@ -332,7 +335,8 @@ async fn every_server_that_the_guide_starts_does_start() {
     ] {
         std::fs::write(folder.join(name), contents).unwrap();
     }
-    let commands = [README, OPERATING, CLUSTER].map(commands).concat();
+    let commands = [README, DIALECTS, OPERATING, CLUSTER];
+    let commands = commands.map(commands).concat();
     let servers = commands
         .iter()
         .filter_map(|line| line.strip_prefix("anteroom "))
@@ -358,7 +362,7 @@ async fn every_server_that_the_guide_starts_does_start() {
         assert_eq!(program.exit_code().await, Some(0), "{options}");
         count += 1;
     }
-    assert_eq!(count, 12);
+    assert_eq!(count, 13);
     std::fs::remove_dir_all(folder).unwrap();
 }
 

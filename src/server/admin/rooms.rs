@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 use log::info;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 use warp::reply::{Reply, Response};
@@ -34,37 +34,68 @@ const UNKNOWN_SESSION: ApiError = ApiError::new(
     "no such session in this room",
 );
 
+const BAD_QUERY: ApiError = ApiError::new(
+    StatusCode::BAD_REQUEST,
+    "bad_query",
+    "the query may have dialect: peerjs, y-webrtc, trystero or matchbox",
+);
+
 const BUSY: ApiError = ApiError::new(
     StatusCode::SERVICE_UNAVAILABLE,
     "busy",
     "the other nodes do not answer, or have too many requests to answer: try again",
 );
 
+/// The room of an answer.
+#[derive(Serialize)]
+struct Which<'a> {
+    room: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dialect: Option<String>,
+}
+
+impl<'a> From<&'a RoomName> for Which<'a> {
+    fn from(room: &'a RoomName) -> Which<'a> {
+        Which {
+            room: room.as_str(),
+            dialect: room.dialect().map(|dialect| dialect.to_string()),
+        }
+    }
+}
+
 /// `GET /rooms`: the rooms of this node, by name, with their numbers of sessions.
 pub(super) fn list(handle: Handle) -> Response {
     #[derive(Serialize)]
-    struct Room {
-        room: RoomName,
+    struct Room<'a> {
+        #[serde(flatten)]
+        room: Which<'a>,
         sessions: usize,
     }
     let mut rooms = handle.rooms.list();
-    rooms.sort_unstable_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
-    let rooms = rooms
-        .into_iter()
-        .map(|(room, sessions)| Room { room, sessions });
+    rooms.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    let rooms = rooms.iter().map(|(room, sessions)| Room {
+        room: Which::from(room),
+        sessions: *sessions,
+    });
     json(&serde_json::json!({ "rooms": rooms.collect::<Vec<_>>() }))
 }
 
 /// `GET /rooms/{room}`: the sessions of a room on all nodes.
-pub(super) async fn sessions(room: String, handle: Handle) -> Result<Response, ApiError> {
+pub(super) async fn sessions(
+    room: String,
+    query: String,
+    handle: Handle,
+) -> Result<Response, ApiError> {
     #[derive(Serialize)]
-    struct Answer {
-        room: RoomName,
+    struct Answer<'a> {
+        #[serde(flatten)]
+        room: Which<'a>,
         sessions: Vec<Session>,
     }
-    let room = room_name(&room)?;
+    let room = room_of_any_dialect(&room, &query)?;
     let snapshots = snapshots(&room, &handle).await?;
     let sessions = snapshots.into_iter().map(Session::from).collect();
+    let room = Which::from(&room);
     Ok(json(&Answer { room, sessions }))
 }
 
@@ -72,9 +103,10 @@ pub(super) async fn sessions(room: String, handle: Handle) -> Result<Response, A
 pub(super) async fn close_session(
     room: String,
     id: String,
+    query: String,
     handle: Handle,
 ) -> Result<Response, ApiError> {
-    let room = room_name(&room)?;
+    let room = room_of_any_dialect(&room, &query)?;
     let snapshots = snapshots(&room, &handle).await?;
     let id = SessionId::parse(&id).ok_or(UNKNOWN_SESSION)?;
     let session = snapshots.iter().find(|session| session.id == id);
@@ -154,6 +186,9 @@ fn bad_message(message: impl Into<Cow<'static, str>>) -> ApiError {
 #[serde(rename_all = "camelCase")]
 struct Session {
     id: SessionId,
+    /// The name that it claims in the room: the id of a PeerJS client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     /// The public claims of its token.
     data: Option<Box<RawValue>>,
     /// What the session says of itself.
@@ -208,6 +243,7 @@ impl From<SessionSnapshot> for Session {
         };
         Session {
             id,
+            name: info.name().map(Into::into),
             data: info.public.clone(),
             state: state.and_then(|state| state.value.clone()),
             since: format!("{since:.3}"),
@@ -221,6 +257,22 @@ impl From<SessionSnapshot> for Session {
 pub(super) fn room_name(segment: &str) -> Result<RoomName, ApiError> {
     RoomName::from_segment(segment)
         .map_err(|message| ApiError::new(StatusCode::BAD_REQUEST, "bad_room", message))
+}
+
+/// The room that a path segment names, of the dialect in the query if there is one.
+fn room_of_any_dialect(segment: &str, query: &str) -> Result<RoomName, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Asked {
+        dialect: Option<String>,
+    }
+    let room = room_name(segment)?;
+    let asked: Asked = serde_urlencoded::from_str(query).map_err(|_| BAD_QUERY)?;
+    match asked.dialect.map(|dialect| dialect.parse()) {
+        None => Ok(room),
+        Some(Ok(dialect)) => Ok(room.in_dialect(dialect)),
+        Some(Err(_)) => Err(BAD_QUERY),
+    }
 }
 
 /// The sessions of a room; in a cluster, those on other nodes included.

@@ -38,6 +38,7 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
         warp::any().map(move || handle.clone())
     };
     let room = || warp::path::param::<String>();
+    let query = || warp::query::raw().or(warp::any().map(String::new)).unify();
     let session = warp::path::param()
         .map(|id: String| percent_decode_str(&id).decode_utf8_lossy().into_owned());
     let max_body = handle.config.limits.max_message_bytes as u64 + ENVELOPE_BYTES;
@@ -62,6 +63,7 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
         .and(room())
         .and(warp::path::end())
         .and(get)
+        .and(query())
         .and(with.clone())
         .then(rooms::sessions)
         .map(from_result);
@@ -71,6 +73,7 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
         .and(session)
         .and(warp::path::end())
         .and(warp::delete())
+        .and(query())
         .and(with.clone())
         .then(rooms::close_session)
         .map(from_result);
@@ -93,7 +96,7 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
     let page = of_room()
         .and(warp::path::end())
         .and(get)
-        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
+        .and(query())
         .and(with.clone())
         .then(history::page)
         .map(from_result);
