@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::task::yield_now;
 
 use super::{
+    deadlines::Deadlines,
     location::Location,
-    naming::Deadlines,
     query::{Busy, Queries},
     remote_view::RemoteView,
     room::{Delivery, Room},

@@ -7,7 +7,7 @@
 //! | `location`, `session_info`, `member`, `speaker` | a session in a room |
 //! | `recorded_event`, `lookups`, `migrations`, `catch_up` | pure data of sessions that change their node |
 //! | `snapshot_sender`, `snapshot_receiver`, `node_view`, `replies` | pure data of how nodes agree on who is in a room |
-//! | `names` | pure data of names in a room, and of messages that wait for one |
+//! | `names`, `deadlines` | pure data of names in a room, and of messages that wait for one |
 //! | `remote_view`, `members`, `room` | one room, and every change of who is in it |
 //! | `replication`, `snapshots` | messages from other nodes about a room, and snapshots to them |
 //! | `query`, `index` | all rooms |
@@ -27,6 +27,7 @@
 //! A session of another node is in the same map of members; what is sent to it goes to its node.
 
 mod catch_up;
+mod deadlines;
 mod import;
 mod index;
 mod join_guard;

@@ -6,17 +6,12 @@
 //! for a few seconds.
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use serde_json::value::RawValue;
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
-};
+use tokio::time::Instant;
 
 use super::{
     index::Rooms,
@@ -40,14 +35,6 @@ use crate::{
 /// How long a message waits for a session with its name.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// When to look for messages that have waited in vain.
-#[derive(Default)]
-pub(super) struct Deadlines {
-    times: Mutex<BTreeSet<(Instant, RoomName, Arc<str>)>>,
-    /// Notified of the first time.
-    added: Notify,
-}
-
 /// What has become of a message to a name.
 enum Outcome {
     Sent,
@@ -57,32 +44,6 @@ enum Outcome {
     Expired,
     /// It never waits, and nobody receives it.
     Dropped,
-}
-
-impl Deadlines {
-    fn add(&self, time: Instant, room: &RoomName, name: &Arc<str>) {
-        let mut times = self.times.lock();
-        times.insert((time, room.clone(), name.clone()));
-        if times.len() == 1 {
-            self.added.notify_one();
-        }
-    }
-
-    /// Waits for the first time, and removes it.
-    async fn next(&self) -> (RoomName, Arc<str>) {
-        loop {
-            let first = self.times.lock().first().map(|(time, ..)| *time);
-            match first {
-                None => self.added.notified().await,
-                Some(time) => {
-                    sleep_until(time).await;
-                    if let Some((_, room, name)) = self.times.lock().pop_first() {
-                        return (room, name);
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Claims.

@@ -14,8 +14,7 @@ use warp::{
 
 use super::{
     handle::Handle,
-    handshake::{Handshake, Target, handshake},
-    routes::room_name,
+    handshake::{Handshake, Target, handshake, room_name},
 };
 use crate::{
     config::Dialect,

@@ -7,6 +7,7 @@ mod groups;
 mod pace;
 mod permissions;
 mod requests;
+mod routed;
 mod serve;
 mod start;
 mod suspended;

@@ -17,7 +17,8 @@ use super::{
     pace::Pace,
     permissions::Permissions,
     requests::{self, Answer, RequestContext},
-    topics::Topics,
+    routed::Routed,
+    topics::{Subscriber, Topics},
 };
 use crate::{
     access::SessionSlot,
@@ -55,17 +56,6 @@ pub(super) struct Session {
     pub(super) topics: Option<Box<Topics>>,
     /// Present where the session is in a group.
     pub(super) lobby: Option<Box<LobbyPlace>>,
-}
-
-/// What has become of a message.
-#[derive(Default)]
-pub(super) struct Routed {
-    /// The number of sessions that get it.
-    pub(super) receivers: usize,
-    /// Whether its receipt is sent later.
-    pub(super) is_receipt_due: bool,
-    /// The number of bytes that it causes to be sent.
-    pub(super) bytes: usize,
 }
 
 /// What is left of a session.
@@ -346,9 +336,20 @@ impl Session {
                     ..Routed::default()
                 })
             }
-            Command::Subscribe(rooms) => self.subscribe(rooms).map(|()| Routed::default()),
-            Command::Unsubscribe(rooms) => self.unsubscribe(&rooms).map(|()| Routed::default()),
-            Command::Publish(publication) => self.publish(publication, flush_set),
+            Command::Subscribe(rooms) => {
+                let (topics, subscriber) = self.topics()?;
+                topics.subscribe(subscriber, rooms)?;
+                Ok(Routed::default())
+            }
+            Command::Unsubscribe(rooms) => {
+                self.topics()?.0.unsubscribe(&rooms);
+                Ok(Routed::default())
+            }
+            Command::Publish(publication) => {
+                self.may_send()?;
+                let (topics, subscriber) = self.topics()?;
+                topics.publish(subscriber, publication, flush_set)
+            }
             Command::Ignore => Ok(Routed::default()),
         }
     }
@@ -382,9 +383,7 @@ impl Session {
         reference: Option<&RawValue>,
         flush_set: &mut FlushSet,
     ) -> Result<Routed, Problem> {
-        if self.permissions.as_ref().is_some_and(|it| !it.may_send) {
-            return Err(Problem::listens_only());
-        }
+        self.may_send()?;
         if self.shared.cluster.is_some() {
             self.pace.get_or_insert_default().ensure_quota();
         }
@@ -429,6 +428,27 @@ impl Session {
                 })
             }
         }
+    }
+
+    /// Checks that the session may send to others.
+    fn may_send(&self) -> Result<(), Problem> {
+        match self.permissions.as_ref().is_none_or(|it| it.may_send) {
+            true => Ok(()),
+            false => Err(Problem::listens_only()),
+        }
+    }
+
+    /// The session's topics, and the rest of it that they need.
+    fn topics(&mut self) -> Result<(&Topics, Subscriber<'_>), Problem> {
+        let topics = self.topics.as_deref();
+        let topics = topics.ok_or_else(|| Problem::bad_message("this connection has no topics"))?;
+        let subscriber = Subscriber {
+            shared: &self.shared,
+            join_guard: &self.join_guard,
+            outbox: &self.outbox,
+            pace: &mut self.pace,
+        };
+        Ok((topics, subscriber))
     }
 
     fn request_context<'a>(&'a mut self, flush_set: &'a mut FlushSet) -> RequestContext<'a> {

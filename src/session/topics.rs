@@ -6,15 +6,17 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::serve::{Routed, Session};
+use super::{pace::Pace, routed::Routed};
 use crate::{
     access::Names,
     config::{Dialect, Limit},
     dialects::Publication,
     keyed_map::KeyedMap,
-    outbox::FlushSet,
+    outbox::{FlushSet, Outbox},
     protocol::{Close, CloseCode, Problem, RoomName},
-    rooms::{Delivery, Full, JoinGuard, Reservation, Speaker},
+    rooms::{Delivery, Full, JoinGuard, Reservation, Rooms, Speaker},
+    state::Shared,
+    websocket::Frame,
 };
 
 /// The topics of a session.
@@ -23,6 +25,14 @@ pub(super) struct Topics {
     joined: Arc<Mutex<KeyedMap<RoomName, JoinGuard>>>,
     /// Those that its token admits to; `None` for all.
     allowed: Option<Names>,
+}
+
+/// The parts of a session that its topics read and change.
+pub(super) struct Subscriber<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) join_guard: &'a JoinGuard,
+    pub(super) outbox: &'a Outbox,
+    pub(super) pace: &'a mut Option<Box<Pace>>,
 }
 
 impl Topics {
@@ -37,8 +47,7 @@ impl Topics {
     /// Checks that the session may be in a room, if the server serves these dialects.
     fn check(&self, room: &RoomName, served: &[Dialect]) -> Result<(), Problem> {
         if let Some(dialect) = room.dialect().filter(|dialect| !served.contains(dialect)) {
-            let message =
-                format!("the server does not serve {dialect}: start it with --dialect {dialect}");
+            let message = format!("this server serves no clients of {dialect}");
             return Err(Problem::not_allowed(&message));
         }
         match self.allowed.as_ref().is_none_or(|names| names.admit(room)) {
@@ -48,63 +57,38 @@ impl Topics {
             )),
         }
     }
-}
-
-impl Session {
-    fn topics(&self) -> Result<&Topics, Problem> {
-        let topics = self.topics.as_deref();
-        topics.ok_or_else(|| Problem::bad_message("this connection has no topics"))
-    }
 
     /// Joins rooms, or none of them. In a cluster, nothing more is read until the other nodes have said who is there.
-    pub(super) fn subscribe(&mut self, rooms: Vec<RoomName>) -> Result<(), Problem> {
-        let topics = self.topics()?;
-        let config = &self.shared.config;
-        let (most, served) = (config.limits.max_topics, &config.serving.dialect);
-        let mut reservations = Vec::new();
-        let mut new: Vec<RoomName> = Vec::new();
-        for room in rooms {
-            let joined = topics.joined.lock();
-            if joined.contains_key(&room) || new.contains(&room) {
-                continue;
-            }
-            topics.check(&room, served)?;
-            if joined.len() + new.len() >= most {
-                self.shared.metrics.limits_hit(Limit::Topics).inc();
-                let message = format!("a connection may have {most} topics: unsubscribe from some");
-                return Err(Problem::not_allowed(&message));
-            }
-            let reservation = self.shared.rooms.reserve(&room).map_err(|full| {
-                let (limit, message) = match full {
-                    Full::Rooms => (Limit::Rooms, "the server has too many topics: try again"),
-                    Full::Room => (Limit::RoomSessions, "the topic is full: try again later"),
-                };
-                self.shared.metrics.limits_hit(limit).inc();
-                Problem::not_allowed(message)
-            })?;
-            reservations.push(reservation);
-            new.push(room);
-        }
-        let (id, sender) = (self.id(), self.outbox.sender());
-        let (info, joined) = (self.join_guard.info().clone(), topics.joined.clone());
-        let join_all_now = move |reservations: Vec<Reservation>| {
-            let mut joined = joined.lock();
+    pub(super) fn subscribe(
+        &self,
+        subscriber: Subscriber<'_>,
+        rooms: Vec<RoomName>,
+    ) -> Result<(), Problem> {
+        let Subscriber {
+            shared,
+            join_guard,
+            outbox,
+            pace,
+        } = subscriber;
+        let reservations = self.reserve(shared, rooms)?;
+        let (id, info) = (join_guard.id(), join_guard.info().clone());
+        let (sender, joined) = (outbox.sender(), self.joined.clone());
+        let join = move |reservations: Vec<Reservation>| {
             for reservation in reservations {
                 let guard = reservation.join(id, sender.clone(), info.clone());
                 guard.finish_join();
-                joined.insert(guard.room().clone(), guard);
+                joined.lock().insert(guard.room().clone(), guard);
             }
         };
-        let Some(limit) = self.shared.cluster.as_ref().map(|cluster| cluster.down) else {
-            join_all_now(reservations);
+        let Some(limit) = shared.cluster.as_ref().map(|cluster| cluster.down) else {
+            join(reservations);
             return Ok(());
         };
-        let (rooms, sender) = (self.shared.rooms.clone(), self.outbox.sender());
+        let (rooms, sender) = (shared.rooms.clone(), outbox.sender());
         let subscribed = async move {
-            let waits = reservations.iter().map(|it| it.wait_for_snapshots(limit));
-            join_all(waits).await;
+            join_all(reservations.iter().map(|it| it.wait_for_snapshots(limit))).await;
             match timeout(limit, rooms.wait_in_line()).await {
-                Ok(_line) => join_all_now(reservations),
+                Ok(_line) => join(reservations),
                 Err(_) => {
                     let message = "the cluster is slow: try again later";
                     sender.close(Close::new(CloseCode::TryAgainLater, message));
@@ -112,91 +96,125 @@ impl Session {
             }
             0
         };
-        self.pace
-            .get_or_insert_default()
-            .wait_for(Box::pin(subscribed));
+        let pace = pace.get_or_insert_default();
+        pace.wait_for(Box::pin(subscribed));
         Ok(())
     }
 
+    /// Reserves places in those of the rooms that the session is not in.
+    fn reserve(&self, shared: &Shared, rooms: Vec<RoomName>) -> Result<Vec<Reservation>, Problem> {
+        let (most, served) = (
+            shared.config.limits.max_topics,
+            &shared.config.serving.dialect,
+        );
+        let refuse = |limit, message: &str| {
+            shared.metrics.limits_hit(limit).inc();
+            Problem::not_allowed(message)
+        };
+        let joined = self.joined.lock();
+        let mut reservations: Vec<Reservation> = Vec::new();
+        for room in rooms {
+            let is_reserved = reservations.iter().any(|it| *it.room() == room);
+            if is_reserved || joined.contains_key(&room) {
+                continue;
+            }
+            self.check(&room, served)?;
+            if joined.len() + reservations.len() >= most {
+                let message = format!("a connection may have {most} topics: unsubscribe from some");
+                return Err(refuse(Limit::Topics, &message));
+            }
+            let reservation = shared.rooms.reserve(&room).map_err(|full| match full {
+                Full::Rooms => refuse(
+                    Limit::Rooms,
+                    "the server has too many topics: try again later",
+                ),
+                Full::Room => refuse(Limit::RoomSessions, "the topic is full: try again later"),
+            });
+            reservations.push(reservation?);
+        }
+        Ok(reservations)
+    }
+
     /// Leaves rooms.
-    pub(super) fn unsubscribe(&self, rooms: &[RoomName]) -> Result<(), Problem> {
-        let mut joined = self.topics()?.joined.lock();
+    pub(super) fn unsubscribe(&self, rooms: &[RoomName]) {
+        let mut joined = self.joined.lock();
         let left: Vec<_> = rooms
             .iter()
             .filter_map(|room| joined.remove(room))
             .collect();
         drop(joined);
         drop(left);
-        Ok(())
     }
 
     /// Sends to all in a room, in which the session need not be.
     pub(super) fn publish(
-        &mut self,
+        &self,
+        subscriber: Subscriber<'_>,
         publication: Publication,
         flush_set: &mut FlushSet,
     ) -> Result<Routed, Problem> {
-        if self.permissions.as_ref().is_some_and(|it| !it.may_send) {
-            return Err(Problem::listens_only());
-        }
-        let served = &self.shared.config.serving.dialect;
-        self.topics()?.check(&publication.room, served)?;
-        let limit = self.shared.cluster.as_ref().map(|cluster| cluster.down);
+        let Subscriber { shared, pace, .. } = subscriber;
+        self.check(&publication.room, &shared.config.serving.dialect)?;
+        let limit = shared.cluster.as_ref().map(|cluster| cluster.down);
         if limit.is_some() {
-            self.pace.get_or_insert_default().ensure_quota();
+            pace.get_or_insert_default().ensure_quota();
         }
-        let quota = self.pace.as_ref().and_then(|pace| pace.quota()).cloned();
-        let mut bytes = 0;
-        let mut write = |subscribers| {
-            let frame = publication.frame(subscribers);
-            bytes = frame.len();
-            frame
-        };
-        let joined = self.topics()?.joined.clone();
-        let joined = joined.lock();
+        let quota = pace.as_ref().and_then(|pace| pace.quota()).cloned();
         let speaker = Speaker::anonymous(quota.as_ref());
-        let room = &publication.room;
-        let Delivery { receivers, .. } = match (joined.get(room), limit) {
-            (Some(guard), _) => guard.publish(speaker, &mut write, flush_set),
+        let joined = self.joined.lock();
+        match (joined.get(&publication.room), limit) {
+            (Some(guard), _) => {
+                let send = |write: &mut Write<'_>| guard.publish(speaker, write, flush_set);
+                Ok(count(shared, &publication, send))
+            }
             (None, None) => {
-                let rooms = &self.shared.rooms;
-                rooms.publish(room, speaker, &mut write, flush_set)
+                let send = |write: &mut Write<'_>| {
+                    let room = &publication.room;
+                    shared.rooms.publish(room, speaker, write, flush_set)
+                };
+                Ok(count(shared, &publication, send))
             }
             (None, Some(limit)) => {
                 // This node may not be in the room, where sessions of other nodes may be.
-                let (shared, reservation) = (
-                    self.shared.clone(),
-                    self.shared.rooms.reserve_for_backend(room),
-                );
+                let reservation = shared.rooms.reserve_for_backend(&publication.room);
+                let shared = shared.clone();
                 let published = async move {
                     reservation.wait_for_snapshots(limit).await;
-                    let mut bytes = 0;
-                    let write = |subscribers| {
-                        let frame = publication.frame(subscribers);
-                        bytes = frame.len();
-                        frame
-                    };
-                    let speaker = Speaker::anonymous(quota.as_ref());
                     let mut flush_set = FlushSet::default();
-                    let room = &publication.room;
-                    let rooms = &shared.rooms;
-                    let Delivery { receivers, .. } =
-                        rooms.publish(room, speaker, write, &mut flush_set);
-                    let deliveries = &shared.metrics.traffic.deliveries;
-                    deliveries.inc_by(receivers as u64);
-                    bytes.saturating_mul(receivers)
+                    let speaker = Speaker::anonymous(quota.as_ref());
+                    let send = |write: &mut Write<'_>| {
+                        let rooms: &Rooms = &shared.rooms;
+                        rooms.publish(&publication.room, speaker, write, &mut flush_set)
+                    };
+                    count(&shared, &publication, send).bytes
                 };
-                let pace = self.pace.get_or_insert_default();
+                let pace = pace.get_or_insert_default();
                 pace.wait_for(Box::pin(published));
-                return Ok(Routed::default());
+                Ok(Routed::default())
             }
-        };
-        let deliveries = &self.shared.metrics.traffic.deliveries;
-        deliveries.inc_by(receivers as u64);
-        Ok(Routed {
-            receivers,
-            bytes: bytes.saturating_mul(receivers),
-            ..Routed::default()
-        })
+        }
+    }
+}
+
+/// Writes a publication for so many subscribers.
+type Write<'a> = dyn FnMut(usize) -> Frame + 'a;
+
+/// Sends a publication with `send`, and counts it.
+fn count(
+    shared: &Shared,
+    publication: &Publication,
+    send: impl FnOnce(&mut Write<'_>) -> Delivery,
+) -> Routed {
+    let mut bytes = 0;
+    let Delivery { receivers, .. } = send(&mut |subscribers| {
+        let frame = publication.frame(subscribers);
+        bytes = frame.len();
+        frame
+    });
+    shared.metrics.traffic.deliveries.inc_by(receivers as u64);
+    Routed {
+        receivers,
+        bytes: bytes.saturating_mul(receivers),
+        ..Routed::default()
     }
 }

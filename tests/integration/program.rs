@@ -335,8 +335,8 @@ async fn every_server_that_the_guide_starts_does_start() {
     ] {
         std::fs::write(folder.join(name), contents).unwrap();
     }
-    let commands = [README, DIALECTS, OPERATING, CLUSTER];
-    let commands = commands.map(commands).concat();
+    let chapters = [README, DIALECTS, OPERATING, CLUSTER];
+    let commands = chapters.map(commands).concat();
     let servers = commands
         .iter()
         .filter_map(|line| line.strip_prefix("anteroom "))
