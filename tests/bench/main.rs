@@ -165,7 +165,7 @@ fn run(plan: &Plan, peers: PathBuf) -> io::Result<()> {
     let fastest = [Kind::Anteroom, Kind::Bun];
     // Resumable sessions are compared where resuming may cost something, the relay where it can do the
     // work.
-    let with_sessions = &Kind::ALL[..7];
+    let with_sessions = &Kind::ALL[..8];
     let growing = [Kind::Anteroom, Kind::Bun, Kind::Relay];
     let span = plan.span;
 

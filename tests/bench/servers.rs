@@ -34,6 +34,8 @@ pub enum Kind {
     Warp,
     Ws,
     PeerServer,
+    /// anteroom, with clients of PeerJS.
+    PeerJs,
     SocketIo,
     /// anteroom again, with sessions that can be resumed.
     Resuming,
@@ -42,19 +44,20 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Anteroom,
         Kind::Bun,
         Kind::Warp,
         Kind::Ws,
         Kind::PeerServer,
+        Kind::PeerJs,
         Kind::SocketIo,
         Kind::Resuming,
         Kind::Relay,
     ];
 
     /// The servers with their default behaviour.
-    pub const SERVERS: &[Kind] = Kind::ALL.split_at(6).0;
+    pub const SERVERS: &[Kind] = Kind::ALL.split_at(7).0;
 
     pub fn name(self) -> &'static str {
         match self {
@@ -63,6 +66,7 @@ impl Kind {
             Kind::Warp => "warp::ws()",
             Kind::Ws => "ws",
             Kind::PeerServer => "PeerServer",
+            Kind::PeerJs => "anteroom, PeerJS",
             Kind::SocketIo => "Socket.IO",
             Kind::Resuming => "anteroom, resumable",
             Kind::Relay => "bare relay",
@@ -71,7 +75,7 @@ impl Kind {
 
     pub fn dialect(self) -> Dialect {
         match self {
-            Kind::PeerServer => Dialect::PeerJs,
+            Kind::PeerServer | Kind::PeerJs => Dialect::PeerJs,
             Kind::SocketIo => Dialect::SocketIo,
             Kind::Resuming => Dialect::Resuming,
             Kind::Relay => Dialect::Relayed,
@@ -79,19 +83,19 @@ impl Kind {
         }
     }
 
-    /// The program and its argument. `peers` is the folder with the servers that are scripts.
-    fn command(self, peers: &Path) -> io::Result<[PathBuf; 2]> {
+    /// The program and its arguments. `peers` is the folder with the servers that are scripts.
+    fn command(self, peers: &Path) -> io::Result<Vec<PathBuf>> {
+        let anteroom: PathBuf = env!("CARGO_BIN_EXE_anteroom").into();
+        let listen = "--listen=127.0.0.1:0".into();
         Ok(match self {
-            Kind::Anteroom | Kind::Resuming => [
-                env!("CARGO_BIN_EXE_anteroom").into(),
-                "--listen=127.0.0.1:0".into(),
-            ],
-            Kind::Warp => [env::current_exe()?, SERVE_WARP.into()],
-            Kind::Relay => [env::current_exe()?, SERVE_RELAY.into()],
-            Kind::Bun => [peers.join("node_modules/.bin/bun"), peers.join("bun.js")],
-            Kind::Ws => ["node".into(), peers.join("ws.js")],
-            Kind::PeerServer => ["node".into(), peers.join("peerserver.js")],
-            Kind::SocketIo => ["node".into(), peers.join("socketio.js")],
+            Kind::Anteroom | Kind::Resuming => vec![anteroom, listen],
+            Kind::PeerJs => vec![anteroom, listen, "--dialect=peerjs".into()],
+            Kind::Warp => vec![env::current_exe()?, SERVE_WARP.into()],
+            Kind::Relay => vec![env::current_exe()?, SERVE_RELAY.into()],
+            Kind::Bun => vec![peers.join("node_modules/.bin/bun"), peers.join("bun.js")],
+            Kind::Ws => vec!["node".into(), peers.join("ws.js")],
+            Kind::PeerServer => vec!["node".into(), peers.join("peerserver.js")],
+            Kind::SocketIo => vec!["node".into(), peers.join("socketio.js")],
         })
     }
 }

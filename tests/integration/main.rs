@@ -31,6 +31,7 @@
 //! | `crowds` | join storms, many rooms, and random joins and leaves against a model |
 //! | `cluster` | several nodes over a real NATS server (run by `tests/run`) |
 //! | `cluster_load` | floods and long lists between nodes (run by `tests/run`) |
+//! | `cluster_dialects` | other people's clients on several nodes (run by `tests/run`) |
 //! | `cluster_wire` | the messages between nodes, by a node that the test plays (run by `tests/run`) |
 //! | `doctor` | the command `doctor` before servers and proxies that are set up well or badly (in part run by `tests/run`) |
 //! | `operating` | the server with coturn, nginx and Prometheus (run by `tests/run`) |
@@ -62,6 +63,8 @@ mod browser;
     feature = "turn"
 ))]
 mod cluster;
+#[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
+mod cluster_dialects;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster_history;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]

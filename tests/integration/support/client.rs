@@ -199,6 +199,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         assert_eq!(pong["data"], "quiet?");
     }
 
+    /// The messages that the server has sent until it answers a Ping frame sent now. Other than
+    /// [`expect_quiet`](Client::expect_quiet), this works with every wire format.
+    pub async fn received(&mut self) -> Vec<Value> {
+        self.send_frame(Message::Ping("so far".into())).await;
+        let mut messages = Vec::new();
+        loop {
+            match self.next_frame().await.unwrap() {
+                Message::Text(text) => messages.push(serde_json::from_str(&text).unwrap()),
+                Message::Pong(payload) if payload == "so far" => return messages,
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("expected a message, got {other:?}"),
+            }
+        }
+    }
+
+    /// Nothing else may have been sent to this client, and the server has read what it has sent.
+    pub async fn expect_nothing(&mut self) {
+        assert_eq!(self.received().await, Vec::<Value>::new());
+    }
+
+    /// The next frame must be the server's Close frame.
+    pub async fn expect_end(&mut self) {
+        loop {
+            match self.next_frame().await.unwrap() {
+                Message::Close(_) => return,
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("expected a Close frame, got {other:?}"),
+            }
+        }
+    }
+
     /// Waits for the server's Close frame; returns its code and reason.
     pub async fn expect_close(&mut self) -> (u16, String) {
         loop {

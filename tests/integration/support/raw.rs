@@ -112,6 +112,21 @@ impl Raw {
         Err(Answer { status, head, body })
     }
 
+    /// Sends a GET request on a new connection; returns the answer. Each header includes its end of line.
+    pub async fn get(server: &TestServer, path: &str, headers: &str) -> Answer {
+        let mut raw = Raw::connect(server).await;
+        raw.write(format!(
+            "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n"
+        ))
+        .await;
+        let head = raw.read_head().await.to_ascii_lowercase();
+        Answer {
+            status: head[9..12].parse().unwrap(),
+            head,
+            body: String::from_utf8(raw.read_to_end().await).unwrap(),
+        }
+    }
+
     /// Writes bytes.
     pub async fn write(&mut self, bytes: impl AsRef<[u8]>) {
         within_deadline("writing", self.stream.write_all(bytes.as_ref()))
