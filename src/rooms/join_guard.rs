@@ -16,7 +16,7 @@ use crate::{
     cluster::{NodeId, Quota},
     history::{History, Past},
     outbox::{FlushSet, Sender},
-    protocol::{Close, Peer, Receiver, RoomName, SessionId},
+    protocol::{Close, Peer, Receiver, RoomName, SessionId, TokenHash},
     websocket::Frame,
 };
 
@@ -130,6 +130,11 @@ impl JoinGuard {
         let mut flush_set = FlushSet::default();
         let room = &self.reservation.room;
         room.open_name(self.id, first, &mut flush_set);
+    }
+
+    /// The secret with which sessions hold a name in the room, if any do.
+    pub(crate) fn secret_of(&self, name: &str) -> Option<TokenHash> {
+        self.reservation.secret_of(name)
     }
 
     /// How many sessions hold the session's name with the same secret, up to this one in the order of joining. `None` if

@@ -2,8 +2,8 @@
 //!
 //! In the lobby of a room, the sessions of the one group that is not complete hold a name together, with the group's
 //! secret. A session that arrives claims the name with that secret, or with a new one if nobody holds it. Of two that
-//! begin a group at once, on whichever nodes, one loses and claims again. The session that completes a group takes all
-//! of it out of the lobby.
+//! begin a group at once, on whichever nodes, one loses and claims again. The session that completes a group says so, and
+//! then takes all of it out of the lobby.
 
 use std::{future::poll_fn, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -23,6 +23,9 @@ const OPEN: &str = "open";
 /// The first and the longest pause before a session claims again. Each pause is twice as long as the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(160);
+
+/// How long it is known that a group is complete, in addition to the two waits of a session that has taken it for open.
+const COMPLETE: Duration = Duration::from_secs(5);
 
 /// How long a session tries to find a group.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -52,56 +55,101 @@ pub(super) async fn find(
 ) -> Result<Place, &'static str> {
     const BUSY: &str = "too many sessions arrive at once: try again";
     let (deadline, mut pause) = (Instant::now() + LIMIT, FIRST_PAUSE);
-    let lobby = room.with_suffix(&format!("?next={size}"));
+    let lobby = Lobby {
+        shared,
+        name: room.with_suffix(&format!("?next={size}")),
+        down,
+    };
     // The sessions of this node come one by one, in the order in which they have arrived.
-    let turn = timeout(LIMIT, shared.lobbies.enter(&lobby)).await;
+    let turn = timeout(LIMIT, shared.lobbies.enter(&lobby.name)).await;
     let _turn = turn.map_err(|_| BUSY)?;
+    let size = size.get() as usize;
     while Instant::now() < deadline && !shared.stopping.is_cancelled() {
-        // The place in the lobby counts as no session.
-        let reservation = shared.rooms.reserve_for_backend(&lobby);
-        reservation.wait_for_snapshots(down).await;
+        let reservation = lobby.reserve().await;
         let group = reservation.secret_of(OPEN);
         let group = group.unwrap_or_else(TokenHash::random);
-        let (sender, outbox) = detached_outbox(1, 0, Vec::new());
-        let claim = NameClaim::new(OPEN, group);
-        let info = SessionInfo::new(None, None).with_claim(Some(claim));
-        let guard = {
-            let _line = timeout(down, shared.rooms.wait_in_line()).await;
-            reservation.join(SessionId::random(), sender, info)
-        };
-        guard.wait_until_seen(down).await;
-        guard.finish_join();
-        let size = size.get() as usize;
-        let rank = guard.rank().filter(|rank| *rank <= size);
-        if let Some(rank) = rank {
+        let complete = format!("{group} is complete");
+        let place = lobby.claim(reservation, OPEN, group).await;
+        let rank = place.guard.rank().filter(|rank| *rank <= size);
+        if let Some(rank) = rank.filter(|_| place.guard.secret_of(&complete).is_none()) {
             if rank == size {
-                guard.close_same_claims();
+                // Whoever has taken the group for open learns this before it misses those who have left the lobby.
+                let done = lobby.claim(lobby.reserve().await, &complete, group).await;
+                place.guard.close_same_claims();
+                done.hold_for(shared, 2 * down + COMPLETE);
             }
-            let room = lobby.with_suffix(&format!("#{group}"));
+            let room = lobby.name.with_suffix(&format!("#{group}"));
             let reservation = shared.rooms.reserve(&room).map_err(|full| match full {
                 Full::Rooms => "the server has too many rooms: try again later",
                 Full::Room => "the room is full: try again later",
             })?;
-            let lobby = hold(shared, guard, outbox);
+            let lobby = place.hold(shared);
             return Ok(Place { reservation, lobby });
         }
-        drop(guard);
+        drop(place);
         sleep(pause).await;
         pause = LONGEST_PAUSE.min(2 * pause);
     }
     Err(BUSY)
 }
 
-/// Keeps a place in the lobby until the group is complete, or the place is dropped.
-fn hold(shared: &Arc<Shared>, guard: JoinGuard, outbox: Outbox) -> LobbyPlace {
-    let leaving = CancellationToken::new();
-    let left = leaving.clone();
-    shared.tasks.spawn(async move {
-        let completed = poll_fn(|cx| outbox.poll_closed(cx));
-        left.run_until_cancelled(completed).await;
-        drop(guard);
-    });
-    LobbyPlace {
-        _leaving: leaving.drop_guard(),
+/// The lobby of a room for one size of groups.
+struct Lobby<'a> {
+    shared: &'a Arc<Shared>,
+    name: RoomName,
+    down: Duration,
+}
+
+/// A claim in a lobby, by no session.
+struct LobbyClaim {
+    guard: JoinGuard,
+    outbox: Outbox,
+}
+
+impl Lobby<'_> {
+    /// Enters the lobby, and learns who is there.
+    async fn reserve(&self) -> Reservation {
+        let reservation = self.shared.rooms.reserve_for_backend(&self.name);
+        reservation.wait_for_snapshots(self.down).await;
+        reservation
+    }
+
+    /// Claims a name, and waits until the other nodes know.
+    async fn claim(&self, reservation: Reservation, name: &str, group: TokenHash) -> LobbyClaim {
+        let (sender, outbox) = detached_outbox(1, 0, Vec::new());
+        let claim = NameClaim::new(name, group);
+        let info = SessionInfo::new(None, None).with_claim(Some(claim));
+        let guard = {
+            let _line = timeout(self.down, self.shared.rooms.wait_in_line()).await;
+            reservation.join(SessionId::random(), sender, info)
+        };
+        guard.wait_until_seen(self.down).await;
+        guard.finish_join();
+        LobbyClaim { guard, outbox }
+    }
+}
+
+impl LobbyClaim {
+    /// Keeps the claim until it is closed, or the place is dropped.
+    fn hold(self, shared: &Arc<Shared>) -> LobbyPlace {
+        let leaving = CancellationToken::new();
+        let left = leaving.clone();
+        shared.tasks.spawn(async move {
+            let closed = poll_fn(|cx| self.outbox.poll_closed(cx));
+            left.run_until_cancelled(closed).await;
+            drop(self.guard);
+        });
+        LobbyPlace {
+            _leaving: leaving.drop_guard(),
+        }
+    }
+
+    /// Keeps the claim for a while.
+    fn hold_for(self, shared: &Arc<Shared>, time: Duration) {
+        let stopping = shared.stopping.clone();
+        shared.tasks.spawn(async move {
+            stopping.run_until_cancelled(sleep(time)).await;
+            drop(self.guard);
+        });
     }
 }

@@ -13,7 +13,8 @@ use tokio_util::{either::Either, task::TaskTracker};
 
 use crate::{
     cluster::{Broadcast, Envelope, Message, NodeId, TestLink, decode, encode},
-    config::Limits,
+    config::{Dialect, Limits},
+    dialects::{self, Author, Command},
     outbox::{FlushSet, Outbox, detached_outbox, outbox},
     protocol::{self, Receiver, RoomName, SessionId},
     rooms::{JoinGuard, Replies, Rooms, SessionInfo},
@@ -94,6 +95,7 @@ pub fn client_messages(input: &[u8]) {
                 Receiver::Session(id) => assert_eq!(written.receiver, id.to_string()),
                 Receiver::User(name) => assert_eq!(written.receiver, format!("user:{name}")),
                 Receiver::Unknown(name) => assert_eq!(written.receiver, name),
+                Receiver::Name(_) => panic!("the protocol has no names"),
             }
         }
         Err(invalid) => {
@@ -102,6 +104,33 @@ pub fn client_messages(input: &[u8]) {
             assert_eq!(error.data.code, "bad_message");
             assert!(!error.data.message.is_empty());
         }
+    }
+    for dialect in Dialect::ALL {
+        other_clients(dialect, sender, text);
+    }
+}
+
+/// A message of another client is relayed as JSON, or is rejected with a reason.
+fn other_clients(dialect: Dialect, id: SessionId, text: &str) {
+    let format = dialects::of(&RoomName::nowhere(dialect));
+    let author = Author {
+        id,
+        name: Some("ann"),
+    };
+    match format.read(author, text) {
+        Ok(Command::Send { frame, .. } | Command::Reply(frame)) => {
+            let _: &RawValue = serde_json::from_slice(frame.payload()).unwrap();
+        }
+        Ok(Command::Publish(publication)) => {
+            let frame = publication.frame(7);
+            let _: &RawValue = serde_json::from_slice(frame.payload()).unwrap();
+        }
+        Ok(Command::Subscribe(rooms) | Command::Unsubscribe(rooms)) => {
+            assert!(rooms.iter().all(|room| room.dialect().is_some()));
+        }
+        Ok(Command::Request(_)) => panic!("only the protocol has requests"),
+        Ok(Command::Ignore) => {}
+        Err(invalid) => assert!(!invalid.problem.message.is_empty()),
     }
 }
 
