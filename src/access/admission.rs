@@ -133,6 +133,22 @@ impl Admission {
         origin::check(&self.config.access.allow_origin, headers)
     }
 
+    /// Checks that an address does not ask too often.
+    ///
+    /// # Errors
+    ///
+    /// The [`HttpError`] for an address that does (429).
+    pub(crate) fn check_rate(&self, address: Option<IpAddr>) -> Result<(), HttpError> {
+        let (Some(rate), Some(address)) = (&self.join_rate, address) else {
+            return Ok(());
+        };
+        rate.check(address).map_err(|seconds| {
+            self.metrics.limits_hit(Limit::JoinRate).inc();
+            let message = "your address opens sessions too often: wait, then try again";
+            HttpError::too_many_requests(message, Some(seconds))
+        })
+    }
+
     /// Takes a slot for a connection that is not a session, or not yet. Where the sessions of an
     /// address are limited, so are its connections, except those of a trusted proxy, which belong to
     /// many clients. `None` where there is no limit.
@@ -178,13 +194,7 @@ impl Admission {
         reads_refusals: bool,
     ) -> Result<ConnectRequest, HttpError> {
         self.check_origin(headers)?;
-        if let (Some(rate), Some(address)) = (&self.join_rate, address) {
-            rate.check(address).map_err(|seconds| {
-                self.metrics.limits_hit(Limit::JoinRate).inc();
-                let message = "your address opens sessions too often: wait, then try again";
-                HttpError::too_many_requests(message, Some(seconds))
-            })?;
-        }
+        self.check_rate(address)?;
         let grant = match &self.tokens {
             Some(tokens) => Some(credentials::check(tokens, room, headers, token)?),
             None => None,
@@ -231,7 +241,21 @@ impl Admission {
             }
             _ => None,
         };
-        let reservation = self.rooms.reserve(room).map_err(|full| match full {
+        let reservation = self.reserve(room)?;
+        let slot = SessionSlot {
+            _server: Some(server),
+            _address: address,
+        };
+        Ok(Admitted { reservation, slot })
+    }
+
+    /// Reserves a place in a room.
+    ///
+    /// # Errors
+    ///
+    /// The [`HttpError`] if the room is full, or would be a room too many (503).
+    pub(crate) fn reserve(&self, room: &RoomName) -> Result<Reservation, HttpError> {
+        self.rooms.reserve(room).map_err(|full| match full {
             Full::Rooms => {
                 self.count_and_warn(Limit::Rooms);
                 HttpError::full(
@@ -242,12 +266,15 @@ impl Admission {
                 self.metrics.limits_hit(Limit::RoomSessions).inc();
                 HttpError::room_full("the room is full: try again later")
             }
-        })?;
-        let slot = SessionSlot {
-            _server: Some(server),
-            _address: address,
-        };
-        Ok(Admitted { reservation, slot })
+        })
+    }
+
+    /// What a session needs that takes over the name of one in the same room, which ends for it. Limits do not apply.
+    pub(crate) fn admit_successor(&self, room: &RoomName, address: Option<IpAddr>) -> Admitted {
+        Admitted {
+            reservation: self.rooms.reserve_again(room),
+            slot: self.readmit(address),
+        }
     }
 
     /// Takes the slots of a session from before a restart, as far as there are some: a limit that is lower

@@ -306,15 +306,20 @@ pub(crate) struct SessionRecord {
     pub(crate) claim: Option<Box<Claim>>,
 }
 
-/// The claim of a session to a name in its room. Of sessions that claim a name, the one with the lowest number has
-/// it; of those with its secret, the last that has joined.
+/// The claim of a session to a name in its room. The first that claims a name has it, and of those with its secret the
+/// last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Claim {
     pub(crate) name: Arc<str>,
     /// What proves that another session is of the same client.
     pub(crate) secret: TokenHash,
-    /// The join number of the session, or of the session with the same secret from which it has taken the name over.
-    pub(crate) number: u64,
+    /// When the name was first claimed with this secret, in milliseconds since 1970, as far as the node knew.
+    pub(crate) first: u64,
+    /// When this session claimed it, later than all claims that its node knew.
+    pub(crate) time: u64,
+    /// Whether all sessions with the secret have the name.
+    #[serde(default)]
+    pub(crate) shared: bool,
 }
 
 /// What a session says of itself.

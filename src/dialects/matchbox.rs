@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Author, Command, WireFormat, invalid};
+use super::{Author, Command, WireFormat, frame, invalid};
 use crate::{
     protocol::{Invalid, Receiver, SessionId},
     websocket::Frame,
@@ -36,15 +36,6 @@ enum Event<'a> {
     },
 }
 
-impl Event<'_> {
-    fn frame(&self) -> Frame {
-        Frame::text(|buffer| {
-            serde_json::to_writer(buffer, self)
-                .expect("ids and checked JSON always serialize, and a Vec takes every write");
-        })
-    }
-}
-
 impl WireFormat for Matchbox {
     fn read<'a>(&self, author: Author<'_>, text: &'a str) -> Result<Command<'a>, Invalid<'a>> {
         let request: Request<'_> = serde_json::from_str(text)
@@ -55,7 +46,7 @@ impl WireFormat for Matchbox {
                 let sender = author.id;
                 Command::Send {
                     receiver: Receiver::Session(receiver),
-                    frame: Event::Signal { sender, data }.frame(),
+                    frame: frame(&Event::Signal { sender, data }),
                     reference: None,
                 }
             }
@@ -63,19 +54,15 @@ impl WireFormat for Matchbox {
     }
 
     fn opened(&self, id: SessionId) -> Option<Frame> {
-        Some(Event::IdAssigned(id).frame())
+        Some(frame(&Event::IdAssigned(id)))
     }
 
     fn joined(&self, id: SessionId, _: Option<&RawValue>) -> Option<Frame> {
-        Some(Event::NewPeer(id).frame())
+        Some(frame(&Event::NewPeer(id)))
     }
 
     fn left(&self, id: SessionId) -> Option<Frame> {
-        Some(Event::PeerLeft(id).frame())
-    }
-
-    fn shares_names(&self) -> bool {
-        true
+        Some(frame(&Event::PeerLeft(id)))
     }
 }
 

@@ -3,13 +3,16 @@
 //!
 //! A wire format turns a client's text into a [`Command`], and what happens to a session or in its room into a frame.
 //! The rooms and sessions know no format's words, and a format knows no rooms. A new dialect is a file here, an arm of
-//! [`of`], and its URL in `server`.
+//! [`of`], a [`Dialect`], and its URL in `server`.
 
 mod anteroom;
 mod matchbox;
 mod peerjs;
 mod topics;
 
+use std::borrow::Cow;
+
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 pub(crate) use self::{peerjs::is_id as is_peerjs_id, topics::Publication};
@@ -20,9 +23,9 @@ use crate::{
     websocket::Frame,
 };
 
-/// The wire format of the clients in a room.
-pub(crate) fn of(room: &RoomName) -> &'static dyn WireFormat {
-    match room.dialect() {
+/// The wire format of the clients of a dialect; of this server's own clients without one.
+pub(crate) fn of(dialect: Option<Dialect>) -> &'static dyn WireFormat {
+    match dialect {
         None => &anteroom::Anteroom,
         Some(Dialect::PeerJs) => &peerjs::PeerJs,
         Some(Dialect::YWebrtc | Dialect::Trystero) => &topics::Topics,
@@ -84,16 +87,6 @@ pub(crate) trait WireFormat: Sync {
         None
     }
 
-    /// Whether sessions that claim a name with the same secret have it together. Otherwise the last has it.
-    fn shares_names(&self) -> bool {
-        false
-    }
-
-    /// Whether a message to a name that no session has waits for such a session.
-    fn waits(&self, _payload: &[u8]) -> bool {
-        false
-    }
-
     /// To the author of messages to the name `absent` which have waited in vain.
     fn expired(&self, _absent: &str, _author: &str) -> Option<Frame> {
         None
@@ -115,6 +108,12 @@ pub(crate) enum Command<'a> {
         receiver: Receiver<'a>,
         frame: Frame,
         reference: Option<&'a RawValue>,
+    },
+    /// Send the frame to the session that has a name in the room. If none has it, the message may wait for a while.
+    SendToName {
+        name: Cow<'a, str>,
+        frame: Frame,
+        may_wait: bool,
     },
     /// Answer a request of our own protocol.
     Request(Message<'a>),
@@ -139,6 +138,14 @@ impl<'a> Command<'a> {
             _ => None,
         }
     }
+}
+
+/// A message of the server.
+fn frame(json: &impl Serialize) -> Frame {
+    Frame::text(|buffer| {
+        serde_json::to_writer(buffer, json)
+            .expect("strings and checked JSON always serialize, and a Vec takes every write");
+    })
 }
 
 /// An invalid message, without a reference.

@@ -2,21 +2,19 @@
 
 use std::borrow::Cow;
 
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Author, Command, WireFormat, invalid};
+use super::{Author, Command, WireFormat, frame, invalid};
 use crate::{
-    protocol::{Invalid, Receiver, SessionId},
+    protocol::{Invalid, SessionId},
     web::HttpError,
     websocket::Frame,
 };
 
 /// The longest id of a peer, in bytes.
 const MAX_ID: usize = 128;
-
-/// The messages that never wait for their receiver, as they begin.
-const IMPATIENT: [&[u8]; 2] = [br#"{"type":"LEAVE""#, br#"{"type":"EXPIRE""#];
 
 /// The messages of PeerJS.
 pub(super) struct PeerJs;
@@ -32,7 +30,7 @@ pub(crate) fn is_id(text: &str) -> bool {
 
 /// A message of a client. Its other fields are ignored, as is what it says about its sender.
 #[derive(Deserialize)]
-struct Sent<'a> {
+struct ClientMessage<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -43,7 +41,7 @@ struct Sent<'a> {
 
 /// A message of the server.
 #[derive(Default, Serialize)]
-struct Told<'a> {
+struct ServerMessage<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,84 +59,82 @@ enum Payload<'a> {
     OfServer { msg: Cow<'a, str> },
 }
 
-impl Told<'_> {
-    fn frame(&self) -> Frame {
-        Frame::text(|buffer| {
-            serde_json::to_writer(buffer, self)
-                .expect("strings and checked JSON always serialize, and a Vec takes every write");
-        })
-    }
-}
-
 impl WireFormat for PeerJs {
     fn read<'a>(&self, author: Author<'_>, text: &'a str) -> Result<Command<'a>, Invalid<'a>> {
-        let sent: Sent<'_> = serde_json::from_str(text)
+        let sent: ClientMessage<'_> = serde_json::from_str(text)
             .map_err(|error| invalid(format!("not a message of PeerJS: {error}")))?;
-        let kind = match &*sent.kind {
-            "OFFER" | "ANSWER" | "CANDIDATE" | "LEAVE" | "EXPIRE" => &*sent.kind,
+        let may_wait = match &*sent.kind {
+            "OFFER" | "ANSWER" | "CANDIDATE" => true,
+            "LEAVE" | "EXPIRE" => false,
             _ => return Ok(Command::Ignore),
         };
-        let Some(receiver) = sent.dst else {
+        let Some(name) = sent.dst else {
             return Ok(Command::Ignore);
         };
-        let told = Told {
-            kind,
+        if !is_id(&name) {
+            // No peer can have it.
+            let expired = self.expired(&name, author.name.unwrap_or_default());
+            let expired = expired.filter(|_| may_wait);
+            return Ok(expired.map_or(Command::Ignore, Command::Reply));
+        }
+        let told = ServerMessage {
+            kind: &sent.kind,
             src: author.name,
-            dst: Some(&receiver),
+            dst: Some(&name),
             payload: sent.payload.map(Payload::OfPeer),
         };
-        Ok(Command::Send {
-            frame: told.frame(),
-            receiver: Receiver::Name(receiver),
-            reference: None,
+        Ok(Command::SendToName {
+            frame: frame(&told),
+            name,
+            may_wait,
         })
     }
 
     fn opened(&self, _: SessionId) -> Option<Frame> {
-        let told = Told {
+        let told = ServerMessage {
             kind: "OPEN",
-            ..Told::default()
+            ..ServerMessage::default()
         };
-        Some(told.frame())
+        Some(frame(&told))
     }
 
     fn refused(&self, error: &HttpError) -> Option<Frame> {
+        if error.status() == StatusCode::SERVICE_UNAVAILABLE && !error.is_full() {
+            // Balancers act on the status.
+            return None;
+        }
         let message = error.message();
-        let msg = match error.status().as_u16() {
-            401 => format!("Invalid token provided: {message}").into(),
+        let msg = match error.status() {
+            StatusCode::UNAUTHORIZED => format!("Invalid token provided: {message}").into(),
             _ if error.is_full() => "Server has reached its concurrent user limit".into(),
             _ => message,
         };
-        let told = Told {
+        let told = ServerMessage {
             kind: "ERROR",
             payload: Some(Payload::OfServer { msg }),
-            ..Told::default()
+            ..ServerMessage::default()
         };
-        Some(told.frame())
+        Some(frame(&told))
     }
 
     fn name_taken(&self) -> Option<Frame> {
         let msg = "ID is taken".into();
-        let told = Told {
+        let told = ServerMessage {
             kind: "ID-TAKEN",
             payload: Some(Payload::OfServer { msg }),
-            ..Told::default()
+            ..ServerMessage::default()
         };
-        Some(told.frame())
-    }
-
-    fn waits(&self, payload: &[u8]) -> bool {
-        !IMPATIENT.iter().any(|kind| payload.starts_with(kind))
+        Some(frame(&told))
     }
 
     fn expired(&self, absent: &str, author: &str) -> Option<Frame> {
-        let told = Told {
+        let told = ServerMessage {
             kind: "EXPIRE",
             src: Some(absent),
             dst: Some(author),
-            ..Told::default()
+            ..ServerMessage::default()
         };
-        Some(told.frame())
+        Some(frame(&told))
     }
 }
 
@@ -152,15 +148,21 @@ mod tests {
             name: Some("ann"),
         };
         match PeerJs.read(author, text).ok()? {
-            Command::Send {
-                receiver: Receiver::Name(name),
+            Command::SendToName {
+                name,
                 frame,
-                ..
+                may_wait,
             } => {
                 let text = String::from_utf8(frame.payload().to_vec()).unwrap();
+                let never_waits = text.contains("LEAVE") || text.contains("EXPIRE");
+                assert_eq!(may_wait, !never_waits);
                 Some((name.into_owned(), text))
             }
             Command::Ignore => Some(Default::default()),
+            Command::Reply(frame) => {
+                let text = String::from_utf8(frame.payload().to_vec()).unwrap();
+                Some(("ann".into(), text))
+            }
             _ => panic!("another command"),
         }
     }
@@ -183,6 +185,11 @@ mod tests {
                 "bob",
                 r#"{"type":"LEAVE","src":"ann","dst":"bob"}"#,
             ),
+            (
+                r#"{"type":"OFFER","dst":"bob."}"#,
+                "ann",
+                r#"{"type":"EXPIRE","src":"bob.","dst":"ann"}"#,
+            ),
         ] {
             let (name, text) = read(sent).unwrap();
             assert_eq!((&*name, &*text), (dst, told), "{sent}");
@@ -191,6 +198,7 @@ mod tests {
             r#"{"type":"HEARTBEAT"}"#,
             r#"{"type":"OPEN","dst":"bob"}"#,
             r#"{"type":"OFFER","payload":1}"#,
+            r#"{"type":"LEAVE","dst":"bob."}"#,
         ] {
             assert_eq!(read(ignored), Some(Default::default()), "{ignored}");
         }
@@ -226,17 +234,6 @@ mod tests {
             &"x".repeat(129),
         ] {
             assert!(!is_id(text), "{text}");
-        }
-    }
-
-    #[test]
-    fn only_what_sets_up_a_connection_waits() {
-        for (payload, waits) in [
-            (r#"{"type":"OFFER","src":"a"}"#, true),
-            (r#"{"type":"LEAVE","src":"a"}"#, false),
-            (r#"{"type":"EXPIRE","src":"a"}"#, false),
-        ] {
-            assert_eq!(PeerJs.waits(payload.as_bytes()), waits);
         }
     }
 }

@@ -3,10 +3,10 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Author, Command, WireFormat, invalid};
+use super::{Author, Command, WireFormat, frame, invalid};
 use crate::{
     config::Dialect,
     protocol::{Invalid, Problem, RoomName, SessionId},
@@ -25,9 +25,14 @@ struct Sent<'a> {
     topics: Option<Vec<Cow<'a, str>>>,
     #[serde(borrow)]
     topic: Option<Cow<'a, str>>,
-    /// Only trystero publishes one.
-    #[serde(borrow)]
+    /// Only trystero publishes one, which may be `null`.
+    #[serde(borrow, default, deserialize_with = "present")]
     payload: Option<&'a RawValue>,
+}
+
+/// Deserializes a value that may be `null`, other than an absent one.
+fn present<'de, D: Deserializer<'de>>(json: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(json).map(Some)
 }
 
 /// What a client publishes in a topic.
@@ -66,13 +71,6 @@ impl Publication {
             Content::Payload(payload) => frame(&Relayed { topic, payload }),
         }
     }
-}
-
-fn frame(json: &impl Serialize) -> Frame {
-    Frame::text(|buffer| {
-        serde_json::to_writer(buffer, json)
-            .expect("strings and checked JSON always serialize, and a Vec takes every write");
-    })
 }
 
 /// The room of a topic.
@@ -181,6 +179,11 @@ mod tests {
                 r#"{"topic":"t\u0065a","n":1e999,"type":"publish"}"#,
                 "y-webrtc:tea",
                 r#"{"n":1e999,"topic":"t\u0065a","type":"publish","clients":3}"#,
+            ),
+            (
+                r#"{"type":"publish","topic":"tea","payload":null}"#,
+                "trystero:tea",
+                r#"{"topic":"tea","payload":null}"#,
             ),
             (
                 r#"{"type":"publish","topic":"tea","payload":{"a":"\ud800"},"more":1}"#,

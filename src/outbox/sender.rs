@@ -72,6 +72,15 @@ impl Sender {
         self.0.give_up(&mut self.0.queue.lock(), close);
     }
 
+    /// Makes a resumable session give its connection up with this Close frame. Ends any other.
+    pub(crate) fn give_up_to_resume(&self, close: Close) {
+        let queue = &mut self.0.queue.lock();
+        match queue.replay.is_some() {
+            true => self.0.give_up(queue, close),
+            false => self.0.close(queue, close),
+        }
+    }
+
     /// What the outbox has taken and holds.
     pub(crate) fn stats(&self) -> OutboxStats {
         let queue = self.0.queue.lock();

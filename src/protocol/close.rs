@@ -122,10 +122,7 @@ impl Close {
 
     /// Another session has the name that the session claims.
     pub(crate) fn name_taken() -> Close {
-        Close::new(
-            CloseCode::PolicyViolation,
-            "the id is taken: choose another",
-        )
+        Close::new(CloseCode::PolicyViolation, "another session has the name")
     }
 
     /// The Close frame.

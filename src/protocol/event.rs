@@ -37,7 +37,7 @@ impl AddressField<'_> {
             Receiver::Server => AddressField::Server,
             Receiver::Session(id) => AddressField::Session(*id),
             Receiver::User(name) => AddressField::User(name),
-            Receiver::Name(_) | Receiver::Unknown(_) => AddressField::Nobody,
+            Receiver::Unknown(_) => AddressField::Nobody,
         }
     }
 

@@ -50,8 +50,6 @@ pub(crate) enum Receiver<'a> {
     Session(SessionId),
     /// All sessions of the user with this name.
     User(Cow<'a, str>),
-    /// The session that has this name in the room. Our own protocol has no names.
-    Name(Cow<'a, str>),
     /// No session can have this id.
     Unknown(Cow<'a, str>),
 }
@@ -63,7 +61,7 @@ impl Receiver<'_> {
             Receiver::All | Receiver::Server => Problem::empty_room(),
             Receiver::Session(id) => Problem::unknown_receiver(id),
             Receiver::User(name) => Problem::unknown_user(name),
-            Receiver::Name(name) | Receiver::Unknown(name) => Problem::unknown_receiver(name),
+            Receiver::Unknown(name) => Problem::unknown_receiver(name),
         }
     }
 }

@@ -130,7 +130,6 @@ proptest! {
                 Receiver::Server => prop_assert_eq!(receiver, "server"),
                 Receiver::Session(id) => prop_assert_eq!(receiver, id.to_string()),
                 Receiver::User(name) => prop_assert_eq!(receiver, format!("user:{name}")),
-                Receiver::Name(_) => prop_assert!(false, "the protocol has no names"),
                 Receiver::Unknown(other) => {
                     prop_assert!(!receiver.starts_with("user:"));
                     prop_assert_eq!(receiver, other);

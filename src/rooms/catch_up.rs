@@ -40,7 +40,7 @@ pub(super) fn catch_up(
     // A message to all that the node has lost must not follow a later one to the session alone.
     let delivered: BTreeMap<NodeId, u64> = transfer.delivered.iter().copied().collect();
     let is_late = |source, number| delivered.get(&source).is_some_and(|last| number <= *last);
-    let format = dialects::of(&transfer.room);
+    let format = dialects::of(transfer.room.dialect());
     let new = |id: SessionId, member: &Member| {
         let data = member.info.public.as_deref();
         format.joined(id, data)

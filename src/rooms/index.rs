@@ -20,7 +20,7 @@ use crate::{
     config::Limits,
     history::History,
     keyed_map::KeyedMap,
-    outbox::{FlushSet, Sender},
+    outbox::FlushSet,
     protocol::{Close, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
@@ -29,6 +29,8 @@ use crate::{
 pub(crate) struct Rooms {
     pub(super) max_rooms: usize,
     pub(super) max_room_sessions: usize,
+    /// Most bytes that wait for a name in a room.
+    pub(super) max_waiting: usize,
     /// The queue to other nodes; `None` without a cluster.
     pub(super) outbound: Option<Arc<Outbound>>,
     /// Present if rooms keep their last messages.
@@ -91,6 +93,8 @@ impl Rooms {
         Rooms {
             max_rooms: limit(limits.max_rooms),
             max_room_sessions: limit(limits.max_room_sessions),
+            // They must fit into an outbox beside other messages.
+            max_waiting: limits.outbox_bytes / 2,
             outbound,
             history,
             index: Mutex::default(),
@@ -105,7 +109,8 @@ impl Rooms {
         self.index.lock().rooms.len()
     }
 
-    /// How many sessions of this node there are, in all rooms.
+    /// How many sessions of this node there are, in all rooms. A session that is in several counts in each.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn session_count(&self) -> usize {
         let index = self.index.lock();
         index.rooms.values().map(|entry| entry.sessions).sum()
@@ -118,12 +123,6 @@ impl Rooms {
         entries
             .map(|(name, entry)| (name.clone(), entry.sessions))
             .collect()
-    }
-
-    /// The outboxes of all sessions of this node.
-    pub(crate) fn local_senders(&self) -> Vec<Sender> {
-        let rooms = self.all();
-        rooms.iter().flat_map(|room| room.local_senders()).collect()
     }
 
     /// All rooms.
@@ -191,11 +190,10 @@ impl Rooms {
         write: impl FnOnce(usize) -> Frame,
         flush_set: &mut FlushSet,
     ) -> Delivery {
-        let Some(room) = self.find(name) else {
-            return Delivery::default();
-        };
-        let frame = write(room.len());
-        room.route(speaker, &Receiver::All, &frame, flush_set)
+        let room = self.find(name);
+        room.map_or_else(Delivery::default, |room| {
+            room.publish(speaker, write, flush_set)
+        })
     }
 
     /// Sends a message of the server to every session of this node. Returns to how many. Other tasks have

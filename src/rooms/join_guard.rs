@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::{
-    reservation::Reservation, room::Delivery, session_info::SessionInfo, speaker::Speaker,
+    naming::ToName, reservation::Reservation, room::Delivery, session_info::SessionInfo,
+    speaker::Speaker,
 };
 use crate::{
     cluster::{NodeId, Quota},
@@ -117,11 +118,29 @@ impl JoinGuard {
         frame: &Frame,
         flush_set: &mut FlushSet,
     ) -> Delivery {
+        let room = &self.reservation.room;
+        room.route(speaker, receiver, frame, flush_set)
+    }
+
+    /// Sends to the session that has a name in the room. If none has it and the message may wait, it waits for such a
+    /// session.
+    pub(crate) fn send_to_name(
+        &self,
+        speaker: Speaker<'_>,
+        name: &str,
+        frame: &Frame,
+        may_wait: bool,
+        flush_set: &mut FlushSet,
+    ) -> Delivery {
         let Reservation { rooms, room, .. } = &self.reservation;
-        match receiver {
-            Receiver::Name(name) => rooms.send_to_name(room, speaker, name, frame, flush_set),
-            _ => room.route(speaker, receiver, frame, flush_set),
-        }
+        let message = ToName {
+            speaker,
+            name,
+            frame,
+            may_wait,
+            is_passed_on: false,
+        };
+        rooms.send_to_name(room, &message, flush_set)
     }
 
     /// Ends the joining of a session that claims a name: from now on it takes messages to the name, after `first`.
@@ -147,7 +166,7 @@ impl JoinGuard {
     pub(crate) fn close_same_claims(&self) {
         let Reservation { rooms, room, .. } = &self.reservation;
         for (id, location) in room.same_claims(self.id) {
-            rooms.close_at(&room.name, id, &location, Close::name_taken());
+            rooms.close_at(&room.name, id, &location, Close::by_operator());
         }
     }
 
@@ -159,8 +178,7 @@ impl JoinGuard {
         flush_set: &mut FlushSet,
     ) -> Delivery {
         let room = &self.reservation.room;
-        let frame = write(room.len());
-        room.route(speaker, &Receiver::All, &frame, flush_set)
+        room.publish(speaker, write, flush_set)
     }
 
     /// Sets what the session says of itself, and tells the others. Returns the number of bytes that this sends;

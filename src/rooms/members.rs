@@ -83,12 +83,12 @@ impl Members {
         info: Arc<SessionInfo>,
         flush_set: &mut FlushSet,
     ) {
-        let new = dialects::of(room).joined(id, info.public.as_deref());
+        let new = dialects::of(room.dialect()).joined(id, info.public.as_deref());
         if let Some(new) = &new {
             self.push_to_local(new, flush_set);
         }
         self.clock = (self.clock + 1).min(MAX_NUMBER);
-        self.number_claim(&info);
+        self.time_claim(&info);
         let member = Member {
             location: Location::Local(sender),
             joined: self.clock,
@@ -126,8 +126,8 @@ impl Members {
                 return;
             }
         }
-        self.remove(id);
-        let close = dialects::of(room).left(id);
+        self.remove(room, id, flush_set);
+        let close = dialects::of(room.dialect()).left(id);
         if let Some(close) = &close {
             self.push_to_local(close, flush_set);
         }
@@ -153,13 +153,13 @@ impl Members {
     }
 
     /// Removes a session from the map, and the name that it claims.
-    fn remove(&mut self, id: SessionId) {
+    fn remove(&mut self, room: &RoomName, id: SessionId, flush_set: &mut FlushSet) {
         let removed = self.sessions.remove(&id);
         release_spare_capacity(&mut self.sessions);
-        if let (Some(member), Some(names)) = (removed, &mut self.names)
-            && let Some(name) = member.info.name()
+        if let Some(name) =
+            removed.and_then(|member| Some(member.info.claim.as_ref()?.name.clone()))
         {
-            names.remove(name, id);
+            self.remove_claim(room, id, &name, flush_set);
         }
     }
 
@@ -188,7 +188,7 @@ impl Members {
             return 0;
         };
         let number = member.state_number().saturating_add(1);
-        let Some(frame) = dialects::of(room).state(id, value.as_deref()) else {
+        let Some(frame) = dialects::of(room.dialect()).state(id, value.as_deref()) else {
             return 0;
         };
         let state = Arc::new(SessionState { number, value });
@@ -260,7 +260,7 @@ impl Members {
         }
         remote.remote_sessions += 1;
         self.clock = self.clock.max(record.joined.min(MAX_NUMBER));
-        let format = dialects::of(room);
+        let format = dialects::of(room.dialect());
         let new = format.joined(record.id, record.data.as_deref());
         let state = record.state.as_ref();
         let state = state.and_then(|it| {
@@ -335,7 +335,7 @@ impl Members {
         if state.number <= member.state_number() {
             return;
         }
-        let Some(frame) = dialects::of(room).state(id, state.value.as_deref()) else {
+        let Some(frame) = dialects::of(room.dialect()).state(id, state.value.as_deref()) else {
             return;
         };
         let event = RecordedEvent::State(id, state.number, frame.clone());
@@ -380,8 +380,8 @@ impl Members {
         if !self.is_on(node, id) {
             return;
         }
-        self.remove(id);
-        let close = dialects::of(room).left(id);
+        self.remove(room, id, flush_set);
+        let close = dialects::of(room.dialect()).left(id);
         if let Some(close) = &close {
             self.push_to_local(close, flush_set);
         }

@@ -12,16 +12,20 @@ use crate::{
     websocket::Frame,
 };
 
-/// Most bytes of one session's messages that wait in a room. A further message fails at once.
-const MAX_WAITING: usize = 256 << 10;
+/// What a waiting message costs beside its frame, in bytes: its places in maps and queues.
+const WAITING_BYTES: usize = 512;
+
+/// The part of what may wait for a name that one author may use.
+const PART_OF_AUTHOR: usize = 4;
 
 /// The names that sessions claim in a room.
 #[derive(Default)]
 pub(super) struct Names {
     claimants: KeyedMap<Arc<str>, Vec<SessionId>>,
     waiting: KeyedMap<Arc<str>, VecDeque<Waiting>>,
-    /// The cost of the waiting messages of each author, in bytes.
-    costs: BTreeMap<Option<SessionId>, usize>,
+    /// The cost of the waiting messages of each author, and of those to each name, in bytes.
+    author_costs: BTreeMap<Option<SessionId>, usize>,
+    name_costs: KeyedMap<Arc<str>, usize>,
 }
 
 /// A message that waits for a session with a name.
@@ -54,20 +58,24 @@ impl Names {
         self.claimants.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// Has a message wait until `deadline`. Returns whether it is the first one for this name; `None` if too much of
-    /// its author waits.
+    /// Has a message wait until `deadline`. Returns whether it is the first one for this name; `None` if too much waits
+    /// for the name, of which `most` bytes may, or too much of its author.
     pub(super) fn wait(
         &mut self,
         name: &Arc<str>,
         author: Option<SessionId>,
         frame: Frame,
         deadline: Instant,
+        most: usize,
     ) -> Option<bool> {
-        let cost = self.costs.get(&author).copied().unwrap_or_default() + frame.cost();
-        if cost > MAX_WAITING {
+        let of_author = self.author_costs.get(&author).copied().unwrap_or_default();
+        let for_name = self.name_costs.get(name).copied().unwrap_or_default();
+        let (of_author, for_name) = (of_author + cost(&frame), for_name + cost(&frame));
+        if of_author > most / PART_OF_AUTHOR || for_name > most {
             return None;
         }
-        self.costs.insert(author, cost);
+        self.author_costs.insert(author, of_author);
+        self.name_costs.insert(name.clone(), for_name);
         let waiting = self.waiting.entry(name.clone()).or_default();
         waiting.push_back(Waiting {
             author,
@@ -81,8 +89,29 @@ impl Names {
     pub(super) fn take(&mut self, name: &str) -> VecDeque<Waiting> {
         let taken = self.waiting.remove(name).unwrap_or_default();
         release_spare_capacity(&mut self.waiting);
-        self.settle(&taken);
+        self.settle(name, &taken);
         taken
+    }
+
+    /// Drops the waiting messages of an author.
+    pub(super) fn forget(&mut self, author: SessionId) {
+        if self.author_costs.remove(&Some(author)).is_none() {
+            return;
+        }
+        let names: Vec<Arc<str>> = self.waiting.keys().cloned().collect();
+        for name in names {
+            if let Some(waiting) = self.waiting.get_mut(&name) {
+                let all = std::mem::take(waiting).into_iter();
+                let (gone, kept): (VecDeque<_>, VecDeque<_>) =
+                    all.partition(|message| message.author == Some(author));
+                *waiting = kept;
+                if waiting.is_empty() {
+                    self.waiting.remove(&name);
+                }
+                self.settle(&name, &gone);
+            }
+        }
+        release_spare_capacity(&mut self.waiting);
     }
 
     /// Removes the messages to a name whose deadline has passed. Returns their authors, each once, and the deadline of
@@ -98,7 +127,7 @@ impl Names {
             self.waiting.remove(name);
             release_spare_capacity(&mut self.waiting);
         }
-        self.settle(&expired);
+        self.settle(name, &expired);
         let authors = expired.iter().filter_map(|message| message.author);
         let mut authors: Vec<SessionId> = authors.collect();
         authors.sort_unstable();
@@ -107,16 +136,29 @@ impl Names {
     }
 
     /// Notes that messages wait no more.
-    fn settle(&mut self, messages: &VecDeque<Waiting>) {
+    fn settle(&mut self, name: &str, messages: &VecDeque<Waiting>) {
         for message in messages {
-            if let Some(cost) = self.costs.get_mut(&message.author) {
-                *cost = cost.saturating_sub(message.frame.cost());
-                if *cost == 0 {
-                    self.costs.remove(&message.author);
+            let cost = cost(&message.frame);
+            if let Some(of_author) = self.author_costs.get_mut(&message.author) {
+                *of_author = of_author.saturating_sub(cost);
+                if *of_author == 0 {
+                    self.author_costs.remove(&message.author);
+                }
+            }
+            if let Some(for_name) = self.name_costs.get_mut(name) {
+                *for_name = for_name.saturating_sub(cost);
+                if *for_name == 0 {
+                    self.name_costs.remove(name);
                 }
             }
         }
+        release_spare_capacity(&mut self.name_costs);
     }
+}
+
+/// What a waiting message costs, in bytes.
+fn cost(frame: &Frame) -> usize {
+    frame.cost() + WAITING_BYTES
 }
 
 #[cfg(test)]
@@ -136,7 +178,7 @@ mod tests {
         let (name, start) = (Arc::from("cat"), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         for (author, seconds, is_first) in [(ann, 1, true), (ann, 2, false), (bob, 3, false)] {
-            let first = names.wait(&name, Some(author), frame(10), at(seconds));
+            let first = names.wait(&name, Some(author), frame(10), at(seconds), 100_000);
             assert_eq!(first, Some(is_first));
         }
         assert_eq!(names.expire("cat", at(0)), (vec![], Some(at(1))));
@@ -144,21 +186,35 @@ mod tests {
         assert_eq!(names.expire("dog", at(9)), (vec![], None));
         assert_eq!(names.take("cat").len(), 1);
         assert_eq!(names.expire("cat", at(9)), (vec![], None));
-        assert!(names.waiting.is_empty() && names.costs.is_empty());
+        assert!(names.waiting.is_empty() && names.author_costs.is_empty());
     }
 
     #[test]
-    fn what_waits_of_one_author_is_bounded_and_leaves_the_others_theirs() {
+    fn what_waits_is_bounded_for_each_author_and_for_each_name() {
+        const MOST: usize = 400_000;
         let mut names = Names::default();
+        let (name, other, now) = (Arc::from("cat"), Arc::from("dog"), Instant::now());
+        let frame = frame(10_000);
+        let fill = |author: SessionId, name: &Arc<str>, names: &mut Names| {
+            let wait = || names.wait(name, Some(author), frame.clone(), now, MOST);
+            std::iter::repeat_with(wait)
+                .take_while(Option::is_some)
+                .count()
+        };
         let [ann, bob] = [(); 2].map(|()| SessionId::random());
-        let (name, now) = (Arc::from("cat"), Instant::now());
-        let mut waiting = 0;
-        while names.wait(&name, Some(ann), frame(10_000), now).is_some() {
-            waiting += 1;
+        let share = MOST / PART_OF_AUTHOR / cost(&frame);
+        assert_eq!(fill(ann, &name, &mut names), share);
+        assert_eq!(fill(bob, &name, &mut names), share);
+        // More of her messages wait for nobody.
+        assert_eq!(fill(ann, &other, &mut names), 0);
+        let mut waiting = 2 * share;
+        for _ in 0..9 {
+            waiting += fill(SessionId::random(), &name, &mut names);
         }
-        assert_eq!(waiting, MAX_WAITING / frame(10_000).cost());
-        assert!(names.wait(&name, Some(bob), frame(10_000), now).is_some());
-        names.take("cat");
-        assert!(names.wait(&name, Some(ann), frame(10_000), now).is_some());
+        assert_eq!(waiting, MOST / cost(&frame));
+        names.forget(ann);
+        assert_eq!(names.take("cat").len(), waiting - share);
+        assert!(names.author_costs.is_empty() && names.name_costs.is_empty());
+        assert_eq!(fill(ann, &name, &mut names), share);
     }
 }

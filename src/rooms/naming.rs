@@ -29,37 +29,50 @@ use crate::{
     dialects,
     outbox::FlushSet,
     protocol::{Close, RoomName, SessionId, TokenHash},
+    unix_time,
     websocket::Frame,
 };
 
 /// How long a message waits for a session with its name.
 const WAIT: Duration = Duration::from_secs(5);
 
+/// A message to a name.
+pub(super) struct ToName<'a> {
+    pub(super) speaker: Speaker<'a>,
+    pub(super) name: &'a str,
+    pub(super) frame: &'a Frame,
+    pub(super) may_wait: bool,
+    /// Whether a node has passed it on that is not its author's. Then it goes no further than to this one.
+    pub(super) is_passed_on: bool,
+}
+
 /// What has become of a message to a name.
 enum Outcome {
     Sent,
-    /// It waits. The time is that of the first message for the name.
-    Waits(Option<Instant>),
-    /// It can neither be delivered nor wait: too much of its author waits.
-    Expired,
-    /// It never waits, and nobody receives it.
+    /// It waits. The first message for the name has its deadline here.
+    Waits(Option<(Instant, Arc<str>)>),
+    /// Nobody receives it, and it does not wait.
     Dropped,
 }
 
 /// Claims.
 impl Members {
-    /// Numbers the claim of a session that joins now: with the number of the session whose name it takes over, or with
-    /// its own join number.
-    pub(super) fn number_claim(&self, info: &SessionInfo) {
+    /// Gives the claim of a session that joins now its place among the claims that are known. Times order claims also
+    /// where a node has not heard of another claim, or has just entered the room.
+    pub(super) fn time_claim(&self, info: &SessionInfo) {
         if let Some(claim) = &info.claim {
             let earlier = self.claims(&claim.name);
-            let same = earlier.filter(|(_, _, other)| other.secret == claim.secret);
-            let number = same.map(|(_, _, other)| other.number.load(Relaxed)).min();
-            claim.number.store(number.unwrap_or(self.clock), Relaxed);
+            let last = earlier.map(|(.., other)| other.time.load(Relaxed)).max();
+            let time = unix_time::unix_millis().max(last.map_or(0, |last| last.saturating_add(1)));
+            let same = self.claims(&claim.name);
+            let same = same.filter(|(.., other)| other.secret == claim.secret);
+            let first = same.map(|(.., other)| other.first.load(Relaxed)).min();
+            claim.time.store(time, Relaxed);
+            claim.first.store(first.unwrap_or(time), Relaxed);
         }
     }
 
-    /// Adds the claim of a session, and closes each session of this node that does not have the name.
+    /// Adds the claim of a session.
     pub(super) fn add_claim(
         &mut self,
         room: &RoomName,
@@ -68,26 +81,48 @@ impl Members {
         flush_set: &mut FlushSet,
     ) {
         self.names.get_or_insert_default().add(name, id);
+        self.settle_name(room, name, flush_set);
+    }
+
+    /// Removes the claim of a session that has left. Nothing of it waits any more.
+    pub(super) fn remove_claim(
+        &mut self,
+        room: &RoomName,
+        id: SessionId,
+        name: &Arc<str>,
+        flush_set: &mut FlushSet,
+    ) {
+        if let Some(names) = &mut self.names {
+            names.remove(name, id);
+            names.forget(id);
+        }
+        self.settle_name(room, name, flush_set);
+    }
+
+    /// Closes each session of this node that claims a name and does not have it, and sends what waits to the one that
+    /// has it.
+    fn settle_name(&mut self, room: &RoomName, name: &Arc<str>, flush_set: &mut FlushSet) {
         let Some((owner, member, owned)) = self.owner(name) else {
             return;
         };
-        let is_local = member.location.outbox().is_some();
-        let format = dialects::of(room);
         for (other, member, claim) in self.claims(name) {
             let Some(outbox) = member.location.outbox().filter(|_| other != owner) else {
                 continue;
             };
             if claim.secret != owned.secret {
-                if let Some(taken) = format.name_taken() {
+                if let Some(taken) = dialects::of(room.dialect()).name_taken() {
                     // A session that takes nothing more is leaving.
                     let _ = outbox.push(taken, flush_set);
                 }
                 outbox.close(Close::name_taken());
-            } else if !format.shares_names() {
+            } else if !claim.is_shared {
                 outbox.close(Close::taken_over());
             }
         }
-        if !is_local {
+        let outbox = member.location.outbox();
+        let takes_messages =
+            outbox.is_none_or(|outbox| owned.is_open.load(Relaxed) && !outbox.stats().is_suspended);
+        if takes_messages {
             self.deliver_waiting(room, name, flush_set);
         }
     }
@@ -104,22 +139,24 @@ impl Members {
 
     /// The session that has a name: of those with the secret of the first claim, the last.
     fn owner(&self, name: &str) -> Option<(SessionId, &Member, &NameClaim)> {
-        let order = |(id, member, claim): &(SessionId, &Member, &NameClaim)| {
-            (claim.number.load(Relaxed), member.joined, *id)
-        };
-        let first = self.claims(name).min_by_key(order)?;
+        let first = self.claims(name).min_by_key(|(id, _, claim)| {
+            let (first, time) = (claim.first.load(Relaxed), claim.time.load(Relaxed));
+            (first, time, *id)
+        })?;
         let same = self.claims(name);
-        same.filter(|(_, _, claim)| claim.secret == first.2.secret)
-            .max_by_key(|(id, member, _)| (member.joined, *id))
+        same.filter(|(.., claim)| claim.secret == first.2.secret)
+            .max_by_key(|(id, _, claim)| (claim.time.load(Relaxed), *id))
     }
 
-    /// Sends a frame to the session that has a name; returns whether it takes the frame.
+    /// Sends a frame to the session that has a name; returns whether it takes the frame. A frame that may wait carries
+    /// the name to another node, where the session may be gone when it comes.
     fn push_to_owner(
         &self,
         room: &RoomName,
         speaker: Speaker<'_>,
         name: &str,
         frame: &Frame,
+        may_wait: bool,
         flush_set: &mut FlushSet,
     ) -> bool {
         let Some((id, member, claim)) = self.owner(name) else {
@@ -136,12 +173,11 @@ impl Members {
             }
             location => self.remote.as_ref().is_some_and(|remote| {
                 self.introduce(room, author);
-                // If the session is gone when the message comes, its node still knows for which name it is.
                 let reference = serde_json::value::to_raw_value(name);
                 let reference = reference.expect("a string always serializes");
                 let speaker = Speaker {
                     id: author,
-                    reference: Some(&reference),
+                    reference: may_wait.then_some(&*reference),
                     ..speaker
                 };
                 let sent = remote.unicast(room, location, speaker, id, frame.clone());
@@ -158,30 +194,63 @@ impl Members {
                 id: message.author,
                 ..Speaker::default()
             };
-            self.push_to_owner(room, speaker, name, &message.frame, flush_set);
+            let frame = &message.frame;
+            if !self.push_to_owner(room, speaker, name, frame, true, flush_set)
+                && let Some(author) = message.author
+            {
+                self.tell_expired(room, author, name, flush_set);
+            }
+        }
+    }
+
+    /// Tells the author of messages to a name that they have waited in vain.
+    fn tell_expired(
+        &self,
+        room: &RoomName,
+        author: SessionId,
+        name: &str,
+        flush_set: &mut FlushSet,
+    ) {
+        let Some(member) = self.sessions.get(&author) else {
+            return;
+        };
+        let own_name = member.info.name().unwrap_or_default();
+        let Some(frame) = dialects::of(room.dialect()).expired(name, own_name) else {
+            return;
+        };
+        match (&member.location, &self.remote) {
+            (Location::Local(outbox), _) => {
+                // A session that takes nothing more is leaving.
+                let _ = outbox.push(frame, flush_set);
+            }
+            (location, Some(remote)) => {
+                // A node that cannot be reached learns nothing more.
+                let _ = remote.unicast(room, location, Speaker::default(), author, frame);
+            }
+            (_, None) => {}
         }
     }
 }
 
 /// A name that sessions hold together.
 impl Room {
+    /// The secret with which sessions hold a name, if any do.
     pub(super) fn secret_of(&self, name: &str) -> Option<TokenHash> {
         let members = self.members.read();
-        let (_, _, claim) = members.owner(name)?;
+        let (.., claim) = members.owner(name)?;
         Some(claim.secret)
     }
 
-    /// How many sessions hold the name of this one with the same secret, up to this one in the order of joining. `None`
-    /// if another secret has the name.
+    /// How many sessions hold the name of this one with the same secret, up to this one in the order of their claims.
+    /// `None` if another secret has the name.
     pub(super) fn rank(&self, id: SessionId) -> Option<usize> {
         let members = self.members.read();
-        let member = members.sessions.get(&id)?;
-        let own = member.info.claim.as_ref()?;
-        let (_, _, owned) = members.owner(&own.name)?;
-        let place = |member: &Member, id| (member.joined, id);
+        let own = members.sessions.get(&id)?.info.claim.as_deref()?;
+        let (.., owned) = members.owner(&own.name)?;
+        let place = |claim: &NameClaim, id| (claim.time.load(Relaxed), id);
         let same = members.claims(&own.name);
-        let same = same.filter(|(_, _, claim)| claim.secret == own.secret);
-        let before = same.filter(|(other, at, _)| place(at, *other) <= place(member, id));
+        let same = same.filter(|(.., claim)| claim.secret == own.secret);
+        let before = same.filter(|(other, _, claim)| place(claim, *other) <= place(own, id));
         (owned.secret == own.secret).then(|| before.count())
     }
 
@@ -192,10 +261,17 @@ impl Room {
         let own = own.and_then(|member| member.info.claim.as_ref());
         let same = own.into_iter().flat_map(|own| {
             let claims = members.claims(&own.name);
-            claims.filter(|(_, _, claim)| claim.secret == own.secret)
+            claims.filter(|(.., claim)| claim.secret == own.secret)
         });
         same.map(|(id, member, _)| (id, member.location.clone()))
             .collect()
+    }
+
+    /// Whether a session of this node holds a name with this secret.
+    fn holds(&self, name: &str, secret: TokenHash) -> bool {
+        let members = self.members.read();
+        let mut claims = members.claims(name);
+        claims.any(|(_, member, claim)| claim.secret == secret && member.location.is_own())
     }
 }
 
@@ -224,67 +300,58 @@ impl Room {
         }
     }
 
-    /// A message that was `passed_on` by another node goes no further than to this one.
-    fn send_to_name(
-        &self,
-        speaker: Speaker<'_>,
-        name: &str,
-        frame: &Frame,
-        passed_on: bool,
-        flush_set: &mut FlushSet,
-    ) -> Outcome {
+    fn send_to_name(&self, message: &ToName<'_>, most: usize, flush_set: &mut FlushSet) -> Outcome {
+        let ToName {
+            speaker,
+            name,
+            frame,
+            may_wait,
+            is_passed_on,
+        } = *message;
         let send = |members: &Members, flush_set: &mut FlushSet| {
             let is_here = || {
                 let owner = members.owner(name);
                 owner.is_some_and(|(_, member, _)| member.location.is_own())
             };
-            (!passed_on || is_here())
-                && members.push_to_owner(&self.name, speaker, name, frame, flush_set)
+            (!is_passed_on || is_here())
+                && members.push_to_owner(&self.name, speaker, name, frame, may_wait, flush_set)
         };
         if send(&self.members.read(), flush_set) {
             return Outcome::Sent;
         }
-        if !dialects::of(&self.name).waits(frame.payload()) {
+        if !may_wait {
             return Outcome::Dropped;
         }
         let mut members = self.members.write();
         // The session may have come in between.
-        match send(&members, flush_set) {
-            true => Outcome::Sent,
-            false => members.wait(speaker.id, name, frame.clone()),
+        if send(&members, flush_set) {
+            return Outcome::Sent;
+        }
+        let (name, deadline) = (Arc::from(name), Instant::now() + WAIT);
+        let names = members.names.get_or_insert_default();
+        match names.wait(&name, speaker.id, frame.clone(), deadline, most) {
+            Some(is_first) => Outcome::Waits(is_first.then_some((deadline, name))),
+            None => {
+                if let Some(author) = speaker.id {
+                    members.tell_expired(&self.name, author, &name, flush_set);
+                }
+                Outcome::Dropped
+            }
         }
     }
 
-    /// Removes the messages to a name that have waited in vain. Returns their authors, and the deadline of the next
-    /// message.
-    fn expire(&self, name: &str) -> (Vec<SessionId>, Option<Instant>) {
+    /// Removes the messages to a name that have waited in vain, and tells their authors. Returns how many these are, and
+    /// the deadline of the next message.
+    fn expire(&self, name: &str, flush_set: &mut FlushSet) -> (usize, Option<Instant>) {
         let mut members = self.members.write();
-        let names = members.names.as_mut();
-        names.map_or_else(Default::default, |names| names.expire(name, Instant::now()))
-    }
-
-    /// Tells the author of messages to a name that they have waited in vain.
-    pub(super) fn tell_expired(&self, author: SessionId, name: &str, flush_set: &mut FlushSet) {
-        let members = self.members.read();
-        let Some(member) = members.sessions.get(&author) else {
-            return;
+        let Some(names) = &mut members.names else {
+            return Default::default();
         };
-        let own_name = member.info.name().unwrap_or_default();
-        let Some(frame) = dialects::of(&self.name).expired(name, own_name) else {
-            return;
-        };
-        match (&member.location, &members.remote) {
-            (Location::Local(outbox), _) => {
-                // A session that takes nothing more is leaving.
-                let _ = outbox.push(frame, flush_set);
-            }
-            (location, Some(remote)) => {
-                let speaker = Speaker::default();
-                // A node that cannot be reached has told its sessions by other means.
-                let _ = remote.unicast(&self.name, location, speaker, author, frame);
-            }
-            (_, None) => {}
+        let (authors, next) = names.expire(name, Instant::now());
+        for author in &authors {
+            members.tell_expired(&self.name, *author, name, flush_set);
         }
+        (authors.len(), next)
     }
 
     /// Whether a message that comes from a node may be of this author.
@@ -304,50 +371,31 @@ impl Members {
         self.names.as_ref()?;
         serde_json::from_str(reference?.get()).ok()
     }
-
-    fn wait(&mut self, author: Option<SessionId>, name: &str, frame: Frame) -> Outcome {
-        let (name, deadline) = (Arc::from(name), Instant::now() + WAIT);
-        let names = self.names.get_or_insert_default();
-        match names.wait(&name, author, frame, deadline) {
-            Some(is_first) => Outcome::Waits(is_first.then_some(deadline)),
-            None => Outcome::Expired,
-        }
-    }
 }
 
 impl Rooms {
-    /// Sends to the session that has a name in a room, or has the message wait for such a session.
+    /// Sends to the session that has a name in a room. If none has it and the message may wait, it waits for such a
+    /// session.
     pub(super) fn send_to_name(
         &self,
         room: &Room,
-        speaker: Speaker<'_>,
-        name: &str,
-        frame: &Frame,
+        message: &ToName<'_>,
         flush_set: &mut FlushSet,
     ) -> Delivery {
-        self.send_or_wait(room, speaker, name, frame, false, flush_set)
-    }
-
-    fn send_or_wait(
-        &self,
-        room: &Room,
-        speaker: Speaker<'_>,
-        name: &str,
-        frame: &Frame,
-        passed_on: bool,
-        flush_set: &mut FlushSet,
-    ) -> Delivery {
-        let outcome = room.send_to_name(speaker, name, frame, passed_on, flush_set);
-        match (&outcome, speaker.id) {
-            (Outcome::Waits(Some(deadline)), _) => {
-                self.deadlines.add(*deadline, &room.name, &name.into());
+        let most = self.max_waiting;
+        let (receivers, is_waiting) = match room.send_to_name(message, most, flush_set) {
+            Outcome::Sent => (1, false),
+            Outcome::Waits(first) => {
+                if let Some((deadline, name)) = first {
+                    self.deadlines.add(deadline, &room.name, &name);
+                }
+                (0, true)
             }
-            (Outcome::Expired, Some(author)) => room.tell_expired(author, name, flush_set),
-            _ => {}
-        }
-        let is_taken = matches!(outcome, Outcome::Sent | Outcome::Waits(_));
+            Outcome::Dropped => (0, false),
+        };
         Delivery {
-            receivers: usize::from(is_taken),
+            receivers,
+            is_waiting,
             is_kept: None,
         }
     }
@@ -367,30 +415,41 @@ impl Rooms {
             return false;
         };
         if room.may_come(node, message.sender) {
-            let speaker = Speaker {
-                id: message.sender,
-                ..Speaker::default()
+            let message = ToName {
+                speaker: Speaker {
+                    id: message.sender,
+                    ..Speaker::default()
+                },
+                name: &name,
+                frame: &relayed_frame(text),
+                may_wait: true,
+                is_passed_on: message.sender.is_none(),
             };
-            let (frame, passed_on) = (relayed_frame(text), message.sender.is_none());
-            self.send_or_wait(room, speaker, &name, &frame, passed_on, flush_set);
+            self.send_to_name(room, &message, flush_set);
         }
         true
     }
 
-    /// Tells the authors of messages to names when these have waited in vain. Never returns.
-    pub(crate) async fn expire_messages(&self) {
+    /// Whether a session of this node holds a name in a room with this secret.
+    pub(crate) fn holds(&self, room: &RoomName, claim: &NameClaim) -> bool {
+        let room = self.find(room);
+        room.is_some_and(|room| room.holds(&claim.name, claim.secret))
+    }
+
+    /// Tells the authors of messages to names when these have waited in vain. `count` is called with how many these
+    /// are. Never returns.
+    pub(crate) async fn expire_messages(&self, count: impl Fn(usize)) {
         loop {
             let (room, name) = self.deadlines.next().await;
             let Some(room) = self.find(&room) else {
                 continue;
             };
-            let (authors, next) = room.expire(&name);
+            let mut flush_set = FlushSet::default();
+            let (authors, next) = room.expire(&name, &mut flush_set);
+            drop(flush_set);
+            count(authors);
             if let Some(next) = next {
                 self.deadlines.add(next, &room.name, &name);
-            }
-            let mut flush_set = FlushSet::default();
-            for author in authors {
-                room.tell_expired(author, &name, &mut flush_set);
             }
         }
     }

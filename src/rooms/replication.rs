@@ -248,7 +248,7 @@ impl Room {
         let member = members.sessions.get(&sender);
         match (member.map(|member| &member.location), &members.remote) {
             (Some(Location::Local(outbox) | Location::Importing(_, outbox)), _) => {
-                let format = dialects::of(&self.name);
+                let format = dialects::of(self.name.dialect());
                 let told = match members.addressed_name(message.reference) {
                     Some(name) => {
                         let own_name = member.and_then(|member| member.info.name());

@@ -54,8 +54,8 @@ impl Rooms {
         Ok(self.add(&mut index, name, false))
     }
 
-    /// Reserves a place for a session from before a restart. Limits do not apply.
-    pub(super) fn reserve_again(self: &Arc<Rooms>, name: &RoomName) -> Reservation {
+    /// Reserves a place for a session from before a restart, or for the successor of one. Limits do not apply.
+    pub(crate) fn reserve_again(self: &Arc<Rooms>, name: &RoomName) -> Reservation {
         self.add(&mut self.index.lock(), name, false)
     }
 

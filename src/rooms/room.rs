@@ -17,7 +17,7 @@ use super::{
 use crate::{
     cluster::{Event, NodeId},
     history::{History, Past, Receipt, Said},
-    outbox::{FlushSet, Sender},
+    outbox::FlushSet,
     protocol::{Receiver, RoomName, SessionId},
     websocket::Frame,
 };
@@ -35,6 +35,8 @@ pub(super) struct Room {
 pub(crate) struct Delivery {
     /// How many sessions receive it.
     pub(crate) receivers: usize,
+    /// Whether it waits for its receiver.
+    pub(crate) is_waiting: bool,
     /// Whether it will be in the history of the room, and its receipt follows when it is; `None` if the room keeps
     /// none.
     pub(crate) is_kept: Option<bool>,
@@ -57,12 +59,6 @@ impl Room {
     /// Whether no session is in the room, on any node.
     pub(super) fn is_empty(&self) -> bool {
         self.members.read().sessions.is_empty()
-    }
-
-    /// The outboxes of all sessions of this node.
-    pub(super) fn local_senders(&self) -> Vec<Sender> {
-        let members = self.members.read();
-        members.local().map(|(_, sender)| sender.clone()).collect()
     }
 
     /// All sessions, longest-joined first.
@@ -92,12 +88,11 @@ impl Room {
             Receiver::All => return self.broadcast(speaker, frame, flush_set),
             Receiver::Session(id) => usize::from(self.send(speaker, *id, frame.clone(), flush_set)),
             Receiver::User(name) => self.send_to_user(speaker, name, frame, flush_set),
-            // Names are the index's.
-            Receiver::Server | Receiver::Name(_) | Receiver::Unknown(_) => 0,
+            Receiver::Server | Receiver::Unknown(_) => 0,
         };
         Delivery {
             receivers,
-            is_kept: None,
+            ..Delivery::default()
         }
     }
 
@@ -142,7 +137,7 @@ impl Room {
         }
         let mut delivery = Delivery {
             receivers: local,
-            is_kept: None,
+            ..Delivery::default()
         };
         match &members.remote {
             // If the room keeps a history, the number of the event tells later who has received the message.
@@ -252,9 +247,15 @@ impl Room {
         }
     }
 
-    /// How many sessions are in the room, on all nodes.
-    pub(super) fn len(&self) -> usize {
-        self.members.read().sessions.len()
+    /// Sends to all in the room, once it is known how many sessions are there, on all nodes.
+    pub(super) fn publish(
+        &self,
+        speaker: Speaker<'_>,
+        write: impl FnOnce(usize) -> Frame,
+        flush_set: &mut FlushSet,
+    ) -> Delivery {
+        let count = self.members.read().sessions.len();
+        self.broadcast(speaker, &write(count), flush_set)
     }
 
     /// Whether what is said to all goes to other nodes. What a connection says that is in no room may go to any.

@@ -40,8 +40,11 @@ pub(crate) struct SessionInfo {
 pub(crate) struct NameClaim {
     pub(crate) name: Arc<str>,
     pub(crate) secret: TokenHash,
-    /// [`Claim::number`], from when the session joins.
-    pub(super) number: AtomicU64,
+    /// Whether all sessions with the secret have the name.
+    pub(super) is_shared: bool,
+    /// [`Claim::first`] and [`Claim::time`], from when the session joins.
+    pub(super) first: AtomicU64,
+    pub(super) time: AtomicU64,
     /// Whether the session takes messages to the name, as far as its node knows.
     pub(super) is_open: AtomicBool,
 }
@@ -52,8 +55,18 @@ impl NameClaim {
         NameClaim {
             name: name.into(),
             secret,
-            number: AtomicU64::new(0),
+            is_shared: false,
+            first: AtomicU64::new(0),
+            time: AtomicU64::new(0),
             is_open: AtomicBool::new(false),
+        }
+    }
+
+    /// A claim of a session that is to have the name together with the others that claim it with this secret.
+    pub(crate) fn shared(name: &str, secret: TokenHash) -> NameClaim {
+        NameClaim {
+            is_shared: true,
+            ..NameClaim::new(name, secret)
         }
     }
 
@@ -61,7 +74,9 @@ impl NameClaim {
         Claim {
             name: self.name.clone(),
             secret: self.secret,
-            number: self.number.load(Relaxed),
+            first: self.first.load(Relaxed),
+            time: self.time.load(Relaxed),
+            shared: self.is_shared,
         }
     }
 }
@@ -72,7 +87,9 @@ impl From<Claim> for NameClaim {
         NameClaim {
             name: claim.name,
             secret: claim.secret,
-            number: AtomicU64::new(claim.number),
+            is_shared: claim.shared,
+            first: AtomicU64::new(claim.first),
+            time: AtomicU64::new(claim.time),
             is_open: AtomicBool::new(true),
         }
     }

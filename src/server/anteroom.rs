@@ -139,11 +139,7 @@ impl Anteroom {
         }
         shared.tasks.spawn(tick(shared.clone()));
         if !shared.config.serving.dialect.is_empty() {
-            let (rooms, stopping) = (shared.rooms.clone(), shared.stopping.clone());
-            let expiring = async move {
-                stopping.run_until_cancelled(rooms.expire_messages()).await;
-            };
-            shared.tasks.spawn(expiring);
+            shared.tasks.spawn(expire_messages(shared.clone()));
         }
         if let Some(listeners) = turn_listeners {
             let serving = listeners.run(shared.stopping.clone(), shared.stopped.clone());
@@ -180,7 +176,7 @@ impl Anteroom {
 
     /// The number of sessions, including suspended ones.
     pub fn sessions(&self) -> usize {
-        self.0.rooms.session_count()
+        self.0.heartbeat.len()
     }
 
     /// All metrics in the text format of OpenMetrics 1.0. Serve them with the content type
@@ -260,9 +256,20 @@ async fn tick(shared: Arc<Shared>) {
                 shared.heartbeat.tick(now);
                 shared.expiries.tick(unix_time::unix_seconds());
                 shared.admission.tick();
+                shared.lobbies.tick();
             }
         }
     }
+}
+
+/// Tells clients whose messages have waited in vain, until the server stops.
+async fn expire_messages(shared: Arc<Shared>) {
+    let count = |clients| {
+        let errors = shared.metrics.errors(ErrorCode::UnknownReceiver.as_str());
+        errors.inc_by(clients as u64);
+    };
+    let expiring = shared.rooms.expire_messages(count);
+    shared.stopping.run_until_cancelled(expiring).await;
 }
 
 /// Writes the sessions that are kept over a restart, if there is a file for them.

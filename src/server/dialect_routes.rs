@@ -1,11 +1,12 @@
 //! The URLs of other people's clients.
 
-use std::{collections::BTreeSet, num::NonZeroU32};
+use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
 
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, VARY},
+    header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, ORIGIN, VARY},
 };
+use tokio::sync::Semaphore;
 use warp::{
     Filter,
     filters::BoxedFilter,
@@ -27,6 +28,12 @@ use crate::{
 
 /// The key of PeerJS clients that name none.
 const DEFAULT_KEY: &str = "peerjs";
+
+/// How many lists of peers are made at once.
+const LISTS: usize = 8;
+
+/// The most sessions in a group.
+const MAX_GROUP: u32 = 256;
 
 /// The longest name of a room with groups, in bytes: the names of their rooms have the size and an id at the end.
 const MAX_NAME_OF_GROUPS: usize = 64;
@@ -55,6 +62,7 @@ fn peerjs(handle: &Handle) -> BoxedFilter<(Response,)> {
         warp::any().map(move || handle.clone())
     };
     let get = warp::get().or(warp::head()).unify();
+    let lists = Arc::new(Semaphore::new(LISTS));
     let session = warp::path!("peerjs" / "peerjs")
         .or(warp::path!("peerjs"))
         .unify()
@@ -67,26 +75,20 @@ fn peerjs(handle: &Handle) -> BoxedFilter<(Response,)> {
         .or(warp::path!("peerjs" / "id"))
         .unify()
         .and(get)
-        .and(warp::header::headers_cloned())
+        .and(handshake())
         .and(with.clone())
-        .map(|headers, handle: Handle| {
+        .map(|handshake: Handshake, handle: Handle| {
             let id = SessionId::random().to_string();
-            readable(&handle, &headers, id.into_response())
+            readable(&handle, &handshake, id.into_response())
         });
     let peers = warp::path!("peerjs" / String / "peers")
         .or(warp::path!("peerjs" / "peers").map(|| DEFAULT_KEY.to_owned()))
         .unify()
         .and(get)
-        .and(warp::header::headers_cloned())
+        .and(handshake())
         .and(with)
-        .then(async |key: String, headers, handle: Handle| {
-            let answer = peerjs_peers(&handle, &key).await;
-            readable(
-                &handle,
-                &headers,
-                answer.unwrap_or_else(Reply::into_response),
-            )
-        });
+        .and(warp::any().map(move || lists.clone()))
+        .then(peerjs_peers);
     session.or(id).unify().or(peers).unify().boxed()
 }
 
@@ -100,11 +102,11 @@ fn peerjs_session(handshake: Handshake, handle: Handle) -> Response {
         });
         return readable(
             &handle,
-            &handshake.headers,
+            &handshake,
             warp::reply::json(&about).into_response(),
         );
     }
-    let format = dialects::of(&RoomName::nowhere(Dialect::PeerJs));
+    let format = dialects::of(Some(Dialect::PeerJs));
     handshake.answer(&handle, format, |handshake| {
         let wrong = |message| HttpError::new(StatusCode::BAD_REQUEST, message);
         let query = &handshake.query;
@@ -127,36 +129,54 @@ fn peerjs_session(handshake: Handshake, handle: Handle) -> Response {
     })
 }
 
-/// The ids of all peers with a key, if clients may ask for them.
+/// The ids of all peers with a key, if clients may ask for them. As many are listed at once as `lists` has permits.
+async fn peerjs_peers(
+    key: String,
+    handshake: Handshake,
+    handle: Handle,
+    lists: Arc<Semaphore>,
+) -> Response {
+    let listed = async {
+        check_page(&handle, &handshake.headers)?;
+        if !handle.config.serving.peerjs_discovery {
+            let message =
+                "clients may not ask for the peers: start the server with --peerjs-discovery";
+            return Err(HttpError::new(StatusCode::UNAUTHORIZED, message));
+        }
+        handle.admission.check_rate(handshake.address(&handle))?;
+        let room = RoomName::from_segment(&key)
+            .map_err(|_| HttpError::new(StatusCode::BAD_REQUEST, "Invalid key provided"))?;
+        let busy = || HttpError::unavailable("too many ask for the peers: try again later");
+        let _permit = lists.try_acquire().map_err(|_| busy())?;
+        let limit = handle.cluster.as_ref().map(|cluster| cluster.down);
+        let room = room.in_dialect(Dialect::PeerJs);
+        let sessions = handle.rooms.query(&room, limit.unwrap_or_default());
+        let sessions = sessions.await.map_err(|Busy| busy())?;
+        let ids: BTreeSet<&str> = sessions.iter().filter_map(|it| it.info.name()).collect();
+        Ok(warp::reply::json(&ids).into_response())
+    };
+    let answer = listed.await.unwrap_or_else(Reply::into_response);
+    readable(&handle, &handshake, answer)
+}
+
+/// Checks the origin of a page. A browser names none when the page is of this server.
 ///
 /// # Errors
 ///
-/// 401 if they may not, as PeerServer answers; 503 if other nodes do not answer.
-async fn peerjs_peers(shared: &Shared, key: &str) -> Result<Response, HttpError> {
-    if !shared.config.serving.peerjs_discovery {
-        let message = "clients may not ask for the peers: start the server with --peerjs-discovery";
-        return Err(HttpError::new(StatusCode::UNAUTHORIZED, message));
+/// The [`HttpError`] (403) for an origin that is not allowed.
+fn check_page(shared: &Shared, headers: &HeaderMap) -> Result<(), HttpError> {
+    match headers.contains_key(ORIGIN) {
+        true => shared.admission.check_origin(headers),
+        false => Ok(()),
     }
-    let room = RoomName::from_segment(key)
-        .map_err(|_| HttpError::new(StatusCode::BAD_REQUEST, "Invalid key provided"))?;
-    let limit = shared.cluster.as_ref().map(|cluster| cluster.down);
-    let room = room.in_dialect(Dialect::PeerJs);
-    let sessions = shared.rooms.query(&room, limit.unwrap_or_default()).await;
-    let sessions = sessions.map_err(|Busy| {
-        HttpError::unavailable(
-            "the other nodes do not answer, or have too many requests: try again",
-        )
-    })?;
-    let ids: BTreeSet<&str> = sessions.iter().filter_map(|it| it.info.name()).collect();
-    Ok(warp::reply::json(&ids).into_response())
 }
 
 /// The answer to a page of an origin that may open sessions, which may read it (Fetch, section 3.3.3).
-fn readable(shared: &Shared, headers: &HeaderMap, mut response: Response) -> Response {
-    if let Err(error) = shared.admission.check_origin(headers) {
+fn readable(shared: &Shared, handshake: &Handshake, mut response: Response) -> Response {
+    if let Err(error) = check_page(shared, &handshake.headers) {
         return error.into_response();
     }
-    let origin = headers.get(ORIGIN).cloned();
+    let origin = handshake.headers.get(ORIGIN).cloned();
     let added = response.headers_mut();
     added.insert(
         ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -164,12 +184,6 @@ fn readable(shared: &Shared, headers: &HeaderMap, mut response: Response) -> Res
     );
     added.insert(VARY, HeaderValue::from_static("Origin"));
     added.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if !added.contains_key(CONTENT_TYPE) {
-        added.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        );
-    }
     response
 }
 
@@ -184,7 +198,7 @@ fn topics(handle: &Handle) -> BoxedFilter<(Response,)> {
             }
             // A connection begins in no room, and shows with each message which of the two it speaks.
             let room = RoomName::nowhere(Dialect::YWebrtc);
-            handshake.answer(&handle, dialects::of(&room), |handshake| {
+            handshake.answer(&handle, dialects::of(room.dialect()), |handshake| {
                 Ok(Target {
                     token: handshake.query.get("token").map(Into::into),
                     ..Target::of(room.clone())
@@ -202,7 +216,7 @@ fn matchbox(handle: &Handle) -> BoxedFilter<(Response,)> {
         .and(handshake())
         .map(
             move |name: Result<RoomName, &'static str>, handshake: Handshake| {
-                let format = dialects::of(&RoomName::nowhere(Dialect::Matchbox));
+                let format = dialects::of(Some(Dialect::Matchbox));
                 handshake.answer(&handle, format, |handshake| {
                     let wrong = |message| HttpError::new(StatusCode::BAD_REQUEST, message);
                     let query = &handshake.query;
@@ -213,12 +227,12 @@ fn matchbox(handle: &Handle) -> BoxedFilter<(Response,)> {
                     if query.get("next").is_some() && room.as_str().len() > MAX_NAME_OF_GROUPS {
                         return Err(wrong("with next, a room name must have at most 64 bytes"));
                     }
-                    let group_size: Option<NonZeroU32> = match query.get("next") {
-                        Some(next) => {
-                            Some(next.parse().map_err(|_| wrong("next must be 1 or more"))?)
-                        }
-                        None => None,
-                    };
+                    let group_size = query.get("next").map(|next| {
+                        let size: Option<NonZeroU32> = next.parse().ok();
+                        size.filter(|size| size.get() <= MAX_GROUP)
+                            .ok_or_else(|| wrong("next must be 1 to 256"))
+                    });
+                    let group_size = group_size.transpose()?;
                     Ok(Target {
                         token: query.get("token").map(Into::into),
                         group_size,

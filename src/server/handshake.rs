@@ -129,6 +129,11 @@ impl Handshake {
         is_get && self.connection.is_none()
     }
 
+    /// The address of the client.
+    pub(super) fn address(&self, shared: &Shared) -> Option<IpAddr> {
+        shared.admission.address(self.peer, &self.headers)
+    }
+
     /// Starts a session for a client that speaks `format`, or resumes one. `target` reads from the request what the
     /// client wants. The client learns from its connection why it is refused if the format has words for it, or if the
     /// client offers the subprotocol; else from the answer.
@@ -160,7 +165,7 @@ impl Handshake {
     ) -> Result<(StatusCode, Response), HttpError> {
         let upgrade = websocket::accept(&self.method, &self.headers, connection, SUBPROTOCOL)?;
         let reads_refusals = upgrade.has_subprotocol();
-        let address = shared.admission.address(self.peer, &self.headers);
+        let address = self.address(shared);
         let (shared, connection) = (shared.clone(), upgrade.connection);
         let admitted =
             target(self).and_then(|target| self.admit(&shared, target, address, reads_refusals));
@@ -253,7 +258,11 @@ impl Handshake {
                 let nowhere = room.dialect().filter(|_| group_size.is_some());
                 let nowhere = nowhere.map(RoomName::nowhere);
                 let place = nowhere.as_ref().unwrap_or(&room);
-                Some(admission.admit(place, client.address)?)
+                let claim = client.claim.as_ref();
+                match claim.is_some_and(|claim| shared.rooms.holds(place, claim)) {
+                    true => Some(admission.admit_successor(place, client.address)),
+                    false => Some(admission.admit(place, client.address)?),
+                }
             }
         };
         Ok((room, client, resume, admitted))

@@ -57,7 +57,7 @@ fn room(handle: &Handle) -> BoxedFilter<(Response,)> {
                         return error.into_response();
                     }
                 };
-                let format = dialects::of(&room);
+                let format = dialects::of(None);
                 handshake.answer(&handle, format, |handshake| {
                     let query = &handshake.query;
                     let received = query.get("received");

@@ -55,9 +55,9 @@ impl Status {
 
 /// All metrics in the text format of OpenMetrics.
 pub(super) fn metrics(shared: &Shared) -> String {
-    let outboxes = shared.rooms.local_senders();
+    let outboxes = shared.heartbeat.senders();
     shared.metrics.render(&Gauges {
-        sessions: shared.rooms.session_count(),
+        sessions: outboxes.len(),
         suspended: shared.resumes.count_suspended(),
         rooms: shared.rooms.len(),
         outbox_bytes: outboxes.iter().map(|sender| sender.stats().bytes).sum(),

@@ -1,9 +1,9 @@
 //! Groups of sessions in order of arrival.
 //!
 //! In the lobby of a room, the sessions of the one group that is not complete hold a name together, with the group's
-//! secret. A session that arrives claims the name with that secret, or with a new one if nobody holds it. Of two that
-//! begin a group at once, on whichever nodes, one loses and claims again. The session that completes a group says so, and
-//! then takes all of it out of the lobby.
+//! secret. A session that arrives claims the name with that secret, or with a new one if nobody holds it. Of two groups
+//! that begin at once, on whichever nodes, one loses the name, and claims it again later. The session that completes a
+//! group says so, and then takes all of it out of the lobby.
 
 use std::{future::poll_fn, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -12,13 +12,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     outbox::{Outbox, detached_outbox},
-    protocol::{RoomName, SessionId, TokenHash},
-    rooms::{Full, JoinGuard, NameClaim, Reservation, SessionInfo},
+    protocol::{Close, CloseCode, RoomName, SessionId, TokenHash},
+    rooms::{JoinGuard, NameClaim, Reservation, SessionInfo},
     state::Shared,
 };
 
 /// The name that the sessions of the open group hold.
-const OPEN: &str = "open";
+const OPEN_GROUP: &str = "open";
 
 /// The first and the longest pause before a session claims again. Each pause is twice as long as the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -41,62 +41,12 @@ pub(super) struct LobbyPlace {
     _leaving: DropGuard,
 }
 
-/// Finds the group of `size` sessions of a room that the next session belongs to. In a cluster, other nodes are waited
-/// for, for `down` at most each time.
-///
-/// # Errors
-///
-/// What to tell a client that gets no place.
-pub(super) async fn find(
-    shared: &Arc<Shared>,
-    room: &RoomName,
-    size: NonZeroU32,
-    down: Duration,
-) -> Result<Place, &'static str> {
-    const BUSY: &str = "too many sessions arrive at once: try again";
-    let (deadline, mut pause) = (Instant::now() + LIMIT, FIRST_PAUSE);
-    let lobby = Lobby {
-        shared,
-        name: room.with_suffix(&format!("?next={size}")),
-        down,
-    };
-    // The sessions of this node come one by one, in the order in which they have arrived.
-    let turn = timeout(LIMIT, shared.lobbies.enter(&lobby.name)).await;
-    let _turn = turn.map_err(|_| BUSY)?;
-    let size = size.get() as usize;
-    while Instant::now() < deadline && !shared.stopping.is_cancelled() {
-        let reservation = lobby.reserve().await;
-        let group = reservation.secret_of(OPEN);
-        let group = group.unwrap_or_else(TokenHash::random);
-        let complete = format!("{group} is complete");
-        let place = lobby.claim(reservation, OPEN, group).await;
-        let rank = place.guard.rank().filter(|rank| *rank <= size);
-        if let Some(rank) = rank.filter(|_| place.guard.secret_of(&complete).is_none()) {
-            if rank == size {
-                // Whoever has taken the group for open learns this before it misses those who have left the lobby.
-                let done = lobby.claim(lobby.reserve().await, &complete, group).await;
-                place.guard.close_same_claims();
-                done.hold_for(shared, 2 * down + COMPLETE);
-            }
-            let room = lobby.name.with_suffix(&format!("#{group}"));
-            let reservation = shared.rooms.reserve(&room).map_err(|full| match full {
-                Full::Rooms => "the server has too many rooms: try again later",
-                Full::Room => "the room is full: try again later",
-            })?;
-            let lobby = place.hold(shared);
-            return Ok(Place { reservation, lobby });
-        }
-        drop(place);
-        sleep(pause).await;
-        pause = LONGEST_PAUSE.min(2 * pause);
-    }
-    Err(BUSY)
-}
-
 /// The lobby of a room for one size of groups.
-struct Lobby<'a> {
-    shared: &'a Arc<Shared>,
+#[derive(Clone)]
+struct Lobby {
+    shared: Arc<Shared>,
     name: RoomName,
+    /// How long other nodes are waited for.
     down: Duration,
 }
 
@@ -106,9 +56,69 @@ struct LobbyClaim {
     outbox: Outbox,
 }
 
-impl Lobby<'_> {
+/// Finds the group of `size` sessions of a room that the next session belongs to. In a cluster, other nodes are waited
+/// for, for `down` at most each time.
+///
+/// # Errors
+///
+/// The Close frame for a client that gets no place.
+pub(super) async fn find(
+    shared: &Arc<Shared>,
+    room: &RoomName,
+    size: NonZeroU32,
+    down: Duration,
+) -> Result<Place, Close> {
+    let busy = || {
+        let message = "too many sessions arrive at once: try again";
+        Close::new(CloseCode::TryAgainLater, message)
+    };
+    let lobby = Lobby {
+        shared: shared.clone(),
+        name: room.with_suffix(&format!("?next={size}")),
+        down,
+    };
+    // The sessions of this node come one by one, in the order in which they have arrived.
+    let turn = timeout(LIMIT, shared.lobbies.enter(&lobby.name)).await;
+    let mut turn = turn.map_err(|_| busy())?;
+    // Whoever enters a room anew may not know at once who is there.
+    turn.stay(|| shared.rooms.reserve_for_backend(&lobby.name));
+    let (deadline, mut pause) = (Instant::now() + LIMIT, FIRST_PAUSE);
+    let size = size.get() as usize;
+    while Instant::now() < deadline && !shared.stopping.is_cancelled() {
+        let reservation = lobby.reserve().await;
+        let group = reservation.secret_of(OPEN_GROUP);
+        let group = group.unwrap_or_else(TokenHash::random);
+        let complete = format!("{group} is complete");
+        let place = lobby.claim(reservation, OPEN_GROUP, group).await;
+        let rank = place.guard.rank().filter(|rank| *rank <= size);
+        if let Some(rank) = rank.filter(|_| place.guard.secret_of(&complete).is_none()) {
+            let room = lobby.name.with_suffix(&format!("#{group}"));
+            let reservation = shared.admission.reserve(&room);
+            let reservation = reservation
+                .map_err(|error| Close::new(CloseCode::TryAgainLater, error.message()))?;
+            if rank == size {
+                // Whoever has taken the group for open learns this before it misses those who have left the lobby.
+                let done = lobby.claim(lobby.reserve().await, &complete, group).await;
+                place.guard.close_same_claims();
+                done.hold_for(shared, 2 * down + COMPLETE);
+            }
+            let lobby = place.hold(lobby, group);
+            return Ok(Place { reservation, lobby });
+        }
+        drop(place);
+        sleep(pause).await;
+        pause = LONGEST_PAUSE.min(2 * pause);
+    }
+    Err(match shared.stopping.is_cancelled() {
+        true => Close::restart(0),
+        false => busy(),
+    })
+}
+
+impl Lobby {
     /// Enters the lobby, and learns who is there.
     async fn reserve(&self) -> Reservation {
+        // It counts as no session.
         let reservation = self.shared.rooms.reserve_for_backend(&self.name);
         reservation.wait_for_snapshots(self.down).await;
         reservation
@@ -117,7 +127,7 @@ impl Lobby<'_> {
     /// Claims a name, and waits until the other nodes know.
     async fn claim(&self, reservation: Reservation, name: &str, group: TokenHash) -> LobbyClaim {
         let (sender, outbox) = detached_outbox(1, 0, Vec::new());
-        let claim = NameClaim::new(name, group);
+        let claim = NameClaim::shared(name, group);
         let info = SessionInfo::new(None, None).with_claim(Some(claim));
         let guard = {
             let _line = timeout(self.down, self.shared.rooms.wait_in_line()).await;
@@ -130,14 +140,20 @@ impl Lobby<'_> {
 }
 
 impl LobbyClaim {
-    /// Keeps the claim until it is closed, or the place is dropped.
-    fn hold(self, shared: &Arc<Shared>) -> LobbyPlace {
+    /// Keeps the claim until the group is complete, or the place is dropped. If another group has taken the name, claims
+    /// it again.
+    fn hold(self, lobby: Lobby, group: TokenHash) -> LobbyPlace {
         let leaving = CancellationToken::new();
-        let left = leaving.clone();
-        shared.tasks.spawn(async move {
-            let closed = poll_fn(|cx| self.outbox.poll_closed(cx));
-            left.run_until_cancelled(closed).await;
-            drop(self.guard);
+        let (left, tasks) = (leaving.clone(), lobby.shared.tasks.clone());
+        tasks.spawn(async move {
+            let mut claim = self;
+            let held = async {
+                while poll_fn(|cx| claim.outbox.poll_closed(cx)).await == Close::name_taken() {
+                    sleep(LONGEST_PAUSE).await;
+                    claim = lobby.claim(lobby.reserve().await, OPEN_GROUP, group).await;
+                }
+            };
+            left.run_until_cancelled(held).await;
         });
         LobbyPlace {
             _leaving: leaving.drop_guard(),

@@ -84,12 +84,13 @@ impl Session {
             let permissions = Permissions::new(permissions, &shared.expiries, sender.clone());
             Box::new(permissions)
         });
+        let heartbeat = shared.heartbeat.register(sender.clone());
         if shared.stopping.is_cancelled() {
-            // The session began too late to be told with the others.
+            // The session may have begun too late to be told with the others.
             shared.stop_session(&sender, 0);
         }
         Session {
-            heartbeat: shared.heartbeat.register(sender),
+            heartbeat,
             pace: Pace::new(&shared.config.limits, owed),
             turn: shared.turn.as_ref().map(|turn| turn.admit(join_guard.id())),
             shared,
@@ -110,7 +111,7 @@ impl Session {
 
     /// What the client speaks.
     pub(super) fn format(&self) -> &'static dyn WireFormat {
-        dialects::of(self.join_guard.room())
+        dialects::of(self.join_guard.room().dialect())
     }
 
     /// Ends the joining of a session that claims a name, unless another session has it.
@@ -327,6 +328,11 @@ impl Session {
                 frame,
                 reference,
             } => self.route(&receiver, &frame, reference, flush_set),
+            Command::SendToName {
+                name,
+                frame,
+                may_wait,
+            } => self.send_to_name(&name, &frame, may_wait, flush_set),
             Command::Request(message) => self.answer(&message, flush_set),
             Command::Reply(frame) => {
                 let bytes = frame.len();
@@ -338,8 +344,7 @@ impl Session {
             }
             Command::Subscribe(rooms) => {
                 let (topics, subscriber) = self.topics()?;
-                topics.subscribe(subscriber, rooms)?;
-                Ok(Routed::default())
+                topics.subscribe(subscriber, rooms)
             }
             Command::Unsubscribe(rooms) => {
                 self.topics()?.0.unsubscribe(&rooms);
@@ -375,6 +380,33 @@ impl Session {
         })
     }
 
+    /// Delivers a message to the session that has a name, or has it wait.
+    fn send_to_name(
+        &mut self,
+        name: &str,
+        frame: &Frame,
+        may_wait: bool,
+        flush_set: &mut FlushSet,
+    ) -> Result<Routed, Problem> {
+        self.may_send()?;
+        if self.shared.cluster.is_some() {
+            self.pace.get_or_insert_default().ensure_quota();
+        }
+        let speaker = self.speaker(None);
+        let guard = &self.join_guard;
+        let delivery = guard.send_to_name(speaker, name, frame, may_wait, flush_set);
+        let deliveries = &self.shared.metrics.traffic.deliveries;
+        deliveries.inc_by(delivery.receivers as u64);
+        match delivery.receivers == 0 && !delivery.is_waiting {
+            true => Err(Problem::unknown_receiver(name)),
+            false => Ok(Routed {
+                receivers: delivery.receivers,
+                bytes: frame.len(),
+                ..Routed::default()
+            }),
+        }
+    }
+
     /// Delivers a message to its receivers.
     fn route(
         &mut self,
@@ -389,13 +421,12 @@ impl Session {
         }
         let speaker = self.speaker(reference);
         let delivery = self.join_guard.route(speaker, receiver, frame, flush_set);
-        let Delivery { receivers, is_kept } = delivery;
+        let Delivery {
+            receivers, is_kept, ..
+        } = delivery;
         let bytes = frame.len().saturating_mul(receivers);
-        self.shared
-            .metrics
-            .traffic
-            .deliveries
-            .inc_by(receivers as u64);
+        let deliveries = &self.shared.metrics.traffic.deliveries;
+        deliveries.inc_by(receivers as u64);
         match is_kept {
             Some(false) => {
                 let problem = Problem::not_stored();

@@ -227,13 +227,13 @@ async fn begin_in_group(
             newcomer.lobby = Some(Box::new(lobby));
             begin_in_room(shared, newcomer, None);
         }
-        Err(message) => close_newcomer(shared, newcomer, message).await,
+        Err(close) => close_newcomer(shared, newcomer, close).await,
     }
 }
 
 /// Closes the connection of a client that gets no session for now.
-async fn close_newcomer(shared: Arc<Shared>, newcomer: Newcomer, message: &'static str) {
-    let disconnect = Disconnect::Closed(Close::new(CloseCode::TryAgainLater, message));
+async fn close_newcomer(shared: Arc<Shared>, newcomer: Newcomer, close: Close) {
+    let disconnect = Disconnect::Closed(close);
     let address = newcomer.client.address;
     let handshake = ClosingHandshake::of_connection(shared, disconnect, newcomer.writer, address);
     handshake.run(newcomer.reader).await;
@@ -291,7 +291,9 @@ async fn join_in_cluster(
     shared.in_time(limit, entered).await;
     let rooms = shared.rooms.clone();
     let Some(line) = shared.in_time(limit, rooms.wait_in_line()).await else {
-        close_newcomer(shared, newcomer, "the cluster is slow: try again later").await;
+        let message = "the cluster is slow: try again later";
+        let close = Close::new(CloseCode::TryAgainLater, message);
+        close_newcomer(shared, newcomer, close).await;
         return None;
     };
     let (session, reader) = join(shared, newcomer, problem);
@@ -326,7 +328,7 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
         claim,
         group_size: _,
     } = client;
-    let format = dialects::of(reservation.room());
+    let format = dialects::of(reservation.room().dialect());
     if claim.is_some() {
         outbox.outlive_connection();
     } else if let Some(first) = format.opened(id) {

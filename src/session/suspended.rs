@@ -60,7 +60,7 @@ impl Session {
         debug!("{} is suspended: {disconnect}", self.id());
         self.count_slow(&disconnect);
         let mut writer = self.outbox.detach();
-        // The replay buffer has the frames that were not written.
+        // The replay buffer has the frames that were not written, if the session is resumable.
         writer.clear();
         if let Some(reader) = reader.take() {
             let address = *self.join_guard.info().address.lock();

@@ -14,10 +14,13 @@ use crate::{
     keyed_map::KeyedMap,
     outbox::{FlushSet, Outbox},
     protocol::{Close, CloseCode, Problem, RoomName},
-    rooms::{Delivery, Full, JoinGuard, Reservation, Rooms, Speaker},
+    rooms::{Delivery, JoinGuard, Reservation, Rooms, Speaker},
     state::Shared,
     websocket::Frame,
 };
+
+/// What it counts for a session's rate of bytes to join a room, in bytes. In a cluster, all nodes are told.
+const JOIN_BYTES: usize = 1024;
 
 /// The topics of a session.
 pub(super) struct Topics {
@@ -63,7 +66,7 @@ impl Topics {
         &self,
         subscriber: Subscriber<'_>,
         rooms: Vec<RoomName>,
-    ) -> Result<(), Problem> {
+    ) -> Result<Routed, Problem> {
         let Subscriber {
             shared,
             join_guard,
@@ -71,6 +74,10 @@ impl Topics {
             pace,
         } = subscriber;
         let reservations = self.reserve(shared, rooms)?;
+        let routed = Routed {
+            bytes: reservations.len() * JOIN_BYTES,
+            ..Routed::default()
+        };
         let (id, info) = (join_guard.id(), join_guard.info().clone());
         let (sender, joined) = (outbox.sender(), self.joined.clone());
         let join = move |reservations: Vec<Reservation>| {
@@ -82,7 +89,7 @@ impl Topics {
         };
         let Some(limit) = shared.cluster.as_ref().map(|cluster| cluster.down) else {
             join(reservations);
-            return Ok(());
+            return Ok(routed);
         };
         let (rooms, sender) = (shared.rooms.clone(), outbox.sender());
         let subscribed = async move {
@@ -90,15 +97,15 @@ impl Topics {
             match timeout(limit, rooms.wait_in_line()).await {
                 Ok(_line) => join(reservations),
                 Err(_) => {
-                    let message = "the cluster is slow: try again later";
-                    sender.close(Close::new(CloseCode::TryAgainLater, message));
+                    let message = "the cluster is slow: reconnect";
+                    sender.close(Close::new(CloseCode::ServiceRestart, message));
                 }
             }
             0
         };
         let pace = pace.get_or_insert_default();
         pace.wait_for(Box::pin(subscribed));
-        Ok(())
+        Ok(routed)
     }
 
     /// Reserves places in those of the rooms that the session is not in.
@@ -107,10 +114,6 @@ impl Topics {
             shared.config.limits.max_topics,
             &shared.config.serving.dialect,
         );
-        let refuse = |limit, message: &str| {
-            shared.metrics.limits_hit(limit).inc();
-            Problem::not_allowed(message)
-        };
         let joined = self.joined.lock();
         let mut reservations: Vec<Reservation> = Vec::new();
         for room in rooms {
@@ -121,16 +124,13 @@ impl Topics {
             self.check(&room, served)?;
             if joined.len() + reservations.len() >= most {
                 let message = format!("a connection may have {most} topics: unsubscribe from some");
-                return Err(refuse(Limit::Topics, &message));
+                shared.metrics.limits_hit(Limit::Topics).inc();
+                return Err(Problem::not_allowed(&message));
             }
-            let reservation = shared.rooms.reserve(&room).map_err(|full| match full {
-                Full::Rooms => refuse(
-                    Limit::Rooms,
-                    "the server has too many topics: try again later",
-                ),
-                Full::Room => refuse(Limit::RoomSessions, "the topic is full: try again later"),
-            });
-            reservations.push(reservation?);
+            let reservation = shared.admission.reserve(&room);
+            let reservation =
+                reservation.map_err(|error| Problem::not_allowed(&error.message()))?;
+            reservations.push(reservation);
         }
         Ok(reservations)
     }
@@ -186,7 +186,7 @@ impl Topics {
                         let rooms: &Rooms = &shared.rooms;
                         rooms.publish(&publication.room, speaker, write, &mut flush_set)
                     };
-                    count(&shared, &publication, send).bytes
+                    JOIN_BYTES + count(&shared, &publication, send).bytes
                 };
                 let pace = pace.get_or_insert_default();
                 pace.wait_for(Box::pin(published));

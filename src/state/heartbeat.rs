@@ -119,8 +119,17 @@ impl Heartbeat {
         }
     }
 
-    /// How many sessions are pinged.
-    #[cfg(all(test, feature = "cluster"))]
+    /// The outboxes of all sessions of this node.
+    pub(crate) fn senders(&self) -> Vec<Sender> {
+        let mut senders = Vec::new();
+        for slot in &self.slots {
+            let slot = slot.lock();
+            senders.extend(slot.pulses.values().map(|pulse| pulse.sender.clone()));
+        }
+        senders
+    }
+
+    /// How many sessions there are on this node.
     pub(crate) fn len(&self) -> usize {
         self.slots.iter().map(|slot| slot.lock().pulses.len()).sum()
     }

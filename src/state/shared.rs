@@ -68,7 +68,7 @@ impl Shared {
         }
         self.admission.close();
         self.stopping.cancel();
-        let sessions = self.rooms.local_senders();
+        let sessions = self.heartbeat.senders();
         let (count, drain) = (sessions.len(), self.config.stopping.drain());
         info!(
             "stopping: waiting up to {} s for {count} session(s)",
@@ -89,7 +89,7 @@ impl Shared {
     pub(crate) fn stop_session(&self, sender: &Sender, delay_ms: u64) {
         let close = Close::restart(delay_ms);
         match self.keeps_sessions() {
-            true => sender.give_up(close),
+            true => sender.give_up_to_resume(close),
             false => sender.close(close),
         }
     }

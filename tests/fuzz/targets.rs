@@ -95,7 +95,6 @@ pub fn client_messages(input: &[u8]) {
                 Receiver::Session(id) => assert_eq!(written.receiver, id.to_string()),
                 Receiver::User(name) => assert_eq!(written.receiver, format!("user:{name}")),
                 Receiver::Unknown(name) => assert_eq!(written.receiver, name),
-                Receiver::Name(_) => panic!("the protocol has no names"),
             }
         }
         Err(invalid) => {
@@ -112,13 +111,15 @@ pub fn client_messages(input: &[u8]) {
 
 /// A message of another client is relayed as JSON, or is rejected with a reason.
 fn other_clients(dialect: Dialect, id: SessionId, text: &str) {
-    let format = dialects::of(&RoomName::nowhere(dialect));
+    let format = dialects::of(Some(dialect));
     let author = Author {
         id,
         name: Some("ann"),
     };
     match format.read(author, text) {
-        Ok(Command::Send { frame, .. } | Command::Reply(frame)) => {
+        Ok(
+            Command::Send { frame, .. } | Command::SendToName { frame, .. } | Command::Reply(frame),
+        ) => {
             let _: &RawValue = serde_json::from_slice(frame.payload()).unwrap();
         }
         Ok(Command::Publish(publication)) => {

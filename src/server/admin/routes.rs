@@ -167,7 +167,7 @@ fn metrics(handle: Handle) -> Response {
 fn drain(handle: Handle) -> Response {
     info!("draining: the server accepts no new sessions");
     handle.admission.close();
-    json(&serde_json::json!({ "sessions": handle.rooms.session_count() }))
+    json(&serde_json::json!({ "sessions": handle.heartbeat.len() }))
 }
 
 /// Answers a request that no route took.
