@@ -187,8 +187,14 @@ pub(crate) enum Direct {
     Members(SnapshotChunk),
     /// The sender is in none of these rooms.
     Absent(Vec<RoomName>),
-    /// The sender has applied the receiver's messages about this room up to this number.
-    Seen { room: RoomName, number: u64 },
+    /// The sender has applied the receiver's messages about this room up to this number, when its own last message about
+    /// the room was `last`.
+    Seen {
+        room: RoomName,
+        number: u64,
+        #[serde(default)]
+        last: u64,
+    },
     /// The sender has received all messages of the receiver up to this number.
     Taken { number: u64 },
     /// A session, or a backend (`None`), sends the text after the line to a session of the receiver.
@@ -313,7 +319,8 @@ pub(crate) struct Claim {
     pub(crate) name: Arc<str>,
     /// What proves that another session is of the same client.
     pub(crate) secret: TokenHash,
-    /// When the name was first claimed with this secret, in milliseconds since 1970, as far as the node knew.
+    /// When the name was first claimed by a session from which this one has taken it over, in milliseconds since 1970; its
+    /// own time if there is none.
     pub(crate) first: u64,
     /// When this session claimed it, later than all claims that its node knew.
     pub(crate) time: u64,

@@ -1,7 +1,8 @@
 //! Pure data: the names that sessions claim in a room, and the messages that wait for a session with a name.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
     sync::Arc,
 };
 
@@ -101,7 +102,7 @@ impl Names {
         let names: Vec<Arc<str>> = self.waiting.keys().cloned().collect();
         for name in names {
             if let Some(waiting) = self.waiting.get_mut(&name) {
-                let all = std::mem::take(waiting).into_iter();
+                let all = mem::take(waiting).into_iter();
                 let (gone, kept): (VecDeque<_>, VecDeque<_>) =
                     all.partition(|message| message.author == Some(author));
                 *waiting = kept;
@@ -114,25 +115,25 @@ impl Names {
         release_spare_capacity(&mut self.waiting);
     }
 
-    /// Removes the messages to a name whose deadline has passed. Returns their authors, each once, and the deadline of
-    /// the next message.
+    /// Removes the messages to a name of each author one of whose messages has waited until its deadline. Returns the
+    /// authors, and the deadline of the next message.
     pub(super) fn expire(&mut self, name: &str, now: Instant) -> (Vec<SessionId>, Option<Instant>) {
         let Some(waiting) = self.waiting.get_mut(name) else {
             return Default::default();
         };
-        let expired = waiting.partition_point(|message| message.deadline <= now);
-        let expired: VecDeque<Waiting> = waiting.drain(..expired).collect();
+        let due = waiting.iter().filter(|message| message.deadline <= now);
+        let authors: BTreeSet<Option<SessionId>> = due.map(|message| message.author).collect();
+        let all = mem::take(waiting).into_iter();
+        let (expired, kept): (VecDeque<Waiting>, VecDeque<Waiting>) =
+            all.partition(|message| authors.contains(&message.author));
+        *waiting = kept;
         let next = waiting.front().map(|message| message.deadline);
         if next.is_none() {
             self.waiting.remove(name);
             release_spare_capacity(&mut self.waiting);
         }
         self.settle(name, &expired);
-        let authors = expired.iter().filter_map(|message| message.author);
-        let mut authors: Vec<SessionId> = authors.collect();
-        authors.sort_unstable();
-        authors.dedup();
-        (authors, next)
+        (authors.into_iter().flatten().collect(), next)
     }
 
     /// Notes that messages wait no more.
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_expire_one_by_one_and_each_author_is_named_once() {
+    fn all_messages_of_an_author_expire_with_the_first() {
         let mut names = Names::default();
         let [ann, bob] = [(); 2].map(|()| SessionId::random());
         let (name, start) = (Arc::from("cat"), Instant::now());
@@ -182,7 +183,7 @@ mod tests {
             assert_eq!(first, Some(is_first));
         }
         assert_eq!(names.expire("cat", at(0)), (vec![], Some(at(1))));
-        assert_eq!(names.expire("cat", at(2)), (vec![ann], Some(at(3))));
+        assert_eq!(names.expire("cat", at(1)), (vec![ann], Some(at(3))));
         assert_eq!(names.expire("dog", at(9)), (vec![], None));
         assert_eq!(names.take("cat").len(), 1);
         assert_eq!(names.expire("cat", at(9)), (vec![], None));

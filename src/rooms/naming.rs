@@ -65,7 +65,8 @@ impl Members {
             let last = earlier.map(|(.., other)| other.time.load(Relaxed)).max();
             let time = unix_time::unix_millis().max(last.map_or(0, |last| last.saturating_add(1)));
             let same = self.claims(&claim.name);
-            let same = same.filter(|(.., other)| other.secret == claim.secret);
+            // Who has a name together takes it from nobody, and may mistake a secret for one that still counts.
+            let same = same.filter(|(.., other)| other.secret == claim.secret && !claim.is_shared);
             let first = same.map(|(.., other)| other.first.load(Relaxed)).min();
             claim.time.store(time, Relaxed);
             claim.first.store(first.unwrap_or(time), Relaxed);

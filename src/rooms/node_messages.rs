@@ -160,8 +160,10 @@ impl Rooms {
                     }
                 }
             }
-            Direct::Seen { room, number } => {
-                self.with_room(&room, |room| room.apply_seen(node, number, flush_set));
+            Direct::Seen { room, number, last } => {
+                self.with_room(&room, |room| {
+                    room.apply_seen(node, number, last, flush_set);
+                });
             }
             Direct::Digest { rooms, more } => {
                 for digest in rooms {

@@ -20,6 +20,9 @@ pub(super) struct NodeView {
     gaps: EventGaps,
     /// The number of the last event of this node that the other node has seen.
     seen: u64,
+    /// The same, of an answer that has come before an event of the node that was sent earlier; and the number of that
+    /// event.
+    held_seen: Option<(u64, u64)>,
     /// The number of the last message of the node that was delivered to one session of this node.
     delivered: AtomicU64,
     /// Whether all sessions of the node have been known at some time since it was first asked.
@@ -107,6 +110,7 @@ impl NodeView {
             last: None,
             gaps,
             seen: 0,
+            held_seen: None,
             delivered: AtomicU64::new(0),
             was_complete: false,
             has_recent_chunk: false,
@@ -150,7 +154,9 @@ impl NodeView {
     /// Whether the node has seen the event of this node with this number. A node that is not in the
     /// room has no session that could miss it.
     pub(super) fn has_seen(&self, number: u64) -> bool {
-        self.settles(self.seen >= number)
+        let held = self.held_seen.filter(|(_, last)| self.last >= Some(*last));
+        let seen = held.map_or(self.seen, |(seen, _)| seen.max(self.seen));
+        self.settles(seen >= number)
     }
 
     /// Whether the node has listed its sessions in the room.
@@ -182,9 +188,20 @@ impl NodeView {
         self.delivered.load(Relaxed)
     }
 
-    /// Notes that the node has seen the events of this node up to this number.
-    pub(super) fn note_seen(&mut self, number: u64) {
-        self.seen = number.max(self.seen);
+    /// Notes that the node has seen the events of this node up to this number, when its own last event was `last`. This
+    /// counts once that event has come, too: messages of different subjects overtake each other.
+    pub(super) fn note_seen(&mut self, number: u64, last: u64) {
+        if self.last >= Some(last) || last == 0 {
+            self.seen = number.max(self.seen);
+        } else {
+            let held = self.held_seen.unwrap_or_default();
+            self.held_seen = Some((number.max(held.0), last.max(held.1)));
+        }
+    }
+
+    /// Whether an answer has come before an event that was sent earlier.
+    pub(super) fn holds_seen(&self) -> bool {
+        self.held_seen.is_some()
     }
 
     /// Notes that the node has entered the room with this event, and has no session there.
@@ -379,9 +396,9 @@ mod tests {
         view.enter(5);
         assert!(view.is_present() && view.is_known() && view.has_answered());
         assert_eq!(view.last_event(), Some(5));
-        view.note_seen(4);
+        view.note_seen(4, 0);
         // A message that comes late.
-        view.note_seen(2);
+        view.note_seen(2, 0);
         assert!(view.has_seen(4) && !view.has_seen(5));
         view.exit(6);
         assert!(!view.is_present() && view.has_seen(5));

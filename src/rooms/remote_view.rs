@@ -510,6 +510,16 @@ impl RemoteView {
         self.late.contains_key(&(node, id))
     }
 
+    /// The number of the last event of this node in the room.
+    pub(super) fn last_own(&self) -> u64 {
+        self.sequence.last()
+    }
+
+    /// Whether a session that joins may wait for an event that was sent before an answer that has come.
+    pub(super) fn holds_seen(&self) -> bool {
+        !self.pending_joins.is_empty() && self.views.values().any(NodeView::holds_seen)
+    }
+
     /// Whether events are waited for.
     pub(super) fn has_event_waiters(&self) -> bool {
         !self.event_waiters.is_empty() || !self.late.is_empty()
@@ -675,12 +685,12 @@ mod tests {
         let mut seen = view.wait_for_join(id).unwrap();
         of(&mut view, other).answer_absent(1);
         of(&mut view, one).enter(1);
-        of(&mut view, one).note_seen(2);
+        of(&mut view, one).note_seen(2, 0);
         end_waits(&mut view);
         assert_eq!(seen.try_recv(), Err(TryRecvError::Empty));
         view.note_left(SessionId::random());
         assert_eq!(view.left.len(), 1);
-        of(&mut view, one).note_seen(3);
+        of(&mut view, one).note_seen(3, 0);
         end_waits(&mut view);
         assert_eq!(seen.try_recv(), Ok(()));
         assert!(view.left.is_empty());

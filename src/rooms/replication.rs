@@ -93,7 +93,11 @@ impl Room {
         }
         members.end_waits(&self.name, flush_set);
         if outcome.is_complete {
-            replies.add_seen(node, &self.name, chunk.last);
+            let own = members
+                .remote
+                .as_ref()
+                .map_or(0, |remote| remote.last_own());
+            replies.add_seen(node, &self.name, chunk.last, own);
         }
     }
 
@@ -119,7 +123,11 @@ impl Room {
         match event.what {
             Event::Join(record) => {
                 members.add_remote(&self.name, node, number, record, flush_set);
-                replies.add_seen(node, &self.name, number);
+                let own = members
+                    .remote
+                    .as_ref()
+                    .map_or(0, |remote| remote.last_own());
+                replies.add_seen(node, &self.name, number, own);
             }
             Event::State { id, state } => {
                 members.update_state(&self.name, node, number, id, state, flush_set);
@@ -153,16 +161,22 @@ impl Room {
             }
         }
         let remote = members.remote.as_ref();
-        if remote.is_some_and(|remote| remote.has_event_waiters()) {
+        if remote.is_some_and(|remote| remote.has_event_waiters() || remote.holds_seen()) {
             members.end_waits(&self.name, flush_set);
         }
     }
 
-    /// Notes that a node has seen this node's events up to this number.
-    pub(super) fn apply_seen(&self, node: NodeId, number: u64, flush_set: &mut FlushSet) {
+    /// Notes that a node has seen this node's events up to this number, when its own last event was `last`.
+    pub(super) fn apply_seen(
+        &self,
+        node: NodeId,
+        number: u64,
+        last: u64,
+        flush_set: &mut FlushSet,
+    ) {
         let mut members = self.members.write();
         if let Some(view) = members.view(node) {
-            view.note_seen(number);
+            view.note_seen(number, last);
             members.end_waits(&self.name, flush_set);
         }
     }

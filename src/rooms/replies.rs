@@ -16,8 +16,8 @@ use crate::{
 /// one answer.
 #[derive(Default)]
 pub(crate) struct Replies {
-    /// The numbers of the last events that were seen.
-    seen: BTreeMap<(NodeId, RoomName), u64>,
+    /// The numbers of the last events that were seen, and of the last own events at that time.
+    seen: BTreeMap<(NodeId, RoomName), (u64, u64)>,
     /// Nodes that are asked for their sessions in these rooms.
     asked: BTreeMap<NodeId, BTreeSet<RoomName>>,
     /// Nodes that learn that this node is not in these rooms.
@@ -65,9 +65,9 @@ impl<'a> Undelivered<'a> {
 }
 
 impl Replies {
-    /// Tells a node that its events of a room have been seen up to this number.
-    pub(super) fn add_seen(&mut self, node: NodeId, room: &RoomName, number: u64) {
-        self.seen.insert((node, room.clone()), number);
+    /// Tells a node that its events of a room have been seen up to this number, when the last own event was `own`.
+    pub(super) fn add_seen(&mut self, node: NodeId, room: &RoomName, number: u64, own: u64) {
+        self.seen.insert((node, room.clone()), (number, own));
     }
 
     /// Asks a node for its sessions in a room.
@@ -111,8 +111,8 @@ impl Replies {
     /// Returns how many messages were not delivered although no sender was told.
     pub(crate) fn send(mut self, outbound: &Outbound) -> u64 {
         let mut batch = outbound.batch();
-        for ((node, room), number) in self.seen {
-            batch.notify(node, Direct::Seen { room, number });
+        for ((node, room), (number, last)) in self.seen {
+            batch.notify(node, Direct::Seen { room, number, last });
         }
         for (node, rooms) in self.asked {
             for rooms in chunks(rooms) {
@@ -202,7 +202,7 @@ mod tests {
         let (here, other) = (TestLink::open(), TestLink::open());
         let mut replies = Replies::default();
         let room = RoomName::default_room();
-        (3..6).for_each(|number| replies.add_seen(other.node, &room, number));
+        (3..6).for_each(|number| replies.add_seen(other.node, &room, number, 0));
         replies.send(&here.outbound);
         let received = carry(&here, &other);
         assert!(matches!(received[..], [Direct::Seen { number: 5, .. }]));

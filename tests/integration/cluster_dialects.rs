@@ -130,7 +130,11 @@ async fn a_peer_takes_its_id_over_at_another_node() {
     let mut back = open(&a, "alice", "a").await;
     assert_eq!(back.next().await, relayed("bob", "alice"));
     back.leave().await;
-    open(&b, "alice", "another").await;
+    eventually_async("the id is free", async || {
+        let mut other = peer(&b, "alice", "another").await;
+        other.next().await["type"] == "OPEN"
+    })
+    .await;
 }
 
 #[tokio::test]
