@@ -1,5 +1,5 @@
-//! The demo page, the operators' page and the client module in Chromium, controlled over WebDriver,
-//! with simulated camera, microphone and screen. `tests/run` installs what these tests need and
+//! The demo page, the operators' page, the client module and other people's clients in Chromium, controlled over
+//! WebDriver, with simulated camera, microphone and screen. `tests/run` installs what these tests need and
 //! starts them, one at a time: a browser with a call uses the whole machine.
 //!
 //! | file | what it tests |
@@ -23,6 +23,9 @@
 //! | `client_mesh_repairs` | the `Mesh` when signals, TURN, or the server fail |
 //! | `check` | the client module's check of the connection, and the page's panel for it |
 //! | `client_outcome` | what the `Mesh` tells the server about its connections |
+//! | `peerjs` | the client of PeerJS |
+//! | `topics` | y-webrtc and trystero |
+//! | `dialects` | clients of all dialects in the same pages |
 //!
 //! | file | what the tests use |
 //! | --- | --- |
@@ -30,6 +33,7 @@
 //! | `devtools` | a browser without the defaults of automation, which have no back/forward cache |
 //! | `page` | waiting for what the demo page shows |
 //! | `scripted_server` | a WebSocket server whose every frame the test writes |
+//! | `stock_clients` | pages with clients of other makers, and servers that speak to them |
 
 mod accessibility;
 mod admin_page;
@@ -45,12 +49,16 @@ mod client_room;
 mod client_state;
 mod deployment;
 mod devtools;
+mod dialects;
 mod driver;
 mod file_transfer;
 mod history;
 mod life_cycle;
 mod package;
 mod page;
+mod peerjs;
 mod reconnecting;
 mod scripted_server;
+mod stock_clients;
 mod tiles;
+mod topics;
