@@ -22,6 +22,9 @@
 //! | `tls` | certificates, and their reload |
 //! | `ice` | the ICE servers and TURN credentials in `hello` |
 //! | `turn` | the STUN and TURN server |
+//! | `peerjs` | the wire format of PeerJS |
+//! | `topics` | the wire formats of y-webrtc and trystero |
+//! | `matchbox` | the wire format of matchbox |
 //! | `limits` | origins, quotas, rate limits, header and open-file limits; the log |
 //! | `admin` | the admin API, its access control, metrics |
 //! | `shutdown` | draining and stopping, in a process and as a program |
@@ -88,6 +91,7 @@ mod http;
 mod ice;
 mod joining;
 mod limits;
+mod matchbox;
 mod messages;
 #[cfg(all(
     feature = "cli",
@@ -97,6 +101,7 @@ mod messages;
     feature = "turn"
 ))]
 mod operating;
+mod peerjs;
 #[cfg(all(
     feature = "cli",
     feature = "cluster",
@@ -118,5 +123,6 @@ mod support;
 mod tls;
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 mod tokens;
+mod topics;
 #[cfg(feature = "turn")]
 mod turn;

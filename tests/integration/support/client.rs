@@ -123,13 +123,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// The text of the next message.
     pub async fn next_text(&mut self) -> String {
-        loop {
-            match self.next_frame().await.unwrap() {
-                Message::Text(text) => return text.as_str().into(),
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("expected a message, got {other:?}"),
+        // Pings, which come again and again, do not extend the time limit.
+        within_deadline("a message", async {
+            loop {
+                match self.next_frame().await.unwrap() {
+                    Message::Text(text) => return text.as_str().into(),
+                    Message::Ping(_) | Message::Pong(_) => {}
+                    other => panic!("expected a message, got {other:?}"),
+                }
             }
-        }
+        })
+        .await
     }
 
     /// The next message.
@@ -199,19 +203,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         assert_eq!(pong["data"], "quiet?");
     }
 
-    /// The messages that the server has sent until it answers a Ping frame sent now. Other than
+    /// The messages that the server has sent until it answers a Ping frame sent now. Unlike
     /// [`expect_quiet`](Client::expect_quiet), this works with every wire format.
     pub async fn received(&mut self) -> Vec<Value> {
         self.send_frame(Message::Ping("so far".into())).await;
         let mut messages = Vec::new();
-        loop {
-            match self.next_frame().await.unwrap() {
-                Message::Text(text) => messages.push(serde_json::from_str(&text).unwrap()),
-                Message::Pong(payload) if payload == "so far" => return messages,
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("expected a message, got {other:?}"),
+        within_deadline("the answer to a ping", async {
+            loop {
+                match self.next_frame().await.unwrap() {
+                    Message::Text(text) => messages.push(serde_json::from_str(&text).unwrap()),
+                    Message::Pong(payload) if payload == "so far" => return,
+                    Message::Ping(_) | Message::Pong(_) => {}
+                    other => panic!("expected a message, got {other:?}"),
+                }
             }
-        }
+        })
+        .await;
+        messages
     }
 
     /// Nothing else may have been sent to this client, and the server has read what it has sent.
@@ -221,13 +229,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// The next frame must be the server's Close frame.
     pub async fn expect_end(&mut self) {
-        loop {
-            match self.next_frame().await.unwrap() {
-                Message::Close(_) => return,
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("expected a Close frame, got {other:?}"),
+        within_deadline("a Close frame", async {
+            loop {
+                match self.next_frame().await.unwrap() {
+                    Message::Close(_) => return,
+                    Message::Ping(_) | Message::Pong(_) => {}
+                    other => panic!("expected a Close frame, got {other:?}"),
+                }
             }
-        }
+        })
+        .await;
     }
 
     /// Waits for the server's Close frame; returns its code and reason.
