@@ -410,6 +410,24 @@ async fn a_url_without_a_name_leads_to_a_room() {
 }
 
 #[tokio::test]
+async fn a_server_that_stops_closes_all_connections() {
+    let mut server = server().await;
+    // One waits for the second of a pair, and two are one.
+    let mut clients = [
+        join(&server, "tea").await,
+        join(&server, "coffee?next=2").await,
+        join(&server, "milk?next=2").await,
+        join(&server, "milk?next=2").await,
+    ];
+    server.stop();
+    let closing = clients.each_mut().map(Client::expect_close);
+    for (code, reason) in join_all(closing).await {
+        assert_eq!(code, 1012, "{reason}");
+    }
+    server.stopped().await;
+}
+
+#[tokio::test]
 async fn without_the_dialect_its_paths_do_not_exist() {
     let server = TestServer::start().await;
     let rejected = Raw::upgrade(&server, "/matchbox/tea", "").await;

@@ -777,6 +777,19 @@ async fn a_peer_that_answers_no_ping_loses_its_id() {
     .await;
 }
 
+#[tokio::test]
+async fn a_server_that_stops_closes_all_connections_and_waits_for_nobody() {
+    let mut server = server().await;
+    let mut alice = open(&server, "alice", "a").await;
+    drop(open(&server, "bob", "b").await);
+    server.expect_suspended(1).await;
+    alice.send(message("OFFER", "carol", json!(1))).await;
+    alice.expect_nothing().await;
+    server.stop();
+    assert_eq!(alice.expect_close().await.0, 1012);
+    server.stopped().await;
+}
+
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 mod with_tokens {
     use super::*;
@@ -822,6 +835,22 @@ mod with_tokens {
         // The user comes back with a newer token.
         let mut alice = open(&server, "alice", &token("a", 2)).await;
         expect_acquainted(&mut alice, &mut bob).await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_whose_token_expires_is_closed_and_its_id_is_free() {
+        let file = File::new("peerjs-expiry", SECRET);
+        let server = server_with(|config| with_secret(config, &file)).await;
+        let token = sign(json!({"sub": "a", "exp": in_seconds(2)}));
+        let mut alice = open(&server, "alice", &token).await;
+        let (code, reason) = alice.expect_close().await;
+        assert_eq!(code, 1008, "{reason}");
+        let token = sign(json!({"sub": "b"}));
+        eventually_async("the free id", async || {
+            let mut client = connect(&server, "peerjs", "alice", &token).await;
+            client.next().await["type"] == "OPEN"
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -2,9 +2,10 @@
 //! tests the same with the clients themselves.
 
 use anteroom::{Config, config::Dialect};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Raw, TestServer, eventually_async};
+use crate::support::{Client, Raw, TestServer, eventually_async, text};
 
 /// The request target of both clients.
 const TARGET: &str = "/topics";
@@ -451,13 +452,65 @@ async fn over_the_topic_limit_none_of_the_topics_is_subscribed_to() {
     alice.expect_nothing().await;
 }
 
+#[tokio::test]
+async fn a_connection_that_answers_no_ping_is_closed() {
+    let server = server_with(|config| {
+        config.liveness.ping_seconds = 1;
+        config.liveness.pong_seconds = 1;
+    })
+    .await;
+    let mut without_topics = Raw::upgrade(&server, TARGET, "").await.ok().unwrap();
+    let mut with_topics = Raw::upgrade(&server, TARGET, "").await.ok().unwrap();
+    with_topics
+        .write(text(r#"{"type":"subscribe","topics":["tea"]}"#))
+        .await;
+    assert_eq!(with_topics.read_close().await.0, 1001);
+    assert_eq!(without_topics.read_close().await.0, 1001);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_closes_connections_with_and_without_topics() {
+    let mut server = server().await;
+    let mut clients = [
+        connect(&server).await,
+        subscribed(&server, &["tea"]).await,
+        subscribed(&server, &["tea", "coffee"]).await,
+        trystero_subscribed(&server, &["tea"]).await,
+    ];
+    server.stop();
+    let closing = clients.each_mut().map(Client::expect_close);
+    for (code, reason) in join_all(closing).await {
+        assert_eq!(code, 1012, "{reason}");
+    }
+    server.stopped().await;
+}
+
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 mod with_tokens {
     use super::*;
     use crate::{
-        support::File,
+        support::{File, in_seconds},
         tokens::{SECRET, sign, with_secret},
     };
+
+    #[tokio::test]
+    async fn a_connection_ends_with_its_token() {
+        let file = File::new("topics-expiry", SECRET);
+        let server = server_with(|config| with_secret(config, &file)).await;
+        let token = sign(json!({"exp": in_seconds(2)}));
+        let target = format!("{TARGET}?token={token}");
+        let mut clients = [
+            Client::connect(server.address, &target).await,
+            Client::connect(server.address, &target).await,
+        ];
+        clients[1]
+            .send(json!({"type": "subscribe", "topics": ["tea"]}))
+            .await;
+        let closing = clients.each_mut().map(Client::expect_close);
+        for (code, reason) in join_all(closing).await {
+            assert_eq!(code, 1008, "{reason}");
+        }
+    }
 
     #[tokio::test]
     async fn a_token_in_the_query_is_verified() {
