@@ -123,6 +123,16 @@ impl TokenHash {
         TokenHash(random::bits())
     }
 
+    /// No hash, but other bits in the place of one.
+    pub(crate) fn of_bits(bits: u128) -> TokenHash {
+        TokenHash(bits.to_be_bytes())
+    }
+
+    /// The bits.
+    pub(crate) fn bits(self) -> u128 {
+        u128::from_be_bytes(self.0)
+    }
+
     /// The hash of a secret that a client has chosen, for one purpose: equal secrets for two purposes have different
     /// hashes.
     pub(crate) fn of_secret(purpose: &[&str], secret: &str) -> TokenHash {

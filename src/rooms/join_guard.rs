@@ -17,7 +17,7 @@ use crate::{
     cluster::{NodeId, Quota},
     history::{History, Past},
     outbox::{FlushSet, Sender},
-    protocol::{Close, Peer, Receiver, RoomName, SessionId, TokenHash},
+    protocol::{Close, Peer, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -151,9 +151,14 @@ impl JoinGuard {
         room.open_name(self.id, first, &mut flush_set);
     }
 
-    /// The secret with which sessions hold a name in the room, if any do.
-    pub(crate) fn secret_of(&self, name: &str) -> Option<TokenHash> {
-        self.reservation.secret_of(name)
+    /// The session's place in the order of claims; `None` without a claim.
+    pub(crate) fn place(&self) -> Option<(u64, u128)> {
+        self.reservation.room.place(self.id)
+    }
+
+    /// The place that a [`NameClaim::mark`](super::NameClaim::mark) of this name has noted, if there is one.
+    pub(crate) fn marked(&self, name: &str) -> Option<(u64, u128)> {
+        self.reservation.room.marked(name)
     }
 
     /// How many sessions hold the session's name with the same secret, up to this one in the order of joining. `None` if

@@ -61,6 +61,10 @@ impl Members {
     /// where a node has not heard of another claim, or has just entered the room.
     pub(super) fn time_claim(&self, info: &SessionInfo) {
         if let Some(claim) = &info.claim {
+            if claim.time.load(Relaxed) > 0 {
+                claim.first.store(claim.time.load(Relaxed), Relaxed);
+                return;
+            }
             let earlier = self.claims(&claim.name);
             let last = earlier.map(|(.., other)| other.time.load(Relaxed)).max();
             let time = unix_time::unix_millis().max(last.map_or(0, |last| last.saturating_add(1)));
@@ -242,13 +246,27 @@ impl Room {
         Some(claim.secret)
     }
 
+    /// The place of a session in the order of claims: the time of its claim, and its id; `None` without a claim.
+    pub(super) fn place(&self, id: SessionId) -> Option<(u64, u128)> {
+        let members = self.members.read();
+        let claim = members.sessions.get(&id)?.info.claim.as_deref()?;
+        Some((claim.time.load(Relaxed), id.bits()))
+    }
+
+    /// The place that a [`NameClaim::mark`] of this name has noted.
+    pub(super) fn marked(&self, name: &str) -> Option<(u64, u128)> {
+        let members = self.members.read();
+        let (.., claim) = members.owner(name)?;
+        Some((claim.time.load(Relaxed), claim.secret.bits()))
+    }
+
     /// How many sessions hold the name of this one with the same secret, up to this one in the order of their claims.
     /// `None` if another secret has the name.
     pub(super) fn rank(&self, id: SessionId) -> Option<usize> {
         let members = self.members.read();
         let own = members.sessions.get(&id)?.info.claim.as_deref()?;
         let (.., owned) = members.owner(&own.name)?;
-        let place = |claim: &NameClaim, id| (claim.time.load(Relaxed), id);
+        let place = |claim: &NameClaim, id: SessionId| (claim.time.load(Relaxed), id.bits());
         let same = members.claims(&own.name);
         let same = same.filter(|(.., claim)| claim.secret == own.secret);
         let before = same.filter(|(other, _, claim)| place(claim, *other) <= place(own, id));

@@ -62,6 +62,13 @@ impl NameClaim {
         }
     }
 
+    /// The claim of `last`, whose claim to another name has this time, to a name that says what the last claim was.
+    pub(crate) fn mark(name: &str, (time, last): (u64, u128)) -> NameClaim {
+        let claim = NameClaim::shared(name, TokenHash::of_bits(last));
+        claim.time.store(time, Relaxed);
+        claim
+    }
+
     /// A claim of a session that is to have the name together with the others that claim it with this secret.
     pub(crate) fn shared(name: &str, secret: TokenHash) -> NameClaim {
         NameClaim {

@@ -3,7 +3,7 @@
 //! In the lobby of a room, the sessions of the one group that is not complete hold a name together, with the group's
 //! secret. A session that arrives claims the name with that secret, or with a new one if nobody holds it. Of two groups
 //! that begin at once, on whichever nodes, one loses the name, and claims it again later. The session that completes a
-//! group says so, and then takes all of it out of the lobby.
+//! group says which claim was the last, and then takes all of it out of the lobby.
 
 use std::{future::poll_fn, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -89,16 +89,26 @@ pub(super) async fn find(
         let group = reservation.secret_of(OPEN_GROUP);
         let group = group.unwrap_or_else(TokenHash::random);
         let complete = format!("{group} is complete");
-        let place = lobby.claim(reservation, OPEN_GROUP, group).await;
-        let rank = place.guard.rank().filter(|rank| *rank <= size);
-        if let Some(rank) = rank.filter(|_| place.guard.secret_of(&complete).is_none()) {
+        let claim = NameClaim::shared(OPEN_GROUP, group);
+        let place = lobby.claim(reservation, claim).await;
+        let (rank, own) = (place.guard.rank(), place.guard.place());
+        let last = place.guard.marked(&complete);
+        let belongs = match last {
+            // Another session has counted those up to itself.
+            Some(last) => own.is_some_and(|own| own <= last),
+            None => rank.is_some_and(|rank| rank <= size),
+        };
+        if belongs {
             let room = lobby.name.with_suffix(&format!("#{group}"));
             let reservation = shared.admission.reserve(&room);
             let reservation = reservation
                 .map_err(|error| Close::new(CloseCode::TryAgainLater, error.message()))?;
-            if rank == size {
+            if let (Some(own), None) = (own, last)
+                && rank == Some(size)
+            {
                 // Whoever has taken the group for open learns this before it misses those who have left the lobby.
-                let done = lobby.claim(lobby.reserve().await, &complete, group).await;
+                let claim = NameClaim::mark(&complete, own);
+                let done = lobby.claim(lobby.reserve().await, claim).await;
                 place.guard.close_same_claims();
                 done.hold_for(shared, 2 * down + COMPLETE);
             }
@@ -125,9 +135,8 @@ impl Lobby {
     }
 
     /// Claims a name, and waits until the other nodes know.
-    async fn claim(&self, reservation: Reservation, name: &str, group: TokenHash) -> LobbyClaim {
+    async fn claim(&self, reservation: Reservation, claim: NameClaim) -> LobbyClaim {
         let (sender, outbox) = detached_outbox(1, 0, Vec::new());
-        let claim = NameClaim::shared(name, group);
         let info = SessionInfo::new(None, None).with_claim(Some(claim));
         let guard = {
             let _line = timeout(self.down, self.shared.rooms.wait_in_line()).await;
@@ -150,7 +159,8 @@ impl LobbyClaim {
             let held = async {
                 while poll_fn(|cx| claim.outbox.poll_closed(cx)).await == Close::name_taken() {
                     sleep(LONGEST_PAUSE).await;
-                    claim = lobby.claim(lobby.reserve().await, OPEN_GROUP, group).await;
+                    let again = NameClaim::shared(OPEN_GROUP, group);
+                    claim = lobby.claim(lobby.reserve().await, again).await;
                 }
             };
             left.run_until_cancelled(held).await;
