@@ -22,6 +22,8 @@ const PART_OF_AUTHOR: usize = 4;
 /// The names that sessions claim in a room.
 #[derive(Default)]
 pub(super) struct Names {
+    /// The latest time of a claim so far, in milliseconds since 1970.
+    pub(super) clock: u64,
     claimants: KeyedMap<Arc<str>, Vec<SessionId>>,
     waiting: KeyedMap<Arc<str>, VecDeque<Waiting>>,
     /// The cost of the waiting messages of each author, and of those to each name, in bytes.
@@ -38,8 +40,9 @@ pub(super) struct Waiting {
 }
 
 impl Names {
-    /// Adds the claim of a session.
-    pub(super) fn add(&mut self, name: &Arc<str>, id: SessionId) {
+    /// Adds the claim of a session, which has this time.
+    pub(super) fn add(&mut self, name: &Arc<str>, id: SessionId, time: u64) {
+        self.clock = self.clock.max(time);
         self.claimants.entry(name.clone()).or_default().push(id);
     }
 

@@ -57,17 +57,16 @@ enum Outcome {
 
 /// Claims.
 impl Members {
-    /// Gives the claim of a session that joins now its place among the claims that are known. Times order claims also
-    /// where a node has not heard of another claim, or has just entered the room.
+    /// Gives the claim of a session that joins now its place: after all claims that the node has heard of. Times order
+    /// claims also where a node has not heard of another claim, or has just entered the room.
     pub(super) fn time_claim(&self, info: &SessionInfo) {
         if let Some(claim) = &info.claim {
             if claim.time.load(Relaxed) > 0 {
                 claim.first.store(claim.time.load(Relaxed), Relaxed);
                 return;
             }
-            let earlier = self.claims(&claim.name);
-            let last = earlier.map(|(.., other)| other.time.load(Relaxed)).max();
-            let time = unix_time::unix_millis().max(last.map_or(0, |last| last.saturating_add(1)));
+            let last = self.names.as_ref().map_or(0, |names| names.clock);
+            let time = unix_time::unix_millis().max(last.saturating_add(1));
             let same = self.claims(&claim.name);
             // Who has a name together takes it from nobody, and may mistake a secret for one that still counts.
             let same = same.filter(|(.., other)| other.secret == claim.secret && !claim.is_shared);
@@ -85,7 +84,10 @@ impl Members {
         name: &Arc<str>,
         flush_set: &mut FlushSet,
     ) {
-        self.names.get_or_insert_default().add(name, id);
+        let member = self.sessions.get(&id);
+        let claim = member.and_then(|member| member.info.claim.as_ref());
+        let time = claim.map_or(0, |claim| claim.time.load(Relaxed));
+        self.names.get_or_insert_default().add(name, id, time);
         self.settle_name(room, name, flush_set);
     }
 
@@ -104,23 +106,26 @@ impl Members {
         self.settle_name(room, name, flush_set);
     }
 
-    /// Closes each session of this node that claims a name and does not have it, and sends what waits to the one that
-    /// has it.
+    /// Closes each session of this node that claims a name for itself and does not have it, and sends what waits to the
+    /// one that has it.
     fn settle_name(&mut self, room: &RoomName, name: &Arc<str>, flush_set: &mut FlushSet) {
         let Some((owner, member, owned)) = self.owner(name) else {
             return;
         };
         for (other, member, claim) in self.claims(name) {
-            let Some(outbox) = member.location.outbox().filter(|_| other != owner) else {
+            let Some(outbox) = member.location.outbox() else {
                 continue;
             };
+            if other == owner || claim.is_shared {
+                continue;
+            }
             if claim.secret != owned.secret {
                 if let Some(taken) = dialects::of(room.dialect()).name_taken() {
                     // A session that takes nothing more is leaving.
                     let _ = outbox.push(taken, flush_set);
                 }
                 outbox.close(Close::name_taken());
-            } else if !claim.is_shared {
+            } else {
                 outbox.close(Close::taken_over());
             }
         }

@@ -208,7 +208,7 @@ fn topics(handle: &Handle) -> BoxedFilter<(Response,)> {
         .boxed()
 }
 
-/// `/matchbox` and `/matchbox/{room}`.
+/// `/matchbox` and `/matchbox/{room}`. Without a name, with or without a slash, it is the default room.
 fn matchbox(handle: &Handle) -> BoxedFilter<(Response,)> {
     let handle = handle.clone();
     warp::path("matchbox")

@@ -2,7 +2,7 @@
 //!
 //! In the lobby of a room, the sessions of the one group that is not complete hold a name together, with the group's
 //! secret. A session that arrives claims the name with that secret, or with a new one if nobody holds it. Of two groups
-//! that begin at once, on whichever nodes, one loses the name, and claims it again later. The session that completes a
+//! that begin at once, on whichever nodes, one has the name first, and the other after it. The session that completes a
 //! group says which claim was the last, and then takes all of it out of the lobby.
 
 use std::{future::poll_fn, num::NonZeroU32, sync::Arc, time::Duration};
@@ -42,9 +42,8 @@ pub(super) struct LobbyPlace {
 }
 
 /// The lobby of a room for one size of groups.
-#[derive(Clone)]
-struct Lobby {
-    shared: Arc<Shared>,
+struct Lobby<'a> {
+    shared: &'a Arc<Shared>,
     name: RoomName,
     /// How long other nodes are waited for.
     down: Duration,
@@ -73,7 +72,7 @@ pub(super) async fn find(
         Close::new(CloseCode::TryAgainLater, message)
     };
     let lobby = Lobby {
-        shared: shared.clone(),
+        shared,
         name: room.with_suffix(&format!("?next={size}")),
         down,
     };
@@ -112,7 +111,7 @@ pub(super) async fn find(
                 place.guard.close_same_claims();
                 done.hold_for(shared, 2 * down + COMPLETE);
             }
-            let lobby = place.hold(lobby, group);
+            let lobby = place.hold(shared);
             return Ok(Place { reservation, lobby });
         }
         drop(place);
@@ -125,7 +124,7 @@ pub(super) async fn find(
     })
 }
 
-impl Lobby {
+impl Lobby<'_> {
     /// Enters the lobby, and learns who is there.
     async fn reserve(&self) -> Reservation {
         // It counts as no session.
@@ -149,21 +148,14 @@ impl Lobby {
 }
 
 impl LobbyClaim {
-    /// Keeps the claim until the group is complete, or the place is dropped. If another group has taken the name, claims
-    /// it again.
-    fn hold(self, lobby: Lobby, group: TokenHash) -> LobbyPlace {
+    /// Keeps the claim until the group is complete, or the place is dropped.
+    fn hold(self, shared: &Arc<Shared>) -> LobbyPlace {
         let leaving = CancellationToken::new();
-        let (left, tasks) = (leaving.clone(), lobby.shared.tasks.clone());
-        tasks.spawn(async move {
-            let mut claim = self;
-            let held = async {
-                while poll_fn(|cx| claim.outbox.poll_closed(cx)).await == Close::name_taken() {
-                    sleep(LONGEST_PAUSE).await;
-                    let again = NameClaim::shared(OPEN_GROUP, group);
-                    claim = lobby.claim(lobby.reserve().await, again).await;
-                }
-            };
-            left.run_until_cancelled(held).await;
+        let left = leaving.clone();
+        shared.tasks.spawn(async move {
+            let completed = poll_fn(|cx| self.outbox.poll_closed(cx));
+            left.run_until_cancelled(completed).await;
+            drop(self.guard);
         });
         LobbyPlace {
             _leaving: leaving.drop_guard(),
