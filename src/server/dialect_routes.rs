@@ -15,7 +15,7 @@ use warp::{
 
 use super::{
     handle::Handle,
-    handshake::{Handshake, Target, handshake, room_name},
+    handshake::{Handshake, Target, handshake},
 };
 use crate::{
     config::Dialect,
@@ -211,8 +211,10 @@ fn topics(handle: &Handle) -> BoxedFilter<(Response,)> {
 /// `/matchbox` and `/matchbox/{room}`. Without a name, with or without a slash, it is the default room.
 fn matchbox(handle: &Handle) -> BoxedFilter<(Response,)> {
     let handle = handle.clone();
-    warp::path("matchbox")
-        .and(room_name())
+    warp::path!("matchbox")
+        .map(|| Ok(RoomName::default_room()))
+        .or(warp::path!("matchbox" / String).map(|name: String| RoomName::from_segment(&name)))
+        .unify()
         .and(handshake())
         .map(
             move |name: Result<RoomName, &'static str>, handshake: Handshake| {

@@ -12,8 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use warp::{
-    Filter, Rejection,
-    path::{FullPath, Tail},
+    Filter,
     reply::{Reply, Response},
 };
 
@@ -107,18 +106,6 @@ pub(super) fn handshake()
             query,
             peer,
             connection,
-        })
-}
-
-/// The room that the rest of the path names: one segment, or none for the default room.
-pub(super) fn room_name()
--> impl Filter<Extract = (Result<RoomName, &'static str>,), Error = Rejection> + Clone {
-    warp::path::full()
-        .and(warp::path::tail())
-        .and_then(async |path: FullPath, tail: Tail| match tail.as_str() {
-            "" if !path.as_str().ends_with('/') => Ok(Ok(RoomName::default_room())),
-            more if more.contains('/') => Err(warp::reject::not_found()),
-            segment => Ok(RoomName::from_segment(segment)),
         })
 }
 

@@ -6,6 +6,7 @@ use http::{HeaderValue, StatusCode, header::ALLOW};
 use warp::{
     Filter, Rejection,
     filters::BoxedFilter,
+    path::{FullPath, Tail},
     reject::MethodNotAllowed,
     reply::{Reply, Response},
 };
@@ -14,7 +15,7 @@ use super::{
     assets::{self, Source},
     dialect_routes,
     handle::Handle,
-    handshake::{Handshake, Target, handshake, room_name},
+    handshake::{Handshake, Target, handshake},
 };
 use crate::{dialects, protocol::RoomName, state::ResumeRequest, web::HttpError};
 
@@ -72,6 +73,18 @@ fn room(handle: &Handle) -> BoxedFilter<(Response,)> {
             },
         )
         .boxed()
+}
+
+/// The room that the rest of the path names: one segment, or none for the default room.
+fn room_name() -> impl Filter<Extract = (Result<RoomName, &'static str>,), Error = Rejection> + Clone
+{
+    warp::path::full()
+        .and(warp::path::tail())
+        .and_then(async |path: FullPath, tail: Tail| match tail.as_str() {
+            "" if !path.as_str().ends_with('/') => Ok(Ok(RoomName::default_room())),
+            more if more.contains('/') => Err(warp::reject::not_found()),
+            segment => Ok(RoomName::from_segment(segment)),
+        })
 }
 
 /// Answers a request that no route took.
