@@ -279,11 +279,13 @@ async fn simulate(seed: u64) -> Vec<String> {
         }
     }
     // No message came twice.
-    let mut seen = BTreeSet::new();
-    let world = cluster.world.lock();
-    let messages = world.connections.iter().flat_map(|it| it.messages.clone());
-    let twice: Vec<u64> = messages.filter(|message| !seen.insert(*message)).collect();
-    drop(world);
+    let twice: Vec<u64> = {
+        let world = cluster.world.lock();
+        let messages = world.connections.iter().flat_map(|it| &it.messages);
+        let mut seen = BTreeSet::new();
+        let again = messages.filter(|message| !seen.insert(**message));
+        again.copied().collect()
+    };
     if !twice.is_empty() {
         cluster.violation(format!("{twice:?} came twice"));
     }
