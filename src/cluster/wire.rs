@@ -1,7 +1,7 @@
 //! The messages between nodes and their encoding: versioned, bounded, checked. No I/O.
 //!
 //! A message is a line of JSON. If it carries the JSON of a client or a backend, that text follows after the
-//! line. A node ignores fields and messages that it does not know, so that nodes of different versions can
+//! line; a binary message has the form of [`to_json`](crate::protocol::to_json). A node ignores fields and messages that it does not know, so that nodes of different versions can
 //! run side by side during an upgrade: from version 2 on, nothing is changed that all nodes must understand.
 //! New versions only add to it.
 
@@ -202,8 +202,13 @@ pub(crate) enum Direct {
         room: RoomName,
         sender: Option<SessionId>,
         receiver: SessionId,
-        /// The client's reference for the message.
-        #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
+        /// The client's reference for the message; `null` for a binary one.
+        #[serde(
+            rename = "ref",
+            default,
+            skip_serializing_if = "Option::is_none",
+            deserialize_with = "present"
+        )]
         reference: Option<Box<RawValue>>,
     },
     /// A message of a session of the receiver was not delivered, because the session it was for is no longer
@@ -212,7 +217,12 @@ pub(crate) enum Direct {
         room: RoomName,
         sender: SessionId,
         receiver: SessionId,
-        #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
+        #[serde(
+            rename = "ref",
+            default,
+            skip_serializing_if = "Option::is_none",
+            deserialize_with = "present"
+        )]
         reference: Option<Box<RawValue>>,
     },
     /// An operator closes a session of the receiver.
@@ -248,7 +258,12 @@ pub(crate) enum Direct {
         number: u64,
         sender: Option<SessionId>,
         receiver: SessionId,
-        #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
+        #[serde(
+            rename = "ref",
+            default,
+            skip_serializing_if = "Option::is_none",
+            deserialize_with = "present"
+        )]
         reference: Option<Box<RawValue>>,
     },
     /// No more messages are forwarded to the receiver.
@@ -270,6 +285,11 @@ pub(crate) enum Direct {
     FlushHistory { mark: u64 },
     /// Answers that: all is stored, or cannot be.
     HistoryFlushed { mark: u64 },
+}
+
+/// The value of a field that is there, also if it is `null`.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::deserialize(deserializer).map(Some)
 }
 
 /// The sessions of a node in a room whose ids are in a range, as of the message with the number `last`. The
@@ -413,6 +433,9 @@ pub(crate) struct SessionTransfer {
     pub(crate) member: SessionRecord,
     /// How many messages of its client the server has processed.
     pub(crate) taken_in: u64,
+    /// How many of these were binary.
+    #[serde(default)]
+    pub(crate) binary: u64,
     /// Its debts to the limits of messages and of bytes: the time until each is paid off, in milliseconds.
     #[serde(default)]
     pub(crate) owed: [u64; 2],
@@ -665,6 +688,27 @@ mod tests {
         });
         let bytes = encode(node(), 43, Some(1), &unicast, text.as_bytes());
         assert_eq!(decode(&bytes).unwrap().text, text);
+    }
+
+    #[test]
+    fn a_reference_of_null_is_not_the_same_as_none() {
+        for json in [None, Some("null"), Some("\"a\"")] {
+            let reference = json.map(|json| RawValue::from_string(json.into()).unwrap());
+            let undelivered = Message::Node(Direct::Undelivered {
+                room: room("tea"),
+                sender: SessionId::random(),
+                receiver: SessionId::random(),
+                reference,
+            });
+            let bytes = encode(node(), 1, None, &undelivered, b"");
+            let Message::Node(Direct::Undelivered {
+                reference: decoded, ..
+            }) = decode(&bytes).unwrap().message
+            else {
+                panic!("another message")
+            };
+            assert_eq!(decoded.as_deref().map(RawValue::get), json);
+        }
     }
 
     #[test]

@@ -4,11 +4,11 @@ use serde_json::value::RawValue;
 
 use super::{Author, Command, WireFormat};
 use crate::{
-    protocol::{self, Invalid, Problem, Receiver, SessionId},
+    protocol::{self, BinaryMessage, Invalid, Problem, Receiver, SessionId},
     websocket::Frame,
 };
 
-/// The four-field messages.
+/// The four-field messages, and binary ones.
 pub(super) struct Anteroom;
 
 impl WireFormat for Anteroom {
@@ -22,6 +22,19 @@ impl WireFormat for Anteroom {
                 receiver: message.receiver,
             },
         })
+    }
+
+    fn read_bytes<'a>(
+        &self,
+        author: Author<'_>,
+        bytes: &'a [u8],
+    ) -> Option<Result<Command<'a>, Invalid<'a>>> {
+        let message = BinaryMessage::parse(bytes);
+        Some(message.map(|message| Command::Send {
+            frame: message.relayed(author.id),
+            reference: None,
+            receiver: message.receiver,
+        }))
     }
 
     fn joined(&self, id: SessionId, public: Option<&RawValue>) -> Option<Frame> {

@@ -42,6 +42,19 @@ pub(crate) trait WireFormat: Sync {
     /// The [`Invalid`] message, with an error text for the developer of the client.
     fn read<'a>(&self, author: Author<'_>, text: &'a str) -> Result<Command<'a>, Invalid<'a>>;
 
+    /// What a client asks for with a binary message; `None` if the format has none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](WireFormat::read).
+    fn read_bytes<'a>(
+        &self,
+        _author: Author<'_>,
+        _bytes: &'a [u8],
+    ) -> Option<Result<Command<'a>, Invalid<'a>>> {
+        None
+    }
+
     /// The first message of a session, once it is in its room.
     fn opened(&self, _id: SessionId) -> Option<Frame> {
         None

@@ -29,7 +29,7 @@ pub(crate) enum CloseCode {
     GoingAway = 1001,
     /// The client broke the WebSocket protocol.
     ProtocolError = 1002,
-    /// The client sent a binary message.
+    /// The client sent a binary message, and its dialect has none.
     UnsupportedData = 1003,
     /// The client sent text that is not UTF-8.
     InvalidPayload = 1007,

@@ -32,6 +32,11 @@ impl SessionId {
             .map(SessionId)
     }
 
+    /// The id with these bytes, in the order of RFC 9562.
+    pub(super) fn from_bytes(bytes: [u8; 16]) -> SessionId {
+        SessionId(Uuid::from_bytes(bytes))
+    }
+
     /// Writes the id into `buffer`, which must have 36 bytes or more.
     pub(super) fn encode(self, buffer: &mut [u8]) -> &str {
         self.0.as_hyphenated().encode_lower(buffer)

@@ -1,6 +1,7 @@
 //! The wire format: session ids and room names, messages of clients, messages of the server, errors and
 //! close codes. No I/O.
 
+mod bytes;
 mod close;
 mod error;
 mod escape;
@@ -15,6 +16,7 @@ mod tests;
 mod text;
 
 pub(crate) use self::{
+    bytes::{BinaryMessage, from_json, to_json},
     close::{BACK_SOON, Close, CloseCode},
     error::{ErrorCode, Problem},
     escape::Escaped,

@@ -125,10 +125,7 @@ pub(super) fn catch_up(
 mod tests {
     use std::str;
 
-    use super::{
-        super::{location::Location, recorded_event::relayed_frame},
-        *,
-    };
+    use super::{super::location::Location, *};
     use crate::{
         cluster::{SessionRecord, SessionState},
         protocol::{self, ResumeToken, RoomName},
@@ -153,6 +150,7 @@ mod tests {
             token: ResumeToken::random(None).hash(),
             member: record(own),
             taken_in: 0,
+            binary: 0,
             owed: [0, 0],
             permissions: None,
             seen: vec![(node, 10)],
@@ -163,13 +161,14 @@ mod tests {
             states: vec![(known, 2)],
             more: false,
         };
-        let message = |sender, text| RecordedEvent::Broadcast(Some(sender), relayed_frame(text));
+        let message =
+            |sender, text| RecordedEvent::Broadcast(Some(sender), protocol::from_json(text));
         let state = |id, number| {
-            let frame = relayed_frame(&format!("state {number}"));
+            let frame = protocol::from_json(&format!("state {number}"));
             RecordedEvent::State(id, number, frame)
         };
         let recorded = [
-            (19, RecordedEvent::Unicast(None, relayed_frame("6"))),
+            (19, RecordedEvent::Unicast(None, protocol::from_json("6"))),
             // The session has received these on its last node.
             (
                 8,

@@ -265,6 +265,7 @@ impl Room {
         member.moves = record.moves;
         let info = member.info.clone();
         info.taken_in.store(received.transfer.taken_in, Relaxed);
+        info.binary.store(received.transfer.binary, Relaxed);
         if let Some(remote) = &mut members.remote {
             // A node that is down forwards nothing, and nothing is waited for: `done` is dropped.
             if remote.is_up(from) {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -76,10 +79,13 @@ impl JoinGuard {
     }
 
     /// Counts a message that was taken in from the client.
-    pub(crate) fn count_taken_in(&self) {
+    pub(crate) fn count_taken_in(&self, is_binary: bool) {
         // The session's own task is the only one that counts, so a load and a store are enough.
-        let count = self.info.taken_in.load(Relaxed);
-        self.info.taken_in.store(count + 1, Relaxed);
+        let count = |counter: &AtomicU64| counter.store(counter.load(Relaxed) + 1, Relaxed);
+        count(&self.info.taken_in);
+        if is_binary {
+            count(&self.info.binary);
+        }
     }
 
     /// The history of the room, if it keeps one.

@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
-use super::recorded_event::{Recorded, RecordedEvent, relayed_frame};
+use super::recorded_event::{Recorded, RecordedEvent};
 use crate::{
     cluster::{Answer, NodeId, SessionTransfer},
-    protocol::{SessionId, TokenHash},
+    protocol::{self, SessionId, TokenHash},
     websocket::Frame,
 };
 
@@ -284,7 +284,7 @@ impl Lookups {
         };
         let missed = missed
             .into_iter()
-            .map(|message| relayed_frame(message.get()));
+            .map(|message| protocol::from_json(message.get()));
         let more = transfer.more;
         match &mut lookup.received {
             Some((parts, session)) if session.from == node && *parts == transfer.part => {
@@ -323,7 +323,7 @@ impl Lookups {
         let lookup = lookups.get_mut(&number);
         let lookup = lookup.filter(|lookup| lookup.offered == Some(node));
         lookup.is_some_and(|lookup| {
-            let unicast = RecordedEvent::Unicast(sender, relayed_frame(text));
+            let unicast = RecordedEvent::Unicast(sender, protocol::from_json(text));
             lookup.record(source, event, unicast);
             true
         })
@@ -371,6 +371,7 @@ mod tests {
             token,
             member: SessionRecord::first(SessionId::random()),
             taken_in: 0,
+            binary: 0,
             owed: [0, 0],
             permissions: None,
             seen: Vec::new(),
@@ -479,14 +480,14 @@ mod tests {
     #[test]
     fn no_more_is_recorded_than_allowed() {
         let node = NodeId::random();
-        let cost = relayed_frame("{}").cost();
+        let cost = protocol::from_json("{}").cost();
         let (mut lookups, _, _result) = lookup(&[node], 2 * cost);
         for number in 0..2 {
-            let event = RecordedEvent::Broadcast(None, relayed_frame("{}"));
+            let event = RecordedEvent::Broadcast(None, protocol::from_json("{}"));
             lookups.record(node, number, &event);
         }
         assert_eq!(lookups.take_recorded(NUMBER).unwrap().unwrap().len(), 2);
-        lookups.record_unicast(NUMBER, node, 3, None, relayed_frame("{}"));
+        lookups.record_unicast(NUMBER, node, 3, None, protocol::from_json("{}"));
         assert!(lookups.take_recorded(NUMBER).unwrap().is_err());
         assert!(lookups.take_recorded(NUMBER + 1).is_none());
     }

@@ -30,7 +30,7 @@ use crate::{
     },
     history::Past,
     outbox::Outbox,
-    protocol::SessionId,
+    protocol::{self, SessionId},
     websocket::Frame,
 };
 
@@ -145,6 +145,7 @@ impl JoinGuard {
             token: to.token,
             member: record,
             taken_in: self.info.taken_in.load(Relaxed),
+            binary: self.info.binary.load(Relaxed),
             owed,
             permissions,
             seen: remote.seen_events(),
@@ -212,13 +213,13 @@ fn send_parts(
 fn json_arrays(frames: &[Frame]) -> Vec<Vec<u8>> {
     let mut arrays: Vec<Vec<u8>> = Vec::new();
     for frame in frames {
-        let payload = frame.payload();
+        let json = protocol::to_json(frame);
         match arrays.last_mut() {
-            Some(array) if array.len() + payload.len() <= PART_BYTES => {
+            Some(array) if array.len() + json.len() <= PART_BYTES => {
                 array.push(b',');
-                array.extend_from_slice(payload);
+                array.extend_from_slice(&json);
             }
-            _ => arrays.push([b"[", payload].concat()),
+            _ => arrays.push([b"[", &*json].concat()),
         }
     }
     arrays.iter_mut().for_each(|array| array.push(b']'));
@@ -268,6 +269,7 @@ mod tests {
                 ..SessionRecord::first(SessionId::random())
             },
             taken_in: 3,
+            binary: 1,
             owed: [4, 5],
             permissions: Some(Permissions {
                 user: Some("ann".into()),

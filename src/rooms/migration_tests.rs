@@ -176,6 +176,7 @@ async fn import(
         token,
         member: record(id, 0),
         taken_in: 0,
+        binary: 0,
         owed: [0, 0],
         permissions: None,
         seen: vec![(old.node, 3)],

@@ -18,7 +18,6 @@ use super::{
     location::Location,
     member::Member,
     members::Members,
-    recorded_event::relayed_frame,
     replies::Undelivered,
     room::{Delivery, Room},
     session_info::{NameClaim, SessionInfo},
@@ -28,7 +27,7 @@ use crate::{
     cluster::NodeId,
     dialects,
     outbox::FlushSet,
-    protocol::{Close, RoomName, SessionId, TokenHash},
+    protocol::{self, Close, RoomName, SessionId, TokenHash},
     unix_time,
     websocket::Frame,
 };
@@ -445,7 +444,7 @@ impl Rooms {
                     ..Speaker::default()
                 },
                 name: &name,
-                frame: &relayed_frame(text),
+                frame: &protocol::from_json(text),
                 may_wait: true,
                 is_passed_on: message.sender.is_none(),
             };

@@ -35,8 +35,3 @@ impl RecordedEvent {
         }
     }
 }
-
-/// A message from another node, encoded once for all receivers on this node.
-pub(super) fn relayed_frame(text: &str) -> Frame {
-    Frame::text(|buffer| buffer.extend_from_slice(text.as_bytes()))
-}

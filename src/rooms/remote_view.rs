@@ -33,7 +33,7 @@ use crate::{
         SessionState,
     },
     history::PastEvents,
-    protocol::{RoomName, SessionId},
+    protocol::{self, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -350,7 +350,7 @@ impl RemoteView {
         };
         let load = Load::Message(speaker.quota.cloned());
         batch
-            .tell_node(node, message, frame.payload(), load)
+            .tell_node(node, message, &protocol::to_json(&frame), load)
             .map(drop)
     }
 

@@ -6,7 +6,7 @@ use super::{
     location::Location,
     members::Members,
     node_view::{EventOrder, NodeView},
-    recorded_event::{RecordedEvent, relayed_frame},
+    recorded_event::RecordedEvent,
     replies::{Replies, Undelivered},
     room::Room,
 };
@@ -14,7 +14,7 @@ use crate::{
     cluster::{Digest, Direct, Event, Load, MAX_NUMBER, NodeId, RoomEvent, SnapshotChunk},
     dialects,
     outbox::FlushSet,
-    protocol::{Close, Problem, RoomName, SessionId},
+    protocol::{self, Close, Problem, RoomName, SessionId},
 };
 
 /// Nodes that come and go.
@@ -142,7 +142,7 @@ impl Room {
             Event::Broadcast(sender) => {
                 // A session of another node speaks only through that node.
                 if sender.is_none_or(|id| members.may_speak(node, id)) {
-                    let frame = relayed_frame(text);
+                    let frame = protocol::from_json(text);
                     members.push_to_local(&frame, flush_set);
                     if let Some(remote) = &members.remote {
                         let event = RecordedEvent::Broadcast(sender, frame);
@@ -220,10 +220,10 @@ impl Room {
         match (location, remote.migrations.destination(receiver)) {
             (Some(Location::Local(outbox)), _) => {
                 remote.note_delivered(node, number);
-                outbox.push(relayed_frame(text), flush_set).is_ok()
+                outbox.push(protocol::from_json(text), flush_set).is_ok()
             }
             (Some(Location::Importing(lookup, _)), _) => {
-                let frame = relayed_frame(text);
+                let frame = protocol::from_json(text);
                 remote
                     .lookups
                     .record_unicast(*lookup, node, number, sender, frame);

@@ -18,7 +18,7 @@ use crate::{
     cluster::{Event, NodeId},
     history::{History, Past, Receipt, Said},
     outbox::FlushSet,
-    protocol::{Receiver, RoomName, SessionId},
+    protocol::{self, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
 
@@ -150,7 +150,8 @@ impl Room {
                     let receivers = delivery.receivers;
                     delivery.is_kept = self.keep(&members, Some(number), speaker, said, receivers);
                 };
-                let number = remote.send_message(&self.name, event, frame.payload(), speaker, keep);
+                let json = protocol::to_json(frame);
+                let number = remote.send_message(&self.name, event, &json, speaker, keep);
                 remote.record_own(number, &RecordedEvent::Broadcast(sender, frame.clone()));
             }
             _ => {
@@ -161,9 +162,9 @@ impl Room {
         delivery
     }
 
-    /// A message to all as it is stored; `None` if the room keeps no history.
+    /// A message to all as it is stored; `None` if the room keeps no history, or the message is binary.
     fn said(&self, members: &Members, speaker: Speaker<'_>, frame: &Frame) -> Option<Said> {
-        self.history.as_ref()?;
+        self.history.as_ref().filter(|_| !frame.is_binary())?;
         let sender = speaker.id.and_then(|id| members.sessions.get(&id));
         let from = sender.and_then(|member| member.info.public.as_deref());
         Some(Said::now(from, frame))

@@ -32,6 +32,8 @@ pub(crate) struct SessionInfo {
     pub(crate) since: SystemTime,
     /// How many messages the server has taken in from the client.
     pub(crate) taken_in: AtomicU64,
+    /// How many of these were binary.
+    pub(crate) binary: AtomicU64,
     /// The name that it claims in its room, if it claims one.
     pub(super) claim: Option<Box<NameClaim>>,
 }
@@ -127,6 +129,7 @@ impl SessionInfo {
             address: Mutex::new(address),
             since: unix_time::now(),
             taken_in: AtomicU64::new(0),
+            binary: AtomicU64::new(0),
             claim: None,
         }
     }

@@ -26,7 +26,7 @@ use crate::{
     config::Limit,
     dialects::{self, Author, Command, WireFormat},
     outbox::{FlushError, FlushSet, Outbox},
-    protocol::{Close, CloseCode, Message, Problem, Receiver, SessionId},
+    protocol::{Close, CloseCode, Invalid, Message, Problem, Receiver, SessionId},
     rooms::{Delivery, JoinGuard, Speaker},
     state::{HeartbeatGuard, ResumeRegistration, Shared, Takeover},
     turn::TurnSession,
@@ -233,7 +233,20 @@ impl Session {
             Event::Pong(payload) if self.is_answer(payload) => {
                 return ControlFlow::Continue(ReadControl::Continue);
             }
-            Event::Text(text) => self.on_message(text, flush_set).saturating_add(text.len()),
+            Event::Text(text) => {
+                let command = self.format().read(self.author(), text);
+                let bytes = self.on_message(command, false, flush_set);
+                bytes.saturating_add(text.len())
+            }
+            Event::Binary(payload) => {
+                let Some(command) = self.format().read_bytes(self.author(), payload) else {
+                    let reason = "a binary message: send JSON as text";
+                    let close = Close::new(CloseCode::UnsupportedData, reason);
+                    return ControlFlow::Break(Disconnect::Closed(close));
+                };
+                let bytes = self.on_message(command, true, flush_set);
+                bytes.saturating_add(payload.len())
+            }
             Event::Ping(payload) => {
                 let pong = Frame::pong(payload);
                 let bytes = payload.len() + pong.len();
@@ -242,11 +255,6 @@ impl Session {
             }
             Event::Pong(payload) => payload.len(),
             Event::Fragment => 0,
-            Event::Binary(_) => {
-                let reason = "a binary message: send JSON as text";
-                let close = Close::new(CloseCode::UnsupportedData, reason);
-                return ControlFlow::Break(Disconnect::Closed(close));
-            }
             Event::Close(status) => {
                 return ControlFlow::Break(Disconnect::Left(status.map(|(code, _)| code)));
             }
@@ -285,12 +293,16 @@ impl Session {
 
     /// Carries one message out, and sends the receipt or the error that follows from it. Returns the number of
     /// bytes that the message causes to be sent.
-    fn on_message(&mut self, text: &str, flush_set: &mut FlushSet) -> usize {
-        self.join_guard.count_taken_in();
+    fn on_message(
+        &mut self,
+        command: Result<Command<'_>, Invalid<'_>>,
+        is_binary: bool,
+        flush_set: &mut FlushSet,
+    ) -> usize {
+        self.join_guard.count_taken_in(is_binary);
         self.shared.metrics.traffic.messages_received.inc();
         let (id, format) = (self.id(), self.format());
-        let name = self.join_guard.info().name();
-        let (result, reference) = match format.read(Author { id, name }, text) {
+        let (result, reference) = match command {
             Ok(command) => {
                 let reference = command.reference();
                 (self.carry_out(command, flush_set), reference)
@@ -304,6 +316,7 @@ impl Session {
             }
             (Ok(routed), _) => return routed.bytes,
             (Err(problem), reference) => {
+                let reference = reference.or_else(|| no_reference(is_binary));
                 self.shared.metrics.errors(problem.code.as_str()).inc();
                 (format.error(id, &problem, reference), 0)
             }
@@ -419,7 +432,7 @@ impl Session {
         if self.shared.cluster.is_some() {
             self.pace.get_or_insert_default().ensure_quota();
         }
-        let speaker = self.speaker(reference);
+        let speaker = self.speaker(reference.or_else(|| no_reference(frame.is_binary())));
         let delivery = self.join_guard.route(speaker, receiver, frame, flush_set);
         let Delivery {
             receivers, is_kept, ..
@@ -494,6 +507,15 @@ impl Session {
         }
     }
 
+    /// This session as the author of a message.
+    fn author(&self) -> Author<'_> {
+        let name = self.join_guard.info().name();
+        Author {
+            id: self.id(),
+            name,
+        }
+    }
+
     /// This session as the sender of a message, which has the client's `ref` if it has one.
     fn speaker<'a>(&'a self, reference: Option<&'a RawValue>) -> Speaker<'a> {
         let quota = self.pace.as_ref().and_then(|pace| pace.quota());
@@ -545,4 +567,9 @@ impl Session {
             self.shared.metrics.slow_readers.inc();
         }
     }
+}
+
+/// What stands in the place of the reference of a binary message, which has none.
+fn no_reference(is_binary: bool) -> Option<&'static RawValue> {
+    is_binary.then_some(RawValue::NULL)
 }

@@ -482,6 +482,7 @@ pub(crate) fn restore(shared: &Arc<Shared>, saved: SavedSession) {
         .restore(&saved.room, saved.member, saved.first_number, sender);
     let info = join_guard.info();
     info.taken_in.store(saved.taken_in, Relaxed);
+    info.binary.store(saved.binary, Relaxed);
     *info.address.lock() = saved.address;
     let mut session = Session::new(
         shared.clone(),

@@ -214,7 +214,7 @@ impl Save for Session {
         let registration = self.registration.expect("a suspended session is resumable");
         let info = self.join_guard.info();
         let (room, address) = (self.join_guard.room().clone(), *info.address.lock());
-        let taken_in = info.taken_in.load(Relaxed);
+        let (taken_in, binary) = (info.taken_in.load(Relaxed), info.binary.load(Relaxed));
         let (sent, missed) = self.outbox.into_kept();
         let first_number = self.join_guard.first_number();
         SavedSession {
@@ -225,6 +225,7 @@ impl Save for Session {
             token: registration.hash(),
             permissions: self.permissions.as_deref().map(Permissions::to_wire),
             taken_in,
+            binary,
             owed: self.pace.as_deref().map(Pace::owed).unwrap_or_default(),
             sent,
             missed,

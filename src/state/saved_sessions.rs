@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     cluster::{Permissions, SessionRecord},
-    protocol::{RoomName, TokenHash},
+    protocol::{self, RoomName, TokenHash},
     websocket::Frame,
 };
 
@@ -22,13 +22,16 @@ pub(crate) struct SavedSession {
     pub(crate) permissions: Option<Permissions>,
     /// How many messages the server has taken in from the client.
     pub(crate) taken_in: u64,
+    /// How many of these were binary.
+    #[serde(default)]
+    pub(crate) binary: u64,
     /// What was said before the session joined has a lower number in the history of its room.
     pub(crate) first_number: u64,
     /// What the session owes to its rates, as in [`SessionTransfer`](crate::cluster::SessionTransfer).
     pub(crate) owed: [u64; 2],
     /// How many messages were sent to the client before those that follow.
     pub(crate) sent: u64,
-    /// The messages that the client may not have received, each as its text.
+    /// The messages that the client may not have received, each as its JSON.
     #[serde(serialize_with = "texts", deserialize_with = "frames")]
     pub(crate) missed: Vec<Frame>,
 }
@@ -93,14 +96,13 @@ impl SessionsToSave {
 
 fn texts<S: Serializer>(frames: &[Frame], serializer: S) -> Result<S::Ok, S::Error> {
     let texts = frames.iter().map(|frame| {
-        let text = str::from_utf8(frame.payload());
-        text.expect("the server checks the text of a message, or has written it")
+        let json = String::from_utf8(protocol::to_json(frame).into());
+        json.expect("the server checks the text of a message, or has written it")
     });
     serializer.collect_seq(texts)
 }
 
 fn frames<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Frame>, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
-    let frame = |text: String| Frame::text(|buffer| buffer.extend_from_slice(text.as_bytes()));
-    Ok(texts.into_iter().map(frame).collect())
+    Ok(texts.iter().map(|text| protocol::from_json(text)).collect())
 }

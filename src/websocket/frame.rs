@@ -67,10 +67,9 @@ impl Frame {
         Frame::encode(Opcode::Text, write)
     }
 
-    /// A binary message.
-    #[allow(dead_code, reason = "the server sends none, but websocket-echo does")]
-    pub(crate) fn binary(payload: &[u8]) -> Frame {
-        Frame::encode(Opcode::Binary, |buffer| buffer.extend_from_slice(payload))
+    /// A binary message. `write` appends the payload to its buffer.
+    pub(crate) fn binary(write: impl FnOnce(&mut Vec<u8>)) -> Frame {
+        Frame::encode(Opcode::Binary, write)
     }
 
     /// A ping with a payload of at most 125 bytes.
@@ -100,6 +99,12 @@ impl Frame {
     /// Whether the frame is a message and not a control frame (section 5.5).
     pub(crate) fn is_message(&self) -> bool {
         self.0[0] & CONTROL == 0
+    }
+
+    /// Whether the frame is a binary message.
+    #[allow(dead_code, reason = "websocket-echo never asks")]
+    pub(crate) fn is_binary(&self) -> bool {
+        self.0[0] == FIN | Opcode::Binary as u8
     }
 
     /// The size of the frame on the wire, in bytes.

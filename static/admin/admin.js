@@ -57,7 +57,7 @@ const compact = (value) =>
 /** The clients of a room with a dialect are not this server's own.
  * @typedef {{ room: string, dialect?: string, sessions: number }} Room */
 /** @typedef {{ id: string, name?: string, data: any, state?: any, since: string, node?: string, address?: string | null, messagesReceived?: number,
- *   messagesSent?: number, waitingBytes?: number, away?: boolean }} Session */
+ *   binary?: number, *   messagesSent?: number, waitingBytes?: number, away?: boolean }} Session */
 
 /** @typedef {{ result: string, path: string, count: number }} PeerConnections */
 
@@ -410,7 +410,8 @@ const showSessionRows = table($("sessions"), (/** @type {Session} */ { id }) => 
       fill(details, [user && id, session.away && "suspended"].filter(Boolean).join(", "));
       fill(state, json(session.state));
       fill(address, session.node ? `node ${session.node}` : session.address ?? "unknown");
-      fill(received, session.messagesReceived?.toLocaleString() ?? "");
+      const binary = session.binary ? ` (${session.binary.toLocaleString()} binary)` : "";
+      fill(received, `${session.messagesReceived?.toLocaleString() ?? ""}${binary}`);
       fill(sent, session.messagesSent?.toLocaleString() ?? "");
       fill(queued, session.waitingBytes?.toLocaleString() ?? "");
     },

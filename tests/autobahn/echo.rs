@@ -103,7 +103,7 @@ async fn echo(reader: &mut Reader, writer: &mut Writer) -> Stop<Option<u16>> {
                 Event::Text(text) => {
                     Frame::text(|buffer| buffer.extend_from_slice(text.as_bytes()))
                 }
-                Event::Binary(bytes) => Frame::binary(bytes),
+                Event::Binary(bytes) => Frame::binary(|buffer| buffer.extend_from_slice(bytes)),
                 Event::Ping(payload) => Frame::pong(payload),
                 Event::Pong(_) | Event::Fragment => {
                     return ControlFlow::Continue(ReadControl::Continue);

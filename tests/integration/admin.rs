@@ -76,7 +76,7 @@ async fn the_admin_api_lists_rooms_and_sessions() {
         .collect();
     let session = |id: &str, received, sent| {
         json!({
-            "id": id, "data": null, "address": "127.0.0.1", "messagesReceived": received,
+            "id": id, "data": null, "address": "127.0.0.1", "messagesReceived": received, "binary": 0,
             "messagesSent": sent, "away": false,
         })
     };
@@ -535,9 +535,8 @@ async fn the_metrics_count_exactly_what_happens() {
     bob.send_text("nonsense").await;
     bob.expect_error("bad_message").await;
     assert!(Raw::upgrade(&server, "/room/tea", "").await.is_err());
-    bob.send_frame(tokio_tungstenite::tungstenite::Message::binary(vec![0]))
-        .await;
-    assert_eq!(bob.expect_close().await.0, 1003);
+    bob.send_text(&"x".repeat(65_537)).await;
+    assert_eq!(bob.expect_close().await.0, 1009);
     alice.expect_left(&bob.id).await;
     within_deadline("a pong", async {
         while server.count("anteroom_ping_round_trip_seconds_count") == 0 {
@@ -570,7 +569,7 @@ async fn the_metrics_count_exactly_what_happens() {
     );
     assert_eq!(value("anteroom_deliveries_total"), 10);
     assert_eq!(value("anteroom_errors_total{code=\"bad_message\"}"), 1);
-    assert_eq!(value("anteroom_closes_total{code=\"1003\"}"), 1);
+    assert_eq!(value("anteroom_closes_total{code=\"1009\"}"), 1);
     assert_eq!(value("anteroom_slow_readers_total"), 0);
     assert_eq!(value("anteroom_outbox_bytes"), 0);
     let build = format!(

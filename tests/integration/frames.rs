@@ -98,7 +98,7 @@ async fn a_reserved_close_code_is_a_protocol_violation() {
 }
 
 #[tokio::test]
-async fn binary_data_invalid_utf8_and_long_messages_close_with_their_own_codes() {
+async fn invalid_utf8_and_long_messages_close_with_their_own_codes() {
     let split_invalid = [
         frame(TEXT, b"\xF0\x9F"),
         frame(FIN | CONTINUATION, b"\x28\x8C"),
@@ -111,8 +111,6 @@ async fn binary_data_invalid_utf8_and_long_messages_close_with_their_own_codes()
     ]
     .concat();
     expect_closes(&[
-        ("binary", frame(FIN | BINARY, b"{}"), 1003),
-        ("empty binary", frame(FIN | BINARY, b""), 1003),
         ("invalid UTF-8", frame(FIN | TEXT, b"{\xFF}"), 1007),
         ("UTF-8 cut off", frame(FIN | TEXT, b"\xC3"), 1007),
         (

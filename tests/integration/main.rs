@@ -11,6 +11,7 @@
 //! | `routing` | unicast, broadcast, requests to the server; receipts |
 //! | `requests` | `hello` and `ping` |
 //! | `state` | what sessions say of themselves |
+//! | `bytes` | binary messages |
 //! | `messages` | validation of messages, and `data` that is relayed unchanged |
 //! | `frames` | RFC 6455: fragments, control frames, violations, close codes |
 //! | `backpressure` | clients that read too slowly |
@@ -59,6 +60,7 @@ mod backpressure;
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens", feature = "turn"))]
 #[path = "../browser/mod.rs"]
 mod browser;
+mod bytes;
 #[cfg(all(
     feature = "cli",
     feature = "cluster",

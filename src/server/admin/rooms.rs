@@ -210,6 +210,8 @@ struct LocalSession {
     address: Option<IpAddr>,
     /// How many messages the client sent.
     messages_received: u64,
+    /// How many of these were binary.
+    binary: u64,
     /// How many messages the client was sent.
     messages_sent: u64,
     /// The size of what waits in the outbox.
@@ -233,6 +235,7 @@ impl From<SessionSnapshot> for Session {
                 let local = LocalSession {
                     address: *info.address.lock(),
                     messages_received: info.taken_in.load(Relaxed),
+                    binary: info.binary.load(Relaxed),
                     messages_sent: outbox.messages,
                     waiting_bytes: outbox.bytes,
                     suspended: outbox.is_suspended,
