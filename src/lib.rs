@@ -38,6 +38,8 @@
 //! | `cluster` | messages to other nodes over NATS, and which nodes are up |
 //! | `dialects` | the wire formats of clients: our own protocol, PeerJS, y-webrtc, trystero, matchbox |
 //! | `protocol` | our own wire format: ids, messages, events, errors, close codes |
+//! | `transport` | the connection of a session, whatever it goes over |
+//! | `event_stream` | messages over plain HTTP: server-sent events, long polling, POST requests |
 //! | `websocket` | RFC 6455: the handshake, the frames, the halves of a connection |
 //! | `web` | plain HTTP: error answers, the `Host` header |
 //! | `metrics` | every metric |
@@ -76,6 +78,7 @@ mod access;
 mod cluster;
 pub mod config;
 mod dialects;
+mod event_stream;
 pub mod guide;
 mod history;
 mod keyed_map;
@@ -92,6 +95,7 @@ mod session;
 mod simulation;
 mod spare_capacity;
 mod state;
+mod transport;
 // In a build without the feature, the types of the TURN server have no values.
 #[cfg_attr(not(feature = "turn"), path = "no_turn.rs")]
 mod turn;

@@ -179,7 +179,7 @@ impl Admission {
     }
 
     /// Identifies the client of a request to join `room`, by its address, the headers, and the `token`
-    /// of the query.
+    /// of the query. A client that `continues` a session without a WebSocket asks as often as messages come.
     ///
     /// # Errors
     ///
@@ -192,9 +192,12 @@ impl Admission {
         headers: &HeaderMap,
         token: Option<&str>,
         reads_refusals: bool,
+        continues: bool,
     ) -> Result<ConnectRequest, HttpError> {
         self.check_origin(headers)?;
-        self.check_rate(address)?;
+        if !continues {
+            self.check_rate(address)?;
+        }
         let grant = match &self.tokens {
             Some(tokens) => Some(credentials::check(tokens, room, headers, token)?),
             None => None,

@@ -13,7 +13,7 @@ use super::{
     queue::{Disconnected, Outgoing, Queue, Subject},
     wire::{self, Answer, Broadcast, Direct, Event, Message, NodeId, RoomEvent, Want},
 };
-use crate::protocol::RoomName;
+use crate::protocol::{RoomName, TokenHash};
 
 /// The number of the last message of this node about a room; 0 if there is none. Each message names the
 /// number of the one before, so that receivers notice a missing message.
@@ -63,6 +63,16 @@ impl<'a> Batch<'a> {
     /// Asks every node for a session.
     pub(crate) fn want(&mut self, want: Want) -> Result<u64, Disconnected> {
         self.tell_all(Broadcast::Want(want))
+    }
+
+    /// Asks every node whether it has the session whose token has this hash.
+    pub(crate) fn find(
+        &mut self,
+        mark: u64,
+        room: RoomName,
+        token: TokenHash,
+    ) -> Result<u64, Disconnected> {
+        self.tell_all(Broadcast::Find { room, mark, token })
     }
 
     /// Sends a control message to a node. While this node is disconnected, the message is dropped.

@@ -67,8 +67,8 @@ pub(crate) use self::{
     queue::Disconnected,
     wire::{
         Answer, Broadcast, Claim, Digest, Direct, Event, EventId, MAX_IDS, MAX_NODES, MAX_NUMBER,
-        MAX_ROOMS, Message, NodeId, NodePast, PART_BYTES, Permissions, RoomEvent, SessionRecord,
-        SessionState, SessionTransfer, SnapshotChunk, Want,
+        MAX_ROOMS, Message, NodeId, NodePast, PART_BYTES, Permissions, PostOutcome, RoomEvent,
+        SessionRecord, SessionState, SessionTransfer, SnapshotChunk, Want,
     },
 };
 #[cfg(feature = "cluster")]

@@ -138,6 +138,12 @@ pub(crate) enum Broadcast {
     Enter { room: RoomName },
     /// A client of the sender wants to resume a session that is not on that node.
     Want(Want),
+    /// A client has sent the sender a request for a session that is not on that node.
+    Find {
+        room: RoomName,
+        mark: u64,
+        token: TokenHash,
+    },
 }
 
 /// A message to every node in a room: an event there. Each names the one before, so that receivers notice a
@@ -285,6 +291,40 @@ pub(crate) enum Direct {
     FlushHistory { mark: u64 },
     /// Answers that: all is stored, or cannot be.
     HistoryFlushed { mark: u64 },
+    /// Answers a search: whether the sender has the session.
+    Found { mark: u64, here: bool },
+    /// A client sends a session of the receiver messages: the lines in the text after the line, a JSON string in
+    /// base64. They come after the first `sent`. The client may have said how many messages it has received.
+    Post {
+        room: RoomName,
+        mark: u64,
+        token: TokenHash,
+        sent: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        received: Option<u64>,
+    },
+    /// A client ends a session of the receiver.
+    End {
+        room: RoomName,
+        mark: u64,
+        token: TokenHash,
+    },
+    /// Answers the two before.
+    Posted { mark: u64, outcome: PostOutcome },
+}
+
+/// What has become of a request of a client without a WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PostOutcome {
+    /// The session has taken in so many messages of the client.
+    TakenIn(u64),
+    /// The session is not on this node, or no longer.
+    NotHere,
+    /// The client uses a WebSocket, or has not resumed the session yet.
+    NoStream,
+    /// Too many requests of the session wait.
+    Busy,
 }
 
 /// The value of a field that is there, also if it is `null`.
@@ -607,7 +647,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, String> {
         Message::Room(RoomEvent {
             what: Event::Broadcast(_),
             ..
-        }) | Message::Node(Direct::Unicast { .. } | Direct::Forward { .. } | Direct::Handed(_))
+        }) | Message::Node(
+            Direct::Unicast { .. }
+                | Direct::Forward { .. }
+                | Direct::Handed(_)
+                | Direct::Post { .. }
+        )
     );
     if carries_text == text.is_empty() {
         return Err(

@@ -35,7 +35,8 @@ use crate::{
     metrics::Traffic,
     model_check::{check_all, check_random},
     protocol::{Close, CloseCode},
-    websocket::{Frame, Writer},
+    transport::Writer,
+    websocket::Frame,
 };
 
 /// How many bytes a connection accepts until its client reads them: a message and a half.

@@ -16,7 +16,8 @@ use super::replay_buffer::ReplayBuffer;
 use crate::model_check::OnceLock;
 use crate::{
     protocol::{Close, CloseCode},
-    websocket::{Frame, Writer},
+    transport::Writer,
+    websocket::Frame,
 };
 
 /// How many times one socket is written to in one turn; that is up to 256 KB of small frames. The session

@@ -13,10 +13,7 @@ use super::{
     replay_buffer::ReplayBuffer,
     sender::Sender,
 };
-use crate::{
-    protocol::Close,
-    websocket::{Frame, Writer},
-};
+use crate::{protocol::Close, transport::Writer, websocket::Frame};
 
 /// The session's half. Dropping it closes the outbox.
 pub(crate) struct Outbox(pub(super) Arc<Channel>);
@@ -78,6 +75,14 @@ impl Outbox {
         true
     }
 
+    /// Makes the session resumable from its first message.
+    pub(crate) fn keep(&self) {
+        let mut queue = self.0.queue.lock();
+        let replay = ReplayBuffer::new(self.0.limit, queue.messages);
+        queue.replay = Some(Box::new(replay));
+        queue.outlives_connection = true;
+    }
+
     /// Makes the session outlive its connection. Nothing is kept for the next one.
     pub(crate) fn outlive_connection(&self) {
         self.0.queue.lock().outlives_connection = true;
@@ -135,8 +140,8 @@ impl Outbox {
         }
     }
 
-    /// Goes on with a connection whose client has received so many messages: sends `first`, then the
-    /// messages that the client has missed, then a ping.
+    /// Goes on with a connection whose client has received so many messages: sends `first`, which is not counted, then
+    /// the messages that the client has missed, then a ping.
     ///
     /// # Errors
     ///
@@ -145,7 +150,7 @@ impl Outbox {
         &self,
         first: Frame,
         received: u64,
-        connection: Writer,
+        mut connection: Writer,
     ) -> Result<(), Writer> {
         let mut writer = self.0.writer.lock();
         let mut queue = self.0.queue.lock();
@@ -162,6 +167,7 @@ impl Outbox {
         queue.cost = queue.frames.iter().map(Frame::cost).sum();
         queue.state = State::Open;
         queue.settled = false;
+        connection.continue_after(received);
         *writer = Some(connection);
         Ok(())
     }

@@ -28,7 +28,8 @@ use super::{
 };
 use crate::{
     protocol::{Close, CloseCode},
-    websocket::{Frame, Writer},
+    transport::Writer,
+    websocket::Frame,
 };
 
 /// An outbox whose connection accepts `space` bytes until they are read from the stream.

@@ -16,7 +16,7 @@ mod tests;
 mod text;
 
 pub(crate) use self::{
-    bytes::{BinaryMessage, from_json, to_json},
+    bytes::{BinaryMessage, bytes_from_json, from_json, to_json},
     close::{BACK_SOON, Close, CloseCode},
     error::{ErrorCode, Problem},
     escape::Escaped,

@@ -260,8 +260,14 @@ impl Rooms {
                 room.with_lookups(|lookups| lookups.forwarding_done(node, seek, seen));
             }),
 
-            // They are about no room: the cluster and the history handle them.
-            Direct::Taken { .. } | Direct::FlushHistory { .. } | Direct::HistoryFlushed { .. } => {}
+            // They are about no room: the cluster, the history and the server handle them.
+            Direct::Taken { .. }
+            | Direct::FlushHistory { .. }
+            | Direct::HistoryFlushed { .. }
+            | Direct::Found { .. }
+            | Direct::Post { .. }
+            | Direct::End { .. }
+            | Direct::Posted { .. } => {}
         }
     }
 

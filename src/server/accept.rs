@@ -24,9 +24,13 @@ use warp::{
     reply::{Reply, Response},
 };
 
-use super::{handshake::PeerAddress, request_limits, tls::Tls};
+use super::{handshake::PeerConnection, request_limits, tls::Tls};
 use crate::{
-    accept_error::concerns_one_connection, access::AddressSlot, protocol::Escaped, state::Shared,
+    accept_error::concerns_one_connection,
+    access::AddressSlot,
+    protocol::Escaped,
+    state::Shared,
+    web::{Socket, SocketWatch},
 };
 
 /// How many connections the kernel queues until they are accepted. When many clients connect at once,
@@ -39,7 +43,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// The shortest time between two warnings that connections cannot be accepted.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// The longest life of a connection that is not upgraded. Sessions have limits of their own.
+/// The longest life of a connection that is not upgraded and has no answer that lasts. Sessions have limits of their own.
 const HTTP_LIFETIME: Duration = Duration::from_secs(300);
 
 /// How many bytes beyond `--max-header-bytes` are still read, so that the 431 can say what is wrong:
@@ -149,14 +153,19 @@ impl Service {
     }
 
     async fn start(self, stream: TcpStream, peer: SocketAddr, _slot: Option<AddressSlot>) {
+        let socket = Socket::new(stream);
         match self.tls.clone() {
             // In a box: the future is large, and connections without TLS need not hold it.
-            Some(tls) => Box::pin(self.serve_tls(&tls, stream, peer)).await,
-            None => self.serve(stream, peer).await,
+            Some(tls) => Box::pin(self.serve_tls(&tls, socket, peer)).await,
+            None => {
+                let watch = socket.watch();
+                self.serve(socket, peer, watch).await;
+            }
         }
     }
 
-    async fn serve_tls(self, tls: &Tls, stream: TcpStream, peer: SocketAddr) {
+    async fn serve_tls(self, tls: &Tls, stream: Socket, peer: SocketAddr) {
+        let watch = stream.watch();
         let handshake = timeout(self.shared.config.limits.handshake(), tls.accept(stream));
         let accepted = tokio::select! {
             biased;
@@ -164,23 +173,31 @@ impl Service {
             () = self.stopping.cancelled() => return,
         };
         match accepted {
-            Ok(Ok(stream)) => self.serve(stream, peer).await,
+            Ok(Ok(stream)) => self.serve(stream, peer, watch).await,
             Ok(Err(error)) => debug!("the TLS handshake with {peer} failed: {}", Escaped(error)),
             Err(_) => debug!("the TLS handshake with {peer} took too long"),
         }
     }
 
-    /// Serves a connection until it ends or is upgraded.
+    /// Serves a connection until it ends or is upgraded. `socket` tells when it ends.
     pub(super) async fn serve(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: SocketAddr,
+        socket: SocketWatch,
     ) {
         let config = &self.shared.config;
         let max_header_bytes = config.limits.max_header_bytes;
         let routes = warp::service(self.routes);
+        // Shared by the answers that last.
+        let lasting = Arc::new(());
+        let source = PeerConnection {
+            address: peer,
+            socket,
+            lasting: Arc::downgrade(&lasting),
+        };
         let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(PeerAddress(peer));
+            request.extensions_mut().insert(source.clone());
             let response = answer(routes.clone(), request, max_header_bytes);
             async move {
                 let mut response = response.await?;
@@ -203,9 +220,17 @@ impl Service {
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut connection = pin!(connection);
+        let served = async {
+            loop {
+                match timeout(HTTP_LIFETIME, connection.as_mut()).await {
+                    Err(_) if Arc::strong_count(&lasting) > 1 => {}
+                    served => return served,
+                }
+            }
+        };
         let served = tokio::select! {
             biased;
-            served = timeout(HTTP_LIFETIME, connection.as_mut()) => served,
+            served = served => served,
             () = self.stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 timeout(self.grace, connection).await

@@ -27,7 +27,9 @@ use crate::{
     protocol::{CloseCode, ErrorCode, Escaped},
     rooms::Rooms,
     session,
-    state::{Heartbeat, IceServers, Lobbies, Resumes, SessionsFile, SessionsToSave, Shared},
+    state::{
+        Heartbeat, IceServers, Lobbies, RemoteInlets, Resumes, SessionsFile, SessionsToSave, Shared,
+    },
     turn::Turn,
     unix_time,
 };
@@ -118,6 +120,7 @@ impl Anteroom {
                 .into(),
             expiries: Arc::default(),
             resumes: Resumes::new(cluster.is_some()).into(),
+            remote_inlets: RemoteInlets::default(),
             ice: IceServers::new(&config.webrtc, turn.clone())?,
             turn,
             sessions_file: sessions_file.map(SessionsFile::new).transpose()?,

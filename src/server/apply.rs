@@ -6,7 +6,7 @@ use std::{future::pending, mem, sync::Arc};
 
 use tokio::time::timeout;
 
-use super::lookup::answer_lookup;
+use super::{forward::take_forwarded, lookup::answer_lookup};
 use crate::{
     cluster::{self, Broadcast, Cluster, Delegate, Direct, Message, NodeId, Outbound, Transport},
     outbox::FlushSet,
@@ -48,6 +48,22 @@ impl Delegate for Applier {
             }
             // A client of the node wants to resume a session that may be here.
             Message::All(Broadcast::Want(want)) => answer_lookup(&self.shared, node, want),
+            // A client of the node has sent it a request for a session that may be here.
+            Message::All(Broadcast::Find { room, mark, token }) => {
+                let here = self.shared.resumes.inlet(&token, &room).is_some();
+                let found = Direct::Found { mark, here };
+                self.outbound.batch().notify(node, found);
+            }
+            Message::Node(Direct::Found { mark, here }) => {
+                self.shared.remote_inlets.receive_found(node, mark, here);
+            }
+            Message::Node(post @ (Direct::Post { .. } | Direct::End { .. })) => {
+                take_forwarded(&self.shared, node, post, text);
+            }
+            Message::Node(Direct::Posted { mark, outcome }) => {
+                let inlets = &self.shared.remote_inlets;
+                inlets.receive_outcome(node, mark, outcome);
+            }
             // A session of the node joins, leaves or sends to its room.
             Message::Room(event) => {
                 rooms.apply_event(node, number, event, text, replies, flush_set)
@@ -100,6 +116,7 @@ impl Delegate for Applier {
 
     fn node_down(&mut self, node: NodeId) {
         self.shared.rooms.node_down(node);
+        self.shared.remote_inlets.node_down(node);
         if let Some(history) = &self.shared.history {
             history.node_down(node);
         }

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
 
-use http::{
-    HeaderMap, HeaderValue, StatusCode,
-    header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, ORIGIN, VARY},
-};
+use http::StatusCode;
 use tokio::sync::Semaphore;
 use warp::{
     Filter,
@@ -14,6 +11,7 @@ use warp::{
 };
 
 use super::{
+    cross_origin::{check_page, readable},
     handle::Handle,
     handshake::{Handshake, Target, handshake},
 };
@@ -22,7 +20,6 @@ use crate::{
     dialects,
     protocol::{RoomName, SessionId},
     rooms::Busy,
-    state::Shared,
     web::HttpError,
 };
 
@@ -79,7 +76,7 @@ fn peerjs(handle: &Handle) -> BoxedFilter<(Response,)> {
         .and(with.clone())
         .map(|handshake: Handshake, handle: Handle| {
             let id = SessionId::random().to_string();
-            readable(&handle, &handshake, id.into_response())
+            readable(&handle, &handshake.headers, id.into_response())
         });
     let peers = warp::path!("peerjs" / String / "peers")
         .or(warp::path!("peerjs" / "peers").map(|| DEFAULT_KEY.to_owned()))
@@ -102,7 +99,7 @@ fn peerjs_session(handshake: Handshake, handle: Handle) -> Response {
         });
         return readable(
             &handle,
-            &handshake,
+            &handshake.headers,
             warp::reply::json(&about).into_response(),
         );
     }
@@ -156,35 +153,7 @@ async fn peerjs_peers(
         Ok(warp::reply::json(&ids).into_response())
     };
     let answer = listed.await.unwrap_or_else(Reply::into_response);
-    readable(&handle, &handshake, answer)
-}
-
-/// Checks the origin of a page. A browser names none when the page is of this server.
-///
-/// # Errors
-///
-/// The [`HttpError`] (403) for an origin that is not allowed.
-fn check_page(shared: &Shared, headers: &HeaderMap) -> Result<(), HttpError> {
-    match headers.contains_key(ORIGIN) {
-        true => shared.admission.check_origin(headers),
-        false => Ok(()),
-    }
-}
-
-/// The answer to a page of an origin that may open sessions, which may read it (Fetch, section 3.3.3).
-fn readable(shared: &Shared, handshake: &Handshake, mut response: Response) -> Response {
-    if let Err(error) = check_page(shared, &handshake.headers) {
-        return error.into_response();
-    }
-    let origin = handshake.headers.get(ORIGIN).cloned();
-    let added = response.headers_mut();
-    added.insert(
-        ACCESS_CONTROL_ALLOW_ORIGIN,
-        origin.unwrap_or_else(|| HeaderValue::from_static("*")),
-    );
-    added.insert(VARY, HeaderValue::from_static("Origin"));
-    added.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    readable(&handle, &handshake.headers, answer)
 }
 
 /// `/topics`: y-webrtc and trystero.

@@ -5,34 +5,42 @@ use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
-    sync::Arc,
+    sync::{Arc, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use hyper::upgrade::OnUpgrade;
 use warp::{
     Filter,
     reply::{Reply, Response},
 };
 
+use super::cross_origin::{name_own_origin, readable};
 use crate::{
     access::{Admitted, ConnectRequest},
     dialects::WireFormat,
+    event_stream::{Body, Form},
     protocol::{Close, CloseCode, RoomName, SUBPROTOCOL, TokenHash},
     rooms::NameClaim,
-    session,
+    session::{self, Connection},
     state::{ResumeRequest, Shared},
-    web::HttpError,
+    web::{HttpError, SocketWatch},
     websocket,
 };
 
+/// Asks nginx not to hold an answer back.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
 /// A request that may be a handshake.
 pub(super) struct Handshake {
-    method: Method,
+    pub(super) method: Method,
     pub(super) headers: HeaderMap,
     pub(super) query: Query,
     peer: Option<IpAddr>,
+    /// The connection that the request came on, if the server is this one.
+    source: Option<PeerConnection>,
     connection: Option<OnUpgrade>,
 }
 
@@ -61,6 +69,17 @@ impl Target {
             group_size: None,
         }
     }
+
+    /// A room, with what the query says. How many messages of a session have come may be known from elsewhere.
+    pub(super) fn of_query(room: RoomName, query: &Query, received: Option<&str>) -> Target {
+        let received = received.map(Cow::from).or_else(|| query.get("received"));
+        let resume = query.get("resume");
+        Target {
+            token: query.get("token").map(Into::into),
+            resume: resume.map(|token| ResumeRequest::parse(&token, received.as_deref())),
+            ..Target::of(room)
+        }
+    }
 }
 
 /// The query of a URL.
@@ -77,9 +96,14 @@ impl Query {
     }
 }
 
-/// The address of the peer of a connection, which [`accept`](super::accept) adds to its requests.
-#[derive(Clone, Copy)]
-pub(super) struct PeerAddress(pub(super) SocketAddr);
+/// A connection, which [`accept`](super::accept) adds to its requests.
+#[derive(Clone)]
+pub(super) struct PeerConnection {
+    pub(super) address: SocketAddr,
+    pub(super) socket: SocketWatch,
+    /// Held by answers that last.
+    pub(super) lasting: Weak<()>,
+}
 
 /// Extracts the [`Handshake`] from any request.
 pub(super) fn handshake()
@@ -87,26 +111,29 @@ pub(super) fn handshake()
     let query = warp::query::raw()
         .map(Query)
         .or_else(async |_| Ok::<_, Infallible>((Query(String::new()),)));
-    // Under warp's own server, which adds no `PeerAddress`, the address is what warp knows.
-    let peer = warp::ext::optional::<PeerAddress>()
+    // Under warp's own server, which adds no `PeerConnection`, the address is what warp knows.
+    let peer = warp::ext::optional::<PeerConnection>()
         .and(warp::addr::remote())
-        .map(|ours: Option<PeerAddress>, warps: Option<SocketAddr>| {
-            ours.map(|peer| peer.0)
-                .or(warps)
-                .map(|address| address.ip())
-        });
+        .map(|ours: Option<PeerConnection>, warps: Option<SocketAddr>| {
+            let address = ours.as_ref().map(|ours| ours.address).or(warps);
+            (address.map(|address| address.ip()), ours)
+        })
+        .untuple_one();
     warp::method()
         .and(warp::header::headers_cloned())
         .and(query)
         .and(peer)
         .and(warp::ext::optional::<OnUpgrade>())
-        .map(|method, headers, query, peer, connection| Handshake {
-            method,
-            headers,
-            query,
-            peer,
-            connection,
-        })
+        .map(
+            |method, headers, query, peer, source, connection| Handshake {
+                method,
+                headers,
+                query,
+                peer,
+                source,
+                connection,
+            },
+        )
 }
 
 impl Handshake {
@@ -119,6 +146,50 @@ impl Handshake {
     /// The address of the client.
     pub(super) fn address(&self, shared: &Shared) -> Option<IpAddr> {
         shared.admission.address(self.peer, &self.headers)
+    }
+
+    /// The form of the answer that the request asks for in place of a WebSocket.
+    pub(super) fn form(&self) -> Option<Form> {
+        match self.connection {
+            Some(_) => None,
+            None => Form::of(&self.headers),
+        }
+    }
+
+    /// Starts a session for a client without a WebSocket, or resumes one. The answer carries messages in this form;
+    /// long polling waits for `wait` at most.
+    pub(super) fn stream(
+        mut self,
+        shared: &Arc<Shared>,
+        form: Form,
+        wait: Duration,
+        target: Target,
+    ) -> Response {
+        name_own_origin(shared, &mut self.headers);
+        // Why a session ends is told in the answer.
+        let address = self.address(shared);
+        let response = match self.admit(shared, target, address, true) {
+            Ok((room, client, resume, admitted)) => {
+                let source = self.source.as_ref();
+                let socket = source.map(|source| source.socket.clone());
+                let lasting = source.and_then(|source| source.lasting.upgrade());
+                let traffic = &shared.metrics.traffic;
+                let (body, receiver, outlet) =
+                    Body::new(form, wait, socket.unwrap_or_default(), lasting, traffic);
+                let connection = Connection::EventStream(receiver.into(), outlet.into());
+                session::start(shared.clone(), room, connection, client, resume, admitted);
+                let mut response = warp::reply::stream(body).into_response();
+                let headers = response.headers_mut();
+                headers.insert(CONTENT_TYPE, form.content_type());
+                // nginx would hold the answer back.
+                headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+                response
+            }
+            Err(error) => error.into_response(),
+        };
+        let status = response.status().as_u16();
+        shared.metrics.upgrades(status).inc();
+        readable(shared, &self.headers, response)
     }
 
     /// Starts a session for a client that speaks `format`, or resumes one. `target` reads from the request what the
@@ -158,6 +229,7 @@ impl Handshake {
             target(self).and_then(|target| self.admit(&shared, target, address, reads_refusals));
         let status = match admitted {
             Ok((room, client, resume, admitted)) => {
+                let connection = Connection::WebSocket(connection);
                 session::start(shared, room, connection, client, resume, admitted);
                 StatusCode::SWITCHING_PROTOCOLS
             }
@@ -210,7 +282,13 @@ impl Handshake {
         } = target;
         let (headers, token) = (&self.headers, token.as_deref());
         let admission = &shared.admission;
-        let mut client = admission.identify(&room, address, headers, token, reads_refusals)?;
+        let continues = resume.as_ref().and_then(ResumeRequest::read);
+        let continues = continues.is_some_and(|(token, _)| {
+            let inlet = shared.resumes.inlet(&token.hash(), &room);
+            inlet.flatten().is_some()
+        });
+        let mut client =
+            admission.identify(&room, address, headers, token, reads_refusals, continues)?;
         client.claim = name.map(|name| {
             let (kind, secret) = match client.user() {
                 Some(user) => ("user", user),

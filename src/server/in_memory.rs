@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{accept::Service, anteroom::Anteroom};
-use crate::state::Shared;
+use crate::{state::Shared, web::SocketWatch};
 
 /// Serves connections that are no sockets as the accept loop serves sockets.
 pub(crate) struct InMemoryServer {
@@ -37,7 +37,9 @@ impl InMemoryServer {
         peer: SocketAddr,
     ) {
         let service = self.service.clone();
-        self.service.tasks.spawn(service.serve(stream, peer));
+        self.service
+            .tasks
+            .spawn(service.serve(stream, peer, SocketWatch::default()));
     }
 
     /// The state of the server.

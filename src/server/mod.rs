@@ -7,8 +7,10 @@ mod apply;
 mod assets;
 #[cfg(any(feature = "cluster", feature = "tls"))]
 mod certificates;
+mod cross_origin;
 mod dialect_routes;
 mod encoding;
+mod forward;
 mod handle;
 mod handshake;
 #[cfg(all(test, feature = "cluster"))]
@@ -18,6 +20,7 @@ mod request_limits;
 mod routes;
 mod standalone;
 mod status;
+mod streams;
 // In a build without the feature, the type of TLS has no values.
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;

@@ -2,9 +2,7 @@
 
 use std::io;
 
-use tokio::net::TcpStream;
-
-use crate::config::Serving;
+use crate::{config::Serving, web::Socket};
 
 pub(crate) enum Tls {}
 
@@ -17,7 +15,7 @@ impl Tls {
         match *self {}
     }
 
-    pub(crate) async fn accept(&self, _: TcpStream) -> io::Result<TcpStream> {
+    pub(crate) async fn accept(&self, _: Socket) -> io::Result<Socket> {
         match *self {}
     }
 }

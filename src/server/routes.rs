@@ -1,8 +1,8 @@
 //! Every URL on one screen.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, pin::pin};
 
-use http::{HeaderValue, StatusCode, header::ALLOW};
+use http::{HeaderValue, Method, StatusCode, header::ALLOW};
 use warp::{
     Filter, Rejection,
     filters::BoxedFilter,
@@ -13,11 +13,12 @@ use warp::{
 
 use super::{
     assets::{self, Source},
-    dialect_routes,
+    cross_origin, dialect_routes,
     handle::Handle,
     handshake::{Handshake, Target, handshake},
+    streams,
 };
-use crate::{dialects, protocol::RoomName, state::ResumeRequest, web::HttpError};
+use crate::{dialects, protocol::RoomName, web::HttpError};
 
 /// Answers every request to the server.
 pub(super) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
@@ -44,35 +45,65 @@ pub(super) fn sessions(handle: &Handle) -> BoxedFilter<(Response,)> {
 
 /// Answers requests for `/room` and `/room/{name}`.
 fn room(handle: &Handle) -> BoxedFilter<(Response,)> {
-    let handle = handle.clone();
-    warp::path("room")
+    let with = {
+        let handle = handle.clone();
+        warp::any().map(move || handle.clone())
+    };
+    let room = warp::path("room")
         .and(room_name())
         .and(handshake())
-        .map(
-            move |name: Result<RoomName, &'static str>, handshake: Handshake| {
-                let room = match name {
-                    Ok(room) => room,
-                    Err(message) => {
-                        let error = HttpError::new(StatusCode::BAD_REQUEST, message);
-                        handle.metrics.upgrades(error.status().as_u16()).inc();
-                        return error.into_response();
-                    }
-                };
-                let format = dialects::of(None);
-                handshake.answer(&handle, format, |handshake| {
-                    let query = &handshake.query;
-                    let received = query.get("received");
-                    let resume = query.get("resume");
-                    Ok(Target {
-                        token: query.get("token").map(Into::into),
-                        resume: resume
-                            .map(|token| ResumeRequest::parse(&token, received.as_deref())),
-                        ..Target::of(room)
-                    })
-                })
+        .and(with);
+    let post = warp::post()
+        .and(room.clone())
+        .and(warp::body::stream())
+        .then(
+            async |name, handshake: Handshake, handle: Handle, body| match name {
+                Ok(room) => streams::post(&handle, room, &handshake, pin!(body)).await,
+                Err(message) => HttpError::new(StatusCode::BAD_REQUEST, message).into_response(),
             },
-        )
+        );
+    let delete = warp::delete().and(room.clone()).then(
+        async |name, handshake: Handshake, handle: Handle| match name {
+            Ok(room) => streams::delete(&handle, room, &handshake).await,
+            Err(message) => HttpError::new(StatusCode::BAD_REQUEST, message).into_response(),
+        },
+    );
+    post.or(delete)
+        .unify()
+        .or(room.map(session))
+        .unify()
         .boxed()
+}
+
+/// Starts a session in a room, or resumes one.
+fn session(name: Result<RoomName, &'static str>, handshake: Handshake, handle: Handle) -> Response {
+    let room = match name {
+        Ok(room) => room,
+        Err(message) => {
+            let error = HttpError::new(StatusCode::BAD_REQUEST, message);
+            handle.metrics.upgrades(error.status().as_u16()).inc();
+            return error.into_response();
+        }
+    };
+    match handshake.method.clone() {
+        Method::OPTIONS => return cross_origin::preflight(&handle, &handshake.headers),
+        Method::GET => {}
+        other => {
+            let message = format!(
+                "open a session with GET, send with POST and leave with DELETE, not {other}"
+            );
+            let error = HttpError::new(StatusCode::METHOD_NOT_ALLOWED, message)
+                .with(ALLOW, cross_origin::METHODS);
+            handle.metrics.upgrades(error.status().as_u16()).inc();
+            return error.into_response();
+        }
+    }
+    match handshake.form() {
+        Some(form) => streams::open(&handle, room, handshake, form),
+        None => handshake.answer(&handle, dialects::of(None), |handshake| {
+            Ok(Target::of_query(room, &handshake.query, None))
+        }),
+    }
 }
 
 /// The room that the rest of the path names: one segment, or none for the default room.

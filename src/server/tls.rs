@@ -7,7 +7,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -21,7 +20,10 @@ use tokio_rustls::{
 };
 
 use super::certificates::{CERTIFICATE, PARAMETERS, PKCS1, PKCS8, SEC1, certificates};
-use crate::config::{Serving, invalid, pem, read_file};
+use crate::{
+    config::{Serving, invalid, pem, read_file},
+    web::Socket,
+};
 
 /// The application protocol that the server negotiates (RFC 7301). WebSocket handshakes need HTTP/1.1.
 const PROTOCOL: &[u8] = b"http/1.1";
@@ -76,7 +78,7 @@ impl Tls {
     }
 
     /// Does the handshake. It waits for the peer, so the caller must set a time limit.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn accept(&self, stream: Socket) -> io::Result<TlsStream<Socket>> {
         self.acceptor.accept(stream).await
     }
 }

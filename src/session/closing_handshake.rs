@@ -8,7 +8,8 @@ use crate::{
     config::Limit,
     protocol::CloseCode,
     state::Shared,
-    websocket::{Frame, Reader, Writer},
+    transport::{Reader, Writer},
+    websocket::Frame,
 };
 
 /// How long a client has to read its Close frame and to close its side. A stopping server grants its drain

@@ -13,4 +13,4 @@ mod start;
 mod suspended;
 mod topics;
 
-pub(crate) use self::start::{close_refused, refuse, reject, restore, start};
+pub(crate) use self::start::{Connection, close_refused, refuse, reject, restore, start};

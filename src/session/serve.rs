@@ -3,7 +3,7 @@
 use std::{
     ops::ControlFlow,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use log::debug;
@@ -29,8 +29,9 @@ use crate::{
     protocol::{Close, CloseCode, Invalid, Message, Problem, Receiver, SessionId},
     rooms::{Delivery, JoinGuard, Speaker},
     state::{HeartbeatGuard, ResumeRegistration, Shared, Takeover},
+    transport::Reader,
     turn::TurnSession,
-    websocket::{Event, Frame, ReadControl, Reader, Stop, Violation},
+    websocket::{Event, Frame, ReadControl, Stop, Violation},
 };
 
 /// The fewest bytes of a frame beside its payload: two, and the mask (RFC 6455, section 5.2).
@@ -131,21 +132,9 @@ impl Session {
         let reader = reader.as_mut().expect("a served session has a reader");
         // The outboxes of the receivers, to be flushed at the end of this turn.
         let mut flush_set = FlushSet::default();
-        let mut read = Poll::Pending;
-        if let Poll::Ready(result) = self.poll_pause(cx, reader) {
-            if let Err(disconnect) = result {
-                return Poll::Ready(disconnect);
-            }
-            read = reader.poll_read(cx, |event| self.on_event(event, &mut flush_set));
-            if let Poll::Ready(Ok(false)) = read
-                && !self.is_paused()
-            {
-                // Nothing more is there. This registers the task to be woken when more comes.
-                read = reader.poll_read(cx, |event| self.on_event(event, &mut flush_set));
-            }
-        }
-        if let Poll::Ready(Err(stop)) = read {
-            return Poll::Ready(self.on_stop(stop));
+        let read = self.poll_read(cx, reader, &mut flush_set);
+        if let Poll::Ready(Err(disconnect)) = read {
+            return Poll::Ready(disconnect);
         }
         match self.outbox.poll_flush(cx) {
             Poll::Ready(Err(FlushError::Lost)) => return Poll::Ready(Disconnect::Lost),
@@ -158,6 +147,47 @@ impl Session {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+
+    /// Carries out what comes from a client that uses no WebSocket, while the session has no connection. Ready only if
+    /// the session must end.
+    pub(super) fn poll_posts(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut Reader,
+    ) -> Poll<Disconnect> {
+        let mut flush_set = FlushSet::default();
+        let read = self.poll_read(cx, reader, &mut flush_set);
+        flush_set.flush(&self.shared.tasks);
+        match read {
+            Poll::Ready(Ok(())) => cx.waker().wake_by_ref(),
+            Poll::Ready(Err(disconnect)) => return Poll::Ready(disconnect),
+            Poll::Pending => {}
+        }
+        Poll::Pending
+    }
+
+    /// Reads and carries out what has come. Ready if more may be there.
+    ///
+    /// # Errors
+    ///
+    /// Why the session must not go on with this connection.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut Reader,
+        flush_set: &mut FlushSet,
+    ) -> Poll<Result<(), Disconnect>> {
+        ready!(self.poll_pause(cx, reader))?;
+        let mut read = reader.poll_read(cx, |event| self.on_event(event, flush_set));
+        if let Poll::Ready(Ok(false)) = read
+            && !self.is_paused()
+        {
+            // Nothing more is there. This registers the task to be woken when more comes.
+            read = reader.poll_read(cx, |event| self.on_event(event, flush_set));
+        }
+        let read = read.map_ok(drop);
+        read.map_err(|stop| self.on_stop(stop))
     }
 
     fn is_paused(&self) -> bool {
@@ -189,7 +219,7 @@ impl Session {
                     return Poll::Ready(Err(Disconnect::Eof));
                 }
                 ReadControl::Pause => {}
-                ReadControl::Continue => self.heartbeat.pause(false),
+                ReadControl::Continue => self.heartbeat.pause(reader.is_event_stream()),
             }
         }
         Poll::Ready(Ok(()))

@@ -18,23 +18,33 @@ use super::{
     disconnect::Disconnect,
     groups::{self, LobbyPlace, Place},
     serve::{Ended, Session},
-    suspended::Awakening,
+    suspended::{Awakening, resume_window},
     topics::Topics,
 };
 use crate::{
     access::{Admitted, ConnectRequest, SessionSlot},
     cluster::{self, Answer},
     dialects,
+    event_stream::{Outlet, Receiver},
     outbox::{detached_outbox, outbox},
-    protocol::{self, Close, CloseCode, Problem, ResumeToken, RoomName, SessionId},
+    protocol::{self, Close, CloseCode, Problem, Resume, ResumeToken, RoomName, SessionId},
     rooms::{LookupOutcome, MigrationRequest, Reservation, SessionInfo},
     state::{Reconnection, ResumeAttempt, ResumeRequest, SavedSession, Shared, Takeover},
-    websocket::{self, Frame, Reader, Writer},
+    transport::{Reader, Writer},
+    websocket::{self, Frame},
 };
 
 /// The first pause before the nodes are asked again for a session that is moving between them. Each
 /// further pause is twice as long.
 const LOOK_UP_AGAIN: Duration = Duration::from_millis(10);
+
+/// What a client has connected with.
+pub(crate) enum Connection {
+    /// A connection that is being upgraded.
+    WebSocket(OnUpgrade),
+    /// The answer to a request, and what the client posts.
+    EventStream(Box<Receiver>, Box<Outlet>),
+}
 
 /// A client that is about to join a room.
 struct Newcomer {
@@ -47,12 +57,12 @@ struct Newcomer {
     lobby: Option<Box<LobbyPlace>>,
 }
 
-/// Waits until `connection` is upgraded. Then begins a session on it, or continues the session that the
+/// Waits until `connection` is open. Then begins a session on it, or continues the session that the
 /// client wants to `resume`.
 pub(crate) fn start(
     shared: Arc<Shared>,
     room: RoomName,
-    connection: OnUpgrade,
+    connection: Connection,
     client: ConnectRequest,
     resume: Option<ResumeRequest>,
     admitted: Option<Admitted>,
@@ -61,7 +71,13 @@ pub(crate) fn start(
     let attempt = request.map(|(token, _)| shared.resumes.attempt(token.hash()));
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let Some((reader, writer)) = upgraded(&shared, connection).await else {
+        let opened = match connection {
+            Connection::WebSocket(connection) => upgraded(&shared, connection).await,
+            Connection::EventStream(receiver, outlet) => {
+                Some(((*receiver).into(), (*outlet).into()))
+            }
+        };
+        let Some((reader, writer)) = opened else {
             return;
         };
         let mut connection = Box::new(Reconnection {
@@ -112,7 +128,8 @@ async fn upgraded(shared: &Shared, connection: OnUpgrade) -> Option<(Reader, Wri
     let upgraded = shared.in_time(limit, connection).await?.ok()?;
     let max_message_bytes = shared.config.limits.max_message_bytes;
     let traffic = &shared.metrics.traffic;
-    Some(websocket::split(upgraded, max_message_bytes, traffic))
+    let (reader, writer) = websocket::split(upgraded, max_message_bytes, traffic);
+    Some((reader.into(), writer.into()))
 }
 
 /// Makes a session of this node continue with a connection, or rejects the connection if a later one is there.
@@ -308,15 +325,29 @@ async fn join_in_cluster(
 /// Joins the room.
 fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (Session, Reader) {
     let Newcomer {
-        reader,
-        writer,
+        mut reader,
+        mut writer,
         client,
         reservation,
         slot,
         lobby,
     } = newcomer;
     let id = SessionId::random();
-    let (sender, outbox) = outbox(shared.config.limits.outbox_bytes, writer);
+    let limits = &shared.config.limits;
+    let token = reader.is_event_stream().then(|| shared.resumes.new_token());
+    if let Some(token) = token {
+        let seconds = resume_window(&shared, true).as_secs();
+        writer.introduce(&Resume { token, seconds });
+    }
+    let (sender, outbox) = outbox(limits.outbox_bytes, writer);
+    let registration = token.map(|token| {
+        outbox.keep();
+        let (room, user) = (reservation.room().clone(), client.user().map(str::to_owned));
+        let resumes = &shared.resumes;
+        let mut registration = resumes.register_token(token, room, user, sender.clone());
+        reader.connect(registration.open_inlet(limits.max_message_bytes, 0));
+        Box::new(registration)
+    });
     if let Some(problem) = problem {
         shared.metrics.errors(problem.code.as_str()).inc();
         outbox.push(protocol::error(id, &problem, None));
@@ -341,6 +372,8 @@ fn join(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) -> (S
     let permissions = grant.map(cluster::Permissions::from);
     let mut session = Session::new(shared, join_guard, outbox, permissions, slot, [0, 0]);
     session.lobby = lobby;
+    session.heartbeat.pause(reader.is_event_stream());
+    session.registration = registration;
     if session.join_guard.room().is_nowhere() {
         session.topics = Some(Box::new(Topics::new(rooms)));
     }

@@ -16,12 +16,16 @@ use super::{
 };
 use crate::{
     cluster::Answer,
-    outbox::Outbox,
+    event_stream::Receiver,
     protocol::{self, Close},
     rooms::MigrationRequest,
-    state::{Reconnection, ResumeRegistration, Save, SavedSession, SuspendedGuard, Takeover},
-    websocket::Reader,
+    state::{Reconnection, Save, SavedSession, Shared, SuspendedGuard, Takeover},
+    transport::Reader,
 };
+
+/// The least time that a session may be without a connection if it uses no WebSocket: each answer of long polling ends
+/// its connection.
+const LEAST_WINDOW: Duration = Duration::from_secs(10);
 
 /// The time that a session may be without a connection.
 pub(super) struct Suspension {
@@ -70,20 +74,27 @@ impl Session {
         }
     }
 
+    /// How long the session may be without a connection. One that uses no WebSocket is without one between any two
+    /// answers.
+    fn window(&self) -> Duration {
+        let registration = self.registration.as_ref();
+        let inlet = registration.and_then(|it| it.inlet());
+        resume_window(&self.shared, inlet.is_some())
+    }
+
     /// Begins the time without a connection.
     pub(super) fn suspension(&self) -> Suspension {
         Suspension {
             _count: self.shared.resumes.suspend(),
-            deadline: Instant::now() + self.shared.config.liveness.resume(),
+            deadline: Instant::now() + self.window(),
         }
     }
 
     /// Waits for the client, until the suspension ends.
     pub(super) async fn wait_for_takeover(&mut self, suspension: &Suspension) -> Awakening {
         loop {
-            let (outbox, registration) = (&self.outbox, &self.registration);
-            let takeover = poll_fn(|cx| poll_takeover(cx, outbox, registration.as_deref()));
-            let shared = &self.shared;
+            let shared = self.shared.clone();
+            let takeover = poll_fn(|cx| self.poll_takeover(cx));
             let takeover = tokio::select! {
                 biased;
                 takeover = timeout_at(suspension.deadline, takeover) => takeover,
@@ -110,8 +121,9 @@ impl Session {
 
     /// Continues with another connection, which may come from another address and with another token.
     fn resume(&mut self, mut reconnection: Box<Reconnection>) -> Awakening {
-        // The next connection owes no pong for the pings of the last one.
-        let _ = self.heartbeat.pong();
+        // The next connection owes no pong for the pings of the last one, and without a WebSocket none at all.
+        let is_event_stream = reconnection.reader.is_event_stream();
+        self.heartbeat.pause(is_event_stream);
         let taken_in = self.join_guard.info().taken_in.load(Relaxed);
         let resumed = protocol::resumed(self.id(), taken_in);
         let received = reconnection.received;
@@ -121,7 +133,10 @@ impl Session {
             return Awakening::Rejected(reconnection);
         }
         debug!("{} is resumed", self.id());
-        self.shared.metrics.resumes("resumed").inc();
+        // Long polling loses nothing between two answers.
+        if !reconnection.reader.is_poll() {
+            self.shared.metrics.resumes("resumed").inc();
+        }
         let client = reconnection.client;
         *self.join_guard.info().address.lock() = client.address;
         match (&mut self.permissions, client.grant) {
@@ -136,8 +151,18 @@ impl Session {
             }
             _ => {}
         }
-        if let (Some(registration), Some(token)) = (&mut self.registration, reconnection.token) {
-            registration.learn_token(token);
+        if let Some(registration) = &mut self.registration {
+            if let Some(token) = reconnection.token {
+                registration.learn_token(token);
+            }
+            match is_event_stream {
+                true => {
+                    let max_message_bytes = self.shared.config.limits.max_message_bytes;
+                    let inlet = registration.open_inlet(max_message_bytes, taken_in);
+                    reconnection.reader.connect(inlet);
+                }
+                false => registration.close_inlet(),
+            }
         }
         if self.has_takeover() {
             // Another takeover was delivered before the outbox was attached.
@@ -197,6 +222,23 @@ impl Session {
         Some(Awakening::Ended(Disconnect::Migrated))
     }
 
+    /// Waits for a takeover, or for the reason why the session ends. Carries out meanwhile what a client without a
+    /// WebSocket asks for.
+    fn poll_takeover(&mut self, cx: &mut Context<'_>) -> Poll<Result<Takeover, Disconnect>> {
+        if let Poll::Ready(close) = self.outbox.poll_closed(cx) {
+            return Poll::Ready(Err(Disconnect::Closed(close)));
+        }
+        let registration = self.registration.as_ref();
+        if let Some(takeover) = registration.and_then(|it| it.take()) {
+            return Poll::Ready(Ok(takeover));
+        }
+        if let Some(inlet) = registration.and_then(|it| it.inlet()) {
+            let mut reader = Receiver::without_answer(inlet.clone()).into();
+            return self.poll_posts(cx, &mut reader).map(Err);
+        }
+        Poll::Pending
+    }
+
     fn has_takeover(&self) -> bool {
         self.registration
             .as_ref()
@@ -233,15 +275,11 @@ impl Save for Session {
     }
 }
 
-/// Waits for a takeover, or for the reason why the session ends.
-fn poll_takeover(
-    cx: &Context<'_>,
-    outbox: &Outbox,
-    registration: Option<&ResumeRegistration>,
-) -> Poll<Result<Takeover, Disconnect>> {
-    if let Poll::Ready(close) = outbox.poll_closed(cx) {
-        return Poll::Ready(Err(Disconnect::Closed(close)));
+/// How long a session may be without a connection, if its client uses a WebSocket or not.
+pub(super) fn resume_window(shared: &Shared, is_event_stream: bool) -> Duration {
+    let window = shared.config.liveness.resume();
+    match is_event_stream {
+        true => window.max(LEAST_WINDOW),
+        false => window,
     }
-    let takeover = registration.and_then(ResumeRegistration::take);
-    takeover.map_or(Poll::Pending, |takeover| Poll::Ready(Ok(takeover)))
 }

@@ -4,6 +4,7 @@ mod expiry;
 mod heartbeat;
 mod ice;
 mod lobbies;
+mod remote_inlets;
 mod resume;
 mod saved_sessions;
 mod sessions_file;
@@ -18,6 +19,7 @@ pub(crate) use self::{
     heartbeat::{Heartbeat, HeartbeatGuard},
     ice::IceServers,
     lobbies::Lobbies,
+    remote_inlets::RemoteInlets,
     resume::{ResumeAttempt, ResumeRegistration, ResumeRequest, Resumes, SuspendedGuard},
     saved_sessions::{Save, SavedSession, SessionsToSave},
     sessions_file::SessionsFile,

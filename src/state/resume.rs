@@ -16,6 +16,7 @@ use super::{
     token_keys::TokenKeys,
 };
 use crate::{
+    event_stream::Inlet,
     outbox::Sender,
     protocol::{Close, ResumeToken, RoomName, TokenHash, TokenKey},
     spare_capacity::release_spare_capacity,
@@ -45,6 +46,8 @@ struct Resumable {
     user: Option<String>,
     sender: Sender,
     mailbox: Arc<Mailbox>,
+    /// Present while the client uses no WebSocket.
+    inlet: Option<Arc<Inlet>>,
 }
 
 /// The connections to this node that try to resume one session, numbered in the order in which they came.
@@ -71,6 +74,8 @@ pub(crate) struct ResumeRegistration {
     /// `None` until the client of a session from before a restart has come with it.
     token: Option<ResumeToken>,
     mailbox: Arc<Mailbox>,
+    /// Present while the client uses no WebSocket.
+    inlet: Option<Arc<Inlet>>,
 }
 
 /// Counts a session as suspended while it lives.
@@ -126,7 +131,12 @@ impl Resumes {
         user: Option<String>,
         sender: Sender,
     ) -> ResumeRegistration {
-        self.register_token(self.keys.token(), room, user, sender)
+        self.register_token(self.new_token(), room, user, sender)
+    }
+
+    /// A new token.
+    pub(crate) fn new_token(&self) -> ResumeToken {
+        self.keys.token()
     }
 
     /// Like [`register`](Resumes::register), for a session that has a token already.
@@ -156,6 +166,7 @@ impl Resumes {
             user,
             sender,
             mailbox: mailbox.clone(),
+            inlet: None,
         };
         self.sessions.lock().insert(hash, resumable);
         ResumeRegistration {
@@ -163,7 +174,16 @@ impl Resumes {
             hash,
             token: None,
             mailbox,
+            inlet: None,
         }
+    }
+
+    /// The inlet of the session in this room whose token has this hash: `None` if the session is not on this node, and
+    /// `Some(None)` if its client uses a WebSocket.
+    pub(crate) fn inlet(&self, token: &TokenHash, room: &RoomName) -> Option<Option<Arc<Inlet>>> {
+        let sessions = self.sessions.lock();
+        let session = sessions.get(token).filter(|it| it.room == *room)?;
+        Some(session.inlet.clone())
     }
 
     /// Whether a client of this user can resume a session of this node in this room.
@@ -311,6 +331,40 @@ impl ResumeRegistration {
         self.token = Some(token);
     }
 
+    /// The inlet of a client without a WebSocket.
+    pub(crate) fn inlet(&self) -> Option<&Arc<Inlet>> {
+        self.inlet.as_ref()
+    }
+
+    /// The inlet of a client that uses no WebSocket from now on, of which so many messages are taken in; those have at
+    /// most `max_message_bytes`. It stays the same until the client uses a WebSocket.
+    pub(crate) fn open_inlet(&mut self, max_message_bytes: usize, taken_in: u64) -> Arc<Inlet> {
+        if let Some(inlet) = &self.inlet {
+            return inlet.clone();
+        }
+        let inlet = Inlet::new(max_message_bytes, taken_in);
+        self.inlet = Some(inlet.clone());
+        self.show_inlet();
+        inlet
+    }
+
+    /// Notes that the client uses a WebSocket from now on.
+    pub(crate) fn close_inlet(&mut self) {
+        if let Some(inlet) = self.inlet.take() {
+            inlet.retire();
+            self.show_inlet();
+        }
+    }
+
+    /// Lets requests find the inlet, if there is one.
+    fn show_inlet(&self) {
+        if let Some(session) = self.resumes.sessions.lock().get_mut(&self.hash)
+            && Arc::ptr_eq(&session.mailbox, &self.mailbox)
+        {
+            session.inlet = self.inlet.clone();
+        }
+    }
+
     /// The takeover that has come for the session. When one comes, [`Sender::take_over`] wakes the
     /// session.
     pub(crate) fn take(&self) -> Option<Takeover> {
@@ -335,6 +389,9 @@ impl ResumeRegistration {
 
 impl Drop for ResumeRegistration {
     fn drop(&mut self) {
+        if let Some(inlet) = &self.inlet {
+            inlet.retire();
+        }
         let mut sessions = self.resumes.sessions.lock();
         if let Entry::Occupied(entry) = sessions.entry(self.hash)
             // A session that has moved away and come back has registered its token again.
@@ -544,7 +601,8 @@ mod tests {
         use crate::{
             model_check::{check_all, check_random},
             outbox::{Command, FlushError},
-            websocket::{Frame, Writer},
+            transport::Writer,
+            websocket::Frame,
         };
 
         #[test]

@@ -10,8 +10,9 @@ use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, lobbies::Lobbies, resume::Resumes,
-    saved_sessions::SessionsToSave, sessions_file::SessionsFile,
+    expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, lobbies::Lobbies,
+    remote_inlets::RemoteInlets, resume::Resumes, saved_sessions::SessionsToSave,
+    sessions_file::SessionsFile,
 };
 use crate::{
     access::Admission,
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) heartbeat: Arc<Heartbeat>,
     pub(crate) expiries: Arc<Expiries>,
     pub(crate) resumes: Arc<Resumes>,
+    pub(crate) remote_inlets: RemoteInlets,
     pub(crate) ice: IceServers,
     /// Present if this process is a TURN server.
     pub(crate) turn: Option<Arc<Turn>>,

@@ -8,7 +8,7 @@ use crate::{
     access::{Admitted, ConnectRequest},
     protocol::{ResumeToken, RoomName},
     rooms::MigrationRequest,
-    websocket::{Reader, Writer},
+    transport::{Reader, Writer},
 };
 
 /// A connection that has come to continue a session.

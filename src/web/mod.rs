@@ -1,6 +1,10 @@
-//! Plain HTTP: the answer to a refused request, and the host that a request is for.
+//! Plain HTTP: the answer to a refused request, the host that a request is for, and the connection it came on.
 
 mod error;
 pub(crate) mod host;
+mod socket;
 
-pub(crate) use self::error::HttpError;
+pub(crate) use self::{
+    error::HttpError,
+    socket::{Socket, SocketWatch},
+};

@@ -14,7 +14,7 @@ mod writer;
 
 pub(crate) use self::{
     decode::{Event, Violation},
-    frame::Frame,
+    frame::{Content, Frame},
     reader::{ReadControl, Reader, Stop},
     socket::split,
     upgrade::accept,

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 #[cfg(feature = "tls")]
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use super::{reader::Reader, stream::Half, writer::Writer};
-use crate::metrics::Traffic;
+use crate::{metrics::Traffic, web::Socket};
 
 /// Splits an upgraded connection into its halves. The reader accepts messages of at most
 /// `max_message_bytes`.
@@ -19,17 +18,26 @@ pub(crate) fn split(
     max_message_bytes: usize,
     traffic: &Arc<Traffic>,
 ) -> (Reader, Writer) {
-    let (reader, writer, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+    let (reader, writer, early) = match upgraded.downcast::<TokioIo<Socket>>() {
         Ok(parts) => {
-            let (reader, writer) = parts.io.into_inner().into_split();
             let early = Vec::from(parts.read_buf);
-            (Either::Left(reader), Either::Left(writer), early)
+            match parts.io.into_inner().into_inner() {
+                Ok(stream) => {
+                    let (reader, writer) = stream.into_split();
+                    (Either::Left(reader), Either::Left(writer), early)
+                }
+                Err(socket) => {
+                    let halves = Half::split(socket);
+                    let writer = Either::Right(Box::new(halves.1) as _);
+                    (Either::Right(halves.0), writer, early)
+                }
+            }
         }
         Err(upgraded) => {
             #[cfg(not(feature = "tls"))]
             let (halves, early) = (Half::split(TokioIo::new(upgraded)), Vec::new());
             #[cfg(feature = "tls")]
-            let (halves, early) = match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
+            let (halves, early) = match upgraded.downcast::<TokioIo<TlsStream<Socket>>>() {
                 Ok(parts) => (Half::split(parts.io.into_inner()), parts.read_buf.into()),
                 Err(upgraded) => (Half::split(TokioIo::new(upgraded)), Vec::new()),
             };

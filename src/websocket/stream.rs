@@ -18,6 +18,8 @@ use tokio::{
 #[cfg(feature = "tls")]
 use tokio_rustls::server::TlsStream;
 
+use crate::web::Socket;
+
 /// A stream that is not a plain TCP socket.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     /// Has the kernel discard unsent data when the stream is dropped. Does nothing if the socket is not
@@ -31,7 +33,7 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
 }
 
 #[cfg(feature = "tls")]
-impl Stream for TlsStream<TcpStream> {
+impl Stream for TlsStream<Socket> {
     fn abort(&self) {
         // It fails only if the connection has ended already.
         let _ = self.get_ref().0.set_zero_linger();
@@ -39,6 +41,18 @@ impl Stream for TlsStream<TcpStream> {
 
     fn is_closed(&self) -> bool {
         is_closed(self.get_ref().0)
+    }
+}
+
+/// A socket that somebody looks at while it is upgraded.
+impl Stream for Socket {
+    fn abort(&self) {
+        // It fails only if the connection has ended already.
+        let _ = self.set_zero_linger();
+    }
+
+    fn is_closed(&self) -> bool {
+        is_closed(self)
     }
 }
 

@@ -57,7 +57,7 @@ const compact = (value) =>
 /** The clients of a room with a dialect are not this server's own.
  * @typedef {{ room: string, dialect?: string, sessions: number }} Room */
 /** @typedef {{ id: string, name?: string, data: any, state?: any, since: string, node?: string, address?: string | null, messagesReceived?: number,
- *   binary?: number, *   messagesSent?: number, waitingBytes?: number, away?: boolean }} Session */
+ *   binary?: number, messagesSent?: number, waitingBytes?: number, away?: boolean }} Session */
 
 /** @typedef {{ result: string, path: string, count: number }} PeerConnections */
 

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 // The server's own files, which are not part of its public API.
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/web/mod.rs"]
 mod web;
 #[allow(dead_code, unused_imports)]

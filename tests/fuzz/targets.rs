@@ -2,7 +2,12 @@
 //! cargo-fuzz, which pass `--cfg fuzzing`. Each target takes any bytes, and panics where the crate breaks a
 //! promise.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    ops::ControlFlow,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::FutureExt;
@@ -15,12 +20,14 @@ use crate::{
     cluster::{Broadcast, Envelope, Message, NodeId, TestLink, decode, encode},
     config::{Dialect, Limits},
     dialects::{self, Author, Command},
+    event_stream::{Inlet, Posted},
     outbox::{FlushSet, Outbox, detached_outbox, outbox},
-    protocol::{self, Receiver, RoomName, SessionId},
+    protocol::{self, BinaryMessage, Receiver, RoomName, SessionId},
     rooms::{JoinGuard, Replies, Rooms, SessionInfo},
     state::{SavedSession, decode_sessions, encode_sessions},
+    transport::Writer,
     turn::FuzzedServer,
-    websocket::Writer,
+    websocket::ReadControl,
 };
 
 /// The separator of the messages in one input: a byte that JSON does not contain unescaped.
@@ -67,11 +74,19 @@ pub fn client_messages(input: &[u8]) {
         code: String,
         message: String,
     }
+    let [(id, _), ..] = SESSIONS;
+    let sender = SessionId::parse(id).unwrap();
+    posted_lines(input);
+    if let Ok(message) = BinaryMessage::parse(input) {
+        let relayed = message.relayed(sender);
+        assert_eq!(relayed.payload()[16..], input[16..]);
+        let json = protocol::to_json(&relayed);
+        let again = protocol::from_json(str::from_utf8(&json).unwrap());
+        assert_eq!(again.bytes(), relayed.bytes());
+    }
     let Ok(text) = str::from_utf8(input) else {
         return;
     };
-    let [(id, _), ..] = SESSIONS;
-    let sender = SessionId::parse(id).unwrap();
     match protocol::parse(text) {
         Ok(message) => {
             let written: Written<'_> = serde_json::from_str(text).unwrap();
@@ -107,6 +122,27 @@ pub fn client_messages(input: &[u8]) {
     for dialect in Dialect::ALL {
         other_clients(dialect, sender, text);
     }
+}
+
+/// Every line that a client posts is taken in once, up to the first that breaks a rule.
+fn posted_lines(input: &[u8]) {
+    let inlet = Inlet::new(usize::MAX, 0);
+    let mut taken = 0;
+    for _ in 0..2 {
+        let lines = input.to_vec().into();
+        let Posted::Waits(_answer) = inlet.post(0, None, lines) else {
+            panic!("an inlet takes a request");
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Ok(_)) = inlet.poll_read(&mut cx, |_| {
+            taken += 1;
+            ControlFlow::<(), _>::Continue(ReadControl::Continue)
+        }) {}
+    }
+    let lines = input.split(|byte| *byte == b'\n');
+    let lines = lines.filter(|line| !line.trim_ascii().is_empty());
+    let valid = lines.take_while(|line| str::from_utf8(line).is_ok());
+    assert_eq!((taken, inlet.taken_in()), (valid.count(), taken as u64));
 }
 
 /// A message of another client is relayed as JSON, or is rejected with a reason.

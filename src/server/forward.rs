@@ -1,0 +1,255 @@
+//! Requests of clients without a WebSocket whose sessions are on other nodes.
+//!
+//! A balancer may lead each request to another node. The node that gets it asks the others once where the session is,
+//! remembers that, and sends the request there. A session takes in every message once, so a request that may be lost is
+//! sent again.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::StatusCode;
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    cluster::{Direct, Load, NodeId, PostOutcome},
+    event_stream::{Inlet, Posted},
+    protocol::{ResumeToken, RoomName, TokenHash},
+    state::Shared,
+    web::HttpError,
+};
+
+/// How long the messages of a request may wait to be taken in: less than proxies wait for an answer.
+const POST_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long the answer of another node may take beyond that.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often the node of a session is looked for. The session may move meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// What a client asks for.
+#[derive(Clone)]
+pub(super) enum Request {
+    /// Take these messages in, a line each, which come after so many others. The client may say how many messages it
+    /// has received.
+    Post {
+        sent: u64,
+        received: Option<u64>,
+        lines: Bytes,
+    },
+    /// End the session.
+    Leave,
+}
+
+/// The session of a request.
+pub(super) struct SessionKey {
+    pub(super) room: RoomName,
+    pub(super) token: ResumeToken,
+    /// The address of the client.
+    pub(super) address: Option<IpAddr>,
+}
+
+impl SessionKey {
+    /// The node of the session: `None` for this one.
+    ///
+    /// # Errors
+    ///
+    /// The [`HttpError`] if no node has the session, or some cannot be asked.
+    pub(super) async fn find(&self, shared: &Shared) -> Result<Option<NodeId>, HttpError> {
+        let hash = self.token.hash();
+        if shared.resumes.inlet(&hash, &self.room).is_some() {
+            return Ok(None);
+        }
+        let Some(cluster) = &shared.cluster else {
+            return Err(no_session());
+        };
+        // The nodes are not asked for a token that none of them has made.
+        if !shared.resumes.may_exist(&self.token) {
+            return Err(no_session());
+        }
+        if let Some(node) = shared.remote_inlets.home(&hash) {
+            return Ok(Some(node));
+        }
+        let deadline = Instant::now() + cluster.down;
+        if !shared.can_ask_nodes() || !shared.admission.may_look_up(self.address, deadline).await {
+            return Err(unanswered());
+        }
+        let nodes = shared.rooms.nodes();
+        if nodes.is_empty() {
+            return Err(no_session());
+        }
+        let mark = cluster.outbound.next_mark();
+        let found = shared
+            .remote_inlets
+            .search(mark, nodes.into_iter().collect());
+        let sent = cluster.outbound.batch().find(mark, self.room.clone(), hash);
+        sent.map_err(|_| unanswered())?;
+        let node = timeout(cluster.down, found).await;
+        let node = node.ok().and_then(Result::ok).ok_or_else(unanswered)?;
+        let node = node.ok_or_else(no_session)?;
+        shared.remote_inlets.set_home(hash, Some(node));
+        Ok(Some(node))
+    }
+
+    /// Has the session carry out a request. Returns how many messages of the client it has taken in: fewer than were
+    /// sent if they have to wait for too long.
+    ///
+    /// # Errors
+    ///
+    /// The [`HttpError`] that says why that is not possible.
+    pub(super) async fn carry_out(
+        &self,
+        shared: &Arc<Shared>,
+        request: Request,
+    ) -> Result<u64, HttpError> {
+        for _ in 0..ATTEMPTS {
+            let outcome = match self.find(shared).await? {
+                None => take(shared, &self.room, &self.token.hash(), request.clone()).await,
+                Some(node) => self.send(shared, node, request.clone()).await?,
+            };
+            match outcome {
+                PostOutcome::TakenIn(count) => return Ok(count),
+                PostOutcome::NoStream => {
+                    let message = "the session uses a WebSocket: send its messages there, or resume it here first";
+                    return Err(HttpError::new(StatusCode::CONFLICT, message));
+                }
+                PostOutcome::Busy => {
+                    let message = "too many requests of the session wait: send one at a time";
+                    return Err(HttpError::too_many_requests(message, Some(1)));
+                }
+                PostOutcome::NotHere => {
+                    shared.remote_inlets.set_home(self.token.hash(), None);
+                }
+            }
+        }
+        Err(unanswered())
+    }
+
+    /// Sends a request to the node of the session.
+    async fn send(
+        &self,
+        shared: &Shared,
+        node: NodeId,
+        request: Request,
+    ) -> Result<PostOutcome, HttpError> {
+        let cluster = shared.cluster.as_ref().ok_or_else(unanswered)?;
+        let outbound = &cluster.outbound;
+        let (mark, room, token) = (outbound.next_mark(), self.room.clone(), self.token.hash());
+        let answer = shared.remote_inlets.expect(mark, node);
+        let (message, text) = match request {
+            Request::Post {
+                sent,
+                received,
+                lines,
+            } => {
+                let post = Direct::Post {
+                    room,
+                    mark,
+                    token,
+                    sent,
+                    received,
+                };
+                // The lines are checked where they are taken in, so they need not be JSON.
+                (post, format!("\"{}\"", STANDARD.encode(lines)))
+            }
+            Request::Leave => (Direct::End { room, mark, token }, String::new()),
+        };
+        let line = timeout(cluster.down, outbound.wait_in_line()).await;
+        let line = line.map_err(|_| unanswered())?;
+        let sent = outbound
+            .batch()
+            .tell_node(node, message, text.as_bytes(), Load::Line);
+        drop(line);
+        sent.map_err(|_| unanswered())?;
+        match timeout(POST_LIMIT + ANSWER_LIMIT, answer).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            // The node is down, or has lost the request.
+            Ok(Err(_)) => Ok(PostOutcome::NotHere),
+            Err(_) => {
+                shared.remote_inlets.set_home(token, None);
+                Err(unanswered())
+            }
+        }
+    }
+}
+
+/// Has a session of this node carry out a request.
+pub(super) async fn take(
+    shared: &Shared,
+    room: &RoomName,
+    token: &TokenHash,
+    request: Request,
+) -> PostOutcome {
+    let inlet: Arc<Inlet> = match shared.resumes.inlet(token, room) {
+        Some(Some(inlet)) => inlet,
+        Some(None) => return PostOutcome::NoStream,
+        None => return PostOutcome::NotHere,
+    };
+    match request {
+        Request::Leave => match inlet.leave() {
+            true => PostOutcome::TakenIn(inlet.taken_in()),
+            false => PostOutcome::NotHere,
+        },
+        Request::Post {
+            sent,
+            received,
+            lines,
+        } => match inlet.post(sent, received, lines) {
+            Posted::Waits(taken_in) => match timeout(POST_LIMIT, taken_in).await {
+                Ok(Ok(count)) => PostOutcome::TakenIn(count),
+                // The session has ended, has moved, or uses a WebSocket now.
+                Ok(Err(_)) => PostOutcome::NotHere,
+                Err(_) => PostOutcome::TakenIn(inlet.taken_in()),
+            },
+            Posted::Busy => PostOutcome::Busy,
+            Posted::Retired => PostOutcome::NotHere,
+        },
+    }
+}
+
+/// Has a session of this node carry out a request that another node has forwarded, and answers that node.
+pub(super) fn take_forwarded(shared: &Arc<Shared>, node: NodeId, message: Direct, text: &str) {
+    let (room, mark, token, request) = match message {
+        Direct::Post {
+            room,
+            mark,
+            token,
+            sent,
+            received,
+        } => {
+            let lines = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+            let Some(Ok(lines)) = lines.map(|it| STANDARD.decode(it)) else {
+                return;
+            };
+            let lines = lines.into();
+            let post = Request::Post {
+                sent,
+                received,
+                lines,
+            };
+            (room, mark, token, post)
+        }
+        Direct::End { room, mark, token } => (room, mark, token, Request::Leave),
+        _ => return,
+    };
+    let shared = shared.clone();
+    shared.tasks.clone().spawn(async move {
+        let taken = take(&shared, &room, &token, request);
+        let outcome = shared.in_time(POST_LIMIT, taken).await;
+        if let Some(cluster) = &shared.cluster {
+            let outcome = outcome.unwrap_or(PostOutcome::NotHere);
+            let answer = Direct::Posted { mark, outcome };
+            cluster.outbound.batch().notify(node, answer);
+        }
+    });
+}
+
+fn no_session() -> HttpError {
+    let message = "no such session in this room: it has ended, or the token is another's";
+    HttpError::new(StatusCode::NOT_FOUND, message)
+}
+
+fn unanswered() -> HttpError {
+    HttpError::unavailable("the server cannot reach the node of the session: try again")
+}

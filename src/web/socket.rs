@@ -1,0 +1,130 @@
+//! A TCP connection whose end can be noticed while a request is answered.
+
+use std::{
+    io::{self, IoSlice},
+    net::Shutdown,
+    ops::Deref,
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll, ready},
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// A TCP connection. It is shared only with those who watch it.
+pub(crate) struct Socket(Arc<TcpStream>);
+
+/// Tells when a connection ends. It does not keep the connection open.
+#[derive(Clone, Default)]
+pub(crate) struct SocketWatch(Weak<TcpStream>);
+
+impl Socket {
+    pub(crate) fn new(stream: TcpStream) -> Socket {
+        Socket(Arc::new(stream))
+    }
+
+    /// What tells when this connection ends.
+    pub(crate) fn watch(&self) -> SocketWatch {
+        SocketWatch(Arc::downgrade(&self.0))
+    }
+
+    /// The connection itself.
+    ///
+    /// # Errors
+    ///
+    /// The socket, if somebody looks at it just now.
+    pub(crate) fn into_inner(self) -> Result<TcpStream, Socket> {
+        Arc::try_unwrap(self.0).map_err(Socket)
+    }
+}
+
+impl SocketWatch {
+    /// Whether the peer has closed its side, or the connection has failed. The task is woken when that happens; it
+    /// must be the task that reads from the connection. If the peer has sent more, or the connection is not known,
+    /// this is not noticed.
+    pub(crate) fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(stream) = self.0.upgrade() else {
+            return Poll::Pending;
+        };
+        let mut byte = [0];
+        match ready!(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte))) {
+            Ok(0) | Err(_) => Poll::Ready(()),
+            Ok(_) => Poll::Pending,
+        }
+    }
+}
+
+impl Deref for Socket {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        &self.0
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read_buf(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(drop)),
+            }
+        }
+    }
+}
+
+impl Socket {
+    /// Writes with `write` once the connection accepts more.
+    fn poll_write_with(
+        &self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match write(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |stream| stream.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |stream| stream.try_write_vectored(slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
+    }
+}
