@@ -1334,7 +1334,7 @@ async fn a_balancer_before_servers_that_are_no_cluster_is_named() {
 }
 
 /// Starts HAProxy with this frontend and this server.
-async fn haproxy(name: &str, port: u16, frontend: &str, server: SocketAddr) -> (Child, File) {
+pub async fn haproxy(name: &str, port: u16, frontend: &str, server: SocketAddr) -> (Child, File) {
     let configuration = File::new(
         name,
         format!(

@@ -18,6 +18,7 @@
 //! | `heartbeat` | clients that do not answer pings |
 //! | `history` | rooms that keep what is said to all |
 //! | `resuming` | sessions that outlive their connections |
+//! | `streams` | sessions without a WebSocket |
 //! | `restarting` | sessions that outlive their server |
 //! | `tokens` | authentication: keys, claims, permissions, expiry |
 //! | `tls` | certificates, and their reload |
@@ -120,6 +121,7 @@ mod resuming;
 mod routing;
 mod shutdown;
 mod state;
+mod streams;
 mod support;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tls"))]
 mod tls;

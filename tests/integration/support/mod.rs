@@ -8,6 +8,7 @@ mod operator;
 mod program;
 mod raw;
 mod server;
+mod stream;
 mod time;
 #[cfg(feature = "turn")]
 mod turn_client;
@@ -22,5 +23,6 @@ pub use self::{
     program::{Log, Program},
     raw::{Raw, RawFrame, frame, handshake, handshake_with, text},
     server::{RunningServer, TestServer, metric_value, total},
+    stream::{EventStream, poll, request},
     time::{DEADLINE, eventually, eventually_async, in_seconds, within_deadline},
 };
