@@ -121,6 +121,7 @@ impl Anteroom {
             expiries: Arc::default(),
             resumes: Resumes::new(cluster.is_some()).into(),
             remote_inlets: RemoteInlets::default(),
+            bodies: Arc::default(),
             ice: IceServers::new(&config.webrtc, turn.clone())?,
             turn,
             sessions_file: sessions_file.map(SessionsFile::new).transpose()?,

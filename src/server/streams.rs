@@ -17,7 +17,7 @@ use super::{
 use crate::{
     event_stream::Form,
     protocol::{ResumeToken, RoomName},
-    state::Shared,
+    state::{BodyGuard, Shared},
     web::HttpError,
 };
 
@@ -72,7 +72,11 @@ pub(super) async fn post(
         let received = count(handshake, "received")?;
         // Nothing is read of what nobody takes.
         session.find(shared).await?;
-        let lines = read(shared, body).await?;
+        let mut guard = shared
+            .bodies
+            .begin(session.token.hash(), most_waiting(shared));
+        let guard = guard.as_mut().ok_or_else(too_much)?;
+        let lines = read(shared, guard, body).await?;
         let post = Request::Post {
             sent,
             received,
@@ -136,13 +140,28 @@ fn count(handshake: &Handshake, name: &str) -> Result<Option<u64>, HttpError> {
     })
 }
 
+/// How many bytes the requests of a session may have together that are read or wait.
+fn most_waiting(shared: &Shared) -> usize {
+    2 * most_bytes(shared)
+}
+
+/// How many bytes a body may have.
+fn most_bytes(shared: &Shared) -> usize {
+    BODY_BYTES.max(2 * shared.config.limits.max_message_bytes)
+}
+
+fn too_much() -> HttpError {
+    let message = "too much is sent at once: wait for the answer to a request before the next";
+    HttpError::too_many_requests(message, Some(1))
+}
+
 /// Reads a body.
 async fn read(
     shared: &Shared,
+    guard: &mut BodyGuard,
     mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Result<Bytes, HttpError> {
-    let limits = &shared.config.limits;
-    let most = BODY_BYTES.max(2 * limits.max_message_bytes);
+    let most = most_bytes(shared);
     let mut lines = BytesMut::new();
     let read = async {
         while let Some(chunk) = body.next().await {
@@ -155,14 +174,19 @@ async fn read(
                     format!("a body may have {most} bytes: send fewer messages in one request");
                 return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
             }
+            if !guard.add(chunk.remaining(), most_waiting(shared)) {
+                return Err(too_much());
+            }
             lines.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
         }
         Ok(())
     };
-    timeout(limits.handshake(), read).await.map_err(|_| {
-        let message = "the body takes too long: send fewer messages in one request";
-        HttpError::new(StatusCode::REQUEST_TIMEOUT, message)
-    })??;
+    timeout(shared.config.limits.handshake(), read)
+        .await
+        .map_err(|_| {
+            let message = "the body takes too long: send fewer messages in one request";
+            HttpError::new(StatusCode::REQUEST_TIMEOUT, message)
+        })??;
     shared
         .metrics
         .traffic

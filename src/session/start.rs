@@ -584,6 +584,10 @@ fn keep(mut session: Session) {
         shared.tasks.spawn(end(session, disconnect, None));
         return;
     }
+    if let Some(registration) = &mut session.registration {
+        // Nothing more is taken in.
+        registration.close_inlet();
+    }
     // The TURN server of the next process knows nothing of this one's allocations.
     session.turn = None;
     let late = session.registration.as_ref().and_then(|it| it.retire());

@@ -1,5 +1,6 @@
 //! What all sessions share.
 
+mod bodies;
 mod expiry;
 mod heartbeat;
 mod ice;
@@ -15,6 +16,7 @@ mod token_keys;
 #[cfg(fuzzing)]
 pub(crate) use self::sessions_file::{decode as decode_sessions, encode as encode_sessions};
 pub(crate) use self::{
+    bodies::BodyGuard,
     expiry::{Expiries, ExpiryGuard},
     heartbeat::{Heartbeat, HeartbeatGuard},
     ice::IceServers,

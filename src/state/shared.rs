@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, lobbies::Lobbies,
+    bodies::Bodies, expiry::Expiries, heartbeat::Heartbeat, ice::IceServers, lobbies::Lobbies,
     remote_inlets::RemoteInlets, resume::Resumes, saved_sessions::SessionsToSave,
     sessions_file::SessionsFile,
 };
@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) expiries: Arc<Expiries>,
     pub(crate) resumes: Arc<Resumes>,
     pub(crate) remote_inlets: RemoteInlets,
+    /// What clients without a WebSocket are sending.
+    pub(crate) bodies: Arc<Bodies>,
     pub(crate) ice: IceServers,
     /// Present if this process is a TURN server.
     pub(crate) turn: Option<Arc<Turn>>,

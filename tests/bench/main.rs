@@ -14,6 +14,7 @@
 //! | `works` | the workloads |
 //! | `cluster` | the cost of several nodes (`tests/bench/run --cluster`) |
 //! | `history` | the cost of rooms that keep their messages (`tests/bench/run --history`) |
+//! | `polling` | the cost of sessions without a WebSocket (`tests/bench/run --polling`) |
 //! | `turn` | the cost of the TURN server, compared to coturn (`tests/bench/run --turn`) |
 //! | `report` | the table and the chart |
 
@@ -22,6 +23,7 @@
 mod cluster;
 mod dialect;
 mod history;
+mod polling;
 #[path = "peers/relay.rs"]
 mod relay_peer;
 mod report;
@@ -124,10 +126,12 @@ fn main() -> ExitCode {
         [peers, "--quick"] => run(&QUICK, peers.into()),
         [peers, "--cluster"] => cluster::run(&FULL, peers.as_ref()),
         [peers, "--history"] => history::run(&FULL, peers.as_ref()),
+        [peers, "--polling"] => polling::run(&FULL, peers.as_ref()),
+        [peers, "--polling", "--quick"] => polling::run(&QUICK, peers.as_ref()),
         [peers, "--turn"] => turn::run(&FULL, peers.as_ref()),
         [peers, "--turn", "--quick"] => turn::run(&QUICK, peers.as_ref()),
         _ => Err(io::Error::other(
-            "start this with tests/bench/run, perhaps with --quick, --cluster, --history, --turn or --turn --quick",
+            "start this with tests/bench/run, perhaps with --quick, --cluster, --history, --polling, --turn, --polling --quick or --turn --quick",
         )),
     };
     match result {

@@ -3,7 +3,7 @@ import { createServer } from "node:http";
 import { Server } from "socket.io";
 
 const http = createServer();
-const io = new Server(http, { transports: ["websocket"], maxHttpBufferSize: 65536 });
+const io = new Server(http, { transports: ["websocket", "polling"], maxHttpBufferSize: 65536 });
 io.on("connection", (socket) => {
   const { room } = socket.handshake.query;
   socket.join(room);
