@@ -49,15 +49,23 @@ export type StateChange = {
     code: number;
     reason: string;
 };
-/** A message as sent or received, for debugging. */
+/** A message as sent or received, for debugging. A binary message has no `text`, but its `bytes`, and `id`: the
+ * receiver as in `sendBytes`, or the sender. */
 export type WireMessage = {
     direction: "in" | "out";
     text: string;
+    id?: string;
+    bytes?: Uint8Array<ArrayBuffer>;
 };
-/** A message of this session. */
+/** Bytes from another session, in a buffer of their own. */
+export type BytesMessage = {
+    sender: string;
+    bytes: Uint8Array<ArrayBuffer>;
+};
+/** A message of this session: text, or the bytes of a binary message with its receiver. */
 export type Outgoing = {
     ref?: number;
-    text: string;
+    data: string | Uint8Array<ArrayBuffer>;
     bytes: number;
     toAll?: boolean;
     state?: any;
@@ -89,6 +97,7 @@ export type RoomEvents<Messages extends Record<string, any> = Record<string, unk
      */
     peerleave: Peer<State>;
     message: Message<Messages>;
+    bytes: BytesMessage;
     /**
      * an error that belongs to no promise
      */
@@ -121,7 +130,9 @@ export type JoinOptions = {
 };
 /** What the room needs of a WebSocket. */
 export type Socket = {
-    send(text: string): void;
+    binaryType: any;
+    readonly bufferedAmount: number;
+    send(message: string | Uint8Array<ArrayBuffer>): void;
     close(code?: number, reason?: string): void;
     addEventListener(type: any, listener: (event: any) => void): void;
 };
@@ -219,6 +230,16 @@ export declare class Room<Messages extends Record<string, any> = Record<string, 
         last?: number;
         before?: number;
     }): Promise<HistoryPage<Messages>> & AsyncIterable<HistoryPage<Messages>>;
+    /** Sends bytes for which JSON is too slow, such as positions many times a second. They wait and are kept as messages
+     * are, in order with them, but have no receipt: if they reach nobody, the event `error` says so.
+     * @param {string} receiver a session id, or `"all"` for everyone else
+     * @param {ArrayBuffer | ArrayBufferView} bytes at most `limits.messageBytes` of the server, less 16. They are copied
+     * @throws {RoomError} if the room is closed, the bytes are too many, or the queue is full
+     * @throws {TypeError} if the receiver is no session id, or the bytes are none */
+    sendBytes(receiver: string, bytes: ArrayBuffer | ArrayBufferView): void;
+    /** How much waits to be sent, in bytes: for a connection, for the rates, or in the browser. What can be left out, as
+     * all but the last of several positions, need not be sent while this is more than zero. */
+    get bufferedAmount(): number;
     /** Sends a text unchanged, for debugging. The event `wire` shows the answer.
      * @param {string} text
      * @throws {RoomError} if the room is not open, the text too large, or the queue full */

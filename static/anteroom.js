@@ -23,6 +23,11 @@ const STABLE_AFTER_MS = 10_000;
 const LATE_PONG_MS = 50;
 /** The limit of queued and unacknowledged messages, and of messages before the roster, in bytes. */
 const MAX_QUEUE_BYTES = 1 << 20;
+/** After so many bytes without a receipt the server is asked for one, or the queue would fill. */
+const CONFIRM_BYTES = 1 << 15;
+/** The length of a session id at the beginning of a binary message, in bytes, and its form as text. */
+const ID_BYTES = 16;
+const SESSION_ID = /^(?![0-]+$)[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/;
 /** How much may be sent at once under the server's rates, and how long to send nothing after a message was over
  * the rate of a server that drops such messages, in ms. */
 const [BURST_MS, RATE_LIMITED_MS] = [1000, 2000];
@@ -67,11 +72,15 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  *   | { state: "reconnecting", code: number, reason: string, delay: number }
  *   | { state: "closed", code: number, reason: string }} StateChange */
 
-/** A message as sent or received, for debugging.
- * @typedef {{ direction: "in" | "out", text: string }} WireMessage */
+/** A message as sent or received, for debugging. A binary message has no `text`, but its `bytes`, and `id`: the
+ * receiver as in `sendBytes`, or the sender.
+ * @typedef {{ direction: "in" | "out", text: string, id?: string, bytes?: Uint8Array<ArrayBuffer> }} WireMessage */
 
-/** A message of this session.
- * @typedef {{ ref?: number, text: string, bytes: number, toAll?: boolean, state?: any }} Outgoing */
+/** Bytes from another session, in a buffer of their own.
+ * @typedef {{ sender: string, bytes: Uint8Array<ArrayBuffer> }} BytesMessage */
+
+/** A message of this session: text, or the bytes of a binary message with its receiver.
+ * @typedef {{ ref?: number, data: string | Uint8Array<ArrayBuffer>, bytes: number, toAll?: boolean, state?: any }} Outgoing */
 /** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
 
 /** Any JSON, by default `null`. Aborting `signal` withdraws a message that waits.
@@ -91,6 +100,7 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @property {Peer<State>} peerstate the state of a peer has changed
  * @property {Peer<State>} peerleave a peer left, is missing after a reconnection, or the room is closed
  * @property {Message<Messages>} message
+ * @property {BytesMessage} bytes
  * @property {RoomError} error an error that belongs to no promise
  * @property {WireMessage} wire */
 
@@ -104,7 +114,8 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @property {WebSocketConstructor} [WebSocket] for runtimes that have none, such as `ws` in Node.js 20 */
 
 /** What the room needs of a WebSocket.
- * @typedef {{ send(text: string): void, close(code?: number, reason?: string): void,
+ * @typedef {{ binaryType: any, readonly bufferedAmount: number, send(message: string | Uint8Array<ArrayBuffer>): void,
+ *   close(code?: number, reason?: string): void,
  *   addEventListener(type: any, listener: (event: any) => void): void }} Socket */
 /** @typedef {new (url: string, protocol: string) => Socket} WebSocketConstructor */
 
@@ -177,7 +188,7 @@ export class Room extends TypedEventTarget {
   /** @type {{ resolve(room: any): void, reject(reason: unknown): void }} Settles `opened`. */
   #opening = { resolve() {}, reject() {} };
 
-  /** @type {{ socket: Socket | null, isOpen: boolean } | null} The connection or the attempt. Earlier ones are
+  /** @type {{ transport: Transport | null, isOpen: boolean } | null} The connection or the attempt. Earlier ones are
    * ignored. */
   #connection = null;
   /** When a server that has refused the session allows the next attempt. */
@@ -199,7 +210,7 @@ export class Room extends TypedEventTarget {
   #keptUntil = 0;
   /** How many messages have come in this session. */
   #received = 0;
-  /** @type {{ messages: Message[], newcomers: Set<string>, bytes: number } | null} What
+  /** @type {{ messages: (Message | BytesMessage)[], newcomers: Set<string>, bytes: number } | null} What
    * has arrived before the roster of a new session. */
   #beforeRoster = null;
   /** @type {HistoryMessage<Messages>[]} What has arrived of a page of the history. */
@@ -215,6 +226,8 @@ export class Room extends TypedEventTarget {
   #outgoingBytes = 0;
   /** How many of those are sent. */
   #sent = 0;
+  /** How much was sent after the last message with a receipt, in bytes. */
+  #unconfirmed = 0;
   /** @type {Outgoing[]} What has set the state: the last message with a receipt, and those without. */
   #states = [];
   /** How many messages before those the server has received in this session. */
@@ -293,11 +306,9 @@ export class Room extends TypedEventTarget {
     const receipt = new Promise((resolve, reject) => {
       signal?.throwIfAborted();
       const text = JSON.stringify({ type, receiver, data, ref });
-      if (this.#state === "closed") {
-        throw new RoomError("closed", "the room is closed: join it again");
-      }
+      this.#checkOpen();
       const toAll = receiver === "all" || (receiver === "server" && type === "state");
-      const message = { ref, text, bytes: byteLength(text), toAll };
+      const message = { ref, data: text, bytes: byteLength(text), toAll };
       this.#checkQueue(message.bytes);
       this.#receipts.set(ref, { resolve, reject });
       signal?.addEventListener("abort", withdraw);
@@ -378,6 +389,35 @@ export class Room extends TypedEventTarget {
     return Object.assign(page, { [Symbol.asyncIterator]: pages });
   }
 
+  /** Sends bytes for which JSON is too slow, such as positions many times a second. They wait and are kept as messages
+   * are, in order with them, but have no receipt: if they reach nobody, the event `error` says so.
+   * @param {string} receiver a session id, or `"all"` for everyone else
+   * @param {ArrayBuffer | ArrayBufferView} bytes at most `limits.messageBytes` of the server, less 16. They are copied
+   * @throws {RoomError} if the room is closed, the bytes are too many, or the queue is full
+   * @throws {TypeError} if the receiver is no session id, or the bytes are none */
+  sendBytes(receiver, bytes) {
+    const toAll = receiver === "all";
+    if (!toAll && !SESSION_ID.test(receiver)) throw new TypeError(`give a session id or "all", not ${receiver}`);
+    const payload = toBytes(bytes);
+    this.#checkOpen();
+    const message = new Uint8Array(ID_BYTES + payload.length);
+    if (!toAll) {
+      const digits = receiver.replaceAll("-", "");
+      for (let i = 0; i < ID_BYTES; i += 1) message[i] = parseInt(digits.substr(2 * i, 2), 16);
+    }
+    message.set(payload, ID_BYTES);
+    this.#checkQueue(message.length);
+    this.#enqueue(this.#outgoing.length, { data: message, bytes: message.length, toAll });
+    this.#flush();
+  }
+
+  /** How much waits to be sent, in bytes: for a connection, for the rates, or in the browser. What can be left out, as
+   * all but the last of several positions, need not be sent while this is more than zero. */
+  get bufferedAmount() {
+    const waiting = this.#outgoing.slice(this.#sent).reduce((sum, { bytes }) => sum + bytes, 0);
+    return waiting + (this.#connection?.transport?.bufferedAmount ?? 0);
+  }
+
   /** Sends a text unchanged, for debugging. The event `wire` shows the answer.
    * @param {string} text
    * @throws {RoomError} if the room is not open, the text too large, or the queue full */
@@ -387,7 +427,7 @@ export class Room extends TypedEventTarget {
     }
     const bytes = byteLength(text);
     this.#checkQueue(bytes);
-    this.#enqueue(this.#outgoing.length, { text, bytes });
+    this.#enqueue(this.#outgoing.length, { data: text, bytes });
     this.#flush();
   }
 
@@ -397,7 +437,7 @@ export class Room extends TypedEventTarget {
     if (this.#state === "closed") return;
     // A connection that is open has taken the session up already.
     const isKept = this.#state === "reconnecting" && !this.#connection?.isOpen && this.#keptFor() > 0;
-    this.#connection?.socket?.close(CLOSE_NORMAL);
+    this.#connection?.transport?.close(CLOSE_NORMAL);
     this.#close(CLOSE_NORMAL, "left");
     if (isKept) this.#connect();
   }
@@ -405,7 +445,7 @@ export class Room extends TypedEventTarget {
   // Connecting
 
   async #connect() {
-    const connection = { socket: /** @type {Socket | null} */ (null), isOpen: false };
+    const connection = { transport: /** @type {Transport | null} */ (null), isOpen: false };
     const isCurrent = () => connection === this.#connection;
     this.#connection = connection;
     const limit = Math.max(MIN_ATTEMPT_MS, this.#windowShare());
@@ -419,21 +459,15 @@ export class Room extends TypedEventTarget {
       if (!isCurrent()) return;
       if (this.#resumeToken) url.search = `resume=${this.#resumeToken}&received=${this.#received}`;
       if (token) url.searchParams.append("token", token);
-      const socket = new this.#WebSocket(url.href, "anteroom.v1");
-      connection.socket = socket;
-      socket.addEventListener("open", () => {
-        if (!isCurrent()) return;
-        connection.isOpen = true;
-        if (this.#state === "closed") return this.#endConnection(CLOSE_NORMAL, "left");
-        if (!this.#resumeToken) this.#startSession();
-      });
-      socket.addEventListener("message", ({ data }) => {
-        if (isCurrent()) this.#receive(data);
-      });
-      // `ws` fires it before `close`, and throws without a listener.
-      socket.addEventListener("error", () => {});
-      socket.addEventListener("close", ({ code, reason }) => {
-        if (isCurrent()) this.#connectionLost(code, String(reason));
+      connection.transport = new Transport(this.#WebSocket, url.href, {
+        opened: () => {
+          if (!isCurrent()) return;
+          connection.isOpen = true;
+          if (this.#state === "closed") return this.#endConnection(CLOSE_NORMAL, "left");
+          if (!this.#resumeToken) this.#startSession();
+        },
+        received: (data) => isCurrent() && this.#receive(data),
+        closed: (code, reason) => isCurrent() && this.#connectionLost(code, reason),
       });
     } catch (error) {
       if (isCurrent()) this.#connectionLost(CLOSE_FAILED, `cannot connect: ${error}`);
@@ -450,8 +484,13 @@ export class Room extends TypedEventTarget {
     this.#startTimer(this.#timeout, () => {
       this.#startTimer(LATE_PONG_MS, () => this.#drop("no pong in time"));
     });
-    // `send` counts from 1: the receipt for 0 settles no promise.
-    this.#sendNow('{"type":"ping","receiver":"server","ref":0}', 0);
+    this.#askReceipt();
+  }
+
+  /** No promise waits for the receipt: what has arrived need not be kept. */
+  #askReceipt() {
+    const ref = ++this.#lastRef;
+    this.#sendNow(`{"type":"ping","receiver":"server","ref":${ref}}`, ref);
   }
 
   /** Follows the life cycle of the page (WHATWG HTML, section 7.4.6; Page Lifecycle) and the network. */
@@ -509,7 +548,7 @@ export class Room extends TypedEventTarget {
 
   /** @param {number} code @param {string} reason */
   #endConnection(code, reason) {
-    this.#connection?.socket?.close(code, reason);
+    this.#connection?.transport?.close(code, reason);
     this.#connection = null;
     clearTimeout(this.#timer);
   }
@@ -641,8 +680,10 @@ export class Room extends TypedEventTarget {
     for (const message of before.messages) {
       // A sender that the roster lacks has left before it. What it has sent to all is not in the history.
       const known = present.has(message.sender) || message.sender === "server"
-        || (history !== null && message.receiver === "all");
-      if (known && this.#state === "open") this.#dispatch(message, 0);
+        || (history !== null && "receiver" in message && message.receiver === "all");
+      if (!known || this.#state !== "open") continue;
+      if ("bytes" in message) this.#receiveBytes(message);
+      else this.#dispatch(message, 0);
     }
   }
 
@@ -686,11 +727,13 @@ export class Room extends TypedEventTarget {
   #flush() {
     clearTimeout(this.#paceTimer);
     while (this.#canSend && this.#sent < this.#outgoing.length) {
-      const { text, bytes, toAll } = this.#outgoing[this.#sent];
+      const { ref, data, bytes, toAll } = this.#outgoing[this.#sent];
       try {
         this.#checkSize(bytes);
-      } catch (error) {
-        this.#remove(this.#sent)?.reject(error);
+      } catch (/** @type {any} */ error) {
+        const receipt = this.#remove(this.#sent);
+        if (receipt) receipt.reject(error);
+        else this.#emit("error", error);
         continue;
       }
       const now = performance.now();
@@ -704,15 +747,18 @@ export class Room extends TypedEventTarget {
       const cost = Math.max(1000 / this.#rates.messages, (1000 * bytes * copies) / this.#rates.bytes);
       this.#paidAt = Math.max(this.#paidAt, now) + cost;
       this.#sent += 1;
-      this.#transmit(text);
+      this.#transmit(data);
+      this.#unconfirmed = ref === undefined ? this.#unconfirmed + bytes : 0;
+      if (this.#unconfirmed >= CONFIRM_BYTES) this.#askReceipt();
     }
   }
 
   /** Sends a message of the room's own, before all that waits.
    * @param {string} text @param {number} [ref] */
   #sendNow(text, ref) {
-    this.#enqueue(this.#sent, { ref, text, bytes: byteLength(text) });
+    this.#enqueue(this.#sent, { ref, data: text, bytes: byteLength(text) });
     this.#sent += 1;
+    this.#unconfirmed = 0;
     this.#transmit(text);
   }
 
@@ -722,10 +768,10 @@ export class Room extends TypedEventTarget {
     this.#outgoingBytes += message.bytes;
   }
 
-  /** @param {string} text */
-  #transmit(text) {
-    this.#connection?.socket?.send(text);
-    this.#emit("wire", { direction: "out", text });
+  /** @param {string | Uint8Array<ArrayBuffer>} message */
+  #transmit(message) {
+    this.#connection?.transport?.send(message);
+    this.#emit("wire", { direction: "out", ...parts(message) });
   }
 
   /** Removes a message that is not sent.
@@ -750,6 +796,10 @@ export class Room extends TypedEventTarget {
     return receipt;
   }
 
+  #checkOpen() {
+    if (this.#state === "closed") throw new RoomError("closed", "the room is closed: join it again");
+  }
+
   /** @param {number} bytes */
   #checkSize(bytes) {
     if (bytes <= this.#maxBytes) return;
@@ -767,15 +817,19 @@ export class Room extends TypedEventTarget {
 
   // Receiving
 
-  /** @param {string} text */
-  #receive(text) {
-    this.#emit("wire", { direction: "in", text });
+  /** @param {string | ArrayBuffer} data */
+  #receive(data) {
+    const wire = parts(typeof data === "string" ? data : new Uint8Array(data));
+    this.#emit("wire", { direction: "in", ...wire });
     if (this.#state === "closed") return;
     this.#received += 1;
+    const { text, id, bytes } = wire;
     try {
-      this.#dispatch(JSON.parse(text), text.length);
+      if (!bytes || !id) this.#dispatch(JSON.parse(text), text.length);
+      else if (SESSION_ID.test(id)) this.#receiveBytes({ sender: id, bytes });
+      else throw new TypeError("bytes lack a sender");
     } catch (error) {
-      this.#emit("error", new RoomError("bad_message", `the server sent ${text}: ${error}`));
+      this.#emit("error", new RoomError("bad_message", `the server sent ${text || "bytes"}: ${error}`));
     }
     if (this.#state === "open") this.#startTimer(this.#idleTimeout, () => this.#ping());
   }
@@ -801,9 +855,7 @@ export class Room extends TypedEventTarget {
       if (isNew) this.#beforeRoster.newcomers.add(sender);
       // The roster has the last states.
       else if (!isState) this.#beforeRoster.messages.push(message);
-      this.#beforeRoster.bytes += bytes;
-      if (this.#beforeRoster.bytes > MAX_QUEUE_BYTES) this.#drop("too much came before the roster");
-      return;
+      return this.#countBeforeRoster(bytes);
     }
     const peer = this.#peers.get(sender);
     // A peer may send a message that looks like a second `new`: ignore it.
@@ -812,6 +864,20 @@ export class Room extends TypedEventTarget {
     else if (isState) peer && this.#setPeer({ ...peer, state: data });
     else if (type === "close" && receiver === null) this.#removePeer(sender);
     else this.#emit("message", message);
+  }
+
+  /** @param {number} bytes */
+  #countBeforeRoster(bytes) {
+    if (!this.#beforeRoster) return;
+    this.#beforeRoster.bytes += bytes;
+    if (this.#beforeRoster.bytes > MAX_QUEUE_BYTES) this.#drop("too much came before the roster");
+  }
+
+  /** @param {BytesMessage} message */
+  #receiveBytes(message) {
+    if (!this.#beforeRoster) return this.#emit("bytes", message);
+    this.#beforeRoster.messages.push(message);
+    this.#countBeforeRoster(ID_BYTES + message.bytes.length);
   }
 
   /** @param {"ack" | "error"} type @param {any} data */
@@ -879,6 +945,40 @@ export class Room extends TypedEventTarget {
   }
 }
 
+/** A connection to the server over a WebSocket. The room knows nothing else of it: any other way to the server has the
+ * same members. Messages are text, or binary. */
+class Transport {
+  #socket;
+
+  /** @param {WebSocketConstructor} WebSocket @param {string} url
+   * @param {{ opened(): void, received(data: string | ArrayBuffer): void, closed(code: number, reason: string): void }}
+   *   events */
+  constructor(WebSocket, url, { opened, received, closed }) {
+    const socket = (this.#socket = new WebSocket(url, "anteroom.v1"));
+    socket.binaryType = "arraybuffer";
+    socket.addEventListener("open", opened);
+    socket.addEventListener("message", ({ data }) => received(data));
+    // `ws` fires it before `close`, and throws without a listener.
+    socket.addEventListener("error", () => {});
+    socket.addEventListener("close", ({ code, reason }) => closed(code, String(reason)));
+  }
+
+  /** What has not left the browser, in bytes. */
+  get bufferedAmount() {
+    return this.#socket.bufferedAmount;
+  }
+
+  /** @param {string | Uint8Array<ArrayBuffer>} message */
+  send(message) {
+    this.#socket.send(message);
+  }
+
+  /** @param {number} code @param {string} [reason] */
+  close(code, reason) {
+    this.#socket.close(code, reason);
+  }
+}
+
 /** The mesh of a room.
  * @type {WeakMap<Room<any, any>, Mesh>} */
 const MESHES = new WeakMap();
@@ -942,6 +1042,23 @@ function isSame(a, b) {
 /** @param {string} text */
 function byteLength(text) {
   return new TextEncoder().encode(text).length;
+}
+
+/** @param {ArrayBuffer | ArrayBufferView} data */
+function toBytes(data) {
+  if (ArrayBuffer.isView(data)) return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  if (data instanceof ArrayBuffer) return new Uint8Array(data);
+  throw new TypeError("give bytes: an ArrayBuffer or a view of one, such as a Uint8Array");
+}
+
+/** The parts of a message as sent or received.
+ * @param {string | Uint8Array<ArrayBuffer>} message
+ * @returns {Omit<WireMessage, "direction">} */
+function parts(message) {
+  if (typeof message === "string") return { text: message };
+  const digits = Array.from(message.subarray(0, ID_BYTES), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const id = digits.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+  return { text: "", id: /[^0]/.test(digits) ? id : "all", bytes: message.slice(ID_BYTES) };
 }
 
 // ---- 2. Mesh ----

@@ -13,6 +13,7 @@
 //! | `admin_page` | the operators' page |
 //! | `deployment` | TLS, tokens and TURN |
 //! | `client_room` | the client module's `Room`, against a scripted server |
+//! | `client_bytes` | the client module's binary messages |
 //! | `client_state` | the client module's states of sessions, and messages to users |
 //! | `client_history` | the client module's history of a room |
 //! | `history` | the page shows what was said before |
@@ -40,6 +41,7 @@ mod admin_page;
 mod call;
 mod chat;
 mod check;
+mod client_bytes;
 mod client_history;
 mod client_mesh;
 mod client_mesh_limits;
