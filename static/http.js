@@ -13,7 +13,6 @@ const POST_ATTEMPTS = 3;
 const POST_PAUSE_MS = 1000;
 
 // The close codes, as for a WebSocket (RFC 6455, section 7.4).
-const CLOSE_NORMAL = 1000;
 const CLOSE_FAILED = 1006;
 const CLOSE_LOST = 4000;
 
@@ -65,17 +64,19 @@ export class HttpTransport {
     this.#post();
   }
 
-  /** @param {number} [code] */
-  close(code = CLOSE_NORMAL) {
+  /** Ends the connection, and the session unless the code is 4000.
+   * @param {number} code */
+  close(code) {
     if (this.#isClosed) return;
     if (code !== CLOSE_LOST && this.#token) {
       // The page may be going away.
       fetch(this.#request({}), { method: "DELETE", keepalive: true }).catch(() => {});
     }
-    this.#end(code, "");
+    this.#isClosed = true;
+    this.#abort.abort();
   }
 
-  /** Ends the connection as a WebSocket does.
+  /** Tells that the connection has ended.
    * @param {number} code @param {string} reason */
   #end(code, reason) {
     if (this.#isClosed) return;

@@ -1,5 +1,7 @@
 //! A WebSocket server whose every frame is written by the test, and pages that join a room there.
 
+use std::net::SocketAddr;
+
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,7 +33,16 @@ pub async fn open_module_page<'a>(
     server: &TestServer,
     script: &str,
 ) -> Tab<'a> {
-    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    open_module_page_at(browser, server.address, script).await
+}
+
+/// Like [`open_module_page`], from an address that may be a proxy's.
+pub async fn open_module_page_at<'a>(
+    browser: &'a Browser,
+    address: SocketAddr,
+    script: &str,
+) -> Tab<'a> {
+    let tab = browser.open(&format!("http://{address}/")).await;
     tab.run(
         "Object.assign(globalThis, await import('/anteroom.js'));
         globalThis.outcome = (promise) => promise.then((receipt) => receipt.receivers, (error) => error.code);",

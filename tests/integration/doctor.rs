@@ -126,26 +126,26 @@ async fn examine(address: SocketAddr) -> Diagnosis {
 
 /// What a [`Middle`] does with a connection.
 #[derive(Clone)]
-struct Rule {
+pub struct Rule {
     /// Changes the head of a request.
-    request: fn(String) -> String,
+    pub request: fn(String) -> String,
     /// Changes the head of an answer.
-    response: fn(String) -> String,
+    pub response: fn(String) -> String,
     /// Answers requests for these paths in place of the server.
-    instead: Option<(&'static str, &'static str)>,
+    pub instead: Option<(&'static str, &'static str)>,
     /// Cuts a connection without traffic after this time.
-    cut_after: Duration,
-    /// How many bytes of the server it collects before it passes them on, after the head of a 101.
-    collects: usize,
+    pub cut_after: Duration,
+    /// How many bytes of the server it collects before it passes them on, after the head of an answer that lasts.
+    pub collects: usize,
     /// Whether the server sees the proxy's own address.
-    hides_client: bool,
+    pub hides_client: bool,
     /// How long it holds the bytes of the first WebSocket back.
-    first_late: Duration,
+    pub first_late: Duration,
     /// Whether a connection that would be cut stays open instead, without passing anything on.
-    stalls: bool,
+    pub stalls: bool,
 }
 
-const PASS: Rule = Rule {
+pub const PASS: Rule = Rule {
     request: |head| head,
     response: |head| head,
     instead: None,
@@ -157,8 +157,8 @@ const PASS: Rule = Rule {
 };
 
 /// An HTTP proxy, each of whose connections serves one request. Dropping it stops the accept loop.
-struct Middle {
-    address: SocketAddr,
+pub struct Middle {
+    pub address: SocketAddr,
     accepting: JoinHandle<()>,
 }
 
@@ -169,7 +169,7 @@ impl Drop for Middle {
 }
 
 impl Middle {
-    async fn start(server: SocketAddr, rule: Rule) -> Middle {
+    pub async fn start(server: SocketAddr, rule: Rule) -> Middle {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let rule = Arc::new(rule);
@@ -213,11 +213,8 @@ impl Middle {
             sleep(late).await;
         }
         let up = async { copy(&mut from_client, &mut to_server).await.map(drop).ok() };
-        let collects = if response.contains(" 101 ") {
-            rule.collects
-        } else {
-            1
-        };
+        let lasts = response.contains(" 101 ") || response.contains("text/event-stream");
+        let collects = if lasts { rule.collects } else { 1 };
         let down = collect(&mut from_server, &mut to_client, collects, rule.cut_after);
         tokio::select! {
             _ = up => None,
