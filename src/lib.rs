@@ -7,6 +7,8 @@
 //!   one.
 //! - [`Anteroom`] is the same server as warp filters, for an application that has its own listener.
 //!
+//! A [`client`] joins rooms of any server.
+//!
 //! Both take a [`Config`], whose fields are the options of the program. [`Origin`], [`IceUrl`] and
 //! [`NatsUrl`] are the types of some of its values. A [`TokenRequest`] creates room tokens for
 //! development.
@@ -47,6 +49,7 @@
 //! | `keyed_map`, `spare_capacity` | maps whose keys clients choose, and spare capacity of maps |
 //! | `random`, `unix_time`, `accept_error`, `turn_rest` | random bits, the clock, errors of accept(2), and passwords of TURN |
 //! | `model_check`, `simulation` | the model checker of threads and simulated clusters, for tests |
+//! | `client` | the client for Rust programs, which uses none of the others |
 //! | `guide` | this guide |
 //!
 //! # Features
@@ -56,6 +59,7 @@
 //! | feature | adds |
 //! | --- | --- |
 //! | `cli` | the program, and the `clap` derives of the options |
+//! | `client` | a [`client`] for Rust programs |
 //! | `cluster` | nodes that share their rooms over NATS |
 //! | `jemalloc` | the allocator of the program |
 //! | `tls` | HTTPS and WSS |
@@ -75,6 +79,8 @@ extern crate shuttle_parking_lot as parking_lot;
 
 mod accept_error;
 mod access;
+#[cfg(feature = "client")]
+pub mod client;
 mod cluster;
 pub mod config;
 mod dialects;

@@ -19,6 +19,7 @@
 //! | `history` | rooms that keep what is said to all |
 //! | `resuming` | sessions that outlive their connections |
 //! | `streams` | sessions without a WebSocket |
+//! | `client` | the client for Rust programs |
 //! | `restarting` | sessions that outlive their server |
 //! | `tokens` | authentication: keys, claims, permissions, expiry |
 //! | `tls` | certificates, and their reload |
@@ -62,6 +63,7 @@ mod backpressure;
 #[path = "../browser/mod.rs"]
 mod browser;
 mod bytes;
+mod client;
 #[cfg(all(
     feature = "cli",
     feature = "cluster",

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     http::Answer,
     report::{Finding, Report},
-    session::{ANSWER_TIMEOUT, Endpoint, Lost, Pings, SERVER, Session},
+    session::{ANSWER_TIMEOUT, Endpoint, Lost, SERVER, Session},
     upgrade::{refusal, refuses_origin},
 };
 
@@ -260,7 +260,7 @@ fn cut_off(bytes: usize, lost: &Lost) -> Finding {
 /// Does the step `idle`: sends nothing for some seconds, except the pongs that a WebSocket client sends by itself.
 pub(super) async fn idle(session: &mut Session, seconds: u64) -> Finding {
     let began = Instant::now();
-    session.pings = Pings::default();
+    session.reset_pings();
     let end = began + Duration::from_secs(seconds);
     let lost = loop {
         match session.next(end).await {
@@ -269,8 +269,8 @@ pub(super) async fn idle(session: &mut Session, seconds: u64) -> Finding {
             Err(lost) => break Some(lost),
         }
     };
-    let count = session.pings.count;
-    let pings = match session.pings.ends {
+    let count = session.pings().count;
+    let pings = match session.pings().ends {
         None => "no ping of the server came in this time".into(),
         Some((only, _)) if count == 1 => {
             format!("a ping of the server came after {} s", tenths(only - began))
@@ -363,7 +363,7 @@ async fn cut(
     token: &str,
     mut other: Option<&mut Session>,
 ) -> (Finding, Option<Session>) {
-    let (id, received) = (session.id.clone(), session.received);
+    let (id, received) = (session.id.clone(), session.received());
     // Without a Close frame, the connection counts as lost.
     drop(session);
     let missed_from = match &mut other {

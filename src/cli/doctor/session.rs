@@ -7,20 +7,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::{SinkExt, StreamExt};
+use anteroom::client::{Connection, Disconnect, Frame, Pings};
+
 use http::{HeaderName, HeaderValue};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout_at};
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Message,
-        protocol::{Role, WebSocketConfig},
-    },
-};
+use tokio::time::Instant;
 
 use super::{
     connection::Connector,
@@ -136,6 +130,17 @@ pub(super) enum Lost {
     Silent(Duration),
 }
 
+impl From<Disconnect> for Lost {
+    fn from(why: Disconnect) -> Lost {
+        match why {
+            Disconnect::Closed { code, reason } => Lost::Closed(code, reason),
+            Disconnect::Silent(time) => Lost::Silent(time),
+            Disconnect::Cut(reason) | Disconnect::Protocol(reason) => Lost::Cut(reason),
+            other => Lost::Cut(other.to_string()),
+        }
+    }
+}
+
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -149,33 +154,14 @@ impl fmt::Display for Lost {
     }
 }
 
-/// The pings of the server that have arrived.
-#[derive(Default)]
-pub(super) struct Pings {
-    /// When the first and the last one arrived.
-    pub(super) ends: Option<(Instant, Instant)>,
-    pub(super) count: u32,
-}
-
-impl Pings {
-    fn add(&mut self, now: Instant) {
-        let first = self.ends.map_or(now, |(first, _)| first);
-        self.ends = Some((first, now));
-        self.count = self.count.saturating_add(1);
-    }
-}
-
 /// An open session.
 pub(super) struct Session {
-    socket: WebSocketStream<TokioIo<Upgraded>>,
+    connection: Connection<TokioIo<Upgraded>>,
     /// The address of this machine that the connection has.
     pub(super) local: IpAddr,
     pub(super) date: Option<(String, SystemTime)>,
     pub(super) id: String,
     pub(super) hello: Hello,
-    /// How many messages of this session have arrived.
-    pub(super) received: u64,
-    pub(super) pings: Pings,
 }
 
 impl Session {
@@ -184,56 +170,43 @@ impl Session {
         local: IpAddr,
         date: Option<(String, SystemTime)>,
     ) -> Session {
-        let config = WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE_BYTES));
         let io = TokioIo::new(upgraded);
         Session {
-            socket: WebSocketStream::from_raw_socket(io, Role::Client, Some(config)).await,
+            connection: Connection::over(io, MAX_MESSAGE_BYTES).await,
             local,
             date,
             id: String::new(),
             hello: Hello::default(),
-            received: 0,
-            pings: Pings::default(),
         }
     }
 
+    /// How many messages of this session have arrived.
+    pub(super) fn received(&self) -> u64 {
+        self.connection.received()
+    }
+
+    /// The pings of the server that have arrived.
+    pub(super) fn pings(&self) -> Pings {
+        self.connection.pings()
+    }
+
+    /// Counts pings from zero.
+    pub(super) fn reset_pings(&mut self) {
+        self.connection.reset_pings();
+    }
+
     pub(super) async fn send(&mut self, message: &Value) -> Result<(), Lost> {
-        let sent = self.socket.send(Message::text(message.to_string()));
         let deadline = Instant::now() + ANSWER_TIMEOUT;
-        match timeout_at(deadline, sent).await {
-            Ok(Ok(())) => Ok(()),
-            // The reason may be a Close frame that has arrived already.
-            Ok(Err(_)) => match self.next(deadline).await {
-                Ok(_) => Err(Lost::Cut("it takes no more messages".into())),
-                Err(lost) => Err(lost),
-            },
-            Err(_) => Err(Lost::Silent(ANSWER_TIMEOUT)),
-        }
+        let sent = self.connection.send(message.to_string(), deadline).await;
+        sent.map_err(Lost::from)
     }
 
     /// The next message of the server or of another session.
     pub(super) async fn next(&mut self, deadline: Instant) -> Result<Value, Lost> {
-        let began = Instant::now();
         loop {
-            let Ok(item) = timeout_at(deadline, self.socket.next()).await else {
-                return Err(Lost::Silent(deadline - began));
-            };
-            match item {
-                Some(Ok(Message::Text(text))) => {
-                    self.received += 1;
-                    let message = serde_json::from_str(&text);
-                    return message.map_err(|_| Lost::Cut("a message is not JSON".into()));
-                }
-                Some(Ok(Message::Binary(_))) => self.received += 1,
-                Some(Ok(Message::Ping(_))) => self.pings.add(Instant::now()),
-                Some(Ok(Message::Close(frame))) => {
-                    let frame = frame.map(|it| (it.code.into(), it.reason.to_string()));
-                    let (code, reason) = frame.unwrap_or((1005, String::new()));
-                    return Err(Lost::Closed(code, reason));
-                }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(Lost::Cut(error.to_string())),
-                None => return Err(Lost::Cut("the connection ended".into())),
+            if let Frame::Text(text) = self.connection.next(deadline).await? {
+                let message = serde_json::from_str(&text);
+                return message.map_err(|_| Lost::Cut("a message is not JSON".into()));
             }
         }
     }
@@ -299,10 +272,7 @@ impl Session {
     }
 
     /// Leaves the room.
-    pub(super) async fn leave(mut self) {
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
-        if timeout_at(deadline, self.socket.close(None)).await.is_ok() {
-            while self.next(deadline).await.is_ok() {}
-        }
+    pub(super) async fn leave(self) {
+        self.connection.leave(ANSWER_TIMEOUT).await;
     }
 }

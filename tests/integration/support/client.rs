@@ -2,24 +2,31 @@
 
 use std::net::SocketAddr;
 
+use anteroom::client::{Connection, Disconnect, Frame};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{self, Message, client::IntoClientRequest, protocol::WebSocketConfig},
 };
 
-use super::{raw::Raw, server::RunningServer, time::within_deadline};
+use super::{
+    raw::Raw,
+    server::RunningServer,
+    time::{DEADLINE, within_deadline},
+};
 
-/// A client made of tungstenite, and its session.
+/// A client made of the connections of `anteroom::client`, and its session. What a client does not send goes through
+/// the socket below.
 pub struct Client<S = TcpStream> {
     /// The id of the session; empty until the client learns it.
     pub id: String,
-    socket: WebSocketStream<S>,
+    connection: Connection<S>,
 }
 
 impl Client {
@@ -59,7 +66,7 @@ impl Client {
     /// The TCP connection, to send what tungstenite would not send, or to lose it.
     pub fn into_raw(self) -> Raw {
         Raw {
-            stream: self.socket.into_inner(),
+            stream: self.connection.into_stream(),
         }
     }
 }
@@ -69,7 +76,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub fn over(socket: WebSocketStream<S>) -> Client<S> {
         Client {
             id: String::new(),
-            socket,
+            connection: Connection::of_socket(socket),
         }
     }
 
@@ -104,36 +111,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// Sends exactly this text.
     pub async fn send_text(&mut self, text: &str) {
-        self.send_frame(Message::text(text)).await;
+        let deadline = Instant::now() + DEADLINE;
+        self.connection.send(text, deadline).await.unwrap();
     }
 
     /// Sends a frame.
     pub async fn send_frame(&mut self, frame: Message) {
-        within_deadline("sending", self.socket.send(frame))
+        within_deadline("sending", self.connection.socket().send(frame))
             .await
             .unwrap();
     }
 
     /// The next frame. tungstenite answers pings meanwhile.
     pub async fn next_frame(&mut self) -> Result<Message, tungstenite::Error> {
-        within_deadline("a frame", self.socket.next())
+        within_deadline("a frame", self.connection.socket().next())
             .await
             .unwrap()
     }
 
+    /// The next message, or why the connection has ended. Pings, which come again and again, do not extend the time
+    /// limit.
+    async fn next_message(&mut self) -> Result<String, Disconnect> {
+        match self.connection.next(Instant::now() + DEADLINE).await? {
+            Frame::Text(text) => Ok(text),
+            Frame::Binary(bytes) => panic!("expected text, got {bytes:?}"),
+        }
+    }
+
     /// The text of the next message.
     pub async fn next_text(&mut self) -> String {
-        // Pings, which come again and again, do not extend the time limit.
-        within_deadline("a message", async {
-            loop {
-                match self.next_frame().await.unwrap() {
-                    Message::Text(text) => return text.as_str().into(),
-                    Message::Ping(_) | Message::Pong(_) => {}
-                    other => panic!("expected a message, got {other:?}"),
-                }
-            }
-        })
-        .await
+        let next = self.next_message().await;
+        next.unwrap_or_else(|why| panic!("expected a message, but {why}"))
     }
 
     /// The next message.
@@ -229,57 +237,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// The next frame must be the server's Close frame.
     pub async fn expect_end(&mut self) {
-        within_deadline("a Close frame", async {
-            loop {
-                match self.next_frame().await.unwrap() {
-                    Message::Close(_) => return,
-                    Message::Ping(_) | Message::Pong(_) => {}
-                    other => panic!("expected a Close frame, got {other:?}"),
-                }
-            }
-        })
-        .await;
+        match self.next_message().await {
+            Err(Disconnect::Closed { .. }) => {}
+            other => panic!("expected a Close frame, got {other:?}"),
+        }
     }
 
-    /// Waits for the server's Close frame; returns its code and reason.
+    /// Waits for the server's Close frame; returns its code and reason. Skips the messages before it.
     pub async fn expect_close(&mut self) -> (u16, String) {
         loop {
-            match self.next_frame().await.unwrap() {
-                Message::Close(Some(frame)) => {
-                    return (frame.code.into(), frame.reason.as_str().into());
-                }
-                Message::Close(None) => panic!("a Close frame without a code"),
-                _ => {}
+            match self.next_message().await {
+                Ok(_) => {}
+                Err(Disconnect::Closed { code, reason }) if code != 1005 => return (code, reason),
+                Err(why) => panic!("expected a Close frame with a code, but {why}"),
             }
         }
     }
 
     /// Sends a message; ignores the error if the connection is closed.
     pub async fn try_send(&mut self, message: Value) {
-        let _ = within_deadline(
-            "sending",
-            self.socket.send(Message::text(message.to_string())),
-        )
-        .await;
+        let deadline = Instant::now() + DEADLINE;
+        let _ = self.connection.send(message.to_string(), deadline).await;
     }
 
     /// The next message, or the code of the server's Close frame.
     pub async fn next_or_close(&mut self) -> Result<Value, u16> {
-        loop {
-            match self.next_frame().await.unwrap() {
-                Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
-                Message::Close(frame) => return Err(frame.unwrap().code.into()),
-                _ => {}
-            }
+        match self.next_message().await {
+            Ok(text) => Ok(serde_json::from_str(&text).unwrap()),
+            Err(Disconnect::Closed { code, .. }) if code != 1005 => Err(code),
+            Err(why) => panic!("expected a message or a Close frame with a code, but {why}"),
         }
     }
 
     /// Closes the connection with a closing handshake (RFC 6455, section 7), and waits until it is done.
-    pub async fn leave(mut self) {
-        self.socket.close(None).await.unwrap();
-        within_deadline("the closing handshake", async {
-            while let Some(Ok(_)) = self.socket.next().await {}
-        })
-        .await;
+    pub async fn leave(self) {
+        self.connection.leave(DEADLINE).await;
     }
 }

@@ -1,0 +1,161 @@
+//! Joining a room.
+
+use std::{
+    fmt::{self, Display},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    connect::{Connect, DEFAULT_TIMEOUT},
+    events::{self, Events},
+    handle::{Handle, Shared},
+    retry::Delays,
+    room::Room,
+    room_url::RoomUrl,
+    task::Task,
+    token::Token,
+};
+
+/// How much may be queued, or sent and not acknowledged, unless the application says otherwise.
+const DEFAULT_QUEUE_BYTES: usize = 1024 * 1024;
+
+/// How long the server may be silent before it is asked for a sign of life. It pings every 20 seconds by default.
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// How to join a room.
+#[derive(Clone)]
+#[must_use = "call `open`"]
+pub struct Join {
+    pub(super) connect: Connect,
+    pub(super) token: Token,
+    pub(super) resumes: bool,
+    pub(super) is_wire: bool,
+    pub(super) timeout: Duration,
+    pub(super) idle_timeout: Duration,
+    pub(super) give_up_after: Option<Duration>,
+    pub(super) delays: Delays,
+    pub(super) queue_bytes: usize,
+    pub(super) event_bytes: usize,
+}
+
+impl Join {
+    /// Joins the room of this URL.
+    pub fn room(url: RoomUrl) -> Join {
+        Join {
+            connect: Connect::to(url),
+            token: Token::None,
+            resumes: true,
+            is_wire: false,
+            timeout: DEFAULT_TIMEOUT,
+            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            give_up_after: None,
+            delays: Delays::default(),
+            queue_bytes: DEFAULT_QUEUE_BYTES,
+            event_bytes: DEFAULT_QUEUE_BYTES,
+        }
+    }
+
+    /// The token that admits to the room.
+    pub fn token(mut self, token: impl Into<String>) -> Join {
+        self.token = Token::Fixed(token.into());
+        self
+    }
+
+    /// A function that returns the token. It is called before each connection, and has the time of
+    /// [`timeout`](Join::timeout). If the server does not accept a token, the function is asked for one more.
+    pub fn token_from<F, T, E>(mut self, function: F) -> Join
+    where
+        F: Fn() -> T + Send + Sync + 'static,
+        T: Future<Output = Result<String, E>> + Send + 'static,
+        E: Display,
+    {
+        self.token = Token::fresh(function);
+        self
+    }
+
+    /// The origin of a web page, as a browser would send it.
+    pub fn origin(mut self, origin: impl Into<String>) -> Join {
+        self.connect = self.connect.origin(origin);
+        self
+    }
+
+    /// Whether the session is resumed when its connection was lost; it is by default.
+    pub fn resume(mut self, resumes: bool) -> Join {
+        self.resumes = resumes;
+        self
+    }
+
+    /// Asks for [`Event::Wire`](super::Event::Wire) in place of the events that are made of messages. What the client
+    /// sends on its own account is not shown: answers to its pings, and `resumed`.
+    pub fn wire(mut self, is_wire: bool) -> Join {
+        self.is_wire = is_wire;
+        self
+    }
+
+    /// How long one attempt to connect may take, and the server to answer; 10 seconds by default.
+    pub fn timeout(mut self, timeout: Duration) -> Join {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long the server may be silent before it is asked for a sign of life; 25 seconds by default.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Join {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// Closes the room when there was no connection for this long. By default it connects again for ever.
+    pub fn give_up_after(mut self, limit: Duration) -> Join {
+        self.give_up_after = Some(limit);
+        self
+    }
+
+    /// The delay before the first attempt to connect again, which doubles with each, and the longest; half a second and
+    /// 30 seconds by default. Up to half of a delay is left out at random.
+    pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Join {
+        self.delays = Delays { first, longest };
+        self
+    }
+
+    /// How many bytes may be queued, or sent and not acknowledged; 1 MiB by default.
+    pub fn queue_bytes(mut self, bytes: usize) -> Join {
+        self.queue_bytes = bytes;
+        self
+    }
+
+    /// How many bytes of events may wait for the application; 1 MiB by default. Beyond, nothing is read from the
+    /// server, and if that lasts longer than [`timeout`](Join::timeout), the room closes.
+    pub fn event_bytes(mut self, bytes: usize) -> Join {
+        self.event_bytes = bytes;
+        self
+    }
+
+    /// Connects, in a task of its own. Messages may be sent at once: they wait for the connection.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn open(self) -> (Room, Events) {
+        let (leaving, on_leaving) = watch::channel(false);
+        let (done, on_done) = watch::channel(false);
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let handle = Arc::new(Handle { leaving });
+        let shared = Arc::new(Shared::new(self.queue_bytes));
+        let (sink, events) = events::queue(self.event_bytes, handle.clone());
+        let room = Room::new(commands, shared.clone(), handle, on_done);
+        tokio::spawn(Task::new(self, receiver, shared, sink).run(on_leaving, done));
+        (room, events)
+    }
+}
+
+impl fmt::Debug for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Join");
+        shown.field("connect", &self.connect);
+        shown.field("resumes", &self.resumes);
+        shown.finish_non_exhaustive()
+    }
+}
