@@ -48,6 +48,7 @@ fn start() -> Result<ExitCode, Failure> {
             let is_healthy = cli::doctor::run(options)?;
             return Ok(ExitCode::from(u8::from(!is_healthy)));
         }
+        Some(Command::Join(options)) => return cli::join::run(options),
         #[cfg(feature = "tokens")]
         Some(Command::Token(request)) => print(&cli::token::sign(&request)?),
         None => serve(options.config)?,

@@ -2,8 +2,12 @@
 
 pub(crate) mod doctor;
 mod failure;
+pub(crate) mod join;
 mod logging;
 mod options;
+mod printable;
+mod room_address;
+mod signals;
 #[cfg(feature = "tokens")]
 pub(crate) mod token;
 mod usage_error;

@@ -5,7 +5,7 @@ use anteroom::Config;
 use anteroom::TokenRequest;
 use clap::{Parser, Subcommand};
 
-use super::doctor::DoctorOptions;
+use super::{doctor::DoctorOptions, join::JoinOptions};
 
 /// WebSocket server with rooms, for WebRTC signaling, chats and shared cursors.
 ///
@@ -26,6 +26,8 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// Check a running server as its clients reach it, and say what to do
     Doctor(DoctorOptions),
+    /// Join a room and talk to who is there, from a terminal or through pipes
+    Join(JoinOptions),
     /// Print a token, for development
     #[cfg(feature = "tokens")]
     Token(TokenRequest),

@@ -22,7 +22,7 @@ use super::{
 };
 
 /// What begins a `ref` of the client's own. Raw messages have other ones.
-const REFERENCE: char = '#';
+const REFERENCE: &str = "anteroom-client-";
 
 /// A room that an application has joined: it sends. Clones are cheap, and send to the same room.
 ///
@@ -142,7 +142,7 @@ impl Room {
         self.request(SERVER, "history", data, false, Waiter::History)
     }
 
-    /// Sends a text as it is. A `ref` that begins with `#` is the client's own.
+    /// Sends a text as it is. A `ref` in it must not begin with `anteroom-client-`.
     ///
     /// # Errors
     ///

@@ -56,6 +56,22 @@ impl RoomUrl {
         path.ends_with("/room") || parent.ends_with("/room")
     }
 
+    /// The URL of the default room on the same server: this path, and `/room`.
+    pub fn with_default_room(&self) -> RoomUrl {
+        RoomUrl {
+            path: format!("{}/room", self.path.trim_end_matches('/')),
+            ..self.clone()
+        }
+    }
+
+    /// The URL without its query.
+    pub fn without_query(&self) -> RoomUrl {
+        RoomUrl {
+            query: String::new(),
+            ..self.clone()
+        }
+    }
+
     /// The URL of a room on the same server: this path, without the room that it may name, and `/room/{name}`.
     pub fn with_room(&self, name: &str) -> RoomUrl {
         let path = self.path.trim_end_matches('/');

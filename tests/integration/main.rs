@@ -20,6 +20,7 @@
 //! | `resuming` | sessions that outlive their connections |
 //! | `streams` | sessions without a WebSocket |
 //! | `client` | the client for Rust programs |
+//! | `join` | the command `join`, at a terminal and in pipes |
 //! | `restarting` | sessions that outlive their server |
 //! | `tokens` | authentication: keys, claims, permissions, expiry |
 //! | `tls` | certificates, and their reload |
@@ -94,6 +95,13 @@ mod heartbeat;
 mod history;
 mod http;
 mod ice;
+#[cfg(all(
+    feature = "cli",
+    feature = "cluster",
+    feature = "tls",
+    feature = "tokens"
+))]
+mod join;
 mod joining;
 mod limits;
 mod matchbox;

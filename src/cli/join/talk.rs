@@ -1,0 +1,402 @@
+//! A conversation of people.
+
+use std::{pin::Pin, time::Duration};
+
+use anteroom::client::{
+    Answer, Disconnect, Event, Events, HistoryPage, Message, Opened, Room, SendError,
+};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::super::printable::{self, printable};
+use super::{
+    input::{self, HELP, Input},
+    lines::{Gone, Lines, Printer},
+    outcome::Outcome,
+    people::People,
+    style::Style,
+};
+
+/// How many characters of a message that is no chat are shown.
+const MAX_DATA: usize = 200;
+
+/// How long receipts may take when somebody at a terminal leaves.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The type of messages that people write, as the server's page sends them.
+const CHAT: &str = "chat";
+
+/// What the server has answered to something that was typed.
+enum Done {
+    Sent(Result<u64, SendError>),
+    History(Result<HistoryPage, SendError>),
+}
+
+type Pending = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
+
+/// A conversation of people.
+pub(super) struct Talk {
+    room: Room,
+    printer: Printer,
+    style: Style,
+    people: People,
+    /// The own state, which the server keeps for the others.
+    state: Value,
+    was_open: bool,
+    /// Whether the room keeps what is said.
+    is_kept: bool,
+    pending: Pending,
+    /// Whether errors change the exit code: nobody reads them in a pipe.
+    is_interactive: bool,
+    outcome: Outcome,
+}
+
+impl Talk {
+    pub(super) fn new(room: Room, printer: Printer, style: Style, is_interactive: bool) -> Talk {
+        Talk {
+            room,
+            printer,
+            style,
+            people: People::default(),
+            state: Value::Null,
+            was_open: false,
+            is_kept: false,
+            pending: Pending::new(),
+            is_interactive,
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// Talks until the lines end, or the room is closed.
+    pub(super) async fn run(
+        mut self,
+        mut events: Events,
+        mut lines: Lines,
+        name: Option<&str>,
+    ) -> Outcome {
+        if let Some(name) = name {
+            self.set_name(name);
+        }
+        // Nobody may read what is printed any longer, which ends the conversation quietly.
+        let _ = self.talk(&mut events, &mut lines).await;
+        self.room.leave().await;
+        self.printer.finish().await;
+        self.outcome
+    }
+
+    async fn talk(&mut self, events: &mut Events, lines: &mut Lines) -> Result<(), Gone> {
+        let mut is_ended = false;
+        // Somebody at a terminal does not wait long for receipts.
+        let mut patience = Box::pin(sleep(LEAVE_TIMEOUT));
+        while !is_ended || !self.was_open || !self.pending.is_empty() {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => {
+                        if !self.show(event).await? {
+                            return Ok(());
+                        }
+                    }
+                    None => return Ok(()),
+                },
+                line = lines.recv(), if !is_ended => {
+                    is_ended = match line {
+                        Some(line) => !self.obey(&line).await?,
+                        None => true,
+                    };
+                    patience.as_mut().reset(Instant::now() + LEAVE_TIMEOUT);
+                }
+                () = self.printer.gone() => return Err(Gone),
+                () = &mut patience, if is_ended && self.is_interactive => return Ok(()),
+                Some(done) = self.pending.next() => self.finish(done).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn notice(&self, text: &str) -> Result<(), Gone> {
+        self.printer.print(self.style.notice(text)).await
+    }
+
+    /// Shows an error of what was typed.
+    async fn error(&mut self, text: &str) -> Result<(), Gone> {
+        match self.is_interactive {
+            true => self.printer.print(self.style.error(text)).await,
+            false => {
+                self.outcome.rejected(text.into());
+                Ok(())
+            }
+        }
+    }
+
+    /// The name of a session in its colour.
+    fn name(&self, id: &str) -> String {
+        self.style
+            .name(&self.people.name(id), self.people.color(id))
+    }
+
+    fn own_name(&self) -> String {
+        let name = self.state["name"].as_str().and_then(printable::name);
+        name.unwrap_or_else(|| self.people.name(&self.people.own))
+    }
+
+    fn set_name(&mut self, name: &str) {
+        match &mut self.state {
+            Value::Object(state) => _ = state.insert("name".into(), name.into()),
+            state => *state = json!({ "name": name }),
+        }
+        self.set_state();
+    }
+
+    fn set_state(&mut self) {
+        let receipt = self.room.set_state(&self.state);
+        self.expect(receipt);
+    }
+
+    fn expect(&mut self, receipt: Answer<u64>) {
+        self.pending
+            .push(Box::pin(async { Done::Sent(receipt.await) }));
+    }
+
+    /// Does what a line asks for. Returns whether more may follow.
+    async fn obey(&mut self, line: &str) -> Result<bool, Gone> {
+        let input = match input::parse(line) {
+            Ok(input) => input,
+            Err(problem) => {
+                self.error(&printable(&problem)).await?;
+                return Ok(true);
+            }
+        };
+        match input {
+            Input::Nothing => {}
+            Input::Say(text) => {
+                let data = match self.is_kept {
+                    // Whoever joins later sees no state of a session that has left.
+                    true => json!({ "text": text, "name": self.own_name() }),
+                    false => text.into(),
+                };
+                let receipt = self.room.send_with_receipt("all", CHAT, data);
+                self.expect(receipt);
+            }
+            Input::To(name, text) => match self.people.find(&name) {
+                Ok(id) => {
+                    let receipt = self.room.send_with_receipt(id, CHAT, text);
+                    self.expect(receipt);
+                }
+                Err(problem) => self.error(&problem).await?,
+            },
+            Input::Name(name) => match printable::name(&name) {
+                Some(name) => self.set_name(&name),
+                None => self.error("the name has nothing visible").await?,
+            },
+            Input::State(state) => {
+                self.state = state;
+                self.set_state();
+            }
+            Input::History(count) => {
+                let page = self.room.history(Some(count), None);
+                self.pending
+                    .push(Box::pin(async { Done::History(page.await) }));
+            }
+            Input::Who => self.who().await?,
+            Input::Raw(text) => {
+                if let Err(error) = self.room.send_raw(text) {
+                    self.error(&error.to_string()).await?;
+                }
+            }
+            Input::Help => {
+                for line in HELP.lines() {
+                    self.notice(line).await?;
+                }
+            }
+            Input::Quit => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Lists who is here.
+    async fn who(&self) -> Result<(), Gone> {
+        let own = self.style.name(&self.own_name(), 0);
+        self.printer
+            .print(format!("{own} (you, {})", printable(&self.people.own)))
+            .await?;
+        for id in self.people.ids() {
+            let state = self.people.state(id).unwrap_or_default();
+            let line = format!("{} ({}) {state}", self.name(id), printable(id));
+            self.printer.print(line.trim_end()).await?;
+        }
+        Ok(())
+    }
+
+    /// Shows what the server has answered.
+    async fn finish(&mut self, done: Done) -> Result<(), Gone> {
+        let error = match done {
+            Done::Sent(Ok(_)) => return Ok(()),
+            Done::History(Ok(page)) => {
+                if page.messages.is_empty() {
+                    self.notice("nothing was said before you joined").await?;
+                }
+                for earlier in page.messages {
+                    let line = self.earlier(&earlier.message, earlier.time, &earlier.from);
+                    self.printer.print(line).await?;
+                }
+                return Ok(());
+            }
+            Done::Sent(Err(error)) | Done::History(Err(error)) => error,
+        };
+        let text = match &error {
+            // That is shown as an event.
+            SendError::Closed(_) if self.is_interactive => return Ok(()),
+            SendError::Rejected { code, .. } if code == "empty_room" => {
+                "nobody else is here: what you say reaches nobody".into()
+            }
+            error => format!("not delivered: {}", printable(&error.to_string())),
+        };
+        self.error(&text).await
+    }
+
+    /// A message that was said before.
+    fn earlier(&self, message: &Message, time: u64, from: &Value) -> String {
+        let data: Value = message.data().unwrap_or_default();
+        let name = ["user", "name"]
+            .iter()
+            .zip([from, &data])
+            .find_map(|(field, value)| value[*field].as_str().and_then(printable::name));
+        let name = name.unwrap_or_else(|| self.people.name(&message.sender));
+        let name = self.style.name(&name, self.people.color(&message.sender));
+        let time = i64::try_from(time).unwrap_or_default();
+        let time = Timestamp::from_millisecond(time).unwrap_or_default();
+        let time = self.style.notice(&time.strftime("%F %R UTC").to_string());
+        match message.kind == CHAT {
+            true => format!("{time} {name}: {}", said(&data)),
+            false => format!("{time} {name} {}", sent(message)),
+        }
+    }
+
+    /// Shows an event. Returns whether more may follow.
+    async fn show(&mut self, event: Event) -> Result<bool, Gone> {
+        match event {
+            Event::Opened(opened) => self.opened(opened).await?,
+            Event::Joined(peer) => {
+                self.people.add(&peer.id, &peer.data, &peer.state);
+                let line = format!("{} joined", self.name(&peer.id));
+                self.printer.print(line).await?;
+            }
+            Event::Left { id } => {
+                let line = format!("{} left", self.name(&id));
+                self.people.remove(&id);
+                self.printer.print(line).await?;
+            }
+            Event::State { id, state } => {
+                if let Some(before) = self.people.set_state(&id, &state) {
+                    let line = format!("{before} is now {}", self.name(&id));
+                    self.printer.print(line).await?;
+                }
+            }
+            Event::Message(message) => {
+                let line = self.message(&message);
+                self.printer.print(line).await?;
+            }
+            Event::Bytes { sender, bytes } => {
+                let line = format!("{} sent {} bytes", self.name(&sender), bytes.len());
+                self.printer.print(line).await?;
+            }
+            Event::Error { message, .. } => self.error(&printable(&message)).await?,
+            Event::Reconnecting { why, .. } if !self.was_open => {
+                self.outcome.lost(why.to_string());
+                return Ok(false);
+            }
+            Event::Reconnecting { why, delay } => {
+                let seconds = delay.as_secs_f64();
+                let text = format!(
+                    "{}; trying again in {seconds:.1} s",
+                    printable(&why.to_string())
+                );
+                self.printer.print(self.style.error(&text)).await?;
+            }
+            Event::Closed(Disconnect::Left) => return Ok(false),
+            Event::Closed(why) => {
+                self.outcome.lost(why.to_string());
+                return Ok(false);
+            }
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    /// Shows that the room is open.
+    async fn opened(&mut self, opened: Opened) -> Result<(), Gone> {
+        self.people.own = opened.id;
+        self.is_kept = opened.history.is_some();
+        if opened.resumed {
+            return self.notice("connected again").await;
+        }
+        self.people.clear();
+        for peer in &opened.peers {
+            self.people.add(&peer.id, &peer.data, &peer.state);
+        }
+        if self.was_open {
+            self.notice("connected again, as another session").await?;
+        }
+        if !opened.lost.is_empty() {
+            let text = format!("{} messages may not have arrived", opened.lost.len());
+            self.error(&text).await?;
+        }
+        self.was_open = true;
+        let names: Vec<String> = self.people.ids().map(|id| self.name(id)).collect();
+        let here = match names.is_empty() {
+            true => "nobody else is here".into(),
+            false => format!("here: {}", names.join(", ")),
+        };
+        let own = self.style.name(&self.own_name(), 0);
+        let line = format!("you are {own} in room {}; {here}", printable(&opened.room));
+        self.printer.print(line).await?;
+        if self.is_interactive {
+            self.notice("/help lists the commands").await?;
+        }
+        Ok(())
+    }
+
+    /// A message as it comes.
+    fn message(&self, message: &Message) -> String {
+        let is_from_server = message.sender == "server";
+        let data: Value = message.data().unwrap_or_default();
+        let name = match is_from_server {
+            true => self.style.name("the server", 0),
+            false => self.name(&message.sender),
+        };
+        let receiver = match &*message.receiver {
+            "all" | "" => String::new(),
+            id if id == self.people.own => " (to you)".into(),
+            other => format!(" (to {})", printable(other)),
+        };
+        match &*message.kind {
+            CHAT => format!("{name}{receiver}: {}", said(&data)),
+            "notice" if is_from_server => format!("{name}: {}", said(&data)),
+            _ => format!("{name}{receiver} {}", sent(message)),
+        }
+    }
+}
+
+/// What a chat message says: its data is a text, or a text and the name of its sender.
+fn said(data: &Value) -> String {
+    let text = match &data["text"] {
+        Value::Null => data,
+        text => text,
+    };
+    match text {
+        Value::String(text) => printable(text),
+        other => printable(&other.to_string()),
+    }
+}
+
+/// What a message of another type is.
+fn sent(message: &Message) -> String {
+    let data = message.data.get();
+    let mut shown: String = data.chars().take(MAX_DATA).collect();
+    if shown.len() < data.len() {
+        shown.push('…');
+    }
+    format!("sent {}: {}", printable(&message.kind), printable(&shown))
+}
