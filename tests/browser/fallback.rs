@@ -234,7 +234,7 @@ async fn the_page_works_without_a_web_socket() {
     let server = TestServer::start().await;
     let proxy = blocking(&server, PASS).await;
     let browser = Browser::start().await;
-    let url = format!("http://{}/#fallback", proxy.address);
+    let url = format!("http://{}/?room=fallback", proxy.address);
     let one = browser.open(&url).await;
     let other = browser.open(&url).await;
     until_people(&one, 2).await;
