@@ -44,6 +44,7 @@ fn start() -> Result<ExitCode, Failure> {
         }
     };
     match options.command {
+        Some(Command::Bench(options)) => return cli::bench::run(options),
         Some(Command::Doctor(options)) => {
             let is_healthy = cli::doctor::run(options)?;
             return Ok(ExitCode::from(u8::from(!is_healthy)));

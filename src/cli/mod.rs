@@ -1,5 +1,6 @@
 //! What only the program has: its command line, its other commands, its log, its exit codes.
 
+pub(crate) mod bench;
 pub(crate) mod doctor;
 mod failure;
 pub(crate) mod join;

@@ -5,7 +5,7 @@ use anteroom::Config;
 use anteroom::TokenRequest;
 use clap::{Parser, Subcommand};
 
-use super::{doctor::DoctorOptions, join::JoinOptions};
+use super::{bench::BenchOptions, doctor::DoctorOptions, join::JoinOptions};
 
 /// WebSocket server with rooms, for WebRTC signaling, chats and shared cursors.
 ///
@@ -24,6 +24,8 @@ pub(crate) struct Options {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Measure what a running server carries: joins and messages a second, and their latency
+    Bench(BenchOptions),
     /// Check a running server as its clients reach it, and say what to do
     Doctor(DoctorOptions),
     /// Join a room and talk to who is there, from a terminal or through pipes

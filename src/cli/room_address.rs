@@ -8,12 +8,18 @@ use anteroom::client::{RoomUrl, UrlError};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RoomAddress {
     url: RoomUrl,
+    names_room: bool,
 }
 
 impl RoomAddress {
     /// The URL of the room, the default one if none is named.
     pub(crate) fn url(&self) -> &RoomUrl {
         &self.url
+    }
+
+    /// Whether a room is named.
+    pub(crate) fn names_room(&self) -> bool {
+        self.names_room
     }
 }
 
@@ -31,12 +37,12 @@ impl FromStr for RoomAddress {
                 }
             }
         };
-        let url = match (page_room(text), url.has_room()) {
-            (Some(room), _) => url.without_query().with_room(&room),
-            (None, true) => url,
-            (None, false) => url.with_default_room(),
+        let (url, names_room) = match (page_room(text), url.has_room()) {
+            (Some(room), _) => (url.without_query().with_room(&room), true),
+            (None, true) => (url, true),
+            (None, false) => (url.with_default_room(), false),
         };
-        Ok(RoomAddress { url })
+        Ok(RoomAddress { url, names_room })
     }
 }
 

@@ -40,6 +40,7 @@
 //! | `cluster_load` | floods and long lists between nodes (run by `tests/run`) |
 //! | `cluster_dialects` | other people's clients on several nodes (run by `tests/run`) |
 //! | `cluster_wire` | the messages between nodes, by a node that the test plays (run by `tests/run`) |
+//! | `bench` | the command `bench`, by counts and never by times |
 //! | `doctor` | the command `doctor` before servers and proxies that are set up well or badly (in part run by `tests/run`) |
 //! | `operating` | the server with coturn, nginx and Prometheus (run by `tests/run`) |
 //! | `../browser` | the demo page and the client module in a real Chromium (run by `tests/run`) |
@@ -60,6 +61,8 @@
 
 mod admin;
 mod backpressure;
+#[cfg(feature = "cli")]
+mod bench;
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens", feature = "turn"))]
 #[path = "../browser/mod.rs"]
 mod browser;

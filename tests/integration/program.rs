@@ -385,7 +385,7 @@ fn usage_errors_and_help_repeat_no_possible_secret() {
     const SECRET: &str = "hunter2";
     let not_shown = "'(not shown: it may be a secret)'";
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
-    let cases: [Case<'_>; 18] = [
+    let cases: [Case<'_>; 19] = [
         (
             &["--cluster", "nats://user:hunter2/x@nats"],
             &[],
@@ -428,6 +428,7 @@ fn usage_errors_and_help_repeat_no_possible_secret() {
         (&["doctor", "wss://a/?token=hunter2"], &[], not_shown),
         (&["doctor", "wss://a/", "hunter2"], &[], not_shown),
         (&["join", "wss://a/?token=hunter2"], &[], not_shown),
+        (&["bench", "wss://a/?token=hunter2"], &[], not_shown),
         (&["join", "wss://a/", "hunter2"], &[], not_shown),
         (
             &["--clutser", "nats://user:hunter2@nats"],
@@ -461,6 +462,7 @@ fn usage_errors_and_help_repeat_no_possible_secret() {
         &["token", "--help"],
         &["doctor", "--help"],
         &["join", "--help"],
+        &["bench", "--help"],
     ] {
         let environment = [
             ("ANTEROOM_TOKEN", SECRET),

@@ -100,7 +100,7 @@ impl Talk {
                     }
                     None => return Ok(()),
                 },
-                line = lines.recv(), if !is_ended => {
+                line = lines.recv(), if self.hears() && !is_ended => {
                     is_ended = match line {
                         Some(line) => !self.obey(&line).await?,
                         None => true,
@@ -113,6 +113,12 @@ impl Talk {
             }
         }
         Ok(())
+    }
+
+    /// Whether lines are obeyed. Those of a pipe wait until it is known who is there; somebody at a terminal may want to
+    /// leave before.
+    fn hears(&self) -> bool {
+        self.was_open || self.is_interactive
     }
 
     async fn notice(&self, text: &str) -> Result<(), Gone> {
