@@ -1,9 +1,7 @@
 // The call: what the user sends, with the buttons for microphone, camera and screen.
 
-import { listDevices, startDevices } from "./devices.js";
 import { $, on, throttle } from "./dom.js";
 import { DEVICES } from "./people.js";
-import { showSpeakers } from "./speaking.js";
 import { showTiles } from "./tiles.js";
 
 /** @import { Mesh } from "./anteroom.js" */
@@ -23,7 +21,15 @@ const KEYS = { KeyM: "microphone", KeyV: "camera" };
 /** @param {RoomContext} context */
 export function startCall(context) {
   showTiles(context, sendMedia(context));
-  showSpeakers(context);
+  const { room, mesh, people } = context;
+  // Before the first microphone is on, nobody is heard.
+  const load = async () => {
+    if (![room.id ?? "", ...mesh.peers.keys()].some((id) => people.profile(id).microphone)) return;
+    people.removeEventListener("change", load);
+    const { showSpeakers } = await import("./speaking.js");
+    showSpeakers(context);
+  };
+  people.addEventListener("change", load);
 }
 
 /** The buttons. They send one audio and one video track at most: the screen replaces the camera.
@@ -141,6 +147,7 @@ function sendMedia({ room, mesh, people }) {
    * @param {Device} name @param {MediaStreamTrack} track */
   const ended = async (name, track) => {
     const { deviceId } = track.getSettings();
+    const { listDevices } = await import("./devices.js");
     const devices = await listDevices();
     if (tracks[name] !== track || opening.has(name)) return;
     // Without a list, nobody knows: the user may have wanted it off.
@@ -151,10 +158,18 @@ function sendMedia({ room, mesh, people }) {
     if (label) $("call-hint").textContent = `The ${name} was disconnected. Now you use ${label}.`;
   };
 
-  const showDevices = startDevices(tracks, (name, id) => {
-    chosen[name] = id;
-    if (tracks[name]) open(name);
-  });
+  /** @type {Promise<() => void> | undefined} */
+  let menu;
+  // Before the first device is open, its list has no names.
+  const showDevices = async () => {
+    if (outgoing.getTracks().length > 0) {
+      menu ??= import("./devices.js").then(({ startDevices }) => startDevices(tracks, (name, id) => {
+        chosen[name] = id;
+        if (tracks[name]) open(name);
+      }));
+    }
+    (await menu)?.();
+  };
 
   const close = () => {
     for (const name of DEVICES) stop(name);

@@ -8,8 +8,6 @@ import { $, on } from "./dom.js";
 const KINDS = { microphone: "audioinput", camera: "videoinput", speaker: "audiooutput" };
 const canChooseSpeaker = "setSinkId" in HTMLMediaElement.prototype;
 
-let speaker = "";
-
 /** The devices, none if the browser does not tell. */
 export async function listDevices() {
   try {
@@ -36,7 +34,7 @@ export function startDevices(tracks, choose) {
       // The options of an open list must not move under the pointer.
       if (select.dataset.key !== key) select.replaceChildren(...options);
       select.dataset.key = key;
-      const id = name === "speaker" ? speaker : tracks[/** @type {Input} */ (name)]?.getSettings().deviceId;
+      const id = name === "speaker" ? $("tiles").dataset.speaker : tracks[/** @type {Input} */ (name)]?.getSettings().deviceId;
       if (id) select.value = id;
       const visible = found.length > 1 && (name !== "speaker" || canChooseSpeaker);
       select.parentElement.hidden = !visible;
@@ -48,8 +46,9 @@ export function startDevices(tracks, choose) {
   for (const name of Object.keys(KINDS)) {
     on($(`${name}-device`), "change", ({ target: { value } }) => {
       if (name !== "speaker") return choose(/** @type {Input} */ (name), value);
-      speaker = value;
-      document.querySelectorAll("video").forEach(useSpeaker);
+      // Later tiles take it from here.
+      $("tiles").dataset.speaker = value;
+      for (const video of document.querySelectorAll("video")) video.setSinkId(value).catch(() => {});
     });
   }
   const menu = $("devices");
@@ -61,13 +60,6 @@ export function startDevices(tracks, choose) {
   });
   navigator.mediaDevices?.addEventListener("devicechange", refresh);
   return refresh;
-}
-
-/** Plays a video's sound on the chosen speaker.
- * @param {HTMLVideoElement} video */
-export function useSpeaker(video) {
-  // The speaker may be gone: then the browser stays with its default.
-  if (speaker) video.setSinkId(speaker).catch(() => {});
 }
 
 /** A label without the numbers that browsers add for USB, and with the side of a phone's camera first.

@@ -70,4 +70,5 @@ export function showSpeakers({ room, mesh, people }) {
   });
   people.addEventListener("change", start);
   on(mesh, "connect disconnect", start);
+  start();
 }

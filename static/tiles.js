@@ -1,6 +1,5 @@
 // The tiles of the call, one for each person, as large as fits.
 
-import { useSpeaker } from "./devices.js";
 import { $, element, icon, on, throttle } from "./dom.js";
 
 /** @import { RoomContext } from "./people.js" */
@@ -71,7 +70,8 @@ export function showTiles({ room, mesh, people }, outgoing) {
     if (key === OWN) list.prepend(tile);
     else list.append(tile);
     tiles.set(key, { tile, video, avatar, label, buttons });
-    useSpeaker(video);
+    // The speaker may be gone: then the browser stays with its default.
+    if (list.dataset.speaker) video.setSinkId(list.dataset.speaker).catch(() => {});
     on(video, "resize playing emptied enterpictureinpicture leavepictureinpicture", show);
 
     /** @type {ReturnType<typeof setTimeout> | undefined} */
