@@ -191,6 +191,8 @@ export declare class Room<Messages extends Record<string, any> = Record<string, 
     /** How many messages the room keeps for `history`. `null` if it keeps none, and until the room is open.
      * @returns {number | null} */
     get historyMessages(): number | null;
+    /** The most bytes that a message to the server may have, `Infinity` until the room is open. */
+    get messageBytes(): number;
     get state(): RoomState;
     /** What messages come over: a WebSocket, or where the network lets none through, server-sent events or answers of long
      * polling. `null` without a connection.
@@ -311,6 +313,10 @@ export type MeshContext = {
     room: Room;
     peers: Map<string, MeshPeer>;
     tracks: Map<MediaStreamTrack, MediaStream[]>;
+    relay: boolean;
+    relayedTo: string[];
+    receiveRelayed(message: BytesMessage): void;
+    hasRelayedTo(text: string): boolean;
     configuration(): RTCConfiguration;
     renewIceServers(): Promise<void>;
     stateChanged(negotiation: Negotiation): void;
@@ -325,7 +331,8 @@ export type MeshContext = {
  * The first offer has audio, video and data, so that one exchange is enough for a peer that cannot
  * renegotiate. Both sides get an event for its data channel, `mesh`.
  *
- * A connection that fails restarts ICE. If that does not help, a new connection replaces it. When the server
+ * A connection that fails restarts ICE. If that does not help, a new connection replaces it, unless both sides relay:
+ * then the channel `mesh` goes through the room in binary messages while there is no direct way. When the server
  * loses its sessions, a working connection to a session of before stays until it fails, or until its owner
  * is connected under another id.
  * @extends {TypedEventTarget<MeshEvents>} */
@@ -334,10 +341,13 @@ export declare class Mesh extends TypedEventTarget<MeshEvents> {
     /** @param {Room<any, any>} room without another mesh
      * @param {object} [options]
      * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
+     * @param {boolean} [options.relay] relays the channel `mesh` through the room while a connection fails, if the other
+     *   side's mesh does as well
      * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another
      *   disconnects, or in turn with those that do not connect */
-    constructor(room: Room<any, any>, { configuration, maxPeers }?: {
+    constructor(room: Room<any, any>, { configuration, relay, maxPeers }?: {
         configuration?: RTCConfiguration;
+        relay?: boolean;
         maxPeers?: number;
     });
     /** The connections by session id. Live.
@@ -365,8 +375,8 @@ export declare class MeshPeer {
     pc: RTCPeerConnection;
     /** @param {string} id @param {RTCPeerConnection} pc */
     constructor(id: string, pc: RTCPeerConnection);
-    /** @returns {RTCPeerConnectionState} `new` until the peer has answered */
-    get state(): RTCPeerConnectionState;
+    /** @returns {RTCPeerConnectionState | "relayed"} `new` until the peer has answered */
+    get state(): RTCPeerConnectionState | "relayed";
     /** @returns {Promise<Quality>} */
     quality(): Promise<Quality>;
 }
@@ -375,6 +385,7 @@ export type Description = {
     sdp: string;
     id?: string;
     mesh: string;
+    relay?: number;
 };
 /** The connections to one session, one after the other. An offer is applied only when its answer arrives: it
  * can be sent again or forgotten at any time. (A browser that rolls an offer back loses more than that: in
@@ -407,6 +418,8 @@ declare class Negotiation {
     applyOffer(data: any): void;
     /** @param {any} data */
     applyAnswer(data: any): void;
+    /** @param {Uint8Array<ArrayBuffer>} bytes */
+    receiveRelayed(bytes: Uint8Array<ArrayBuffer>): void;
     /** @param {any} candidate */
     addCandidate(candidate: any): void;
 }

@@ -5,7 +5,8 @@
 // 1. Room         a session in a room
 // 2. Mesh         a WebRTC connection to every peer of a room
 // 3. Negotiation  the signals and tracks of one connection (private)
-// 4. Check        whether and how this browser can connect
+// 4. Relay        the channel of a connection that may go through the room (private)
+// 5. Check        whether and how this browser can connect
 
 // ---- 1. Room ----
 
@@ -82,7 +83,8 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  * @typedef {{ sender: string, bytes: Uint8Array<ArrayBuffer> }} BytesMessage */
 
 /** A message of this session: text, or the bytes of a binary message with its receiver.
- * @typedef {{ ref?: number, data: string | Uint8Array<ArrayBuffer>, bytes: number, toAll?: boolean, state?: any }} Outgoing */
+ * @typedef {{ ref?: number, data: string | Uint8Array<ArrayBuffer>, bytes: number, toAll?: boolean,
+ *   state?: any }} Outgoing */
 /** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
 
 /** Any JSON, by default `null`. Aborting `signal` withdraws a message that waits.
@@ -293,6 +295,11 @@ export class Room extends TypedEventTarget {
    * @returns {number | null} */
   get historyMessages() {
     return this.#historyMessages;
+  }
+
+  /** The most bytes that a message to the server may have, `Infinity` until the room is open. */
+  get messageBytes() {
+    return this.#maxBytes;
   }
 
   get state() {
@@ -998,7 +1005,10 @@ export class Room extends TypedEventTarget {
 
   /** @param {BytesMessage} message */
   #receiveBytes(message) {
-    if (!this.#beforeRoster) return this.#emit("bytes", message);
+    if (!this.#beforeRoster) {
+      const isRelayed = RELAY_MARK.every((byte, index) => byte === message.bytes[index]);
+      return isRelayed ? MESHES.get(this)?.receiveRelayed(message) : this.#emit("bytes", message);
+    }
     this.#beforeRoster.messages.push(message);
     this.#countBeforeRoster(ID_BYTES + message.bytes.length);
   }
@@ -1018,7 +1028,10 @@ export class Room extends TypedEventTarget {
     if (data.code === "rate_limited" && message?.ref) return this.#sendLater(message);
     const error = new RoomError(data.code, data.message);
     const receipt = this.#takeReceipt(data.ref);
-    return receipt ? receipt.reject(error) : this.#emit("error", error);
+    if (receipt) return receipt.reject(error);
+    // A peer that has left may still be sent what is relayed.
+    const isExpected = error.code === "unknown_receiver" && MESHES.get(this)?.hasRelayedTo(error.message);
+    if (!isExpected) this.#emit("error", error);
   }
 
   /** Handles a message of the history, or the end of a page. The server answers one request after the other.
@@ -1111,7 +1124,7 @@ class Transport {
 }
 
 /** The mesh of a room.
- * @type {WeakMap<Room<any, any>, Mesh>} */
+ * @type {WeakMap<Room<any, any>, MeshContext>} */
 const MESHES = new WeakMap();
 
 /** The URL of a module that a server has served, and the server's part of it. A path of a package is not one. */
@@ -1217,6 +1230,8 @@ const SUCCESSION_MS = 1000;
 /** What a `Mesh` shares with its negotiations. `id` is random: it tells peers that a session belongs to the
  * same mesh as an earlier one.
  * @typedef {{ id: string, room: Room, peers: Map<string, MeshPeer>, tracks: Map<MediaStreamTrack, MediaStream[]>,
+ *   relay: boolean, relayedTo: string[], receiveRelayed(message: BytesMessage): void,
+ *   hasRelayedTo(text: string): boolean,
  *   configuration(): RTCConfiguration, renewIceServers(): Promise<void>,
  *   stateChanged(negotiation: Negotiation): void, giveWay(negotiation: Negotiation): boolean,
  *   emit<Type extends keyof MeshEvents>(type: Type, detail: MeshEvents[Type]): void }} MeshContext */
@@ -1229,7 +1244,8 @@ const SUCCESSION_MS = 1000;
  * The first offer has audio, video and data, so that one exchange is enough for a peer that cannot
  * renegotiate. Both sides get an event for its data channel, `mesh`.
  *
- * A connection that fails restarts ICE. If that does not help, a new connection replaces it. When the server
+ * A connection that fails restarts ICE. If that does not help, a new connection replaces it, unless both sides relay:
+ * then the channel `mesh` goes through the room in binary messages while there is no direct way. When the server
  * loses its sessions, a working connection to a session of before stays until it fails, or until its owner
  * is connected under another id.
  * @extends {TypedEventTarget<MeshEvents>} */
@@ -1256,12 +1272,13 @@ export class Mesh extends TypedEventTarget {
   /** @param {Room<any, any>} room without another mesh
    * @param {object} [options]
    * @param {RTCConfiguration} [options.configuration] the room's `iceServers` are added to it
+   * @param {boolean} [options.relay] relays the channel `mesh` through the room while a connection fails, if the other
+   *   side's mesh does as well
    * @param {number} [options.maxPeers] each further peer fires an `error`, and is connected when another
    *   disconnects, or in turn with those that do not connect */
-  constructor(room, { configuration = {}, maxPeers = 16 } = {}) {
+  constructor(room, { configuration = {}, relay = false, maxPeers = 16 } = {}) {
     super();
     if (MESHES.has(room)) throw new Error("the room has a mesh: close() that one first");
-    MESHES.set(room, this);
     this.#room = room;
     this.#maxPeers = maxPeers;
     this.#context = {
@@ -1269,6 +1286,10 @@ export class Mesh extends TypedEventTarget {
       room,
       peers: this.#peers,
       tracks: this.#tracks,
+      relay,
+      relayedTo: [],
+      receiveRelayed: ({ sender, bytes }) => this.#negotiations.get(sender)?.receiveRelayed(bytes),
+      hasRelayedTo: (text) => this.#context.relayedTo.some((id) => text.includes(id)),
       configuration: () => {
         const iceServers = [...(configuration.iceServers ?? []), ...room.iceServers];
         return { bundlePolicy: "max-bundle", ...configuration, iceServers };
@@ -1283,6 +1304,7 @@ export class Mesh extends TypedEventTarget {
       },
       emit: (type, detail) => this.#emit(type, detail),
     };
+    MESHES.set(room, this.#context);
     const { signal } = this.#lifetime;
     room.addEventListener("peerjoin", ({ detail }) => this.#connect(detail.id, detail.newcomer), { signal });
     room.addEventListener("peerleave", ({ detail }) => this.#peerLeft(detail.id), { signal });
@@ -1435,6 +1457,10 @@ export class Mesh extends TypedEventTarget {
   }
 }
 
+/** The peers to which the room relays.
+ * @type {WeakSet<MeshPeer>} */
+const RELAYED = new WeakSet();
+
 /** The connection to one peer. */
 export class MeshPeer {
   #last = { at: performance.now(), bytesIn: 0, bytesOut: 0 };
@@ -1447,9 +1473,9 @@ export class MeshPeer {
     this.pc = pc;
   }
 
-  /** @returns {RTCPeerConnectionState} `new` until the peer has answered */
+  /** @returns {RTCPeerConnectionState | "relayed"} `new` until the peer has answered */
   get state() {
-    return this.pc.connectionState;
+    return RELAYED.has(this) ? "relayed" : this.pc.connectionState;
   }
 
   /** @returns {Promise<Quality>} */
@@ -1499,6 +1525,11 @@ const [ATTEMPT_MS, MAX_ATTEMPT_MS] = [15_000, 30_000];
 /** How long a connection may be `disconnected` before ICE looks for another path, in ms. The browser has waited for
  * some seconds already, and would go on waiting for about ten. */
 const DISCONNECTED_MS = 2000;
+/** How long a channel may have no direct way before the room relays, in ms, and the longest time between attempts to
+ * find one meanwhile. */
+const [RELAY_AFTER_MS, MAX_RELAYED_MS] = [5000, 120_000];
+/** How many sessions that were relayed to are remembered: an error about one that has left is expected. */
+const MAX_RELAYED_TO = 100;
 /** After this many attempts, a session that waits gets the place. */
 const MAX_ATTEMPTS = 3;
 /** How much longer the polite side waits: usually one side is enough to begin afresh. */
@@ -1576,7 +1607,7 @@ class Outcome {
   }
 }
 
-/** @typedef {{ type: "offer" | "answer", sdp: string, id?: string, mesh: string }} Description */
+/** @typedef {{ type: "offer" | "answer", sdp: string, id?: string, mesh: string, relay?: number }} Description */
 
 /** The connections to one session, one after the other. An offer is applied only when its answer arrives: it
  * can be sent again or forgotten at any time. (A browser that rolls an offer back loses more than that: in
@@ -1609,6 +1640,19 @@ class Negotiation {
   #replacedAt = -Infinity;
   /** @type {ReturnType<typeof setTimeout> | undefined} Runs unless the connection is settled. */
   #timer;
+  /** The number by which this connection knows what is relayed to it, and the peer's.
+   * @type {number | undefined} */
+  #relayId;
+  /** @type {number | undefined} */
+  #relayTo;
+  /** @type {RTCDataChannel | undefined} The channel `mesh` that this side has made. */
+  #made;
+  /** @type {RelayedChannel | undefined} The channel `mesh` if both sides relay. */
+  #channel;
+  /** @type {Timer} Runs while there is no direct way, until the room relays. */
+  #relayTimer;
+  /** @type {string | undefined} The last state that the application was told. */
+  #told;
   /** The end and the length of the queue. */
   #queueEnd = Promise.resolve();
   #queued = 0;
@@ -1644,6 +1688,8 @@ class Negotiation {
     this.#offer = this.#remote = null;
     this.#answered = undefined;
     this.#offers = this.#restarted = false;
+    this.#made = this.#told = this.#relayTimer = undefined;
+    if (this.#context.relay) this.#relayId = Math.floor(Math.random() * 2 ** 32);
     try {
       this.peer = new MeshPeer(this.id, new RTCPeerConnection(configuration()));
     } catch (error) {
@@ -1662,13 +1708,16 @@ class Negotiation {
     });
     pc.addEventListener("connectionstatechange", () => {
       if (pc.connectionState === "connected") outcome.connected();
-      emit("statechange", { peer });
+      this.#checkRelay();
+      this.#tellState(peer);
       if (pc.connectionState === "failed" && !this.#restarted) this.#restartIce(pc);
       this.#check();
       stateChanged(this);
     });
     pc.addEventListener("track", ({ track, streams }) => emit("track", { peer, track, streams }));
-    pc.addEventListener("datachannel", ({ channel }) => emit("datachannel", { peer, channel }));
+    pc.addEventListener("datachannel", ({ channel }) => {
+      if (channel.label !== "mesh" || !this.#channel?.attach(channel)) emit("datachannel", { peer, channel });
+    });
     for (const [track, streams] of tracks) this.addTrack(track, streams);
     emit("connect", { peer });
     if (offersFirst && peer === this.peer) this.#offerFirst(peer);
@@ -1685,6 +1734,8 @@ class Negotiation {
     const { peer } = this;
     if (!peer) return;
     this.peer = null;
+    this.#channel?.end();
+    this.#channel = undefined;
     this.#transceivers.clear();
     this.#outcome?.ended();
     peer.pc.close();
@@ -1697,6 +1748,9 @@ class Negotiation {
     this.#lifetime.abort();
     clearTimeout(this.#timer);
     this.#timer = undefined;
+    clearTimeout(this.#relayTimer);
+    if (this.peer) RELAYED.delete(this.peer);
+    this.#channel?.relay(null);
   }
 
   /** Begins afresh in the room's new session, unless the connection works: the peer makes an offer to the new
@@ -1823,16 +1877,85 @@ class Negotiation {
   }
 
   /** @param {any} data @param {string} remote */
-  #described({ mesh }, remote) {
+  #described({ mesh, relay }, remote) {
     const isFirst = this.#remote === null;
     this.#remote = remote;
     this.#offer = null;
     this.#answered = undefined;
     this.mesh = mesh;
-    if (!isFirst) return;
+    if (!isFirst) {
+      // One side is enough to look for a direct way.
+      if (this.peer?.state === "relayed") this.#startTimer();
+      return;
+    }
     // ICE begins now.
     this.#outcome?.tried();
     this.#startTimer();
+    const { peer } = this;
+    if (!peer || this.#relayId === undefined) return;
+    if (typeof relay === "number") {
+      this.#relayTo = relay;
+      this.#channel = new RelayedChannel(this.#context.room, () => this.#checkRelay());
+      if (this.#made) this.#channel.attach(this.#made);
+      this.#checkRelay();
+    }
+    const channel = /** @type {any} */ (this.#channel ?? this.#made);
+    if (channel) this.#context.emit("datachannel", { peer, channel });
+  }
+
+  // The relay
+
+  /** Begins or ends to relay. */
+  #checkRelay() {
+    if (!this.#channel || this.#lifetime.signal.aborted) return;
+    const state = this.peer?.pc.connectionState;
+    if (state === "connected" && this.#channel.isDirect) {
+      clearTimeout(this.#relayTimer);
+      this.#relayTimer = undefined;
+      this.#setRelayed(false);
+    } else if (state === "failed") {
+      this.#setRelayed(true);
+    } else {
+      this.#relayTimer ??= setTimeout(() => this.#setRelayed(true), RELAY_AFTER_MS);
+    }
+    this.#check();
+  }
+
+  /** @param {boolean} relayed */
+  #setRelayed(relayed) {
+    const { peer } = this;
+    const channel = this.#channel;
+    if (!peer || !channel || RELAYED.has(peer) === relayed) return;
+    if (relayed) RELAYED.add(peer);
+    else RELAYED.delete(peer);
+    const { room, relayedTo, stateChanged } = this.#context;
+    relayedTo.unshift(this.id);
+    relayedTo.splice(MAX_RELAYED_TO);
+    channel.relay(relayed ? (packet) => {
+      const head = new Uint8Array(RELAY_HEAD_BYTES);
+      head.set(RELAY_MARK);
+      new DataView(head.buffer).setUint32(RELAY_MARK.length, this.#relayTo ?? 0);
+      room.sendBytes(this.id, concat(head, packet));
+    } : null);
+    this.#tellState(peer);
+    stateChanged(this);
+  }
+
+  /** @param {MeshPeer} peer */
+  #tellState(peer) {
+    if (peer.state === this.#told) return;
+    this.#told = peer.state;
+    this.#context.emit("statechange", { peer });
+  }
+
+  /** @param {Uint8Array<ArrayBuffer>} bytes */
+  receiveRelayed(bytes) {
+    try {
+      if (new DataView(bytes.buffer).getUint32(RELAY_MARK.length) !== this.#relayId) return;
+      this.#channel?.receive(bytes.subarray(RELAY_HEAD_BYTES));
+    } catch (error) {
+      this.#context.emit("error", { id: this.id, error });
+    }
   }
 
   /** @param {any} candidate */
@@ -1857,7 +1980,9 @@ class Negotiation {
     for (const kind of ["audio", "video"]) {
       if (!kinds.has(kind)) pc.addTransceiver(kind, { direction: "recvonly" });
     }
-    this.#context.emit("datachannel", { peer, channel: pc.createDataChannel("mesh") });
+    this.#made = pc.createDataChannel("mesh");
+    // Whether both sides relay is not known yet.
+    if (!this.#context.relay) this.#context.emit("datachannel", { peer, channel: this.#made });
   }
 
   /** @param {RTCPeerConnection} pc */
@@ -1867,14 +1992,15 @@ class Negotiation {
       if (pc !== this.peer?.pc || this.#offer || !(this.#offers || this.#remote !== null)) return;
       if (pc.signalingState !== "stable") return;
       const { sdp = "" } = await pc.createOffer();
-      this.#offer = { type: "offer", sdp, id: randomId(), mesh: this.#context.id };
+      this.#offer = { type: "offer", sdp, id: randomId(), mesh: this.#context.id, relay: this.#relayId };
       await this.#send("offer", this.#offer);
     });
   }
 
   #sendAnswer() {
     const sdp = this.peer?.pc.localDescription?.sdp ?? "";
-    return this.#send("answer", { type: "answer", sdp, id: this.#answered, mesh: this.#context.id });
+    const mesh = this.#context.id;
+    return this.#send("answer", { type: "answer", sdp, id: this.#answered, mesh, relay: this.#relayId });
   }
 
   /** Waits for the receipt. The queue waits for a description's: at most one is on its way.
@@ -1894,7 +2020,7 @@ class Negotiation {
   // Repairs
 
   #mayRestartIce() {
-    return this.peer?.state === "disconnected" && !this.#restarted && !this.#offer;
+    return this.peer?.pc.connectionState === "disconnected" && !this.#restarted && !this.#offer;
   }
 
   /** @param {RTCPeerConnection} pc */
@@ -1906,8 +2032,8 @@ class Negotiation {
 
   /** Starts or stops the timer. */
   #check() {
-    const pc = this.peer?.pc;
-    if (pc?.connectionState === "connected" && pc.signalingState === "stable" && !this.#offer) {
+    const { state, pc } = this.peer ?? {};
+    if (state === "connected" && pc?.signalingState === "stable" && !this.#offer) {
       this.#attempts = 0;
       this.#restarted = false;
       clearTimeout(this.#timer);
@@ -1920,7 +2046,8 @@ class Negotiation {
   #startTimer() {
     // A kept or closed connection has no timer.
     if (this.#lifetime.signal.aborted) return;
-    const attempt = Math.min(ATTEMPT_MS * 2 ** this.#attempts, MAX_ATTEMPT_MS);
+    const longest = this.peer?.state === "relayed" ? MAX_RELAYED_MS : MAX_ATTEMPT_MS;
+    const attempt = Math.min(ATTEMPT_MS * 2 ** this.#attempts, longest);
     const wait = (this.#mayRestartIce() ? DISCONNECTED_MS : attempt) * (this.#polite ? POLITE_FACTOR : 1);
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
@@ -1937,8 +2064,11 @@ class Negotiation {
     if (peer && this.#awaitsOffer) return this.#offerFirst(peer);
     if (peer && this.#mayRestartIce()) return this.#restartIce(peer.pc);
     this.#attempts += 1;
-    if (!connected && this.#attempts >= MAX_ATTEMPTS && this.#context.giveWay(this)) return;
-    if (this.#offer && (connected || this.#remote === null)) await this.#send("offer", this.#offer);
+    const relayed = peer?.state === "relayed";
+    if (!connected && !relayed && this.#attempts >= MAX_ATTEMPTS && this.#context.giveWay(this)) return;
+    if (this.#offer && (connected || relayed || this.#remote === null)) await this.#send("offer", this.#offer);
+    // A direct connection that has lost its channel gets no other.
+    else if (relayed && peer.pc.connectionState !== "connected") peer.pc.restartIce();
     else this.open(true);
   }
 
@@ -1982,7 +2112,274 @@ function parse(data) {
   return { sdp, remote, id: typeof data?.id === "string" ? data.id : undefined };
 }
 
-// ---- 4. Check ----
+// ---- 4. Relay ----
+
+/** What is relayed begins with these bytes, so that the room keeps it from the application, and with the number that
+ * the receiver's description has. */
+const RELAY_MARK = Uint8Array.of(0xa7, 0x1d, 0xe5, 0x0c, 0x93, 0x4b, 0xf8, 0x66);
+const RELAY_HEAD_BYTES = RELAY_MARK.length + 4;
+/** A packet begins with two numbers: how many frames the sender has received, and how many it has sent before these. A
+ * frame begins with its length, times eight, and these flags: text rather than bytes, a part with more to follow, and
+ * the end of the channel. */
+const [PACKET_HEAD_BYTES, FRAME_HEAD_BYTES] = [8, 4];
+const [IS_TEXT, HAS_MORE, IS_END] = [1, 2, 4];
+/** The longest packet, which others need not wait for long, and the longest message, as in browsers, in bytes. */
+const [MAX_PACKET_BYTES, MAX_RELAYED_BYTES] = [1 << 13, 1 << 18];
+/** How many packets are on their way through the room at most, and after how many they are confirmed. */
+const [MAX_PACKETS, CONFIRM_PACKETS] = [8, 4];
+/** How long a confirmation waits for more to confirm, how long it is waited for, and how long for place in the room's
+ * queue, in ms. */
+const [CONFIRM_MS, RESEND_MS, RETRY_MS] = [100, 10_000, 500];
+
+/** The channel `mesh` between two sides that relay. To the application it is an RTCDataChannel, as far as it goes.
+ *
+ * Both sides number their frames, and keep them until the other has confirmed them. When the way changes, they send
+ * again what is not confirmed, and the other leaves out what it has: nothing is lost, doubled or reordered. */
+class RelayedChannel extends EventTarget {
+  label = "mesh";
+  binaryType = "arraybuffer";
+  /** @type {RTCDataChannelState} */
+  readyState = "connecting";
+  bufferedAmount = 0;
+  bufferedAmountLowThreshold = 0;
+  #room;
+  #changed;
+  /** @type {RTCDataChannel | null} */
+  #direct = null;
+  /** @type {((packet: Uint8Array<ArrayBuffer>) => void) | null} */
+  #relay = null;
+  /** @type {Uint8Array<ArrayBuffer>[]} Frames that are not confirmed, and how many are before them. */
+  #frames = [];
+  #confirmed = 0;
+  /** How many of those are sent this way, and where each packet through the room ends. */
+  #sent = 0;
+  /** @type {number[]} */
+  #packets = [];
+  /** How many frames have come, how many packets with them are not confirmed, and the parts of a message. */
+  #received = 0;
+  #unconfirmed = 0;
+  /** @type {Uint8Array<ArrayBuffer>} */
+  #partial = new Uint8Array();
+  /** @type {Timer} */
+  #confirmTimer;
+  /** @type {Timer} */
+  #resendTimer;
+
+  /** @param {Room} room @param {() => void} changed called when the direct channel opens or closes */
+  constructor(room, changed) {
+    super();
+    this.#room = room;
+    this.#changed = changed;
+    for (const type of ["open", "message", "bufferedamountlow", "close"]) {
+      this.addEventListener(type, (event) => /** @type {any} */ (this)[`on${type}`]?.(event));
+    }
+  }
+
+  get isDirect() {
+    return this.#direct?.readyState === "open";
+  }
+
+  /** Takes a channel for the direct way, if there is none.
+   * @param {RTCDataChannel} channel */
+  attach(channel) {
+    if (this.#direct) return false;
+    this.#direct = channel;
+    channel.binaryType = "arraybuffer";
+    channel.addEventListener("message", ({ data }) => this.receive(new Uint8Array(data)));
+    channel.addEventListener("open", () => {
+      this.#changed();
+      this.#changeWay();
+    });
+    channel.addEventListener("close", () => {
+      this.#direct = null;
+      this.#changed();
+    });
+    return true;
+  }
+
+  /** Begins to relay with this function, or ends it.
+   * @param {((packet: Uint8Array<ArrayBuffer>) => void) | null} send */
+  relay(send) {
+    this.#relay = send;
+    this.#changeWay();
+  }
+
+  #changeWay() {
+    if (!this.#relay && !this.isDirect) return;
+    if (this.readyState === "connecting") {
+      this.readyState = "open";
+      this.dispatchEvent(new Event("open"));
+    }
+    this.#restart();
+  }
+
+  /** Sends again what is not confirmed. */
+  #restart() {
+    clearTimeout(this.#resendTimer);
+    this.#sent = 0;
+    this.#packets = [];
+    this.#flush();
+    if (this.#unconfirmed > 0) this.#transmit(0);
+  }
+
+  /** @param {string | ArrayBuffer | ArrayBufferView} data */
+  send(data) {
+    if (this.readyState !== "open") throw new DOMException("the channel is not open", "InvalidStateError");
+    const flag = typeof data === "string" ? IS_TEXT : 0;
+    const bytes = typeof data === "string" ? new TextEncoder().encode(data) : toBytes(data);
+    if (bytes.length > MAX_RELAYED_BYTES) {
+      const message = `the message has ${bytes.length} bytes, the limit is ${MAX_RELAYED_BYTES}: send less`;
+      throw new RoomError("message_too_large", message);
+    }
+    if (this.bufferedAmount + bytes.length > MAX_QUEUE_BYTES) {
+      const message = `${this.bufferedAmount} bytes are not confirmed: wait for bufferedamountlow`;
+      throw new RoomError("queue_full", message);
+    }
+    const overhead = ID_BYTES + RELAY_HEAD_BYTES + PACKET_HEAD_BYTES + FRAME_HEAD_BYTES;
+    const size = Math.max(1, Math.min(MAX_PACKET_BYTES, this.#room.messageBytes) - overhead);
+    let at = 0;
+    do {
+      const part = bytes.subarray(at, (at += size));
+      this.#push(part, flag | (at < bytes.length ? HAS_MORE : 0));
+    } while (at < bytes.length);
+    this.#flush();
+  }
+
+  close() {
+    if (this.readyState === "connecting") return this.end();
+    if (this.readyState !== "open") return;
+    this.readyState = "closing";
+    this.#push(new Uint8Array(), IS_END);
+    this.#flush();
+  }
+
+  /** @param {Uint8Array} payload @param {number} flags */
+  #push(payload, flags) {
+    const head = new Uint8Array(FRAME_HEAD_BYTES);
+    new DataView(head.buffer).setUint32(0, payload.length * 8 + flags);
+    const frame = concat(head, payload);
+    this.#frames.push(frame);
+    this.bufferedAmount += frame.length;
+  }
+
+  #flush() {
+    while (this.#sent < this.#frames.length && (!this.#relay || this.#packets.length < MAX_PACKETS)) {
+      let count = 0;
+      let size = ID_BYTES + RELAY_HEAD_BYTES + PACKET_HEAD_BYTES;
+      do size += this.#frames[this.#sent + count++].length;
+      while (size + this.#frames[this.#sent + count]?.length <= Math.min(MAX_PACKET_BYTES, this.#room.messageBytes));
+      if (!this.#transmit(count)) return;
+    }
+  }
+
+  /** Sends the next frames, or only confirms.
+   * @param {number} count */
+  #transmit(count) {
+    const head = new Uint8Array(PACKET_HEAD_BYTES);
+    const view = new DataView(head.buffer);
+    view.setUint32(0, this.#received);
+    view.setUint32(4, this.#confirmed + this.#sent);
+    const packet = concat(head, ...this.#frames.slice(this.#sent, this.#sent + count));
+    try {
+      if (this.#relay) this.#relay(packet);
+      else if (this.isDirect) this.#direct?.send(packet);
+      else return false;
+    } catch {
+      this.#startResendTimer(RETRY_MS);
+      return false;
+    }
+    clearTimeout(this.#confirmTimer);
+    this.#unconfirmed = 0;
+    this.#sent += count;
+    if (this.#relay && count > 0) {
+      this.#packets.push(this.#confirmed + this.#sent);
+      this.#startResendTimer(RESEND_MS);
+    }
+    return true;
+  }
+
+  /** @param {number} delay */
+  #startResendTimer(delay) {
+    clearTimeout(this.#resendTimer);
+    this.#resendTimer = setTimeout(() => {
+      // What waits in the room is not lost.
+      if (this.#room.state !== "open" || this.#room.bufferedAmount > 0) this.#startResendTimer(delay);
+      else this.#restart();
+    }, delay);
+  }
+
+  /** @param {Uint8Array<ArrayBuffer>} packet */
+  receive(packet) {
+    const view = new DataView(packet.buffer, packet.byteOffset, packet.length);
+    this.#confirm(view.getUint32(0));
+    let number = view.getUint32(4);
+    let at = PACKET_HEAD_BYTES;
+    for (; at < packet.length; number += 1) {
+      const head = view.getUint32(at);
+      const payload = packet.slice(at + FRAME_HEAD_BYTES, (at += FRAME_HEAD_BYTES + (head >>> 3)));
+      if (at > packet.length) throw new RangeError("a relayed packet is too short");
+      if (number !== this.#received) continue;
+      this.#received += 1;
+      if (this.readyState !== "closed") this.#take(payload, head);
+    }
+    if (at === PACKET_HEAD_BYTES) return;
+    this.#unconfirmed += 1;
+    clearTimeout(this.#confirmTimer);
+    if (this.#unconfirmed >= CONFIRM_PACKETS) this.#transmit(0);
+    else this.#confirmTimer = setTimeout(() => this.#transmit(0), CONFIRM_MS);
+  }
+
+  /** @param {Uint8Array<ArrayBuffer>} payload @param {number} flags */
+  #take(payload, flags) {
+    if (flags & IS_END) return this.end();
+    if (this.#partial.length + payload.length > MAX_RELAYED_BYTES) throw new RangeError("a relayed message is too long");
+    this.#partial = concat(this.#partial, payload);
+    if (flags & HAS_MORE) return;
+    const { buffer } = this.#partial;
+    this.#partial = new Uint8Array();
+    const data = flags & IS_TEXT ? new TextDecoder().decode(buffer) : buffer;
+    this.dispatchEvent(new MessageEvent("message", { data }));
+  }
+
+  /** @param {number} received how many frames the other side has */
+  #confirm(received) {
+    const frames = this.#frames.splice(0, Math.max(0, received - this.#confirmed));
+    if (frames.length === 0) return;
+    this.#confirmed += frames.length;
+    this.#sent = Math.max(0, this.#sent - frames.length);
+    this.#packets = this.#packets.filter((end) => end > received);
+    const before = this.bufferedAmount;
+    for (const { length } of frames) this.bufferedAmount -= length;
+    clearTimeout(this.#resendTimer);
+    if (this.#packets.length > 0) this.#startResendTimer(RESEND_MS);
+    if (this.readyState === "closing" && this.#frames.length === 0) return this.end();
+    const low = this.bufferedAmountLowThreshold;
+    if (before > low && this.bufferedAmount <= low) this.dispatchEvent(new Event("bufferedamountlow"));
+    this.#flush();
+  }
+
+  /** The channel is closed on both sides, or its connection. */
+  end() {
+    if (this.readyState === "closed") return;
+    this.readyState = "closed";
+    clearTimeout(this.#resendTimer);
+    this.#frames = [];
+    this.dispatchEvent(new Event("close"));
+  }
+}
+
+/** @param {Uint8Array[]} parts */
+function concat(...parts) {
+  const all = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+// ---- 5. Check ----
 
 /** How long each wait of a check takes at most, in ms. */
 const CHECK_MS = 10_000;

@@ -22,6 +22,7 @@
 //! | `client_mesh` | the client module's `Mesh`, and the call pages of the README and the guide |
 //! | `client_mesh_limits` | the `Mesh` and hostile peers, `maxPeers`, listeners that close it |
 //! | `client_mesh_repairs` | the `Mesh` when signals, TURN, or the server fail |
+//! | `client_relay` | the `Mesh` that relays through the room |
 //! | `check` | the client module's check of the connection, and the page's panel for it |
 //! | `fallback` | the client module and the page where no WebSocket gets through |
 //! | `client_outcome` | what the `Mesh` tells the server about its connections |
@@ -48,6 +49,7 @@ mod client_mesh;
 mod client_mesh_limits;
 mod client_mesh_repairs;
 mod client_outcome;
+mod client_relay;
 mod client_room;
 mod client_state;
 mod deployment;

@@ -52,6 +52,18 @@ room.addEventListener("peerjoined", () => {});
 // @ts-expect-error the state cannot be set
 room.state = "closed";
 
+// Bytes, from any buffer or view.
+room.sendBytes("all", new Uint8Array(3));
+room.sendBytes("6c1f2a44-9f6e-4e4d-8f31-0123456789ab", new Float32Array(2).buffer);
+// @ts-expect-error a text is no bytes
+room.sendBytes("all", "hello");
+room.addEventListener("bytes", ({ detail: { sender, bytes } }) => sender.toUpperCase() + new DataView(bytes.buffer).getUint8(0));
+room.addEventListener("wire", ({ detail }) => detail.bytes?.length ?? detail.text.length);
+room.bufferedAmount.toFixed() + room.messageBytes.toFixed();
+// @ts-expect-error the room counts it
+room.bufferedAmount = 0;
+join("tea", { WebSocket });
+
 // A second type argument is the type of states.
 interface State {
   name: string;
@@ -101,7 +113,12 @@ untyped.addEventListener("message", ({ detail }: CustomEvent<Message>) => {
 });
 
 const mesh = new Mesh(room, { maxPeers: 8 });
-new Mesh(untyped);
+new Mesh(untyped, { relay: true });
+// @ts-expect-error it is on or off
+new Mesh(untyped, { relay: "all" });
+mesh.addEventListener("statechange", ({ detail: { peer } }) => peer.state === "relayed");
+// @ts-expect-error there is no such state
+mesh.addEventListener("statechange", ({ detail: { peer } }) => peer.state === "relay");
 mesh.addEventListener("track", ({ detail: { peer, track } }) => `${peer.id} ${track.kind}`);
 const { receivers }: { receivers: number } = await room.send("all", "chat", "hello");
 const report = await check("https://example.org/", {
