@@ -49,12 +49,19 @@ fn room(handle: &Handle) -> BoxedFilter<(Response,)> {
         let handle = handle.clone();
         warp::any().map(move || handle.clone())
     };
-    let room = warp::path("room")
-        .and(room_name())
+    let room = warp::path("room").and(room_name());
+    // Most requests are these. The path comes before the method: another path with this method is not found.
+    let session = room
+        .clone()
+        .and(opens())
         .and(handshake())
-        .and(with);
-    let post = warp::post()
-        .and(room.clone())
+        .and(with.clone())
+        .map(session);
+    let post = room
+        .clone()
+        .and(warp::post())
+        .and(handshake())
+        .and(with.clone())
         .and(warp::body::stream())
         .then(
             async |name, handshake: Handshake, handle: Handle, body| match name {
@@ -62,17 +69,23 @@ fn room(handle: &Handle) -> BoxedFilter<(Response,)> {
                 Err(message) => HttpError::new(StatusCode::BAD_REQUEST, message).into_response(),
             },
         );
-    let delete = warp::delete().and(room.clone()).then(
+    let delete = room.and(warp::delete()).and(handshake()).and(with).then(
         async |name, handshake: Handshake, handle: Handle| match name {
             Ok(room) => streams::delete(&handle, room, &handshake).await,
             Err(message) => HttpError::new(StatusCode::BAD_REQUEST, message).into_response(),
         },
     );
-    post.or(delete)
-        .unify()
-        .or(room.map(session))
-        .unify()
-        .boxed()
+    session.or(post).unify().or(delete).unify().boxed()
+}
+
+/// Takes the requests that are not about a session that is there.
+fn opens() -> impl Filter<Extract = (), Error = Rejection> + Clone {
+    warp::method()
+        .and_then(async |method| match method {
+            Method::POST | Method::DELETE => Err(warp::reject::not_found()),
+            _ => Ok(()),
+        })
+        .untuple_one()
 }
 
 /// Starts a session in a room, or resumes one.
