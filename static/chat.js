@@ -72,6 +72,8 @@ export function startChat(context) {
   });
   showHistory(context, show);
   room.addEventListener("error", ({ detail }) => {
+    // Of the whiteboard: whoever has gone misses nothing.
+    if (["unknown_receiver", "empty_room"].includes(detail.code)) return;
     show(element("div", { className: "error" }, detail.message));
   });
 

@@ -10,6 +10,7 @@ import { startChat } from "./chat.js";
 import { startWire } from "./wire.js";
 
 /** @import { Room, StateChange } from "./anteroom.js" */
+/** @import { RoomContext } from "./people.js" */
 
 /** The words of suggested names. */
 const ADJECTIVES = ["Amber", "Calm", "Early", "Gentle", "Hazel", "Lucky", "Merry", "Quiet"];
@@ -57,6 +58,7 @@ function enterRoom(room, name) {
   startCall(context);
   document.title = `${name} – anteroom`;
   startChat(context);
+  offerBoard(context);
   mesh.addEventListener("error", ({ detail: { id, error } }) => console.warn(id, error));
 
   $("title").textContent = name;
@@ -82,6 +84,20 @@ function enterRoom(room, name) {
   for (const button of $("views").children) {
     button.addEventListener("click", () => showView(button.dataset.view));
   }
+}
+
+/** The button of the whiteboard says how many others have it open.
+ * @param {RoomContext} context */
+function offerBoard(context) {
+  const { people } = context;
+  people.addEventListener("change", () => {
+    const count = people.others.filter((id) => people.profile(id).board).length;
+    $("draw").lastChild.textContent = count > 0 ? `Draw (${count})` : "Draw";
+  });
+  on($("draw"), "click", async () => {
+    const { showBoard } = await import("./whiteboard.js");
+    showBoard(context, $("draw").ariaPressed === "false");
+  });
 }
 
 /** @param {boolean} inside whether the page shows the room, or the way into it */

@@ -6,8 +6,8 @@ import { $, element, icon, on, shortId, throttle } from "./dom.js";
 
 /** @typedef {"microphone" | "camera" | "screen"} Device */
 
-/** The state of a session: the name of its user, and which devices are on. A `camera` of `null` is unknown.
- * @typedef {{ name: string, microphone: boolean, camera: boolean | null, screen: boolean }} Profile */
+/** The state of a session: the name of its user, which devices are on, and whether the whiteboard is open. A `camera` of `null` is unknown.
+ * @typedef {{ name: string, microphone: boolean, camera: boolean | null, screen: boolean, board: boolean }} Profile */
 
 /** What a user can send. */
 export const DEVICES = /** @type {const} */ (["microphone", "camera", "screen"]);
@@ -156,6 +156,7 @@ function parseProfile(state = null, user) {
     microphone: state?.microphone === true,
     camera: state && state.camera === true,
     screen: state?.screen === true,
+    board: state?.board === true,
   };
 }
 

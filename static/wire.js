@@ -7,6 +7,8 @@ import { $, MAX_TEXT, append, element, json, on, recall, remember, stayAtEnd, ti
 
 /** How many messages are kept. */
 const MAX_MESSAGES = 500;
+/** How long binary messages are counted, in ms: each of them would be too much to read. */
+const COUNT_MS = 1000;
 
 /** Messages to start from.
  * @type {Record<string, (peer: string) => object>} */
@@ -43,13 +45,33 @@ export function startWire(room, people) {
     items.forEach(filter);
     append($("messages"), items, MAX_MESSAGES);
   };
-  room.addEventListener("wire", ({ detail }) => {
+  /** @param {WireMessage} detail */
+  const log = (detail) => {
     const message = { ...detail, date: new Date() };
     if (visible) return show([message]);
     hidden.push(message);
     size += message.text.length;
     // The newest one stays, whatever its size.
     while (hidden.length > MAX_MESSAGES || (hidden.length > 1 && size > MAX_TEXT)) size -= hidden.shift()?.text.length ?? 0;
+  };
+  /** @type {Map<string, number[]>} How many binary messages and bytes there were. */
+  const counts = new Map();
+  room.addEventListener("wire", ({ detail }) => {
+    const { direction, id, bytes } = detail;
+    if (!bytes) return log(detail);
+    if (counts.size === 0) {
+      setTimeout(() => {
+        for (const [key, [messages, bytes]] of counts) {
+          const [direction, field, id] = key.split(" ");
+          const text = json({ type: "binary", [field]: id, data: { messages, bytes } });
+          log({ direction: direction === "in" ? "in" : "out", text });
+        }
+        counts.clear();
+      }, COUNT_MS);
+    }
+    const key = `${direction} ${direction === "in" ? "sender" : "receiver"} ${id}`;
+    const [messages, sum] = counts.get(key) ?? [0, 0];
+    counts.set(key, [messages + 1, sum + bytes.length]);
   });
   new ResizeObserver(() => {
     visible = $("messages").checkVisibility();

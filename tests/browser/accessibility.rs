@@ -162,6 +162,16 @@ async fn the_page_is_accessible_at_every_size_and_loads_only_files_of_its_server
                         assert_eq!(found, [""; 0], "devices {scheme} {width}");
                         page.run("document.querySelector('#devices').hidePopover()")
                             .await;
+                        // So does the whiteboard.
+                        page.run("document.querySelector('#draw').click()").await;
+                        page.until("document.querySelector('#board canvas')").await;
+                        let found = axe_violations(page, &axe).await;
+                        assert_eq!(found, [""; 0], "whiteboard {scheme} {width}");
+                        let overflow = page
+                            .run("return document.documentElement.scrollWidth - innerWidth")
+                            .await;
+                        assert!(overflow.as_i64().unwrap() <= 0, "whiteboard at {width}");
+                        page.run("document.querySelector('#draw').click()").await;
                     }
                     let overflow = page
                         .run("return document.documentElement.scrollWidth - innerWidth")

@@ -154,7 +154,7 @@ async fn the_page_shows_a_newcomer_names_and_devices_and_sends_it_no_message_for
     let name = tab
         .run("return document.querySelector('#name').value")
         .await;
-    let profile = |microphone: bool| json!({"name": name, "microphone": microphone, "camera": false, "screen": false});
+    let profile = |microphone: bool| json!({"name": name, "microphone": microphone, "camera": false, "screen": false, "board": false});
     mallory.expect_state(id, profile(false)).await;
     tab.click("#microphone").await;
     loop {

@@ -7,6 +7,7 @@
 //! | `chat` | people, names, chat messages, the message log, the invite link, the keyboard |
 //! | `call` | camera, microphone and screen |
 //! | `tiles` | large tiles, full screen, speakers, colours, who is speaking, an empty room |
+//! | `whiteboard` | lines and cursors in bytes |
 //! | `file_transfer` | files from browser to browser |
 //! | `reconnecting` | a server or network that fails and returns |
 //! | `accessibility` | axe-core at every window size, pages outside a secure context |
@@ -68,3 +69,4 @@ mod scripted_server;
 mod stock_clients;
 mod tiles;
 mod topics;
+mod whiteboard;
