@@ -32,7 +32,7 @@ export async function showBoard(context, open) {
 async function createBoard({ room, people }) {
   const canvas = element("canvas", { role: "img", ariaLabel: "Whiteboard" });
   const hint = element("p", { className: "hint" }, "Draw here: everyone who opens this sees it.");
-  const clear = element("button", { type: "button", title: "For everyone" }, "Clear");
+  const clear = element("button", { type: "button", ariaLabel: "Clear the whiteboard for everyone" }, "Clear");
   const container = element("div", { id: "board" }, element("div", {}, canvas, hint, clear));
   const paper = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const dark = matchMedia("(prefers-color-scheme: dark)");

@@ -684,6 +684,55 @@ async fn events_are_a_stream() {
     assert!(matches!(event, Some(Event::Opened(_))));
 }
 
+#[tokio::test]
+async fn bytes_go_to_one_or_all_and_are_resumed() {
+    let server = TestServer::start().await;
+    let proxy = Proxy::start(server.address, || Fate::NONE).await;
+    let (alice, mut alices, opened) = enter(proxy.address, "tea").await;
+    let (bob, mut bobs, _) = enter(server.address, "tea").await;
+    let bob_id = expect_joined(&mut alices).await.id;
+    alice.send_bytes("all", b"to all").unwrap();
+    assert_eq!(expect_bytes(&mut bobs, &opened.id).await, "to all");
+    proxy.refuse(true);
+    proxy.fail(Failure::Reset);
+    server.expect_suspended(1).await;
+    alice.send_bytes(&bob_id, b"").unwrap();
+    for number in 0..3 {
+        bob.send_bytes(&opened.id, &[number]).unwrap();
+    }
+    proxy.refuse(false);
+    assert!(reopened(&mut alices).await.resumed);
+    for number in 0..3 {
+        assert_eq!(expect_bytes(&mut alices, &bob_id).await, [number][..]);
+    }
+    assert_eq!(expect_bytes(&mut bobs, &opened.id).await, "");
+    delivered(alice.flush()).await;
+    assert_eq!(alice.queued_bytes(), 0);
+    let nobody = uuid::Uuid::nil().to_string();
+    drop((bob, bobs));
+    expect_left(&mut alices, &bob_id).await;
+    // An error about bytes has no `ref`.
+    alice.send_bytes(&nobody, b"x").unwrap();
+    match next(&mut alices).await {
+        Event::Error {
+            code, reference, ..
+        } => {
+            assert_eq!((&*code, reference), ("empty_room", Value::Null));
+        }
+        other => panic!("expected an error, got {other:?}"),
+    }
+}
+
+async fn expect_bytes(events: &mut Events, from: &str) -> bytes::Bytes {
+    match next(events).await {
+        Event::Bytes { sender, bytes } => {
+            assert_eq!(sender, from);
+            bytes
+        }
+        other => panic!("expected bytes, got {other:?}"),
+    }
+}
+
 /// A server that the test plays. The client has said `hello`.
 async fn play() -> (WebSocketStream<TcpStream>, Room, Events) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
