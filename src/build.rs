@@ -21,6 +21,9 @@ const EXTENSIONS: [&str; 5] = ["css", "html", "js", "svg", "ts"];
 /// Begins a comment that tells Deno where the types of a module are. It is served.
 const TYPES_COMMENT: &str = "// @ts-self-types=";
 
+/// Begins a comment with the type of what follows, for the compiler.
+const TYPE_COMMENT: &str = "/** @";
+
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=static");
     let output = env::var("OUT_DIR").expect("Cargo sets it");
@@ -72,8 +75,8 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A module or style sheet without indentation, and without the comments that begin a line: those of `//`, and the
-/// blocks of `/*`. Every line keeps its number. A string must not have several lines.
+/// A module or style sheet without indentation, without the comments that begin a line, those of `//` and the blocks of
+/// `/*`, and without the types in a line. Every line keeps its number. A string must not have several lines.
 fn condensed(file: &str) -> String {
     let mut text = String::new();
     let mut in_block = false;
@@ -84,11 +87,24 @@ fn condensed(file: &str) -> String {
             in_block = code.is_none();
             text += code.unwrap_or_default();
         } else if !start.starts_with("//") || start.starts_with(TYPES_COMMENT) {
-            text += start;
+            text += &without_types(start);
         }
         text.push('\n');
     }
     text
+}
+
+/// A line without its comments of the form `/** @type … */`.
+fn without_types(line: &str) -> String {
+    let mut code = String::new();
+    let mut rest = line;
+    while let Some((before, comment)) = rest.split_once(TYPE_COMMENT)
+        && let Some((_, after)) = comment.split_once("*/")
+    {
+        code += before;
+        rest = after.strip_prefix(' ').unwrap_or(after);
+    }
+    code + rest
 }
 
 fn gzip(contents: &[u8]) -> io::Result<Vec<u8>> {

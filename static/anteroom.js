@@ -260,7 +260,7 @@ export class Room extends TypedEventTarget {
     super();
     const { url, token, idleTimeout = 25_000, timeout = 10_000, WebSocket = globalThis.WebSocket, fallback = true } = options;
     this.#url = roomUrl(name, url ?? moduleServer());
-    if (!WebSocket && !fallback) throw new TypeError("this runtime has no WebSocket: give one, as in { WebSocket }");
+    if (!WebSocket) throw new TypeError("this runtime has no WebSocket: give one, as in { WebSocket }");
     this.#WebSocket = WebSocket;
     this.#fallback = fallback;
     this.#accessToken = token;
@@ -310,7 +310,7 @@ export class Room extends TypedEventTarget {
    * polling. `null` without a connection.
    * @returns {"websocket" | "events" | "polling" | null} */
   get transport() {
-    return (this.#connection?.isOpen && this.#connection.transport?.kind) || null;
+    return this.#connection?.isOpen ? (this.#connection.transport?.kind ?? null) : null;
   }
 
   /** Sends a message. Without a connection, it waits for one; over the server's rates, it waits for its turn.
@@ -489,6 +489,7 @@ export class Room extends TypedEventTarget {
       if (!isCurrent()) return;
       const HttpTransport = this.#viaHttp ? (await import("./http.js")).HttpTransport : null;
       if (!isCurrent()) return;
+      /** @type {ConstructorParameters<typeof Transport>[2]} */
       const events = {
         opened: () => {
           if (!isCurrent()) return;
@@ -496,19 +497,21 @@ export class Room extends TypedEventTarget {
           if (this.#state === "closed") return this.#endConnection(CLOSE_NORMAL, "left");
           if (!this.#resumeToken) this.#startSession();
         },
-        received: (/** @type {string | ArrayBuffer} */ data) => {
+        received: (data) => {
           if (!isCurrent()) return;
           if (!HttpTransport) this.#socketWorks = true;
           this.#receive(data);
         },
-        closed: (/** @type {number} */ code, /** @type {string} */ reason) => {
+        closed: (code, reason) => {
           if (!isCurrent() || (this.#probe?.isOpen && TAKEN_OVER.test(reason))) return;
           this.#attemptFailed(code, reason);
         },
       };
       connection.transport = HttpTransport ? new HttpTransport(url, events) : new Transport(this.#WebSocket, url, events);
     } catch (error) {
-      if (isCurrent()) this.#attemptFailed(CLOSE_FAILED, `cannot connect: ${error}`);
+      if (!isCurrent()) return;
+      this.#viaHttp = false;
+      this.#connectionLost(CLOSE_FAILED, `cannot connect: ${error}`);
     }
   }
 
@@ -542,20 +545,21 @@ export class Room extends TypedEventTarget {
   #scheduleProbe(delay) {
     clearTimeout(this.#probeTimer);
     this.#probeTimer = setTimeout(() => this.#tryWebSocket(), delay);
-    // In Node.js, it does not keep the process running.
-    /** @type {any} */ (this.#probeTimer).unref?.();
   }
 
   async #tryWebSocket() {
     const before = this.#connection;
-    if (this.#probe || this.#state !== "open" || !before || !this.#viaHttp || !this.#WebSocket) return;
+    if (this.#probe || this.#state !== "open" || !before || !this.#viaHttp) return;
     const probe = (this.#probe = new Connection());
-    const told = this.#received;
+    // Until the server gives the session to the WebSocket, it must keep what comes from now on.
+    before.transport?.hold(true);
+    let told = 0;
     /** Messages that both connections bring. */
     let twice = 0;
     const failed = () => {
       if (probe !== this.#probe) return;
       this.#endProbe();
+      before.transport?.hold(false);
       this.#probeDelay = Math.min(2 * this.#probeDelay, MAX_PROBE_MS);
       this.#scheduleProbe(this.#probeDelay);
       // The server may have given the session to it all the same.
@@ -565,6 +569,7 @@ export class Room extends TypedEventTarget {
     try {
       const url = await this.#connectionUrl();
       if (probe !== this.#probe) return;
+      told = Number(new URL(url).searchParams.get("received"));
       probe.transport = new Transport(this.#WebSocket, url, {
         opened: () => (probe.isOpen = true),
         received: (data) => {
@@ -1091,7 +1096,8 @@ class Connection {
 /** A connection to the server over a WebSocket. The room knows nothing else of it: the way without one, in `http.js`, has
  * the same members. Messages are text, or binary. */
 class Transport {
-  kind = /** @type {const} */ ("websocket");
+  /** @type {"websocket"} */
+  kind = "websocket";
   #socket;
 
   /** @param {WebSocketConstructor} WebSocket @param {string} url
@@ -1116,6 +1122,8 @@ class Transport {
   send(message) {
     this.#socket.send(message);
   }
+
+  hold() {}
 
   /** @param {number} code @param {string} [reason] */
   close(code, reason) {

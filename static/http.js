@@ -42,6 +42,10 @@ export class HttpTransport {
   /** How many messages are taken in. */
   #sent = 0;
   #isPosting = false;
+  /** Not settled while the server must not learn what has come.
+   * @type {Promise<void> | null} */
+  #held = null;
+  #release = () => {};
 
   /** @param {string} url as for a WebSocket
    * @param {{ opened(): void, received(data: string | ArrayBuffer): void, closed(code: number, reason: string): void }}
@@ -62,6 +66,13 @@ export class HttpTransport {
     this.#lines.push(line);
     this.bufferedAmount += line.length;
     this.#post();
+  }
+
+  /** While it holds, the server does not learn what has come: another connection has told it before.
+   * @param {boolean} holds */
+  hold(holds) {
+    this.#release();
+    this.#held = holds ? new Promise((resolve) => (this.#release = resolve)) : null;
   }
 
   /** Ends the connection, and the session unless the code is 4000.
@@ -102,7 +113,10 @@ export class HttpTransport {
     if (!this.#token) await this.#poll(0);
     if (!isHeldBack) await this.#stream();
     this.kind = "polling";
-    while (!this.#isClosed) await this.#poll(POLL_SECONDS);
+    while (!this.#isClosed) {
+      await this.#held;
+      await this.#poll(POLL_SECONDS);
+    }
   }
 
   /** @param {string} accept @param {Record<string, number>} query @param {AbortSignal} signal */
@@ -209,7 +223,8 @@ export class HttpTransport {
       for (let length = 0; count < this.#lines.length && (!count || length < POST_LENGTH); count += 1) {
         length += this.#lines[count].length;
       }
-      const url = this.#request({ sent: this.#sent, received: this.#received });
+      const url = this.#request({ sent: this.#sent });
+      if (!this.#held) url.searchParams.set("received", String(this.#received));
       const body = this.#lines.slice(0, count).join("\n");
       try {
         const response = await fetch(url, { method: "POST", body, signal: this.#abort.signal });

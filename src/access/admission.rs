@@ -161,7 +161,9 @@ impl Admission {
         let proxies = &self.config.serving.trust_proxy;
         match (self.config.limits.max_address_sessions, peer) {
             (Some(limit), Some(peer)) if !proxies.iter().any(|net| net.contains(&peer)) => {
-                let limit = limit.get().saturating_add(OTHER_CONNECTIONS);
+                // A session without a WebSocket keeps the connection of its messages.
+                let limit = limit.get().saturating_mul(2);
+                let limit = limit.saturating_add(OTHER_CONNECTIONS);
                 let slot = self.connections.take(client_ip::network(peer), limit);
                 slot.map(Some).ok_or_else(|| {
                     self.metrics.limits_hit(Limit::AddressSessions).inc();

@@ -69,10 +69,10 @@ impl Nats {
     /// `None` if the configuration names no NATS server.
     pub(crate) fn new(config: &Config) -> Option<Nats> {
         let (options, limits) = (&config.cluster, &config.limits);
-        let payload_bytes = limits.max_message_bytes.max(PART_BYTES)
-            + IDS_BYTES
-            + limits.max_header_bytes
-            + LINE_BYTES;
+        // Bytes are in base64, and in that of a request once more.
+        let message_bytes = limits.max_message_bytes.saturating_mul(16) / 9 + 16;
+        let payload_bytes =
+            message_bytes.max(PART_BYTES) + IDS_BYTES + limits.max_header_bytes + LINE_BYTES;
         (!options.servers.is_empty()).then(|| Nats {
             servers: options.servers.clone(),
             credentials: options.credentials_file.clone(),

@@ -325,6 +325,8 @@ pub(crate) enum PostOutcome {
     NoStream,
     /// Too many requests of the session wait.
     Busy,
+    /// A message is too long or no text, and has ended the session.
+    Refused,
 }
 
 /// The value of a field that is there, also if it is `null`.

@@ -24,7 +24,8 @@ use crate::{metrics::Traffic, web::SocketWatch};
 /// The body of an answer. Dropping it tells the session that the connection is lost.
 pub(crate) struct Body {
     pipe: Arc<Pipe>,
-    /// When an answer of long polling is sent without messages.
+    /// How long an answer of long polling waits for messages once there is a session, and until when.
+    wait: Option<Duration>,
     deadline: Option<Pin<Box<Sleep>>>,
     socket: SocketWatch,
     /// Shows the connection that the answer is not complete.
@@ -44,13 +45,10 @@ impl Body {
         let outlet = Outlet::new(form, traffic.clone());
         let pipe = outlet.pipe.clone();
         let receiver = Receiver::of(pipe.clone());
-        let deadline = match form {
-            Form::Events => None,
-            Form::Poll => Some(Box::pin(sleep(wait))),
-        };
         let body = Body {
             pipe,
-            deadline,
+            wait: (form == Form::Poll).then_some(wait),
+            deadline: None,
             socket,
             _lasting: lasting,
         };
@@ -62,6 +60,11 @@ impl Stream for Body {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.pipe.lock().is_attached
+            && let Some(wait) = self.wait.take()
+        {
+            self.deadline = Some(Box::pin(sleep(wait)));
+        }
         let is_due = self.deadline.as_mut();
         let is_due = is_due.is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
         let mut state = self.pipe.lock();

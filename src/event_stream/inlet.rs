@@ -19,6 +19,9 @@ use crate::{
 /// How many POST requests of a session may wait for it, and for messages that come between.
 const MAX_WAITING: usize = 16;
 
+/// How many bytes of a request are read in one turn.
+const TURN_BYTES: usize = 16 << 10;
+
 /// The close code of a client that leaves (RFC 6455, section 7.4.1).
 const NORMAL: u16 = 1000;
 
@@ -37,6 +40,7 @@ struct State {
     /// How many messages the client says it has received, if the session does not know that yet.
     received: Option<u64>,
     is_leaving: bool,
+    has_refused: bool,
     is_retired: bool,
     session: Option<Waker>,
 }
@@ -71,6 +75,21 @@ impl Inlet {
                 ..State::default()
             }),
         })
+    }
+
+    /// Notes how many messages of the client are taken in.
+    pub(crate) fn set_taken_in(&self, taken_in: u64) {
+        self.state.lock().taken_in = taken_in;
+    }
+
+    /// Whether a message was too long or no text, which ends the session.
+    pub(crate) fn has_refused(&self) -> bool {
+        self.state.lock().has_refused
+    }
+
+    /// Whether the client leaves.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.state.lock().is_leaving
     }
 
     /// How many messages of the client are taken in.
@@ -158,36 +177,50 @@ impl Inlet {
         Poll::Ready(Ok(true))
     }
 
-    /// Calls `on_event` with the messages of a request. What comes after a pause waits again.
+    /// Calls `on_event` with the messages of a request. What comes after a pause, or after the bytes of one turn, waits
+    /// again.
     fn read<B>(
         &self,
         mut post: Post,
         on_event: &mut impl FnMut(Event<'_>) -> ControlFlow<B, ReadControl>,
     ) -> Result<(), Stop<B>> {
         let mut taken_in = self.taken_in();
+        let end_of_turn = post.lines.len().saturating_sub(TURN_BYTES);
         while !post.lines.is_empty() {
+            let unread = post.lines.clone();
             let end = post.lines.iter().position(|byte| *byte == b'\n');
             let line = post.lines.split_to(end.unwrap_or(post.lines.len()));
             if end.is_some() {
                 post.lines.advance(1);
             }
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            post.before += 1;
-            if post.before <= taken_in {
-                continue;
-            }
-            let flow = self.take_in(&line, on_event)?;
-            taken_in = post.before;
-            self.state.lock().taken_in = taken_in;
-            match flow {
-                ControlFlow::Break(value) => return Err(Stop::Break(value)),
-                ControlFlow::Continue(ReadControl::Pause) if !post.lines.is_empty() => {
+            let is_message = !line.trim_ascii().is_empty();
+            let number = post.before + u64::from(is_message);
+            let is_new = is_message && number > taken_in;
+            let flow = match is_new {
+                true => self.take_in(&line, on_event).inspect_err(|_| {
+                    self.state.lock().has_refused = true;
+                })?,
+                // What is sent again costs as much as a fragment of a message.
+                false => on_event(Event::Fragment),
+            };
+            let control = match flow {
+                ControlFlow::Continue(control) => control,
+                // It was not carried out: it is read again with the next connection.
+                ControlFlow::Break(value) => {
+                    post.lines = unread;
                     self.state.lock().waiting.push(post);
-                    return Ok(());
+                    return Err(Stop::Break(value));
                 }
-                ControlFlow::Continue(_) => {}
+            };
+            post.before = number;
+            if is_new {
+                taken_in = number;
+                self.state.lock().taken_in = taken_in;
+            }
+            let is_turn_over = control == ReadControl::Pause || post.lines.len() < end_of_turn;
+            if is_turn_over && !post.lines.is_empty() {
+                self.state.lock().waiting.push(post);
+                return Ok(());
             }
         }
         // The client may have given up.
@@ -240,6 +273,7 @@ mod tests {
         loop {
             let read = inlet.poll_read(&mut cx, |event| {
                 match event {
+                    Event::Fragment => {}
                     Event::Text(text) => taken.push(text.to_owned()),
                     Event::Binary(bytes) => taken.push(format!("{bytes:?}")),
                     Event::Pong(count) => {
@@ -302,6 +336,41 @@ mod tests {
         assert_eq!(inlet.taken_in(), 1);
         assert!(take_in(&inlet, 9).unwrap().iter().eq(["b", "c"]));
         assert_eq!(answer.try_recv(), Ok(3));
+    }
+
+    #[test]
+    fn a_message_that_is_not_carried_out_is_not_taken_in() {
+        let inlet = Inlet::new(MOST, 0);
+        let mut answer = post(&inlet, 0, "a\nb\nc");
+        let mut cx = Context::from_waker(Waker::noop());
+        let read = inlet.poll_read(&mut cx, |event| match event {
+            Event::Text("a") => ControlFlow::Continue(ReadControl::Continue),
+            _ => ControlFlow::Break(()),
+        });
+        assert!(matches!(read, Poll::Ready(Err(Stop::Break(())))));
+        assert_eq!(inlet.taken_in(), 1);
+        // The session goes on with another connection.
+        assert!(take_in(&inlet, 0).unwrap().iter().eq(["b", "c"]));
+        assert_eq!(answer.try_recv(), Ok(3));
+    }
+
+    #[test]
+    fn a_long_request_is_read_in_turns() {
+        let inlet = Inlet::new(MOST, 0);
+        let lines = "1234567\n".repeat(TURN_BYTES / 4);
+        let Posted::Waits(mut answer) = inlet.post(0, None, lines.into()) else {
+            panic!("it does not wait")
+        };
+        let (mut taken, mut turns) = (0, 0);
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Ok(true)) = inlet.poll_read(&mut cx, |_| {
+            taken += 1;
+            ControlFlow::<(), _>::Continue(ReadControl::Continue)
+        }) {
+            turns += 1;
+        }
+        assert_eq!((taken, turns), (TURN_BYTES / 4, 2));
+        assert_eq!(answer.try_recv(), Ok(taken as u64));
     }
 
     #[test]

@@ -36,12 +36,16 @@ impl Outlet {
 
     /// Tells the client first how it resumes the session.
     pub(crate) fn introduce(&mut self, resume: &Resume) {
-        self.pipe.lock().answer.introduce(resume);
+        let mut state = self.pipe.lock();
+        state.answer.introduce(resume);
+        state.attach();
     }
 
     /// Notes how many messages of the session the client has received. The next message is not counted.
     pub(crate) fn continue_after(&mut self, received: u64) {
-        self.pipe.lock().answer.continue_after(received);
+        let mut state = self.pipe.lock();
+        state.answer.continue_after(received);
+        state.attach();
     }
 
     /// Takes the frames from `queue` if the outlet has none. Returns whether it has frames now.

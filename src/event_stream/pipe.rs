@@ -12,6 +12,8 @@ pub(super) struct Pipe(Mutex<State>);
 
 pub(super) struct State {
     pub(super) answer: Answer,
+    /// Whether a session sends here.
+    pub(super) is_attached: bool,
     /// What the answer sends next.
     pub(super) chunk: Option<Bytes>,
     /// Whether nothing follows the chunk.
@@ -30,6 +32,7 @@ impl Pipe {
     pub(super) fn new(answer: Answer) -> Pipe {
         Pipe(Mutex::new(State {
             answer,
+            is_attached: false,
             chunk: None,
             is_complete: false,
             is_gone: false,
@@ -49,6 +52,12 @@ impl State {
     pub(super) fn send(&mut self) {
         self.chunk = Some(self.answer.take().into());
         self.is_complete |= self.answer.form() == Form::Poll;
+        wake(&mut self.body);
+    }
+
+    /// Notes that a session sends here.
+    pub(super) fn attach(&mut self) {
+        self.is_attached = true;
         wake(&mut self.body);
     }
 

@@ -87,9 +87,10 @@ impl Receiver {
         poll_fn(|cx| self.poll_ended(cx)).await;
     }
 
-    /// Whether the answer has ended.
+    /// Whether the answer has ended, or the client leaves.
     pub(crate) fn is_closed(&self) -> bool {
-        self.pipe.as_ref().is_some_and(|pipe| pipe.lock().is_gone)
+        let is_leaving = self.inlet.as_ref().is_some_and(|inlet| inlet.is_leaving());
+        is_leaving || self.pipe.as_ref().is_some_and(|pipe| pipe.lock().is_gone)
     }
 
     /// Ends the answer.

@@ -158,14 +158,14 @@ impl Service {
             // In a box: the future is large, and connections without TLS need not hold it.
             Some(tls) => Box::pin(self.serve_tls(&tls, socket, peer)).await,
             None => {
-                let watch = socket.watch();
+                let watch = socket.watch(false);
                 self.serve(socket, peer, watch).await;
             }
         }
     }
 
     async fn serve_tls(self, tls: &Tls, stream: Socket, peer: SocketAddr) {
-        let watch = stream.watch();
+        let watch = stream.watch(true);
         let handshake = timeout(self.shared.config.limits.handshake(), tls.accept(stream));
         let accepted = tokio::select! {
             biased;

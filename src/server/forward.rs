@@ -4,16 +4,16 @@
 //! remembers that, and sends the request there. A session takes in every message once, so a request that may be lost is
 //! sent again.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{mem, net::IpAddr, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    cluster::{Direct, Load, NodeId, PostOutcome},
-    event_stream::{Inlet, Posted},
+    cluster::{Direct, Load, NodeId, PART_BYTES, PostOutcome},
+    event_stream::Posted,
     protocol::{ResumeToken, RoomName, TokenHash},
     state::Shared,
     web::HttpError,
@@ -25,8 +25,14 @@ const POST_LIMIT: Duration = Duration::from_secs(20);
 /// How long the answer of another node may take beyond that.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// How often the node of a session is looked for. The session may move meanwhile.
-const ATTEMPTS: usize = 3;
+/// The first and the longest pause before a session is looked for again, which may be moving between nodes. Each pause
+/// is twice as long as the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_millis(800);
+
+/// The most bytes of messages that go to another node at once, unless a single one has more. In base64, they are as long
+/// as other parts.
+const FORWARDED_BYTES: usize = PART_BYTES / 4 * 3;
 
 /// What a client asks for.
 #[derive(Clone)]
@@ -103,27 +109,75 @@ impl SessionKey {
         shared: &Arc<Shared>,
         request: Request,
     ) -> Result<u64, HttpError> {
-        for _ in 0..ATTEMPTS {
-            let outcome = match self.find(shared).await? {
-                None => take(shared, &self.room, &self.token.hash(), request.clone()).await,
-                Some(node) => self.send(shared, node, request.clone()).await?,
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let outcome = match self.find(shared).await {
+                Ok(None) => take(shared, &self.room, &self.token.hash(), request.clone()).await,
+                Ok(Some(node)) => self.send(shared, node, request.clone()).await?,
+                Err(error) if error.status() == StatusCode::NOT_FOUND => PostOutcome::NotHere,
+                Err(error) => return Err(error),
             };
-            match outcome {
+            let error = match outcome {
                 PostOutcome::TakenIn(count) => return Ok(count),
                 PostOutcome::NoStream => {
                     let message = "the session uses a WebSocket: send its messages there, or resume it here first";
-                    return Err(HttpError::new(StatusCode::CONFLICT, message));
+                    HttpError::new(StatusCode::CONFLICT, message)
                 }
                 PostOutcome::Busy => {
                     let message = "too many requests of the session wait: send one at a time";
                     return Err(HttpError::too_many_requests(message, Some(1)));
                 }
-                PostOutcome::NotHere => {
-                    shared.remote_inlets.set_home(self.token.hash(), None);
+                PostOutcome::Refused => {
+                    let most = shared.config.limits.max_message_bytes;
+                    let message = format!(
+                        "a message has over {most} bytes, or is not UTF-8: this has ended the session"
+                    );
+                    return Err(HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, message));
                 }
+                PostOutcome::NotHere => no_session(),
+            };
+            shared.remote_inlets.set_home(self.token.hash(), None);
+            // A session that moves between nodes is on none for a moment.
+            if shared.cluster.is_none() || pause > LONGEST_PAUSE {
+                return Err(error);
+            }
+            sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    /// Has the session take in messages, a line each, which come after the first `sent`. To another node they go in
+    /// parts.
+    ///
+    /// # Errors
+    ///
+    /// As for [`carry_out`](SessionKey::carry_out).
+    pub(super) async fn post(
+        &self,
+        shared: &Arc<Shared>,
+        mut sent: u64,
+        received: Option<u64>,
+        mut lines: Bytes,
+    ) -> Result<u64, HttpError> {
+        loop {
+            let is_here = matches!(self.find(shared).await, Ok(None));
+            let part = match is_here {
+                true => mem::take(&mut lines),
+                false => first_part(&mut lines),
+            };
+            let count = part.split(|byte| *byte == b'\n');
+            let count = count.filter(|line| !line.trim_ascii().is_empty()).count();
+            let request = Request::Post {
+                sent,
+                received,
+                lines: part,
+            };
+            let taken_in = self.carry_out(shared, request).await?;
+            sent += count as u64;
+            if lines.is_empty() || taken_in < sent {
+                return Ok(taken_in);
             }
         }
-        Err(unanswered())
     }
 
     /// Sends a request to the node of the session.
@@ -181,7 +235,7 @@ pub(super) async fn take(
     token: &TokenHash,
     request: Request,
 ) -> PostOutcome {
-    let inlet: Arc<Inlet> = match shared.resumes.inlet(token, room) {
+    let inlet = match shared.resumes.inlet(token, room) {
         Some(Some(inlet)) => inlet,
         Some(None) => return PostOutcome::NoStream,
         None => return PostOutcome::NotHere,
@@ -199,6 +253,7 @@ pub(super) async fn take(
             Posted::Waits(taken_in) => match timeout(POST_LIMIT, taken_in).await {
                 Ok(Ok(count)) => PostOutcome::TakenIn(count),
                 // The session has ended, has moved, or uses a WebSocket now.
+                Ok(Err(_)) if inlet.has_refused() => PostOutcome::Refused,
                 Ok(Err(_)) => PostOutcome::NotHere,
                 Err(_) => PostOutcome::TakenIn(inlet.taken_in()),
             },
@@ -243,6 +298,20 @@ pub(super) fn take_forwarded(shared: &Arc<Shared>, node: NodeId, message: Direct
             cluster.outbound.batch().notify(node, answer);
         }
     });
+}
+
+/// Takes whole lines out, as many as may go to another node at once.
+fn first_part(lines: &mut Bytes) -> Bytes {
+    if lines.len() <= FORWARDED_BYTES {
+        return mem::take(lines);
+    }
+    let end = |from: &[u8]| from.iter().position(|byte| *byte == b'\n');
+    let last = lines[..FORWARDED_BYTES]
+        .iter()
+        .rposition(|byte| *byte == b'\n');
+    let after = || end(&lines[FORWARDED_BYTES..]).map(|at| FORWARDED_BYTES + at);
+    let at = last.or_else(after).map_or(lines.len(), |at| at + 1);
+    lines.split_to(at)
 }
 
 fn no_session() -> HttpError {

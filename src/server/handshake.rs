@@ -148,6 +148,11 @@ impl Handshake {
         shared.admission.address(self.peer, &self.headers)
     }
 
+    /// Held while the answer lasts.
+    pub(super) fn lasting(&self) -> Option<Arc<()>> {
+        self.source.as_ref()?.lasting.upgrade()
+    }
+
     /// The form of the answer that the request asks for in place of a WebSocket.
     pub(super) fn form(&self) -> Option<Form> {
         match self.connection {
@@ -170,9 +175,8 @@ impl Handshake {
         let address = self.address(shared);
         let response = match self.admit(shared, target, address, true) {
             Ok((room, client, resume, admitted)) => {
-                let source = self.source.as_ref();
-                let socket = source.map(|source| source.socket.clone());
-                let lasting = source.and_then(|source| source.lasting.upgrade());
+                let socket = self.source.as_ref().map(|source| source.socket.clone());
+                let lasting = self.lasting();
                 let traffic = &shared.metrics.traffic;
                 let (body, receiver, outlet) =
                     Body::new(form, wait, socket.unwrap_or_default(), lasting, traffic);
@@ -311,6 +315,10 @@ impl Handshake {
             let can_resume = shared.resumes.can_resume(request, &room, client.user());
             can_resume && !shared.stopping.is_cancelled()
         });
+        if continues && !resumable {
+            // It is a new session after all.
+            admission.check_rate(address)?;
+        }
         if resume.is_some() && !resumable && !shared.can_ask_nodes() {
             return Err(HttpError::unavailable(
                 "the server cannot ask its cluster for the session: try again later, another may answer",

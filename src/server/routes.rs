@@ -90,13 +90,13 @@ fn opens() -> impl Filter<Extract = (), Error = Rejection> + Clone {
 
 /// Starts a session in a room, or resumes one.
 fn session(name: Result<RoomName, &'static str>, handshake: Handshake, handle: Handle) -> Response {
+    let refuse = |error: HttpError| {
+        handle.metrics.upgrades(error.status().as_u16()).inc();
+        cross_origin::readable(&handle, &handshake.headers, error.into_response())
+    };
     let room = match name {
         Ok(room) => room,
-        Err(message) => {
-            let error = HttpError::new(StatusCode::BAD_REQUEST, message);
-            handle.metrics.upgrades(error.status().as_u16()).inc();
-            return error.into_response();
-        }
+        Err(message) => return refuse(HttpError::new(StatusCode::BAD_REQUEST, message)),
     };
     match handshake.method.clone() {
         Method::OPTIONS => return cross_origin::preflight(&handle, &handshake.headers),
@@ -105,10 +105,8 @@ fn session(name: Result<RoomName, &'static str>, handshake: Handshake, handle: H
             let message = format!(
                 "open a session with GET, send with POST and leave with DELETE, not {other}"
             );
-            let error = HttpError::new(StatusCode::METHOD_NOT_ALLOWED, message)
-                .with(ALLOW, cross_origin::METHODS);
-            handle.metrics.upgrades(error.status().as_u16()).inc();
-            return error.into_response();
+            let error = HttpError::new(StatusCode::METHOD_NOT_ALLOWED, message);
+            return refuse(error.with(ALLOW, cross_origin::METHODS));
         }
     }
     match handshake.form() {

@@ -62,6 +62,7 @@ pub(super) async fn post(
     handshake: &Handshake,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Response {
+    let _lasting = handshake.lasting();
     let posted = async {
         check_page(shared, &handshake.headers)?;
         let session = session(shared, room, handshake)?;
@@ -77,12 +78,7 @@ pub(super) async fn post(
             .begin(session.token.hash(), most_waiting(shared));
         let guard = guard.as_mut().ok_or_else(too_much)?;
         let lines = read(shared, guard, body).await?;
-        let post = Request::Post {
-            sent,
-            received,
-            lines,
-        };
-        let taken_in = session.carry_out(shared, post).await?;
+        let taken_in = session.post(shared, sent, received, lines).await?;
         Ok::<_, HttpError>(warp::reply::json(&json!({ "received": taken_in })).into_response())
     };
     let answer = posted.await.unwrap_or_else(Reply::into_response);

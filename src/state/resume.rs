@@ -340,6 +340,7 @@ impl ResumeRegistration {
     /// most `max_message_bytes`. It stays the same until the client uses a WebSocket.
     pub(crate) fn open_inlet(&mut self, max_message_bytes: usize, taken_in: u64) -> Arc<Inlet> {
         if let Some(inlet) = &self.inlet {
+            inlet.set_taken_in(taken_in);
             return inlet.clone();
         }
         let inlet = Inlet::new(max_message_bytes, taken_in);

@@ -20,16 +20,22 @@ pub(crate) struct Socket(Arc<TcpStream>);
 
 /// Tells when a connection ends. It does not keep the connection open.
 #[derive(Clone, Default)]
-pub(crate) struct SocketWatch(Weak<TcpStream>);
+pub(crate) struct SocketWatch {
+    stream: Weak<TcpStream>,
+    has_tls: bool,
+}
 
 impl Socket {
     pub(crate) fn new(stream: TcpStream) -> Socket {
         Socket(Arc::new(stream))
     }
 
-    /// What tells when this connection ends.
-    pub(crate) fn watch(&self) -> SocketWatch {
-        SocketWatch(Arc::downgrade(&self.0))
+    /// What tells when this connection ends, which may have TLS.
+    pub(crate) fn watch(&self, has_tls: bool) -> SocketWatch {
+        SocketWatch {
+            stream: Arc::downgrade(&self.0),
+            has_tls,
+        }
     }
 
     /// The connection itself.
@@ -44,16 +50,17 @@ impl Socket {
 
 impl SocketWatch {
     /// Whether the peer has closed its side, or the connection has failed. The task is woken when that happens; it
-    /// must be the task that reads from the connection. If the peer has sent more, or the connection is not known,
-    /// this is not noticed.
+    /// must be the task that reads from the connection. With TLS, whatever the peer sends counts as the end: it sends
+    /// an alert before it closes (RFC 8446, section 6.1). Without, the end is not noticed if the peer has sent more
+    /// before, nor if the connection is not known.
     pub(crate) fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(stream) = self.0.upgrade() else {
+        let Some(stream) = self.stream.upgrade() else {
             return Poll::Pending;
         };
         let mut byte = [0];
         match ready!(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte))) {
-            Ok(0) | Err(_) => Poll::Ready(()),
-            Ok(_) => Poll::Pending,
+            Ok(1..) if !self.has_tls => Poll::Pending,
+            _ => Poll::Ready(()),
         }
     }
 }

@@ -199,7 +199,7 @@ async fn an_address_over_its_connection_quota_is_disconnected() {
     })
     .await;
     let mut held = Vec::new();
-    for _ in 0..33 {
+    for _ in 0..34 {
         held.push(Raw::connect(&server).await);
     }
     let mut rejected = Raw::connect(&server).await;
@@ -620,7 +620,7 @@ async fn the_debug_log_has_each_join_and_each_leave_with_its_reason() {
         .await
         .leave()
         .await;
-    for end in [" joined tea", " left tea: the client closed"] {
+    for end in [" joined tea", " left tea: the client closed (1000)"] {
         let line = async { while !log.next_line().await.ends_with(end) {} };
         within_deadline(end, line).await;
     }

@@ -514,7 +514,7 @@ async fn what_ends_a_web_socket_ends_a_stream_with_the_same_code() {
     let server = TestServer::start().await;
     let mut bob = EventStream::join(server.address, "tea").await;
     let answer = bob.post(1, &vec![b'x'; 65_537]).await;
-    assert_eq!(answer.status, 404);
+    assert_eq!(answer.status, 422);
     assert_eq!(bob.expect_close().await.0, 1009);
     let mut bob = EventStream::join(server.address, "tea").await;
     bob.post(1, b"\xff").await;
@@ -759,6 +759,44 @@ async fn sessions_are_counted_and_forgotten_like_others() {
     }
     eventually("all have left", || server.count("anteroom_sessions") == 0).await;
     assert_eq!(server.count("anteroom_leaves_total{cause=\"left\"}"), 20);
+}
+
+#[tokio::test]
+async fn a_request_that_resumes_nothing_counts_for_the_rate_of_joins() {
+    let server = TestServer::with(|config| {
+        config.limits.joins_per_second = NonZeroU32::new(1);
+    })
+    .await;
+    let joined = poll(server.address, "/room/tea").await;
+    let token = joined["session"]["token"].as_str().unwrap();
+    let target = format!("/room/tea?resume={token}&received=999&wait=0");
+    let accept = "Accept: application/json\r\n";
+    let mut statuses = Vec::new();
+    for _ in 0..20 {
+        let answer = request(server.address, "GET", &target, accept, b"").await;
+        statuses.push(answer.status);
+    }
+    assert!(statuses.contains(&429), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn what_overflows_the_outbox_of_its_author_is_counted_as_it_is_taken_in() {
+    let server = TestServer::with(|config| config.limits.outbox_bytes = 70_000).await;
+    let bob = EventStream::join(server.address, "tea").await;
+    let ping = json!({"type": "ping", "receiver": "server", "data": "x".repeat(1000)});
+    let lines = format!("{ping}\n").repeat(900);
+    // It reads nothing meanwhile, so that the answers wait.
+    let answer = bob.post(1, lines.as_bytes()).await;
+    let taken_in = answer.json()["received"].as_u64().unwrap();
+    let answer = bob.post(taken_in, ping.to_string().as_bytes()).await;
+    let taken_in = answer.json()["received"].as_u64().unwrap();
+    // The session knows as many as the client was told.
+    let target = format!("{}&received={}&wait=0", bob.target(), taken_in);
+    let resumed = poll(server.address, &target).await;
+    assert_eq!(
+        resumed["messages"][0]["data"]["received"], taken_in,
+        "{resumed}"
+    );
 }
 
 #[cfg(all(
