@@ -20,8 +20,6 @@ const WINDOW_SHARE = 1 / 3;
 const MIN_ATTEMPT_MS = 2000;
 /** A connection open for this long, in ms, resets the delay. */
 const STABLE_AFTER_MS = 10_000;
-/** How long a room does without a WebSocket before it tries one again, in ms: at first, and at most. */
-const [FIRST_PROBE_MS, MAX_PROBE_MS] = [60_000, 600_000];
 /** How long an overdue pong is accepted, in ms: a frozen page runs its timers before it reads messages. */
 const LATE_PONG_MS = 50;
 /** The limit of queued and unacknowledged messages, and of messages before the roster, in bytes. */
@@ -115,9 +113,7 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  *   function that returns the current one before each attempt, once more after the server rejected the last
  * @property {number} [idleTimeout] how long the server may be silent, in ms, before it is pinged
  * @property {number} [timeout] how long it may take to answer, in ms, before the room reconnects
- * @property {WebSocketConstructor} [WebSocket] for runtimes that have none, such as `ws` in Node.js 20
- * @property {boolean} [fallback] whether to do without a WebSocket where the network lets none through; `true` unless
- *   given */
+ * @property {WebSocketConstructor} [WebSocket] for runtimes that have none, such as `ws` in Node.js 20 */
 
 /** What the room needs of a WebSocket.
  * @typedef {{ binaryType: any, readonly bufferedAmount: number, send(message: string | Uint8Array<ArrayBuffer>): void,
@@ -177,7 +173,6 @@ export class Room extends TypedEventTarget {
   #idleTimeout;
   #timeout;
   #WebSocket;
-  #fallback;
 
   /** @type {RoomState} */
   #state = "connecting";
@@ -195,16 +190,9 @@ export class Room extends TypedEventTarget {
   /** @type {{ resolve(room: any): void, reject(reason: unknown): void }} Settles `opened`. */
   #opening = { resolve() {}, reject() {} };
 
-  /** @type {Connection | null} The connection or the attempt. Earlier ones are ignored. */
+  /** @type {{ transport: Transport | null, isOpen: boolean } | null} The connection or the attempt. Earlier ones are
+   * ignored. */
   #connection = null;
-  /** Whether a WebSocket has brought a message, and whether the next attempt goes without one. */
-  #socketWorks = false;
-  #viaHttp = false;
-  /** @type {Connection | null} A WebSocket that is tried beside a connection without one. */
-  #probe = null;
-  /** @type {Timer} For the next of these, and how long until then, in ms. */
-  #probeTimer;
-  #probeDelay = FIRST_PROBE_MS;
   /** When a server that has refused the session allows the next attempt. */
   #notBefore = 0;
   /** Failed attempts, and refusals by the token, since the room was last open. */
@@ -258,11 +246,10 @@ export class Room extends TypedEventTarget {
   /** @param {string} name @param {JoinOptions} [options] */
   constructor(name, options = {}) {
     super();
-    const { url, token, idleTimeout = 25_000, timeout = 10_000, WebSocket = globalThis.WebSocket, fallback = true } = options;
+    const { url, token, idleTimeout = 25_000, timeout = 10_000, WebSocket = globalThis.WebSocket } = options;
     this.#url = roomUrl(name, url ?? moduleServer());
     if (!WebSocket) throw new TypeError("this runtime has no WebSocket: give one, as in { WebSocket }");
     this.#WebSocket = WebSocket;
-    this.#fallback = fallback;
     this.#accessToken = token;
     this.#idleTimeout = idleTimeout;
     this.#timeout = timeout;
@@ -304,13 +291,6 @@ export class Room extends TypedEventTarget {
 
   get state() {
     return this.#state;
-  }
-
-  /** What messages come over: a WebSocket, or where the network lets none through, server-sent events or answers of long
-   * polling. `null` without a connection.
-   * @returns {"websocket" | "events" | "polling" | null} */
-  get transport() {
-    return this.#connection?.isOpen ? (this.#connection.transport?.kind ?? null) : null;
   }
 
   /** Sends a message. Without a connection, it waits for one; over the server's rates, it waits for its turn.
@@ -472,134 +452,33 @@ export class Room extends TypedEventTarget {
   // Connecting
 
   async #connect() {
-    const connection = new Connection();
+    const connection = { transport: /** @type {Transport | null} */ (null), isOpen: false };
     const isCurrent = () => connection === this.#connection;
-    this.#endProbe();
     this.#connection = connection;
     const limit = Math.max(MIN_ATTEMPT_MS, this.#windowShare());
-    this.#startTimer(Math.min(limit, this.#timeout), () => {
-      this.#chooseWay();
-      this.#drop("no answer in time");
-    });
+    this.#startTimer(Math.min(limit, this.#timeout), () => this.#drop("no answer in time"));
     try {
       // The caller has time to listen, or to leave: React's strict mode joins, leaves and joins again.
       await null;
       if (!isCurrent()) return;
-      const url = await this.#connectionUrl();
+      const url = new URL(this.#url);
+      const token = await (typeof this.#accessToken === "function" ? this.#accessToken() : this.#accessToken);
       if (!isCurrent()) return;
-      const HttpTransport = this.#viaHttp ? (await import("./http.js")).HttpTransport : null;
-      if (!isCurrent()) return;
-      /** @type {ConstructorParameters<typeof Transport>[2]} */
-      const events = {
+      if (this.#resumeToken) url.search = `resume=${this.#resumeToken}&received=${this.#received}`;
+      if (token) url.searchParams.append("token", token);
+      connection.transport = new Transport(this.#WebSocket, url.href, {
         opened: () => {
           if (!isCurrent()) return;
           connection.isOpen = true;
           if (this.#state === "closed") return this.#endConnection(CLOSE_NORMAL, "left");
           if (!this.#resumeToken) this.#startSession();
         },
-        received: (data) => {
-          if (!isCurrent()) return;
-          if (!HttpTransport) this.#socketWorks = true;
-          this.#receive(data);
-        },
-        closed: (code, reason) => {
-          if (!isCurrent() || (this.#probe?.isOpen && TAKEN_OVER.test(reason))) return;
-          this.#attemptFailed(code, reason);
-        },
-      };
-      connection.transport = HttpTransport ? new HttpTransport(url, events) : new Transport(this.#WebSocket, url, events);
-    } catch (error) {
-      if (!isCurrent()) return;
-      this.#viaHttp = false;
-      this.#connectionLost(CLOSE_FAILED, `cannot connect: ${error}`);
-    }
-  }
-
-  /** The URL of a connection, which resumes the session if there is one. */
-  async #connectionUrl() {
-    const url = new URL(this.#url);
-    const token = await (typeof this.#accessToken === "function" ? this.#accessToken() : this.#accessToken);
-    if (this.#resumeToken) url.search = `resume=${this.#resumeToken}&received=${this.#received}`;
-    if (token) url.searchParams.append("token", token);
-    return url.href;
-  }
-
-  /** Tries the other way at once if an attempt has failed as no server refuses one.
-   * @param {number} code @param {string} reason */
-  #attemptFailed(code, reason) {
-    if (!this.#connection?.isOpen && code === CLOSE_FAILED && this.#state !== "closed") {
-      this.#chooseWay();
-      if (this.#viaHttp) return this.#connect();
-    }
-    this.#connectionLost(code, reason);
-  }
-
-  /** Lets the next attempt go without a WebSocket, if this one has not worked; and with one after that. */
-  #chooseWay() {
-    const isHopeless = !this.#socketWorks || this.#attempts > 1;
-    this.#viaHttp = this.#fallback && isHopeless && !this.#viaHttp;
-  }
-
-  /** Tries a WebSocket beside a connection without one, and goes on with it once it brings a message.
-   * @param {number} delay in ms */
-  #scheduleProbe(delay) {
-    clearTimeout(this.#probeTimer);
-    this.#probeTimer = setTimeout(() => this.#tryWebSocket(), delay);
-  }
-
-  async #tryWebSocket() {
-    const before = this.#connection;
-    if (this.#probe || this.#state !== "open" || !before || !this.#viaHttp) return;
-    const probe = (this.#probe = new Connection());
-    // Until the server gives the session to the WebSocket, it must keep what comes from now on.
-    before.transport?.hold(true);
-    let told = 0;
-    /** Messages that both connections bring. */
-    let twice = 0;
-    const failed = () => {
-      if (probe !== this.#probe) return;
-      this.#endProbe();
-      before.transport?.hold(false);
-      this.#probeDelay = Math.min(2 * this.#probeDelay, MAX_PROBE_MS);
-      this.#scheduleProbe(this.#probeDelay);
-      // The server may have given the session to it all the same.
-      if (probe.isOpen) this.#drop("no answer in time");
-    };
-    this.#probeTimer = setTimeout(failed, this.#timeout);
-    try {
-      const url = await this.#connectionUrl();
-      if (probe !== this.#probe) return;
-      told = Number(new URL(url).searchParams.get("received"));
-      probe.transport = new Transport(this.#WebSocket, url, {
-        opened: () => (probe.isOpen = true),
-        received: (data) => {
-          if (probe === this.#probe) {
-            // The session goes on here.
-            this.#probe = null;
-            clearTimeout(this.#probeTimer);
-            this.#connection = probe;
-            before.transport?.close(CLOSE_LOST);
-            this.#viaHttp = false;
-            this.#socketWorks = true;
-            this.#canSend = false;
-            twice = this.#received - told;
-          } else if (probe !== this.#connection) return;
-          else if (twice > 0) return void (twice -= 1);
-          this.#receive(data);
-        },
-        closed: (code, reason) => (probe === this.#connection ? this.#attemptFailed(code, reason) : failed()),
+        received: (data) => isCurrent() && this.#receive(data),
+        closed: (code, reason) => isCurrent() && this.#connectionLost(code, reason),
       });
-    } catch {
-      failed();
+    } catch (error) {
+      if (isCurrent()) this.#connectionLost(CLOSE_FAILED, `cannot connect: ${error}`);
     }
-  }
-
-  /** Gives up on a WebSocket that is tried. */
-  #endProbe() {
-    clearTimeout(this.#probeTimer);
-    const probe = this.#probe;
-    this.#probe = null;
-    probe?.transport?.close(CLOSE_LOST);
   }
 
   /** @param {number} delay @param {() => void} callback */
@@ -643,10 +522,7 @@ export class Room extends TypedEventTarget {
 
   /** Checks the connection, or connects without further delay than the server has asked for. */
   #wake() {
-    if (this.#state === "open") {
-      this.#scheduleProbe(0);
-      return this.#ping();
-    }
+    if (this.#state === "open") return this.#ping();
     if (this.#connection || this.#frozen) return;
     const wait = this.#notBefore - performance.now();
     if (wait > 0) this.#startTimer(wait, () => this.#connect());
@@ -679,7 +555,6 @@ export class Room extends TypedEventTarget {
 
   /** @param {number} code @param {string} reason */
   #endConnection(code, reason) {
-    this.#endProbe();
     this.#connection?.transport?.close(code, reason);
     this.#connection = null;
     clearTimeout(this.#timer);
@@ -687,7 +562,6 @@ export class Room extends TypedEventTarget {
 
   /** @param {number} code @param {string} reason */
   #connectionLost(code, reason) {
-    this.#endProbe();
     this.#connection = null;
     this.#canSend = false;
     clearTimeout(this.#timer);
@@ -747,7 +621,6 @@ export class Room extends TypedEventTarget {
 
   /** @param {number} code @param {string} reason */
   #close(code, reason) {
-    this.#endProbe();
     this.#connection = null;
     this.#canSend = false;
     clearTimeout(this.#timer);
@@ -848,7 +721,6 @@ export class Room extends TypedEventTarget {
   #setOpen(resumed) {
     this.#openedAt = performance.now();
     this.#refusals = 0;
-    if (this.#viaHttp) this.#scheduleProbe(this.#probeDelay);
     this.#setState({ state: "open", resumed });
     this.#opening.resolve(this);
     // A listener may have left the room.
@@ -1086,18 +958,9 @@ export class Room extends TypedEventTarget {
   }
 }
 
-/** A connection, or an attempt. */
-class Connection {
-  /** @type {Transport | import("./http.js").HttpTransport | null} */
-  transport = null;
-  isOpen = false;
-}
-
-/** A connection to the server over a WebSocket. The room knows nothing else of it: the way without one, in `http.js`, has
- * the same members. Messages are text, or binary. */
+/** A connection to the server over a WebSocket. The room knows nothing else of it: any other way to the server has the
+ * same members. Messages are text, or binary. */
 class Transport {
-  /** @type {"websocket"} */
-  kind = "websocket";
   #socket;
 
   /** @param {WebSocketConstructor} WebSocket @param {string} url
@@ -1122,8 +985,6 @@ class Transport {
   send(message) {
     this.#socket.send(message);
   }
-
-  hold() {}
 
   /** @param {number} code @param {string} [reason] */
   close(code, reason) {

@@ -207,7 +207,6 @@ async fn the_package_contains_the_module_its_types_and_the_licence() {
             "README.md",
             "anteroom.d.ts",
             "anteroom.js",
-            "http.js",
             "package.json"
         ]
     );
