@@ -15,6 +15,7 @@ use super::{
     retry::Delays,
     room::Room,
     room_url::RoomUrl,
+    settings::Settings,
     task::Task,
     token::Token,
 };
@@ -28,23 +29,12 @@ const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(25);
 /// How to join a room.
 #[derive(Clone)]
 #[must_use = "call `open`"]
-pub struct Join {
-    pub(super) connect: Connect,
-    pub(super) token: Token,
-    pub(super) resumes: bool,
-    pub(super) is_wire: bool,
-    pub(super) timeout: Duration,
-    pub(super) idle_timeout: Duration,
-    pub(super) give_up_after: Option<Duration>,
-    pub(super) delays: Delays,
-    pub(super) queue_bytes: usize,
-    pub(super) event_bytes: usize,
-}
+pub struct Join(Settings);
 
 impl Join {
     /// Joins the room of this URL.
     pub fn room(url: RoomUrl) -> Join {
-        Join {
+        Join(Settings {
             connect: Connect::to(url),
             token: Token::None,
             resumes: true,
@@ -55,12 +45,12 @@ impl Join {
             delays: Delays::default(),
             queue_bytes: DEFAULT_QUEUE_BYTES,
             event_bytes: DEFAULT_QUEUE_BYTES,
-        }
+        })
     }
 
     /// The token that admits to the room.
     pub fn token(mut self, token: impl Into<String>) -> Join {
-        self.token = Token::Fixed(token.into());
+        self.0.token = Token::Fixed(token.into());
         self
     }
 
@@ -72,64 +62,64 @@ impl Join {
         T: Future<Output = Result<String, E>> + Send + 'static,
         E: Display,
     {
-        self.token = Token::fresh(function);
+        self.0.token = Token::fresh(function);
         self
     }
 
     /// The origin of a web page, as a browser would send it.
     pub fn origin(mut self, origin: impl Into<String>) -> Join {
-        self.connect = self.connect.origin(origin);
+        self.0.connect = self.0.connect.origin(origin);
         self
     }
 
     /// Whether the session is resumed when its connection was lost; it is by default.
     pub fn resume(mut self, resumes: bool) -> Join {
-        self.resumes = resumes;
+        self.0.resumes = resumes;
         self
     }
 
     /// Asks for [`Event::Wire`](super::Event::Wire) in place of the events that are made of messages. What the client
     /// sends on its own account is not shown: answers to its pings, and `resumed`.
     pub fn wire(mut self, is_wire: bool) -> Join {
-        self.is_wire = is_wire;
+        self.0.is_wire = is_wire;
         self
     }
 
     /// How long one attempt to connect may take, and the server to answer; 10 seconds by default.
     pub fn timeout(mut self, timeout: Duration) -> Join {
-        self.timeout = timeout;
+        self.0.timeout = timeout;
         self
     }
 
     /// How long the server may be silent before it is asked for a sign of life; 25 seconds by default.
     pub fn idle_timeout(mut self, timeout: Duration) -> Join {
-        self.idle_timeout = timeout;
+        self.0.idle_timeout = timeout;
         self
     }
 
     /// Closes the room when there was no connection for this long. By default it connects again for ever.
     pub fn give_up_after(mut self, limit: Duration) -> Join {
-        self.give_up_after = Some(limit);
+        self.0.give_up_after = Some(limit);
         self
     }
 
     /// The delay before the first attempt to connect again, which doubles with each, and the longest; half a second and
     /// 30 seconds by default. Up to half of a delay is left out at random.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Join {
-        self.delays = Delays { first, longest };
+        self.0.delays = Delays { first, longest };
         self
     }
 
     /// How many bytes may be queued, or sent and not acknowledged; 1 MiB by default.
     pub fn queue_bytes(mut self, bytes: usize) -> Join {
-        self.queue_bytes = bytes;
+        self.0.queue_bytes = bytes;
         self
     }
 
     /// How many bytes of events may wait for the application; 1 MiB by default. Beyond, nothing is read from the
     /// server, and if that lasts longer than [`timeout`](Join::timeout), the room closes.
     pub fn event_bytes(mut self, bytes: usize) -> Join {
-        self.event_bytes = bytes;
+        self.0.event_bytes = bytes;
         self
     }
 
@@ -143,10 +133,10 @@ impl Join {
         let (done, on_done) = watch::channel(false);
         let (commands, receiver) = mpsc::unbounded_channel();
         let handle = Arc::new(Handle { leaving });
-        let shared = Arc::new(Shared::new(self.queue_bytes));
-        let (sink, events) = events::queue(self.event_bytes, handle.clone());
+        let shared = Arc::new(Shared::new(self.0.queue_bytes));
+        let (sink, events) = events::queue(self.0.event_bytes, handle.clone());
         let room = Room::new(commands, shared.clone(), handle, on_done);
-        tokio::spawn(Task::new(self, receiver, shared, sink).run(on_leaving, done));
+        tokio::spawn(Task::new(self.0, receiver, shared, sink).run(on_leaving, done));
         (room, events)
     }
 }
@@ -154,8 +144,8 @@ impl Join {
 impl fmt::Debug for Join {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Join");
-        shown.field("connect", &self.connect);
-        shown.field("resumes", &self.resumes);
+        shown.field("connect", &self.0.connect);
+        shown.field("resumes", &self.0.resumes);
         shown.finish_non_exhaustive()
     }
 }

@@ -70,6 +70,7 @@ mod room;
 mod room_url;
 mod send_error;
 mod sent;
+mod settings;
 mod task;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;

@@ -16,13 +16,13 @@ use super::{
     event::{Event, Opened},
     events::EventSink,
     handle::Shared,
-    join::Join,
     message::{ALL, Ack, Envelope, Hello, Limits, Peer, Problem, Resumed, SERVER},
     receipts::Receipts,
     retry,
     room::{number, reference, text},
     send_error::SendError,
     sent::{Sent, Unconfirmed},
+    settings::Settings,
 };
 
 /// How long a message without a receipt may be unacknowledged before the server is asked.
@@ -48,7 +48,7 @@ struct Ticket {
 
 /// The task of a room.
 pub(super) struct Task {
-    options: Join,
+    options: Settings,
     commands: mpsc::UnboundedReceiver<Command>,
     shared: Arc<Shared>,
     events: EventSink,
@@ -78,7 +78,7 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(
-        options: Join,
+        options: Settings,
         commands: mpsc::UnboundedReceiver<Command>,
         shared: Arc<Shared>,
         events: EventSink,

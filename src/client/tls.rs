@@ -8,21 +8,20 @@ use std::{
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
+    client::TlsStream,
     rustls::{
         ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, pki_types::ServerName,
     },
 };
 
-use super::transport::Transport;
-
 /// Reading the certificates of the system takes milliseconds, so it is done once.
 static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
 
 /// Does the handshake.
-pub(super) async fn connect(host: &str, stream: TcpStream) -> io::Result<Transport> {
+pub(super) async fn connect(host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let connector = TlsConnector::from(CONFIG.get_or_init(config).clone());
-    Ok(Box::new(connector.connect(name, stream).await?))
+    connector.connect(name, stream).await
 }
 
 fn config() -> Arc<ClientConfig> {

@@ -29,7 +29,10 @@ pub(super) async fn open(url: &RoomUrl) -> Result<Transport, Disconnect> {
     let unreachable = |error: io::Error| Disconnect::Unreachable(why(&error));
     let stream = connect(url.host(), url.port()).await.map_err(unreachable)?;
     match url.is_tls() {
-        true => tls::connect(url.host(), stream).await.map_err(unreachable),
+        true => {
+            let stream = tls::connect(url.host(), stream).await;
+            Ok(Box::new(stream.map_err(unreachable)?))
+        }
         false => Ok(Box::new(stream)),
     }
 }
