@@ -27,7 +27,7 @@ use crate::{
     state::{SavedSession, decode_sessions, encode_sessions},
     transport::Writer,
     turn::FuzzedServer,
-    websocket::ReadControl,
+    websocket::{Event, ReadControl},
 };
 
 /// The separator of the messages in one input: a byte that JSON does not contain unescaped.
@@ -134,8 +134,9 @@ fn posted_lines(input: &[u8]) {
             panic!("an inlet takes a request");
         };
         let mut cx = Context::from_waker(Waker::noop());
-        while let Poll::Ready(Ok(_)) = inlet.poll_read(&mut cx, |_| {
-            taken += 1;
+        while let Poll::Ready(Ok(_)) = inlet.poll_read(&mut cx, |event| {
+            // A fragment stands for a line that was taken in before.
+            taken += usize::from(!matches!(event, Event::Fragment));
             ControlFlow::<(), _>::Continue(ReadControl::Continue)
         }) {}
     }
