@@ -34,7 +34,7 @@ fn main() -> io::Result<()> {
         for path in files(&Path::new("static").join(folder))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let mut text = fs::read_to_string(&path)?;
-            if name.ends_with(".js") || name.ends_with(".css") {
+            if !name.ends_with(".ts") {
                 text = condensed(&text);
             }
             let contents = text.into_bytes();
@@ -75,7 +75,7 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A module or style sheet without indentation, without the comments that begin a line, those of `//` and the blocks of
+/// A module, style sheet or page without indentation, without the comments that begin a line, those of `//` and the blocks of
 /// `/*`, and without the types in a line. Every line keeps its number. A string must not have several lines.
 fn condensed(file: &str) -> String {
     let mut text = String::new();

@@ -1,26 +1,17 @@
-// "On the wire": a log of all messages, and a form to send one as JSON. A wide page shows it if the user wants.
+// "On the wire": notes all messages, and loads the log that shows them. A wide page shows it if the user wants.
 
-import { $, MAX_TEXT, append, element, json, on, recall, remember, stayAtEnd, time } from "./dom.js";
+import { $, MAX_TEXT, json, on, recall, remember } from "./dom.js";
 
 /** @import { Room, WireMessage } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
 
+/** A message and when it was sent or received.
+ * @typedef {WireMessage & { date: Date }} LoggedMessage */
+
 /** How many messages are kept. */
-const MAX_MESSAGES = 500;
+export const MAX_MESSAGES = 500;
 /** How long binary messages are counted, in ms: each of them would be too much to read. */
 const COUNT_MS = 1000;
-
-/** Messages to start from.
- * @type {Record<string, (peer: string) => object>} */
-const EXAMPLES = {
-  "who is here?": () => ({ type: "hello", receiver: "server" }),
-  "ping the server": () => ({ type: "ping", receiver: "server", data: "any JSON" }),
-  "what was said before?": () => ({ type: "history", receiver: "server", data: { last: 10 } }),
-  "to everyone": () => ({ type: "chat", receiver: "all", data: "hello, everyone" }),
-  "to one peer": (peer) => ({ type: "chat", receiver: peer, data: "only for you" }),
-  "with a receipt": () => ({ type: "cursor", receiver: "all", data: { x: 3, y: 4 }, ref: "1" }),
-  "with a mistake": () => ({ type: "chat", to: "all", data: "the field is called receiver" }),
-};
 
 /** @param {Room} room @param {People} people */
 export function startWire(room, people) {
@@ -35,20 +26,15 @@ export function startWire(room, people) {
   });
 
   // A hidden log has no elements: only what it shows when it appears.
-  /** @type {(WireMessage & { date: Date })[]} */
+  /** @type {LoggedMessage[]} */
   let hidden = [];
   let size = 0;
-  let visible = false;
-  /** @param {typeof hidden} messages */
-  const show = (messages) => {
-    const items = messages.map((message) => logEntry(message, people));
-    items.forEach(filter);
-    append($("messages"), items, MAX_MESSAGES);
-  };
+  /** @type {((messages: LoggedMessage[]) => void) | null} While the log is visible. */
+  let show = null;
   /** @param {WireMessage} detail */
-  const log = (detail) => {
+  const note = (detail) => {
     const message = { ...detail, date: new Date() };
-    if (visible) return show([message]);
+    if (show) return show([message]);
     hidden.push(message);
     size += message.text.length;
     // The newest one stays, whatever its size.
@@ -58,13 +44,13 @@ export function startWire(room, people) {
   const counts = new Map();
   room.addEventListener("wire", ({ detail }) => {
     const { direction, id, bytes } = detail;
-    if (!bytes) return log(detail);
+    if (!bytes) return note(detail);
     if (counts.size === 0) {
       setTimeout(() => {
         for (const [key, [messages, bytes]] of counts) {
           const [direction, field, id] = key.split(" ");
           const text = json({ type: "binary", [field]: id, data: { messages, bytes } });
-          log({ direction: direction === "in" ? "in" : "out", text });
+          note({ direction: direction === "in" ? "in" : "out", text });
         }
         counts.clear();
       }, COUNT_MS);
@@ -73,93 +59,17 @@ export function startWire(room, people) {
     const [messages, sum] = counts.get(key) ?? [0, 0];
     counts.set(key, [messages + 1, sum + bytes.length]);
   });
-  new ResizeObserver(() => {
-    visible = $("messages").checkVisibility();
-    if (!visible || hidden.length === 0) return;
+  /** @type {Promise<(messages: LoggedMessage[]) => void> | undefined} */
+  let log;
+  new ResizeObserver(async () => {
+    show = null;
+    if (!$("messages").checkVisibility()) return;
+    log ??= import("./log.js").then(({ startLog }) => startLog(room, people));
+    const loaded = await log;
+    if (!$("messages").checkVisibility()) return;
+    show = loaded;
     show(hidden);
     hidden = [];
     size = 0;
   }).observe($("messages"));
-  stayAtEnd($("messages"));
-
-  /** @param {HTMLElement} item */
-  const filter = (item) => {
-    const { direction, text = "" } = item.dataset;
-    const wanted = $("direction").value;
-    const matches = text.toLowerCase().includes($("filter-text").value.toLowerCase());
-    item.hidden = !matches || (wanted !== "" && wanted !== direction);
-  };
-  on($("filter"), "input", () => {
-    for (const item of $("messages").children) filter(item);
-  });
-  on($("filter"), "submit", (event) => event.preventDefault());
-  // Arrow keys move between messages: the list is one Tab stop.
-  on($("messages"), "keydown", (event) => {
-    const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;
-    if (!step) return;
-    event.preventDefault();
-    const all = [...$("messages").querySelectorAll("li:not([hidden]) summary")];
-    const index = all.indexOf(event.target);
-    (index < 0 ? all.at(step < 0 ? -1 : 0) : all[index + step])?.focus();
-  });
-  on($("clear"), "click", () => $("messages").replaceChildren());
-
-  $("example").append(...Object.keys(EXAMPLES).map((name) => new Option(name)));
-  const showExample = () => {
-    const peer = room.peers.keys().next().value ?? room.id ?? "";
-    $("json").value = JSON.stringify(EXAMPLES[$("example").value](peer));
-  };
-  on($("example"), "input", showExample);
-  showExample();
-  const send = () => {
-    try {
-      room.sendRaw($("json").value);
-    } catch (/** @type {any} */ error) {
-      append($("messages"), [element("li", { className: "error" }, `Not sent: ${error.message}.`)], MAX_MESSAGES);
-    }
-  };
-  on($("compose"), "submit", (event) => {
-    event.preventDefault();
-    send();
-  });
-  on($("json"), "keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    send();
-  });
-}
-
-/** @param {WireMessage & { date: Date }} message @param {People} people */
-function logEntry({ direction, text, date }, people) {
-  const message = parse(text);
-  const name = (/** @type {unknown} */ id) => (typeof id === "string" ? people.name(id) : "");
-  const [from, to] = [name(message?.sender), name(message?.receiver)];
-  const summary = element("summary", { tabIndex: -1 },
-    element("span", { className: "arrow", role: "img", ariaLabel: direction }, direction === "in" ? "←" : "→"),
-    element("b", {}, typeof message?.type === "string" ? message.type : "?"),
-    element("span", { className: "route" }, direction === "in" ? `from ${from}${to && `, to ${to}`}` : `to ${to || "?"}`),
-    time({ hour12: false, timeStyle: "medium" }, date));
-  const details = element("details", {}, summary);
-  details.addEventListener("toggle", () => {
-    if (details.childElementCount === 1) details.append(element("pre", {}, pretty(message, text)));
-  });
-  const kind = message?.sender === "server" && message.type === "ack" ? "in receipt" : direction;
-  return element("li", { className: kind, dataset: { direction, text } }, details);
-}
-
-/** @param {string} text
- * @returns {any} */
-function parse(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
-}
-
-/** JSON with one line per field, and per line of a session description.
- * @param {any} message @param {string} text */
-function pretty(message, text) {
-  if (message === null) return text;
-  return json(message, 2).replace(/\\r\\n(?!")/g, "\n      ");
 }
