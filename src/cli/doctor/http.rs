@@ -9,7 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use hyper::{
     body::{Body, Incoming},
     client::conn::http1,
@@ -82,16 +84,36 @@ pub(super) async fn get(
     path: &str,
     headers: &[(HeaderName, HeaderValue)],
 ) -> io::Result<Answer> {
+    ask(connector, host, Method::GET, path, headers, "").await
+}
+
+/// Sends a request with these headers and this body, and reads the answer.
+///
+/// # Errors
+///
+/// Why there is no answer.
+pub(super) async fn ask(
+    connector: &Connector,
+    host: &str,
+    method: Method,
+    path: &str,
+    headers: &[(HeaderName, HeaderValue)],
+    body: &str,
+) -> io::Result<Answer> {
     let connection = connector.connect().await?;
     let io = TokioIo::new(connection.stream);
-    let mut request = Request::get(path).header(header::HOST, host).header(
-        header::USER_AGENT,
-        concat!("anteroom-doctor/", env!("CARGO_PKG_VERSION")),
-    );
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, host)
+        .header(
+            header::USER_AGENT,
+            concat!("anteroom-doctor/", env!("CARGO_PKG_VERSION")),
+        );
     for (name, value) in headers {
         request = request.header(name, value);
     }
-    let request = request.body(String::new()).map_err(io::Error::other)?;
+    let request = request.body(body.to_owned()).map_err(io::Error::other)?;
     let answered = timeout(ANSWER_TIMEOUT, head(io, request)).await;
     let (response, upgraded) = answered
         .map_err(|_| {

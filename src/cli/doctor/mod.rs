@@ -3,6 +3,7 @@
 mod address;
 mod clock;
 mod connection;
+mod fallback;
 mod http;
 mod ice;
 mod operators;
@@ -48,7 +49,10 @@ async fn examine(options: DoctorOptions, report: &mut Report) {
         let reason = "the server is not reached";
         report.skip(&["page", "upgrade", "origin"], reason);
         report.skip(&room::STEPS, reason);
-        report.skip(&["clock", "ice", "operators' URLs"], reason);
+        report.skip(
+            &["clock", "ice", "without WebSocket", "operators' URLs"],
+            reason,
+        );
         return;
     };
     let (finding, page) = operators::page(&connector, &options.target).await;
@@ -102,6 +106,8 @@ async fn examine(options: DoctorOptions, report: &mut Report) {
             report.skip(&["ice"], "no session begins");
         }
     }
+    let finding = fallback::check(&endpoint, report).await;
+    report.add("without WebSocket", finding);
     let exposed = operators::exposed(&endpoint.connector, &endpoint.target).await;
     report.add("operators' URLs", exposed);
 }

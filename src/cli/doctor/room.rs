@@ -164,7 +164,7 @@ async fn held_back(session: &mut Session) -> Option<usize> {
 fn hello(endpoint: &Endpoint, session: &Session) -> Finding {
     let room = &session.hello.room;
     let note = match endpoint.is_shared {
-        true => " (the token's room: others there see two sessions of the doctor come and go)",
+        true => " (the token's room: others there see three sessions of the doctor come and go)",
         false => "",
     };
     Finding::ok(format!("session {} in room {room}{note}", session.id))
