@@ -127,6 +127,11 @@ export type JoinOptions = {
      * for runtimes that have none, such as `ws` in Node.js 20
      */
     WebSocket?: WebSocketConstructor;
+    /**
+     * whether to do without a WebSocket where the network lets none through; `true` unless
+     * given
+     */
+    fallback?: boolean;
 };
 /** What the room needs of a WebSocket. */
 export type Socket = {
@@ -189,6 +194,10 @@ export declare class Room<Messages extends Record<string, any> = Record<string, 
     /** The most bytes that a message to the server may have, `Infinity` until the room is open. */
     get messageBytes(): number;
     get state(): RoomState;
+    /** What messages come over: a WebSocket, or where the network lets none through, server-sent events or answers of long
+     * polling. `null` without a connection.
+     * @returns {"websocket" | "events" | "polling" | null} */
+    get transport(): "websocket" | "events" | "polling" | null;
     /** Sends a message. Without a connection, it waits for one; over the server's rates, it waits for its turn.
      * The promise may be ignored: its rejection is never unhandled. The server's own answers are not messages: the
      * promise of `send("server", "ping")` resolves when the answer is there.

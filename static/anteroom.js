@@ -20,6 +20,8 @@ const WINDOW_SHARE = 1 / 3;
 const MIN_ATTEMPT_MS = 2000;
 /** A connection open for this long, in ms, resets the delay. */
 const STABLE_AFTER_MS = 10_000;
+/** How long a room does without a WebSocket before it tries one again, in ms: at first, and at most. */
+const [FIRST_PROBE_MS, MAX_PROBE_MS] = [15_000, 600_000];
 /** How long an overdue pong is accepted, in ms: a frozen page runs its timers before it reads messages. */
 const LATE_PONG_MS = 50;
 /** The limit of queued and unacknowledged messages, and of messages before the roster, in bytes. */
@@ -113,7 +115,9 @@ const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /re
  *   function that returns the current one before each attempt, once more after the server rejected the last
  * @property {number} [idleTimeout] how long the server may be silent, in ms, before it is pinged
  * @property {number} [timeout] how long it may take to answer, in ms, before the room reconnects
- * @property {WebSocketConstructor} [WebSocket] for runtimes that have none, such as `ws` in Node.js 20 */
+ * @property {WebSocketConstructor} [WebSocket] for runtimes that have none, such as `ws` in Node.js 20
+ * @property {boolean} [fallback] whether to do without a WebSocket where the network lets none through; `true` unless
+ *   given */
 
 /** What the room needs of a WebSocket.
  * @typedef {{ binaryType: any, readonly bufferedAmount: number, send(message: string | Uint8Array<ArrayBuffer>): void,
@@ -173,6 +177,7 @@ export class Room extends TypedEventTarget {
   #idleTimeout;
   #timeout;
   #WebSocket;
+  #fallback;
 
   /** @type {RoomState} */
   #state = "connecting";
@@ -190,9 +195,16 @@ export class Room extends TypedEventTarget {
   /** @type {{ resolve(room: any): void, reject(reason: unknown): void }} Settles `opened`. */
   #opening = { resolve() {}, reject() {} };
 
-  /** @type {{ transport: Transport | null, isOpen: boolean } | null} The connection or the attempt. Earlier ones are
-   * ignored. */
+  /** @type {Connection | null} The connection or the attempt. Earlier ones are ignored. */
   #connection = null;
+  /** Whether a WebSocket has brought a message, and whether the next attempt goes without one. */
+  #socketWorks = false;
+  #viaHttp = false;
+  /** @type {Connection | null} A WebSocket that is tried beside a connection without one. */
+  #probe = null;
+  /** @type {Timer} For the next of these, and how long until then, in ms. */
+  #probeTimer;
+  #probeDelay = FIRST_PROBE_MS;
   /** When a server that has refused the session allows the next attempt. */
   #notBefore = 0;
   /** Failed attempts, and refusals by the token, since the room was last open. */
@@ -246,10 +258,11 @@ export class Room extends TypedEventTarget {
   /** @param {string} name @param {JoinOptions} [options] */
   constructor(name, options = {}) {
     super();
-    const { url, token, idleTimeout = 25_000, timeout = 10_000, WebSocket = globalThis.WebSocket } = options;
+    const { url, token, idleTimeout = 25_000, timeout = 10_000, WebSocket = globalThis.WebSocket, fallback = true } = options;
     this.#url = roomUrl(name, url ?? moduleServer());
     if (!WebSocket) throw new TypeError("this runtime has no WebSocket: give one, as in { WebSocket }");
     this.#WebSocket = WebSocket;
+    this.#fallback = fallback;
     this.#accessToken = token;
     this.#idleTimeout = idleTimeout;
     this.#timeout = timeout;
@@ -291,6 +304,13 @@ export class Room extends TypedEventTarget {
 
   get state() {
     return this.#state;
+  }
+
+  /** What messages come over: a WebSocket, or where the network lets none through, server-sent events or answers of long
+   * polling. `null` without a connection.
+   * @returns {"websocket" | "events" | "polling" | null} */
+  get transport() {
+    return this.#connection?.isOpen ? (this.#connection.transport?.kind ?? null) : null;
   }
 
   /** Sends a message. Without a connection, it waits for one; over the server's rates, it waits for its turn.
@@ -452,33 +472,119 @@ export class Room extends TypedEventTarget {
   // Connecting
 
   async #connect() {
-    const connection = { transport: /** @type {Transport | null} */ (null), isOpen: false };
-    const isCurrent = () => connection === this.#connection;
-    this.#connection = connection;
+    this.#endProbe();
+    const connection = (this.#connection = new Connection(this.#viaHttp));
     const limit = Math.max(MIN_ATTEMPT_MS, this.#windowShare());
-    this.#startTimer(Math.min(limit, this.#timeout), () => this.#drop("no answer in time"));
+    this.#startTimer(Math.min(limit, this.#timeout), () => {
+      this.#chooseWay();
+      this.#drop("no answer in time");
+    });
     try {
       // The caller has time to listen, or to leave: React's strict mode joins, leaves and joins again.
       await null;
-      if (!isCurrent()) return;
-      const url = new URL(this.#url);
-      const token = await (typeof this.#accessToken === "function" ? this.#accessToken() : this.#accessToken);
-      if (!isCurrent()) return;
-      if (this.#resumeToken) url.search = `resume=${this.#resumeToken}&received=${this.#received}`;
-      if (token) url.searchParams.append("token", token);
-      connection.transport = new Transport(this.#WebSocket, url.href, {
-        opened: () => {
-          if (!isCurrent()) return;
-          connection.isOpen = true;
-          if (this.#state === "closed") return this.#endConnection(CLOSE_NORMAL, "left");
-          if (!this.#resumeToken) this.#startSession();
-        },
-        received: (data) => isCurrent() && this.#receive(data),
-        closed: (code, reason) => isCurrent() && this.#connectionLost(code, reason),
-      });
+      await this.#start(connection);
     } catch (error) {
-      if (isCurrent()) this.#connectionLost(CLOSE_FAILED, `cannot connect: ${error}`);
+      if (connection === this.#connection) this.#connectionLost(CLOSE_FAILED, `cannot connect: ${error}`);
     }
+  }
+
+  /** Starts a connection, which resumes the session if there is one.
+   * @param {Connection} connection the room's, or a WebSocket that is tried beside it */
+  async #start(connection) {
+    const isWanted = () => connection === this.#connection || connection === this.#probe;
+    if (!isWanted()) return;
+    const url = new URL(this.#url);
+    const token = await (typeof this.#accessToken === "function" ? this.#accessToken() : this.#accessToken);
+    if (!isWanted()) return;
+    const told = this.#received;
+    if (this.#resumeToken) url.search = `resume=${this.#resumeToken}&received=${told}`;
+    if (token) url.searchParams.append("token", token);
+    /** How many more messages come again, because they have come over the connection before, too. */
+    let twice = 0;
+    /** @type {ConstructorParameters<typeof Transport>[2]} */
+    const events = {
+      opened: () => {
+        if (!isWanted()) return;
+        connection.isOpen = true;
+        if (this.#state === "closed") return this.#endConnection(CLOSE_NORMAL, "left");
+        if (!this.#resumeToken) this.#startSession();
+      },
+      received: (data) => {
+        if (connection === this.#probe) {
+          this.#probe = null;
+          clearTimeout(this.#probeTimer);
+          this.#connection?.transport?.close(CLOSE_LOST);
+          this.#connection = connection;
+          this.#viaHttp = false;
+          this.#canSend = false;
+          twice = this.#received - told;
+        } else if (connection !== this.#connection || twice-- > 0) return;
+        if (!connection.viaHttp) this.#socketWorks = true;
+        this.#receive(data);
+      },
+      closed: (code, reason) => {
+        if (connection === this.#probe) return this.#probeFailed();
+        // A WebSocket that is tried may have taken the session over already.
+        const isSucceeded = this.#probe && (this.#probe.isOpen || TAKEN_OVER.test(reason));
+        if (connection === this.#connection && !isSucceeded) this.#attemptFailed(code, reason);
+      },
+    };
+    connection.transport = connection.viaHttp
+      ? new HttpTransport(url.href, events)
+      : new Transport(this.#WebSocket, url.href, events);
+  }
+
+  /** Tries the other way at once if an attempt has failed as no server refuses one.
+   * @param {number} code @param {string} reason */
+  #attemptFailed(code, reason) {
+    if (!this.#connection?.isOpen && code === CLOSE_FAILED && this.#state !== "closed") {
+      this.#chooseWay();
+      if (this.#viaHttp) return this.#connect();
+    }
+    this.#connectionLost(code, reason);
+  }
+
+  /** Lets the next attempt go without a WebSocket if this one has not worked, and with one after that. */
+  #chooseWay() {
+    const isHopeless = !this.#socketWorks || this.#attempts > 1;
+    this.#viaHttp = this.#fallback && isHopeless && !this.#viaHttp;
+  }
+
+  /** Tries a WebSocket beside a connection without one, and goes on with it once it brings a message.
+   * @param {number} delay in ms */
+  #scheduleProbe(delay) {
+    clearTimeout(this.#probeTimer);
+    this.#probeTimer = setTimeout(() => {
+      if (this.#probe || this.#state !== "open" || !this.#resumeToken || !this.#connection?.viaHttp) return;
+      this.#probe = new Connection(false);
+      this.#hold(true);
+      this.#probeTimer = setTimeout(() => this.#probeFailed(), PATIENCE_MS);
+      this.#start(this.#probe).catch(() => this.#probeFailed());
+    }, delay);
+  }
+
+  #probeFailed() {
+    const isOpen = this.#probe?.isOpen;
+    this.#endProbe();
+    this.#hold(false);
+    this.#probeDelay = Math.min(2 * this.#probeDelay, MAX_PROBE_MS);
+    this.#scheduleProbe(this.#probeDelay);
+    // The server may have given the session to it all the same.
+    if (isOpen) this.#drop("no answer in time");
+  }
+
+  /** Gives up on a WebSocket that is tried. */
+  #endProbe() {
+    clearTimeout(this.#probeTimer);
+    this.#probe?.transport?.close(CLOSE_LOST);
+    this.#probe = null;
+  }
+
+  /** Until the server has given the session to a WebSocket that is tried, it must keep what comes.
+   * @param {boolean} isHeld */
+  #hold(isHeld) {
+    const transport = this.#connection?.transport;
+    if (transport instanceof HttpTransport) transport.isHeld = isHeld;
   }
 
   /** @param {number} delay @param {() => void} callback */
@@ -522,7 +628,10 @@ export class Room extends TypedEventTarget {
 
   /** Checks the connection, or connects without further delay than the server has asked for. */
   #wake() {
-    if (this.#state === "open") return this.#ping();
+    if (this.#state === "open") {
+      this.#scheduleProbe(0);
+      return this.#ping();
+    }
     if (this.#connection || this.#frozen) return;
     const wait = this.#notBefore - performance.now();
     if (wait > 0) this.#startTimer(wait, () => this.#connect());
@@ -555,6 +664,7 @@ export class Room extends TypedEventTarget {
 
   /** @param {number} code @param {string} reason */
   #endConnection(code, reason) {
+    this.#endProbe();
     this.#connection?.transport?.close(code, reason);
     this.#connection = null;
     clearTimeout(this.#timer);
@@ -562,6 +672,7 @@ export class Room extends TypedEventTarget {
 
   /** @param {number} code @param {string} reason */
   #connectionLost(code, reason) {
+    this.#endProbe();
     this.#connection = null;
     this.#canSend = false;
     clearTimeout(this.#timer);
@@ -621,6 +732,7 @@ export class Room extends TypedEventTarget {
 
   /** @param {number} code @param {string} reason */
   #close(code, reason) {
+    this.#endProbe();
     this.#connection = null;
     this.#canSend = false;
     clearTimeout(this.#timer);
@@ -721,6 +833,7 @@ export class Room extends TypedEventTarget {
   #setOpen(resumed) {
     this.#openedAt = performance.now();
     this.#refusals = 0;
+    if (this.#connection?.viaHttp) this.#scheduleProbe(this.#probeDelay);
     this.#setState({ state: "open", resumed });
     this.#opening.resolve(this);
     // A listener may have left the room.
@@ -958,9 +1071,23 @@ export class Room extends TypedEventTarget {
   }
 }
 
-/** A connection to the server over a WebSocket. The room knows nothing else of it: any other way to the server has the
- * same members. Messages are text, or binary. */
+/** A connection, or an attempt. */
+class Connection {
+  /** @type {Transport | HttpTransport | null} */
+  transport = null;
+  isOpen = false;
+
+  /** @param {boolean} viaHttp whether it does without a WebSocket */
+  constructor(viaHttp) {
+    this.viaHttp = viaHttp;
+  }
+}
+
+/** A connection to the server over a WebSocket. The room knows nothing else of it: a connection without one has the same
+ * members. Messages are text, or binary. */
 class Transport {
+  /** @type {"websocket"} */
+  kind = "websocket";
   #socket;
 
   /** @param {WebSocketConstructor} WebSocket @param {string} url
@@ -990,6 +1117,228 @@ class Transport {
   close(code, reason) {
     this.#socket.close(code, reason);
   }
+}
+
+/** How long the first event of a stream, or a message of a WebSocket that is tried beside, may take, in ms: beyond,
+ * something on the way holds it back. */
+const PATIENCE_MS = 4000;
+/** How long an answer of long polling waits for messages, in seconds. */
+const POLL_SECONDS = 25;
+/** The most characters that one request sends, unless a single message has more. */
+const POST_LENGTH = 1 << 18;
+/** After so many characters of events the server is told what has come: it keeps them until then. */
+const TELL_LENGTH = 1 << 14;
+/** How often a request is sent whose answer does not come, and the pause between, in ms. */
+const [POST_ATTEMPTS, POST_PAUSE_MS] = [3, 1000];
+/** How often a connection that may not poll looks whether it may, in ms. */
+const HELD_MS = 100;
+
+/** Whether something on the way holds answers back. */
+let isHeldBack = false;
+
+/** A connection without a WebSocket, with the members of `Transport`: events or answers of long polling bring messages, and
+ * POST requests take them. */
+class HttpTransport {
+  /** @type {"events" | "polling"} */
+  kind = isHeldBack || !globalThis.EventSource ? "polling" : "events";
+  /** What the server has not taken in, in characters. */
+  bufferedAmount = 0;
+  #events;
+  #url;
+  #received;
+  #requests = new AbortController();
+  #isOpen = false;
+  /** How many characters have come since the server was told what has come. */
+  #untold = 0;
+  /** @type {string[]} Messages that are not taken in, a line each. */
+  #lines = [];
+  /** How many messages are taken in. */
+  #sent = 0;
+  /** @type {Promise<void> | null} */
+  #posting = null;
+  /** Whether the server must not learn what has come: another connection has told it before. */
+  isHeld = false;
+
+  /** @param {string} url as for a WebSocket @param {ConstructorParameters<typeof Transport>[2]} events */
+  constructor(url, events) {
+    this.#events = events;
+    this.#url = new URL(url.replace("ws", "http"));
+    this.#received = Number(this.#url.searchParams.get("received"));
+    this.#run().catch((error) => this.#end(CLOSE_FAILED, String(error)));
+  }
+
+  /** @param {string | Uint8Array} message */
+  send(message) {
+    // Line breaks in JSON are white space.
+    const line = typeof message === "string" ? message.replace(/[\r\n]/g, " ") : `"${toBase64(message)}"`;
+    this.#lines.push(line);
+    this.bufferedAmount += line.length;
+    this.#post();
+  }
+
+  /** Ends the connection, and the session unless the code is 4000.
+   * @param {number} code */
+  close(code) {
+    const isLeaving = code !== CLOSE_LOST && !this.#requests.signal.aborted && this.#url.searchParams.has("resume");
+    this.#requests.abort();
+    // The page may be going away.
+    const leave = () => fetch(this.#request({}), { method: "DELETE", keepalive: true });
+    if (isLeaving) this.#post().then(leave).catch(() => {});
+    else this.#lines = [];
+  }
+
+  /** Tells that the connection has ended.
+   * @param {number} code @param {string} reason */
+  #end(code, reason) {
+    if (this.#requests.signal.aborted) return;
+    this.#requests.abort();
+    this.#lines = [];
+    this.#events.closed(code, reason);
+  }
+
+  /** The URL of a request. A user's token is needed to join and to resume only.
+   * @param {Record<string, number>} query @param {boolean} [isUser] */
+  #request(query, isUser) {
+    const url = new URL(this.#url);
+    if (!isUser) url.searchParams.delete("token");
+    for (const [name, value] of Object.entries(query)) url.searchParams.set(name, String(value));
+    return url;
+  }
+
+  async #run() {
+    // The answer to this comes at once, also where answers are held back, and says why there is no session.
+    await this.#poll(0);
+    if (this.kind === "events") await this.#stream();
+    while (!this.#requests.signal.aborted) {
+      if (this.isHeld) await sleep(HELD_MS);
+      else await this.#poll(POLL_SECONDS);
+    }
+  }
+
+  /** @param {number} wait for messages, in s */
+  async #poll(wait) {
+    const response = await fetch(this.#request({ received: this.#received, wait }, true), {
+      headers: { accept: "application/json" },
+      cache: "no-store",
+      signal: this.#requests.signal,
+    });
+    const { ok, status, headers } = response;
+    if (!ok) {
+      // Other texts are a proxy's.
+      const isText = headers.get("content-type")?.startsWith("text/plain");
+      const reason = isText ? (await response.text()).trim() : `status ${status}`;
+      const seconds = Number(headers.get("retry-after"));
+      const isRefusal = [REFUSED_TOKEN, REFUSED_PERMISSION, REFUSED_RATE, REFUSED_FULL].includes(4000 + status);
+      const code = isRefusal ? 4000 + status : CLOSE_FAILED;
+      return this.#end(code, seconds ? `${reason} (retry in ${seconds * 1000} ms)` : reason);
+    }
+    const { session, messages, count, close } = await response.json();
+    if (session) {
+      this.#url.searchParams.set("resume", session.token);
+      this.#sent = 0;
+      this.#open();
+    }
+    for (const message of messages) this.#receive(message, JSON.stringify(message));
+    this.#received = count;
+    if (close) this.#end(close.code, close.reason);
+  }
+
+  /** Receives events until the connection ends, or the first comes too late. */
+  #stream() {
+    return new Promise((resolve) => {
+      const source = new EventSource(this.#request({ received: this.#received }, true));
+      const end = () => {
+        clearTimeout(timer);
+        source.close();
+        resolve(null);
+      };
+      const timer = setTimeout(() => {
+        isHeldBack = true;
+        this.kind = "polling";
+        end();
+      }, PATIENCE_MS);
+      this.#requests.signal.addEventListener("abort", end);
+      source.onerror = () => this.#end(CLOSE_FAILED, "the stream has ended");
+      source.onmessage = ({ data, lastEventId }) => {
+        clearTimeout(timer);
+        this.#received = Math.max(this.#received, Number(lastEventId));
+        this.#receive(JSON.parse(data), data);
+        this.#untold += data.length;
+        if (this.#untold > TELL_LENGTH) this.#post();
+      };
+      source.addEventListener("close", ({ data }) => {
+        const { code, reason } = JSON.parse(data);
+        this.#end(code, reason);
+      });
+    });
+  }
+
+  #open() {
+    if (!this.#isOpen) this.#events.opened();
+    this.#isOpen = true;
+  }
+
+  /** @param {any} message @param {string} text */
+  #receive(message, text) {
+    if (message.type === "resumed" && message.sender === "server") {
+      // The first of these is for the room: the others are of requests of this connection.
+      if (this.#isOpen) return;
+      this.#sent = message.data.received;
+      this.#open();
+    }
+    if (!this.#requests.signal.aborted) this.#events.received(typeof message === "string" ? fromBase64(message) : text);
+  }
+
+  /** Sends what waits, one request after the other. */
+  #post() {
+    return (this.#posting ??= this.#sendLines().finally(() => (this.#posting = null)));
+  }
+
+  async #sendLines() {
+    // What is sent in the same turn goes together.
+    await null;
+    for (let failures = 0; this.#lines.length || this.#untold > TELL_LENGTH; ) {
+      let count = 0;
+      for (let length = 0; count < this.#lines.length && (!count || length < POST_LENGTH); count += 1) {
+        length += this.#lines[count].length;
+      }
+      const query = { sent: this.#sent, ...(!this.isHeld && { received: this.#received }) };
+      this.#untold = 0;
+      let taken = 0;
+      try {
+        const body = this.#lines.slice(0, count).join("\n");
+        const response = await fetch(this.#request(query), { method: "POST", body });
+        taken = (await response.json()).received - this.#sent;
+        failures = 0;
+      } catch {
+        // The answer may be lost, or no JSON: the server takes nothing in twice.
+        failures += 1;
+        if (failures === POST_ATTEMPTS) return this.#end(CLOSE_FAILED, "messages cannot be sent");
+      }
+      for (const line of this.#lines.splice(0, Math.max(taken, 0))) {
+        this.#sent += 1;
+        this.bufferedAmount -= line.length;
+      }
+      if (count && taken <= 0) await sleep(POST_PAUSE_MS);
+    }
+  }
+}
+
+/** @param {number} delay in ms */
+function sleep(delay) {
+  return new Promise((resolve) => setTimeout(resolve, delay));
+}
+
+/** @param {Uint8Array} bytes */
+function toBase64(bytes) {
+  let text = "";
+  for (const byte of bytes) text += String.fromCharCode(byte);
+  return btoa(text);
+}
+
+/** @param {string} text */
+function fromBase64(text) {
+  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer;
 }
 
 /** The mesh of a room.
@@ -2293,7 +2642,7 @@ export async function check(url, { token, signal, onStep } = {}) {
   const connect = function (address, protocol) {
     return (socket = new WebSocket(address, protocol));
   };
-  const room = join(checkRoom(token), { url, token, WebSocket: /** @type {any} */ (connect) });
+  const room = join(checkRoom(token), { url, token, fallback: false, WebSocket: /** @type {any} */ (connect) });
   signal?.addEventListener("abort", end);
   /** @type {CheckStep[]} */
   const steps = [];

@@ -25,6 +25,7 @@
 //! | `client_mesh_repairs` | the `Mesh` when signals, TURN, or the server fail |
 //! | `client_relay` | the `Mesh` that relays through the room |
 //! | `check` | the client module's check of the connection, and the page's panel for it |
+//! | `fallback` | the client module and the page where no WebSocket gets through |
 //! | `client_outcome` | what the `Mesh` tells the server about its connections |
 //! | `peerjs` | the client of PeerJS |
 //! | `topics` | y-webrtc and trystero |
@@ -56,6 +57,7 @@ mod deployment;
 mod devtools;
 mod dialects;
 mod driver;
+mod fallback;
 mod file_transfer;
 mod history;
 mod life_cycle;

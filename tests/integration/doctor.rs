@@ -205,17 +205,19 @@ impl Middle {
         let server = socket.connect(server).await.ok()?;
         let (mut from_server, mut to_server) = server.into_split();
         to_server.write_all(request.as_bytes()).await.ok()?;
-        let response = (rule.response)(read_head(&mut from_server).await?);
-        to_client.write_all(response.as_bytes()).await.ok()?;
-        if response.contains(" 101 ") {
-            // How late the answer may come is what is tested.
-            let late = take(&mut *late.lock().unwrap());
-            sleep(late).await;
-        }
         let up = async { copy(&mut from_client, &mut to_server).await.map(drop).ok() };
-        let lasts = response.contains(" 101 ") || response.contains("text/event-stream");
-        let collects = if lasts { rule.collects } else { 1 };
-        let down = collect(&mut from_server, &mut to_client, collects, rule.cut_after);
+        let down = async {
+            let response = (rule.response)(read_head(&mut from_server).await?);
+            to_client.write_all(response.as_bytes()).await.ok()?;
+            if response.contains(" 101 ") {
+                // How late the answer may come is what is tested.
+                let late = take(&mut *late.lock().unwrap());
+                sleep(late).await;
+            }
+            let lasts = response.contains(" 101 ") || response.contains("text/event-stream");
+            let collects = if lasts { rule.collects } else { 1 };
+            collect(&mut from_server, &mut to_client, collects, rule.cut_after).await
+        };
         tokio::select! {
             _ = up => None,
             _ = down => match rule.stalls {
@@ -349,6 +351,7 @@ async fn a_healthy_server_gets_a_line_for_each_step_and_exit_code_0() {
         "✓ forged address: ",
         "✓ clock: ",
         "– ice: skipped: ",
+        "✓ without WebSocket: ",
         "✓ operators' URLs: ",
     ];
     for (line, step) in text.lines().zip(steps) {
@@ -508,9 +511,9 @@ async fn a_proxy_that_buffers_is_named() {
         },
     )
     .await;
-    examine(middle.address)
-        .await
-        .expect_only("upgrade", "a proxy buffers");
+    let diagnosis = examine(middle.address).await;
+    diagnosis.expect_only("upgrade", "a proxy buffers");
+    diagnosis.expect("without WebSocket", "warning", "events are held back");
 }
 
 #[tokio::test]
@@ -661,8 +664,8 @@ async fn a_token_is_used_and_one_that_is_refused_is_named() {
     let token = sign(&["--room", "tea"]).await;
     let diagnosis = examine_with(&url, &["--token", &token], &[]).await;
     diagnosis.expect_healthy();
-    diagnosis.expect("hello", "ok", "others there see two sessions");
-    for kind in ["new", "new", "close", "close"] {
+    diagnosis.expect("hello", "ok", "others there see three sessions");
+    for kind in ["new", "new", "close", "close", "new", "close"] {
         assert_eq!(watcher.next().await["type"], kind);
     }
     watcher.expect_quiet().await;
