@@ -75,8 +75,8 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A module, style sheet or page without indentation, without the comments that begin a line, those of `//` and the blocks of
-/// `/*`, and without the types in a line. Every line keeps its number. A string must not have several lines.
+/// A file without indentation, without the comments that begin a line, those of `//` and the blocks of `/*`, and
+/// without the types in a line. Every line keeps its number. A string must not have several lines.
 fn condensed(file: &str) -> String {
     let mut text = String::new();
     let mut in_block = false;

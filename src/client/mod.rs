@@ -2,10 +2,10 @@
 //! `client`).
 //!
 //! [`Join`] describes how to join, and [`Join::open`] returns two halves: a [`Room`] sends, [`Events`] is what happens,
-//! as a [`Stream`](futures_util::Stream). Both belong to a task that connects, and connects again after a growing random
-//! delay, or the delay that the server asks for. It resumes the session: nothing is lost, doubled or reordered, in
-//! either direction, and the room notices nothing. If the session is gone after all, [`Opened`] says so: the session has
-//! another id, and `lost` is what was sent without a receipt and may not have arrived.
+//! as a [`Stream`](futures_util::Stream). Both belong to a task that connects, and connects again after a growing
+//! random delay, or the delay that the server asks for. It resumes the session: nothing is lost, doubled or reordered,
+//! in either direction, and the room notices nothing. If the session is gone after all, [`Opened`] says so: the session
+//! has another id, and `lost` is what was sent without a receipt and may not have arrived.
 //!
 //! ```
 //! use anteroom::{Config, Server, client::{Event, Join}};

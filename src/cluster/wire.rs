@@ -1,9 +1,9 @@
 //! The messages between nodes and their encoding: versioned, bounded, checked. No I/O.
 //!
 //! A message is a line of JSON. If it carries the JSON of a client or a backend, that text follows after the
-//! line; a binary message has the form of [`to_json`](crate::protocol::to_json). A node ignores fields and messages that it does not know, so that nodes of different versions can
-//! run side by side during an upgrade: from version 2 on, nothing is changed that all nodes must understand.
-//! New versions only add to it.
+//! line; a binary message has the form of [`to_json`](crate::protocol::to_json). A node ignores fields and messages
+//! that it does not know, so that nodes of different versions can run side by side during an upgrade: from version 2
+//! on, nothing is changed that all nodes must understand. New versions only add to it.
 
 use std::{
     fmt::{self, Display},
@@ -193,8 +193,8 @@ pub(crate) enum Direct {
     Members(SnapshotChunk),
     /// The sender is in none of these rooms.
     Absent(Vec<RoomName>),
-    /// The sender has applied the receiver's messages about this room up to this number, when its own last message about
-    /// the room was `last`.
+    /// The sender has applied the receiver's messages about this room up to this number, when its own last message
+    /// about the room was `last`.
     Seen {
         room: RoomName,
         number: u64,
@@ -381,8 +381,8 @@ pub(crate) struct Claim {
     pub(crate) name: Arc<str>,
     /// What proves that another session is of the same client.
     pub(crate) secret: TokenHash,
-    /// When the name was first claimed by a session from which this one has taken it over, in milliseconds since 1970; its
-    /// own time if there is none.
+    /// When the name was first claimed by a session from which this one has taken it over, in milliseconds since 1970;
+    /// its own time if there is none.
     pub(crate) first: u64,
     /// When this session claimed it, later than all claims that its node knew.
     pub(crate) time: u64,

@@ -265,8 +265,8 @@ mod tests {
 
     const MOST: usize = 8;
 
-    /// Takes in what waits, with a pause after each of the first `pauses` messages; returns the messages, or why nothing
-    /// more can be read.
+    /// Takes in what waits, with a pause after each of the first `pauses` messages; returns the messages, or why
+    /// nothing more can be read.
     fn take_in(inlet: &Inlet, mut pauses: usize) -> Result<Vec<String>, Stop<String>> {
         let mut taken = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    queue::{Channel, Command, FlushError, State},
+    queue::{Channel, Command, FlushError, Queue, State},
     replay_buffer::ReplayBuffer,
     sender::Sender,
 };
@@ -69,15 +69,16 @@ impl Outbox {
         if self.0.push(&mut queue, frame).is_err() {
             return false;
         }
-        let replay = ReplayBuffer::new(self.0.limit, queue.messages);
-        queue.replay = Some(Box::new(replay));
-        queue.outlives_connection = true;
+        self.keep_in(&mut queue);
         true
     }
 
     /// Makes the session resumable from its first message.
     pub(crate) fn keep(&self) {
-        let mut queue = self.0.queue.lock();
+        self.keep_in(&mut self.0.queue.lock());
+    }
+
+    fn keep_in(&self, queue: &mut Queue) {
         let replay = ReplayBuffer::new(self.0.limit, queue.messages);
         queue.replay = Some(Box::new(replay));
         queue.outlives_connection = true;

@@ -167,8 +167,8 @@ impl JoinGuard {
         self.reservation.room.marked(name)
     }
 
-    /// How many sessions hold the session's name with the same secret, up to this one in the order of joining. `None` if
-    /// another secret has the name.
+    /// How many sessions hold the session's name with the same secret, up to this one in the order of joining. `None`
+    /// if another secret has the name.
     pub(crate) fn rank(&self) -> Option<usize> {
         self.reservation.room.rank(self.id)
     }

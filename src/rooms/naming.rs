@@ -363,8 +363,8 @@ impl Room {
         }
     }
 
-    /// Removes the messages to a name that have waited in vain, and tells their authors. Returns how many these are, and
-    /// the deadline of the next message.
+    /// Removes the messages to a name that have waited in vain, and tells their authors. Returns how many these are,
+    /// and the deadline of the next message.
     fn expire(&self, name: &str, flush_set: &mut FlushSet) -> (usize, Option<Instant>) {
         let mut members = self.members.write();
         let Some(names) = &mut members.names else {

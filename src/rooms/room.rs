@@ -170,9 +170,9 @@ impl Room {
         Some(Said::now(from, frame))
     }
 
-    /// Has a message to all stored, which has this number among the events of this node in a cluster; `None` if the room
-    /// keeps no history. A session that joins, which needs the members for itself, comes before the message or after
-    /// it.
+    /// Has a message to all stored, which has this number among the events of this node in a cluster; `None` if the
+    /// room keeps no history. A session that joins, which needs the members for itself, comes before the message or
+    /// after it.
     fn keep(
         &self,
         members: &Members,

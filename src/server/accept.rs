@@ -43,7 +43,8 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// The shortest time between two warnings that connections cannot be accepted.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// The longest life of a connection that is not upgraded and has no answer that lasts. Sessions have limits of their own.
+/// The longest life of a connection that is not upgraded and has no answer that lasts. Sessions have limits of their
+/// own.
 const HTTP_LIFETIME: Duration = Duration::from_secs(300);
 
 /// How many bytes beyond `--max-header-bytes` are still read, so that the 431 can say what is wrong:

@@ -30,8 +30,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(800);
 
-/// The most bytes of messages that go to another node at once, unless a single one has more. In base64, they are as long
-/// as other parts.
+/// The most bytes of messages that go to another node at once, unless a single one has more. In base64, they are as
+/// long as other parts.
 const FORWARDED_BYTES: usize = PART_BYTES / 4 * 3;
 
 /// What a client asks for.

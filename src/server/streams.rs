@@ -1,4 +1,4 @@
-//! Sessions without a WebSocket: messages go down in the answer to a GET request, and up in the bodies of POST requests.
+//! Sessions without a WebSocket: messages go down in the answer to a GET request, and up in POST requests.
 
 use std::{sync::Arc, time::Duration};
 

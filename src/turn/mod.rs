@@ -5,8 +5,8 @@
 //! The state is bounded by the quotas of sessions and addresses, by the open files and by the ports. A datagram without
 //! credentials leaves no state at all.
 //!
-//! The crates `stun-types` and `turn-types` read and write the messages. The allocations are the server's own, because no
-//! library bounds and refuses what it must: `turn` 0.17 keeps a nonce for each request of a forged address, has no
+//! The crates `stun-types` and `turn-types` read and write the messages. The allocations are the server's own, because
+//! no library bounds and refuses what it must: `turn` 0.17 keeps a nonce for each request of a forged address, has no
 //! quota and no TCP, and reaches every peer; `turn-server` 4.1 relays only between its own clients, and accepts any
 //! nonce.
 

@@ -30,8 +30,8 @@ impl RelayPorts {
         self.ports.len()
     }
 
-    /// The ports in an order that is chosen at random (RFC 8656, section 7.2), as relayed addresses of `address`; only even
-    /// ones if `is_even`.
+    /// The ports in an order that is chosen at random (RFC 8656, section 7.2), as relayed addresses of `address`; only
+    /// even ones if `is_even`.
     pub(super) fn shuffled(
         &self,
         address: IpAddr,

@@ -226,8 +226,8 @@ impl Request<'_> {
         reply::success(self.message, &[&relayed, &lifetime, &mapped], Some(key))
     }
 
-    /// The address at which the relay is to be reached. Without a wish of the client that is IPv4, if the server has such
-    /// an address.
+    /// The address at which the relay is to be reached. Without a wish of the client that is IPv4, if the server has
+    /// such an address.
     fn relayed_address(&self) -> Result<IpAddr, Refusal> {
         let addresses = &self.state.options.addresses;
         let of = |is_ipv4| addresses.iter().find(|it| it.is_ipv4() == is_ipv4);

@@ -41,7 +41,8 @@ pub(super) const CHANNEL_HEADER: usize = 4;
 /// The bytes of the longest UDP datagram.
 const MAX_DATAGRAM: usize = 1 << 16;
 
-/// The most bytes of data that are relayed at once, so that they and the attributes around them fit into a STUN message.
+/// The most bytes of data that are relayed at once, so that they and the attributes around them fit into a STUN
+/// message.
 const MAX_DATA: usize = 65_000;
 
 /// What a datagram costs beside its data, in bytes: about its headers.

@@ -1350,8 +1350,8 @@ pub async fn haproxy(name: &str, port: u16, frontend: &str, server: SocketAddr) 
 
 #[tokio::test]
 async fn the_doctor_leaves_its_sessions_where_a_step_fails() {
-    // The session cannot be resumed, while a second one is in the room. A session that is not left stays longer than the
-    // test waits.
+    // The session cannot be resumed, while a second one is in the room. A session that is not left stays longer than
+    // the test waits.
     let server = TestServer::with(|config| config.liveness.resume_seconds = 300).await;
     let lose = |head: String| match head.contains("?resume=") {
         true => head.replacen("GET /room/", "GET /lost/", 1),

@@ -642,6 +642,32 @@ async fn a_stream_over_its_rate_is_taken_in_more_slowly_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_stream_over_its_rate_leaves_after_what_it_has_said() {
+    let server = TestServer::with(|config| {
+        config.limits.messages_per_second = NonZeroU32::new(10);
+    })
+    .await;
+    let mut alice = Client::join(&server, "tea").await;
+    let bob = EventStream::join(server.address, "tea").await;
+    alice.expect_new(&bob.id).await;
+    const COUNT: u64 = 30;
+    let line = json!({"type": "x", "receiver": "all"}).to_string() + "\n";
+    let lines = line.repeat(COUNT as usize);
+    let target = bob.target();
+    let leave = async {
+        assert_eq!(alice.next().await["type"], "x");
+        let left = request(server.address, "DELETE", &target, "", b"").await;
+        assert_eq!(left.status, 204, "{left:?}");
+        for _ in 1..COUNT {
+            assert_eq!(alice.next().await["type"], "x");
+        }
+        alice.expect_left(&bob.id).await;
+    };
+    let (answer, ()) = tokio::join!(bob.post(1, lines.as_bytes()), leave);
+    assert_eq!(answer.json(), json!({"received": COUNT + 1}));
+}
+
+#[tokio::test]
 async fn pages_of_allowed_origins_alone_may_open_read_and_post() {
     let server = TestServer::with(|config| {
         config.access.allow_origin = vec!["https://app.example".parse().unwrap()];
@@ -854,6 +880,27 @@ mod in_a_cluster {
         for node in &nodes {
             let answer = bob.post_to(node.address, COUNT + 3, b"{}").await;
             assert_eq!(answer.status, 404, "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs nats-server: tests/run starts this test"]
+    async fn a_long_request_goes_to_another_node_in_parts() {
+        let nats = Nats::start().await;
+        let nodes: [TestServer; 2] = nats.nodes().await;
+        let mut alice = Client::join(&nodes[0], "tea").await;
+        let bob = EventStream::join(nodes[1].address, "tea").await;
+        alice.expect_new(&bob.id).await;
+        // NATS takes no message over a MiB, and the lines are in base64 there.
+        const COUNT: usize = 40;
+        let data = "x".repeat(25_000);
+        let line = |number| json!({"type": "x", "receiver": "all", "data": [number, data]});
+        let lines: String = (0..COUNT).map(|it| format!("{}\n", line(it))).collect();
+        assert!((900_000..1 << 20).contains(&lines.len()));
+        let answer = bob.post_to(nodes[0].address, 1, lines.as_bytes()).await;
+        assert_eq!(answer.json(), json!({"received": COUNT + 1}));
+        for number in 0..COUNT {
+            assert_eq!(alice.next().await["data"][0], number);
         }
     }
 

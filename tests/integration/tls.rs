@@ -4,7 +4,10 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serde_json::json;
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
@@ -159,6 +162,35 @@ async fn sessions_over_tls_1_2_and_1_3_share_a_room() {
     let id = b.id.clone();
     b.leave().await;
     clients[0].expect_left(&id).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_stream_of_events_is_noticed_at_once() {
+    let authority = Authority::new();
+    let files = Files::new("events", authority.issue("one.test"));
+    let server = TestServer::with(|config| {
+        config.serving.tls_cert = Some(files.cert.path());
+        config.serving.tls_key = Some(files.key.path());
+        // Nothing else tells it in time.
+        config.liveness.ping_seconds = 3600;
+    })
+    .await;
+    for says_goodbye in [true, false] {
+        let mut stream = connect(&authority.connector(&[&TLS13]), server.address)
+            .await
+            .unwrap();
+        let head = "GET /room/tea HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        let before = server.count("anteroom_sessions_suspended");
+        if says_goodbye {
+            stream.shutdown().await.unwrap();
+        }
+        drop(stream);
+        server.expect_suspended(before + 1).await;
+    }
 }
 
 #[tokio::test]

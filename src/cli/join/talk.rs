@@ -115,8 +115,8 @@ impl Talk {
         Ok(())
     }
 
-    /// Whether lines are obeyed. Those of a pipe wait until it is known who is there; somebody at a terminal may want to
-    /// leave before.
+    /// Whether lines are obeyed. Those of a pipe wait until it is known who is there; somebody at a terminal may want
+    /// to leave before.
     fn hears(&self) -> bool {
         self.was_open || self.is_interactive
     }

@@ -50,8 +50,8 @@ pub(super) async fn bind(link: &mut Link) -> io::Result<SocketAddr> {
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// Waits for the answer to a request. `received` is what came of it so far: over UDP a packet is a message, over a stream
-/// a message may come in parts.
+/// Waits for the answer to a request. `received` is what came of it so far: over UDP a packet is a message, over a
+/// stream a message may come in parts.
 async fn answer(
     link: &mut Link,
     transaction: TransactionId,

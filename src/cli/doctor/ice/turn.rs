@@ -83,8 +83,8 @@ pub(super) async fn check(url: &IceUrl, credentials: &Credentials<'_>) -> Result
 }
 
 /// Sends packets between two allocations, and between one and a socket of this machine. The first alone proves little:
-/// such a packet need not leave the server. The second alone proves that the relay works: a relay may have a quota of one
-/// allocation, may refuse its own address, or may not reach it through a NAT.
+/// such a packet need not leave the server. The second alone proves that the relay works: a relay may have a quota of
+/// one allocation, may refuse its own address, or may not reach it through a NAT.
 async fn relay(
     url: &IceUrl,
     first: &mut Allocation,
