@@ -6,6 +6,7 @@ mod cli;
 
 use std::{
     io::{self, Write},
+    net::TcpListener,
     process::{ExitCode, exit},
     thread::available_parallelism,
 };
@@ -13,6 +14,7 @@ use std::{
 use anteroom::{Config, Server};
 use clap::Parser;
 use log::warn;
+use sd_notify::NotifyState;
 #[cfg(feature = "jemalloc")]
 use tikv_jemallocator::Jemalloc;
 use tokio::{
@@ -21,7 +23,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::cli::{Command, Failure, Options};
+use crate::cli::{Command, Failure, Options, systemd};
 
 /// Connections come in crowds, and each needs memory for its handshake that must be reusable
 /// afterwards. With glibc's allocator an idle session takes a fifth more memory.
@@ -52,6 +54,8 @@ fn start() -> Result<ExitCode, Failure> {
         Some(Command::Join(options)) => return cli::join::run(options),
         #[cfg(feature = "tokens")]
         Some(Command::Token(request)) => print(&cli::token::sign(&request)?),
+        Some(Command::Completions { shell }) => cli::manual::print_completions(shell)?,
+        Some(Command::Man) => cli::manual::print_page()?,
         None => serve(options.config)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -64,9 +68,10 @@ fn serve(config: Config) -> Result<(), Failure> {
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         warn!("cannot raise the open-file limit: {error}");
     }
+    let listener = systemd::listener().map_err(Failure::other)?;
     let runtime =
         runtime().map_err(|error| Failure::other(format!("cannot start the threads: {error}")))?;
-    let result = runtime.block_on(run(config));
+    let result = runtime.block_on(run(config, listener));
     // A file system that does not answer must not hold up the exit.
     runtime.shutdown_background();
     result.map_err(Failure::other)
@@ -81,7 +86,7 @@ fn runtime() -> io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-async fn run(config: Config) -> io::Result<()> {
+async fn run(config: Config, listener: Option<TcpListener>) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut stop_signal = async || {
@@ -90,7 +95,10 @@ async fn run(config: Config) -> io::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let server = Server::bind(config)?;
+    let server = match listener {
+        Some(listener) => Server::on(listener, config)?,
+        None => Server::bind(config)?,
+    };
     if let Some(reload) = server.reloader() {
         let mut hangup = signal(SignalKind::hangup())?;
         tokio::spawn(async move {
@@ -108,10 +116,12 @@ async fn run(config: Config) -> io::Result<()> {
     if let Some(address) = server.turn_addr() {
         print(&format!("the TURN server is on {address}, UDP and TCP"));
     }
+    systemd::tell(NotifyState::Ready);
 
     let (stop, stopping) = oneshot::channel();
     let signals = async {
         stop_signal().await;
+        systemd::tell(NotifyState::Stopping);
         let _ = stop.send(());
         stop_signal().await;
     };

@@ -5,10 +5,12 @@ pub(crate) mod doctor;
 mod failure;
 pub(crate) mod join;
 mod logging;
+pub(crate) mod manual;
 mod options;
 mod printable;
 mod room_address;
 mod signals;
+pub(crate) mod systemd;
 #[cfg(feature = "tokens")]
 pub(crate) mod token;
 mod usage_error;

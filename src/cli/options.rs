@@ -4,6 +4,7 @@ use anteroom::Config;
 #[cfg(feature = "tokens")]
 use anteroom::TokenRequest;
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 
 use super::{bench::BenchOptions, doctor::DoctorOptions, join::JoinOptions};
 
@@ -33,4 +34,11 @@ pub(crate) enum Command {
     /// Print a token, for development
     #[cfg(feature = "tokens")]
     Token(TokenRequest),
+    /// Print a script that completes this program's commands and options in a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, for man(1)
+    Man,
 }

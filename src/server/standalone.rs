@@ -37,11 +37,26 @@ impl Server {
     ///
     /// Outside a tokio runtime.
     pub fn bind(config: Config) -> io::Result<Server> {
-        let bind = |address| {
-            accept::bind(address)
-                .map_err(|error| with_context(error, format!("cannot listen on {address}")))
-        };
         let listener = bind(config.serving.listen)?;
+        Server::with(listener, config)
+    }
+
+    /// Like [`bind`](Server::bind), on a socket that is bound and listens already, as those that systemd opens for a
+    /// service. The address in [`Serving::listen`](crate::config::Serving::listen) is not used.
+    ///
+    /// # Errors
+    ///
+    /// As for [`bind`](Server::bind), and the error of the operating system if the socket cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn on(listener: std::net::TcpListener, config: Config) -> io::Result<Server> {
+        listener.set_nonblocking(true)?;
+        Server::with(TcpListener::from_std(listener)?, config)
+    }
+
+    fn with(listener: TcpListener, config: Config) -> io::Result<Server> {
         let admin = config.admin.listen.map(bind).transpose()?;
         let tls = Tls::new(&config.serving)?.map(Arc::new);
         Ok(Server {
@@ -163,4 +178,10 @@ impl Server {
         admin_service.tasks.close();
         admin_service.tasks.wait().await;
     }
+}
+
+/// Binds an address.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    accept::bind(address)
+        .map_err(|error| with_context(error, format!("cannot listen on {address}")))
 }

@@ -136,6 +136,14 @@ mod shutdown;
 mod state;
 mod streams;
 mod support;
+#[cfg(all(
+    feature = "cli",
+    feature = "cluster",
+    feature = "tls",
+    feature = "tokens",
+    feature = "turn"
+))]
+mod systemd;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tls"))]
 mod tls;
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
