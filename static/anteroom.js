@@ -22,6 +22,8 @@ const MIN_ATTEMPT_MS = 2000;
 const STABLE_AFTER_MS = 10_000;
 /** How long a room does without a WebSocket before it tries one again, in ms: at first, and at most. */
 const [FIRST_PROBE_MS, MAX_PROBE_MS] = [15_000, 600_000];
+/** How long a WebSocket that is tried may take, in ms: nothing is polled meanwhile. */
+const PROBE_MS = 2000;
 /** How long an overdue pong is accepted, in ms: a frozen page runs its timers before it reads messages. */
 const LATE_PONG_MS = 50;
 /** The limit of queued and unacknowledged messages, and of messages before the roster, in bytes. */
@@ -42,6 +44,7 @@ const [CLOSE_NORMAL, CLOSE_FAILED, CLOSE_NOT_ALLOWED, CLOSE_RESTART] = [1000, 10
 const CLOSE_LOST = 4000;
 const [REFUSED_TOKEN, REFUSED_PERMISSION, REFUSED_RATE, REFUSED_FULL] = [4401, 4403, 4429, 4503];
 /** The server's close reasons that the client acts on. */
+const RESUMED = /^\{"type":"resumed","sender":"server"/;
 const [TAKEN_OVER, TOKEN_REJECTED, RETRY_DELAY] = [/^resumed/, /^the token/, /retry in (\d+) ms/];
 
 /** Another session in the room: its id, the public data of its token or `null`, whether it joined after this
@@ -174,6 +177,8 @@ export function join(room, options) {
 export class Room extends TypedEventTarget {
   #url;
   #accessToken;
+  /** @type {string | undefined} The token of the session. */
+  #token;
   #idleTimeout;
   #timeout;
   #WebSocket;
@@ -343,6 +348,12 @@ export class Room extends TypedEventTarget {
       this.#flush();
     });
     receipt.catch(() => {}).then(() => signal?.removeEventListener("abort", withdraw));
+    if (receiver === "server" && type === "token") {
+      receipt.then(() => {
+        this.#token = String(data);
+        if (typeof this.#accessToken === "string") this.#accessToken = this.#token;
+      }, () => {});
+    }
     return receipt;
   }
 
@@ -476,7 +487,8 @@ export class Room extends TypedEventTarget {
     const connection = (this.#connection = new Connection(this.#viaHttp));
     const limit = Math.max(MIN_ATTEMPT_MS, this.#windowShare());
     this.#startTimer(Math.min(limit, this.#timeout), () => {
-      this.#chooseWay();
+      // A token may be what has not come in time.
+      if (connection.transport) this.#chooseWay();
       this.#drop("no answer in time");
     });
     try {
@@ -496,6 +508,7 @@ export class Room extends TypedEventTarget {
     const url = new URL(this.#url);
     const token = await (typeof this.#accessToken === "function" ? this.#accessToken() : this.#accessToken);
     if (!isWanted()) return;
+    this.#token = token;
     const told = this.#received;
     if (this.#resumeToken) url.search = `resume=${this.#resumeToken}&received=${told}`;
     if (token) url.searchParams.append("token", token);
@@ -511,6 +524,8 @@ export class Room extends TypedEventTarget {
       },
       received: (data) => {
         if (connection === this.#probe) {
+          // Another server may answer, which does not know the session.
+          if (!RESUMED.test(String(data))) return this.#probeFailed(false);
           this.#probe = null;
           clearTimeout(this.#probeTimer);
           this.#connection?.transport?.close(CLOSE_LOST);
@@ -523,14 +538,15 @@ export class Room extends TypedEventTarget {
         this.#receive(data);
       },
       closed: (code, reason) => {
-        if (connection === this.#probe) return this.#probeFailed();
+        if (connection === this.#probe) return this.#probeFailed(connection.isOpen && code < REFUSED_TOKEN);
+        if (connection !== this.#connection) return;
         // A WebSocket that is tried may have taken the session over already.
-        const isSucceeded = this.#probe && (this.#probe.isOpen || TAKEN_OVER.test(reason));
-        if (connection === this.#connection && !isSucceeded) this.#attemptFailed(code, reason);
+        if (this.#probe && (this.#probe.isOpen || TAKEN_OVER.test(reason))) connection.isOpen = false;
+        else this.#attemptFailed(code, reason);
       },
     };
     connection.transport = connection.viaHttp
-      ? new HttpTransport(url.href, events)
+      ? new HttpTransport(url.href, events, () => this.#token)
       : new Transport(this.#WebSocket, url.href, events);
   }
 
@@ -550,27 +566,27 @@ export class Room extends TypedEventTarget {
     this.#viaHttp = this.#fallback && isHopeless && !this.#viaHttp;
   }
 
-  /** Tries a WebSocket beside a connection without one, and goes on with it once it brings a message.
+  /** Tries a WebSocket beside a connection without one, and goes on with it once it has the session.
    * @param {number} delay in ms */
   #scheduleProbe(delay) {
+    if (this.#probe) return;
     clearTimeout(this.#probeTimer);
     this.#probeTimer = setTimeout(() => {
-      if (this.#probe || this.#state !== "open" || !this.#resumeToken || !this.#connection?.viaHttp) return;
-      this.#probe = new Connection(false);
+      if (this.#state !== "open" || !this.#resumeToken || !this.#connection?.viaHttp) return;
+      const probe = (this.#probe = new Connection(false));
       this.#hold(true);
-      this.#probeTimer = setTimeout(() => this.#probeFailed(), PATIENCE_MS);
-      this.#start(this.#probe).catch(() => this.#probeFailed());
+      this.#probeTimer = setTimeout(() => this.#probeFailed(probe.isOpen), PROBE_MS);
+      this.#start(probe).catch(() => probe === this.#probe && this.#probeFailed(false));
     }, delay);
   }
 
-  #probeFailed() {
-    const isOpen = this.#probe?.isOpen;
+  /** @param {boolean} mayBeTaken whether the server may have given the session to the WebSocket all the same */
+  #probeFailed(mayBeTaken) {
     this.#endProbe();
     this.#hold(false);
     this.#probeDelay = Math.min(2 * this.#probeDelay, MAX_PROBE_MS);
     this.#scheduleProbe(this.#probeDelay);
-    // The server may have given the session to it all the same.
-    if (isOpen) this.#drop("no answer in time");
+    if (mayBeTaken || !this.#connection?.isOpen) this.#drop("no answer in time");
   }
 
   /** Gives up on a WebSocket that is tried. */
@@ -1119,13 +1135,13 @@ class Transport {
   }
 }
 
-/** How long the first event of a stream, or a message of a WebSocket that is tried beside, may take, in ms: beyond,
- * something on the way holds it back. */
-const PATIENCE_MS = 4000;
+/** How long the first event of a stream may take, in ms: beyond, something on the way holds answers back. How long rooms
+ * poll then, in ms. */
+const [PATIENCE_MS, HELD_BACK_MS] = [4000, 600_000];
 /** How long an answer of long polling waits for messages, in seconds. */
 const POLL_SECONDS = 25;
-/** The most characters that one request sends, unless a single message has more. */
-const POST_LENGTH = 1 << 18;
+/** The most characters that one request sends, unless a single message has more, and that a page sends as it goes. */
+const [POST_LENGTH, KEEPALIVE_LENGTH] = [1 << 18, 1 << 14];
 /** After so many characters of events the server is told what has come: it keeps them until then. */
 const TELL_LENGTH = 1 << 14;
 /** How often a request is sent whose answer does not come, and the pause between, in ms. */
@@ -1133,20 +1149,24 @@ const [POST_ATTEMPTS, POST_PAUSE_MS] = [3, 1000];
 /** How often a connection that may not poll looks whether it may, in ms. */
 const HELD_MS = 100;
 
-/** Whether something on the way holds answers back. */
-let isHeldBack = false;
+/** Until when rooms poll, because something on the way holds answers back. */
+let heldBackUntil = -Infinity;
 
 /** A connection without a WebSocket, with the members of `Transport`: events or answers of long polling bring messages, and
- * POST requests take them. */
+ * POST requests take them. It has one session, and begins nothing after its end. */
 class HttpTransport {
   /** @type {"events" | "polling"} */
-  kind = isHeldBack || !globalThis.EventSource ? "polling" : "events";
+  kind = performance.now() < heldBackUntil || !globalThis.EventSource ? "polling" : "events";
   /** What the server has not taken in, in characters. */
   bufferedAmount = 0;
+  /** Whether the server must not learn what has come: another connection has told it before. */
+  isHeld = false;
   #events;
+  #getToken;
   #url;
   #received;
-  #requests = new AbortController();
+  /** Ends the connection. */
+  #end = new AbortController();
   #isOpen = false;
   /** How many characters have come since the server was told what has come. */
   #untold = 0;
@@ -1154,23 +1174,23 @@ class HttpTransport {
   #lines = [];
   /** How many messages are taken in. */
   #sent = 0;
-  /** @type {Promise<void> | null} */
-  #posting = null;
-  /** Whether the server must not learn what has come: another connection has told it before. */
-  isHeld = false;
+  #isPosting = false;
 
-  /** @param {string} url as for a WebSocket @param {ConstructorParameters<typeof Transport>[2]} events */
-  constructor(url, events) {
+  /** @param {string} url as for a WebSocket @param {ConstructorParameters<typeof Transport>[2]} events
+   * @param {() => string | undefined} getToken of the user, for each request that resumes the session */
+  constructor(url, events, getToken) {
     this.#events = events;
+    this.#getToken = getToken;
     this.#url = new URL(url.replace("ws", "http"));
     this.#received = Number(this.#url.searchParams.get("received"));
-    this.#run().catch((error) => this.#end(CLOSE_FAILED, String(error)));
+    this.#run().catch((error) => this.#fail(CLOSE_FAILED, String(error)));
   }
 
   /** @param {string | Uint8Array} message */
   send(message) {
-    // Line breaks in JSON are white space.
-    const line = typeof message === "string" ? message.replace(/[\r\n]/g, " ") : `"${toBase64(message)}"`;
+    // Line breaks in JSON are white space. A line without JSON is no message for the server, but `null` is a wrong one.
+    const text = typeof message === "string" ? message.replace(/[\r\n]/g, " ").trim() : `"${toBase64(message)}"`;
+    const line = text || "null";
     this.#lines.push(line);
     this.bufferedAmount += line.length;
     this.#post();
@@ -1179,37 +1199,51 @@ class HttpTransport {
   /** Ends the connection, and the session unless the code is 4000.
    * @param {number} code */
   close(code) {
-    const isLeaving = code !== CLOSE_LOST && !this.#requests.signal.aborted && this.#url.searchParams.has("resume");
-    this.#requests.abort();
+    const isLeaving = code !== CLOSE_LOST && !this.#hasEnded && this.#url.searchParams.has("resume");
+    this.#end.abort();
+    const body = this.#lines.join("\n");
+    this.#lines = [];
+    if (!isLeaving) return;
     // The page may be going away.
-    const leave = () => fetch(this.#request({}), { method: "DELETE", keepalive: true });
-    if (isLeaving) this.#post().then(leave).catch(() => {});
-    else this.#lines = [];
+    const keepalive = body.length < KEEPALIVE_LENGTH;
+    const last = body ? fetch(this.#request({ sent: this.#sent, leave: 1 }), { method: "POST", body, keepalive })
+      : fetch(this.#request({}), { method: "DELETE", keepalive });
+    last.catch(() => {});
+  }
+
+  get #hasEnded() {
+    return this.#end.signal.aborted;
   }
 
   /** Tells that the connection has ended.
    * @param {number} code @param {string} reason */
-  #end(code, reason) {
-    if (this.#requests.signal.aborted) return;
-    this.#requests.abort();
-    this.#lines = [];
+  #fail(code, reason) {
+    if (this.#hasEnded) return;
+    this.close(CLOSE_LOST);
     this.#events.closed(code, reason);
   }
 
   /** The URL of a request. A user's token is needed to join and to resume only.
-   * @param {Record<string, number>} query @param {boolean} [isUser] */
-  #request(query, isUser) {
+   * @param {Record<string, string | number>} query */
+  #request(query) {
     const url = new URL(this.#url);
-    if (!isUser) url.searchParams.delete("token");
+    url.searchParams.delete("token");
     for (const [name, value] of Object.entries(query)) url.searchParams.set(name, String(value));
     return url;
+  }
+
+  /** The URL of a request that joins, or resumes the session.
+   * @param {Record<string, number>} query */
+  #resume(query) {
+    const token = this.#getToken();
+    return this.#request({ ...query, ...(token && { token }), received: this.#received });
   }
 
   async #run() {
     // The answer to this comes at once, also where answers are held back, and says why there is no session.
     await this.#poll(0);
     if (this.kind === "events") await this.#stream();
-    while (!this.#requests.signal.aborted) {
+    while (!this.#hasEnded) {
       if (this.isHeld) await sleep(HELD_MS);
       else await this.#poll(POLL_SECONDS);
     }
@@ -1217,87 +1251,93 @@ class HttpTransport {
 
   /** @param {number} wait for messages, in s */
   async #poll(wait) {
-    const response = await fetch(this.#request({ received: this.#received, wait }, true), {
+    const response = await fetch(this.#resume({ wait }), {
       headers: { accept: "application/json" },
       cache: "no-store",
-      signal: this.#requests.signal,
+      signal: this.#end.signal,
     });
     const { ok, status, headers } = response;
     if (!ok) {
       // Other texts are a proxy's.
-      const isText = headers.get("content-type")?.startsWith("text/plain");
-      const reason = isText ? (await response.text()).trim() : `status ${status}`;
+      const isServer = headers.get("content-type")?.startsWith("text/plain");
+      const reason = isServer ? (await response.text()).trim() : `status ${status}`;
       const seconds = Number(headers.get("retry-after"));
       const isRefusal = [REFUSED_TOKEN, REFUSED_PERMISSION, REFUSED_RATE, REFUSED_FULL].includes(4000 + status);
-      const code = isRefusal ? 4000 + status : CLOSE_FAILED;
-      return this.#end(code, seconds ? `${reason} (retry in ${seconds * 1000} ms)` : reason);
+      const code = isServer && isRefusal ? 4000 + status : CLOSE_FAILED;
+      return this.#fail(code, seconds ? `${reason} (retry in ${seconds * 1000} ms)` : reason);
     }
     const { session, messages, count, close } = await response.json();
-    if (session) {
-      this.#url.searchParams.set("resume", session.token);
-      this.#sent = 0;
-      this.#open();
-    }
+    if (session) this.#begin(session);
     for (const message of messages) this.#receive(message, JSON.stringify(message));
     this.#received = count;
-    if (close) this.#end(close.code, close.reason);
+    if (close) this.#fail(close.code, close.reason);
   }
 
   /** Receives events until the connection ends, or the first comes too late. */
-  #stream() {
-    return new Promise((resolve) => {
-      const source = new EventSource(this.#request({ received: this.#received }, true));
-      const end = () => {
-        clearTimeout(timer);
-        source.close();
-        resolve(null);
-      };
+  async #stream() {
+    if (this.#hasEnded) return;
+    const source = new EventSource(this.#resume({}));
+    await new Promise((resolve) => {
       const timer = setTimeout(() => {
-        isHeldBack = true;
+        heldBackUntil = performance.now() + HELD_BACK_MS;
         this.kind = "polling";
-        end();
+        resolve(null);
       }, PATIENCE_MS);
-      this.#requests.signal.addEventListener("abort", end);
-      source.onerror = () => this.#end(CLOSE_FAILED, "the stream has ended");
+      this.#end.signal.addEventListener("abort", () => {
+        clearTimeout(timer);
+        resolve(null);
+      });
+      source.onerror = () => this.#fail(CLOSE_FAILED, "the stream has ended");
       source.onmessage = ({ data, lastEventId }) => {
         clearTimeout(timer);
-        this.#received = Math.max(this.#received, Number(lastEventId));
         this.#receive(JSON.parse(data), data);
+        this.#received = Math.max(this.#received, Number(lastEventId));
         this.#untold += data.length;
         if (this.#untold > TELL_LENGTH) this.#post();
       };
+      source.addEventListener("session", ({ data }) => this.#begin(JSON.parse(data)));
       source.addEventListener("close", ({ data }) => {
         const { code, reason } = JSON.parse(data);
-        this.#end(code, reason);
+        this.#fail(code, reason);
       });
     });
+    source.close();
+  }
+
+  /** @param {{ token: string }} session */
+  #begin({ token }) {
+    this.#url.searchParams.set("resume", token);
+    if (!this.#isOpen) return this.#open();
+    // The session of this connection is lost, and nobody wants this one.
+    this.#lines = [];
+    this.close(CLOSE_NORMAL);
+    this.#events.closed(CLOSE_FAILED, "the session is lost");
   }
 
   #open() {
-    if (!this.#isOpen) this.#events.opened();
     this.#isOpen = true;
+    this.#events.opened();
   }
 
   /** @param {any} message @param {string} text */
   #receive(message, text) {
-    if (message.type === "resumed" && message.sender === "server") {
+    if (this.#hasEnded) return;
+    if (RESUMED.test(text)) {
       // The first of these is for the room: the others are of requests of this connection.
       if (this.#isOpen) return;
       this.#sent = message.data.received;
       this.#open();
     }
-    if (!this.#requests.signal.aborted) this.#events.received(typeof message === "string" ? fromBase64(message) : text);
+    this.#events.received(typeof message === "string" ? fromBase64(message) : text);
   }
 
   /** Sends what waits, one request after the other. */
-  #post() {
-    return (this.#posting ??= this.#sendLines().finally(() => (this.#posting = null)));
-  }
-
-  async #sendLines() {
+  async #post() {
+    if (this.#isPosting) return;
+    this.#isPosting = true;
     // What is sent in the same turn goes together.
     await null;
-    for (let failures = 0; this.#lines.length || this.#untold > TELL_LENGTH; ) {
+    for (let failures = 0; !this.#hasEnded && (this.#lines.length || this.#untold > TELL_LENGTH); ) {
       let count = 0;
       for (let length = 0; count < this.#lines.length && (!count || length < POST_LENGTH); count += 1) {
         length += this.#lines[count].length;
@@ -1307,13 +1347,15 @@ class HttpTransport {
       let taken = 0;
       try {
         const body = this.#lines.slice(0, count).join("\n");
-        const response = await fetch(this.#request(query), { method: "POST", body });
-        taken = (await response.json()).received - this.#sent;
+        const response = await fetch(this.#request(query), { method: "POST", body, signal: this.#end.signal });
+        const { received } = await response.json();
+        if (!response.ok || !(received >= 0)) throw received;
+        taken = received - this.#sent;
         failures = 0;
       } catch {
-        // The answer may be lost, or no JSON: the server takes nothing in twice.
+        // The answer may be lost, or a proxy's: the server takes nothing in twice.
         failures += 1;
-        if (failures === POST_ATTEMPTS) return this.#end(CLOSE_FAILED, "messages cannot be sent");
+        if (failures === POST_ATTEMPTS) this.#fail(CLOSE_FAILED, "messages cannot be sent");
       }
       for (const line of this.#lines.splice(0, Math.max(taken, 0))) {
         this.#sent += 1;
@@ -1321,6 +1363,7 @@ class HttpTransport {
       }
       if (count && taken <= 0) await sleep(POST_PAUSE_MS);
     }
+    this.#isPosting = false;
   }
 }
 

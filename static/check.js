@@ -1,4 +1,5 @@
-// The panel that checks the connection. The page loads it at once: it is needed when the server cannot be reached.
+// The panel that checks the connection. The page loads it once the room is open, because it is needed when the server
+// cannot be reached.
 
 import { check } from "./anteroom.js";
 import { element, on } from "./dom.js";

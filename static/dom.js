@@ -4,6 +4,8 @@
 const AT_END_PX = 40;
 /** The most text that a list keeps, in UTF-16 code units. */
 export const MAX_TEXT = 2 ** 20;
+/** How many messages "On the wire" keeps. */
+export const MAX_MESSAGES = 500;
 /** How long a throttled function waits for further calls, in ms. */
 const THROTTLE_MS = 30;
 

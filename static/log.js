@@ -1,7 +1,6 @@
 // The log of all messages, and a form to send one as JSON. The page loads it when it is shown.
 
-import { $, append, element, json, on, stayAtEnd, time } from "./dom.js";
-import { MAX_MESSAGES } from "./wire.js";
+import { $, MAX_MESSAGES, append, element, json, on, stayAtEnd, time } from "./dom.js";
 
 /** @import { Room } from "./anteroom.js" */
 /** @import { People } from "./people.js" */

@@ -2,7 +2,6 @@
 
 import { Mesh, join } from "./anteroom.js";
 import { startCall } from "./call.js";
-import { showCheck } from "./check.js";
 import { $, on, recall, remember } from "./dom.js";
 import { isTransferring } from "./files.js";
 import { People, cleanName, showPeople } from "./people.js";
@@ -26,7 +25,10 @@ let myName = rememberedName();
 const query = new URLSearchParams(location.search);
 const roomName = query.get("room");
 for (const button of document.querySelectorAll(".check")) {
-  on(button, "click", () => showCheck(query.get("token") ?? ""));
+  on(button, "click", async () => {
+    const { showCheck } = await import("./check.js");
+    showCheck(query.get("token") ?? "");
+  });
 }
 if (roomName === null) {
   showEntry("");
@@ -66,6 +68,7 @@ function enterRoom(room, name) {
   $("text").focus();
 
   showState(room);
+  room.opened.then(() => import("./check.js")).catch(() => {});
   on($("rejoin"), "click", () => location.reload());
   leaveByLinks(room);
 

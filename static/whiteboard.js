@@ -12,8 +12,8 @@ const [POINT, DRAW, LEAVE, CLEAR, ASK, LINES] = [1, 2, 3, 4, 5, 6];
 const END = 65_535;
 /** How many points a line has at most, and all lines: the oldest make place. */
 const [MAX_LINE, MAX_POINTS] = [1000, 40_000];
-/** How often a peer gets the lines at most, in ms. */
-const ANSWER_MS = 2000;
+/** How often a peer gets the lines at most, and how long one may take that was asked for them, in ms. */
+const [ANSWER_MS, ASK_MS] = [2000, 1500];
 
 /** A hue in degrees, and the coordinates of points.
  * @typedef {{ hue: number, points: number[] }} Line */
@@ -44,6 +44,7 @@ async function createBoard({ room, people }) {
   const answered = new Map();
   /** @type {string | undefined} The peer that was asked for the lines. */
   let asked;
+  let hasAnswer = false;
 
   /** What reaches nobody is missed by nobody.
    * @param {string} receiver @param {number} kind @param {number[]} [numbers] */
@@ -52,7 +53,11 @@ async function createBoard({ room, people }) {
     const view = new DataView(new ArrayBuffer(1 + 2 * numbers.length));
     view.setUint8(0, kind);
     numbers.forEach((number, index) => view.setUint16(1 + 2 * index, number));
-    room.sendBytes(receiver, view);
+    try {
+      room.sendBytes(receiver, view);
+    } catch {
+      // Too much waits for a connection. Others will not see this.
+    }
   };
 
   /** @param {number} hue @param {number[]} points */
@@ -173,9 +178,15 @@ async function createBoard({ room, people }) {
       add(numbers[at] % 360, points);
     }
   };
-  const ask = () => {
-    asked = [...room.peers.keys()].find((id) => people.profile(id).board);
-    if (asked) send(asked, ASK);
+  /** Asks one after the other for the lines, until one answers: who has just been lost does not.
+   * @param {string[]} [ids] */
+  const ask = (ids = [...room.peers.keys()].filter((id) => people.profile(id).board)) => {
+    const [id, ...others] = ids;
+    asked = id;
+    if (!id) return;
+    send(id, ASK);
+    setTimeout(() => asked === id && !hasAnswer && ask(others), ASK_MS);
+    hasAnswer = false;
   };
 
   // Anybody may send anything: what has another length is ignored.
@@ -187,7 +198,10 @@ async function createBoard({ room, people }) {
     const isLine = numbers.length > 1 && numbers.length % 2 === 0 && numbers.length <= 2 * MAX_LINE;
     if (kind === DRAW && isLine) add(people.hue(sender), numbers);
     if ((kind === DRAW || kind === POINT) && isLine) moveCursor(sender, numbers.slice(-2));
-    if (kind === LINES && sender === asked) addLines(numbers);
+    if (kind === LINES && sender === asked) {
+      hasAnswer = true;
+      addLines(numbers);
+    }
     if (kind === LEAVE) moveCursor(sender);
     if (kind === CLEAR) lines = [];
     if (kind === ASK) answer(sender);

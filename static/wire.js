@@ -1,6 +1,6 @@
 // "On the wire": notes all messages, and loads the log that shows them. A wide page shows it if the user wants.
 
-import { $, MAX_TEXT, json, on, recall, remember } from "./dom.js";
+import { $, MAX_MESSAGES, MAX_TEXT, json, on, recall, remember } from "./dom.js";
 
 /** @import { Room, WireMessage } from "./anteroom.js" */
 /** @import { People } from "./people.js" */
@@ -8,8 +8,6 @@ import { $, MAX_TEXT, json, on, recall, remember } from "./dom.js";
 /** A message and when it was sent or received.
  * @typedef {WireMessage & { date: Date }} LoggedMessage */
 
-/** How many messages are kept. */
-export const MAX_MESSAGES = 500;
 /** How long binary messages are counted, in ms: each of them would be too much to read. */
 const COUNT_MS = 1000;
 
@@ -65,8 +63,10 @@ export function startWire(room, people) {
     show = null;
     if (!$("messages").checkVisibility()) return;
     log ??= import("./log.js").then(({ startLog }) => startLog(room, people));
-    const loaded = await log;
-    if (!$("messages").checkVisibility()) return;
+    const loaded = await log.catch(() => null);
+    // It may have been hidden meanwhile, or could not be loaded.
+    if (!loaded) log = undefined;
+    if (!loaded || !$("messages").checkVisibility()) return;
     show = loaded;
     show(hidden);
     hidden = [];

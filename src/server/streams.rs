@@ -79,6 +79,9 @@ pub(super) async fn post(
         let guard = guard.as_mut().ok_or_else(too_much)?;
         let lines = read(shared, guard, body).await?;
         let taken_in = session.post(shared, sent, received, lines).await?;
+        if handshake.query.get("leave").is_some() {
+            session.carry_out(shared, Request::Leave).await?;
+        }
         Ok::<_, HttpError>(warp::reply::json(&json!({ "received": taken_in })).into_response())
     };
     let answer = posted.await.unwrap_or_else(Reply::into_response);

@@ -74,7 +74,15 @@ async fn expect_exchange(server: &TestServer, tab: &Tab<'_>, id: &str, other: &m
         tab.run("return outcome(room.send('nobody', 'x'))").await,
         "unknown_receiver"
     );
-    tab.run("room.leave()").await;
+    // A line without a message counts as one that is wrong.
+    tab.run("room.sendRaw(' '); for (let i = 0; i < 3; i += 1) room.broadcast('x', i)")
+        .await;
+    for number in 0..3 {
+        assert_eq!(other.next().await["data"], number);
+    }
+    // It leaves after its last message.
+    tab.run("room.broadcast('bye'); room.leave()").await;
+    assert_eq!(other.next().await["type"], "bye");
     other.expect_left(id).await;
     assert_eq!(server.count("anteroom_sessions"), 1);
 }

@@ -133,6 +133,7 @@ async fn the_page_is_small_when_it_is_compressed_and_has_strict_security_headers
         }
         // The page does not load the types, and these only when they are needed.
         let is_loaded_later = [
+            "check.js",
             "devices.js",
             "log.js",
             "speaking.js",

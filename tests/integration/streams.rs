@@ -80,6 +80,23 @@ async fn a_session_can_be_left_with_delete_whether_it_has_a_stream_or_not() {
 }
 
 #[tokio::test]
+async fn a_session_leaves_with_its_last_messages() {
+    let server = TestServer::start().await;
+    let mut alice = Client::join(&server, "tea").await;
+    let mut bob = EventStream::join(server.address, "tea").await;
+    alice.expect_new(&bob.id).await;
+    let target = format!("{}&sent=1&leave=1", bob.target());
+    let lines = b"{\"type\":\"x\",\"receiver\":\"all\"}\n{\"type\":\"y\",\"receiver\":\"all\"}";
+    let answer = request(server.address, "POST", &target, "", lines).await;
+    assert_eq!(answer.json(), json!({"received": 3}));
+    for kind in ["x", "y"] {
+        assert_eq!(alice.next().await["type"], kind);
+    }
+    alice.expect_left(&bob.id).await;
+    assert_eq!(bob.expect_close().await.0, 1000);
+}
+
+#[tokio::test]
 async fn the_room_hears_at_once_that_a_stream_has_ended_for_good() {
     let server = TestServer::with(|config| config.liveness.resume_seconds = 1).await;
     let mut alice = Client::join(&server, "tea").await;
