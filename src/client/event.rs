@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     connection::Frame,
@@ -28,8 +28,8 @@ pub enum Event {
     State {
         /// Its session id.
         id: String,
-        /// The state, or `null`.
-        state: Value,
+        /// The state, or `null`, as the session wrote it.
+        state: Box<RawValue>,
     },
     /// A message has come.
     Message(Message),

@@ -37,17 +37,37 @@ impl Message {
 }
 
 /// Another session of the room.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[non_exhaustive]
 pub struct Peer {
     /// Its session id.
     pub id: String,
     /// What its token says of it publicly, or `null`.
     #[serde(default)]
-    pub data: Value,
-    /// What it says of itself, or `null`.
+    pub data: Box<RawValue>,
+    /// What it says of itself, or `null`, as it wrote it: JSON that need not fit into a [`Value`].
     #[serde(default)]
-    pub state: Value,
+    pub state: Box<RawValue>,
+}
+
+impl Peer {
+    /// The value of `data`.
+    ///
+    /// # Errors
+    ///
+    /// If `data` has another form.
+    pub fn data<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        serde_json::from_str(self.data.get())
+    }
+
+    /// The value of `state`.
+    ///
+    /// # Errors
+    ///
+    /// If `state` has another form.
+    pub fn state<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        serde_json::from_str(self.state.get())
+    }
 }
 
 /// The limits of the server.
@@ -74,7 +94,7 @@ pub struct HistoryMessage {
     /// When the server received it, in milliseconds since 1970.
     pub time: u64,
     /// What the token of its sender said publicly, or `null`.
-    pub from: Value,
+    pub from: Box<RawValue>,
     /// The message as it was delivered.
     pub message: Message,
 }
@@ -180,7 +200,7 @@ pub(super) struct HistoryPart {
     #[serde(default)]
     pub(super) time: u64,
     #[serde(default)]
-    pub(super) from: Value,
+    pub(super) from: Box<RawValue>,
     /// `None` in the end.
     pub(super) message: Option<Box<RawValue>>,
     #[serde(default)]

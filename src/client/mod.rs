@@ -24,7 +24,7 @@
 //!     let (bob, mut bobs_events) = join.open();
 //!     while let Some(event) = bobs_events.next().await {
 //!         if let Event::Opened(opened) = event {
-//!             assert_eq!(opened.peers[0].state, "Alice");
+//!             assert_eq!(opened.peers[0].state::<String>()?, "Alice");
 //!             break;
 //!         }
 //!     }

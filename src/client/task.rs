@@ -227,7 +227,7 @@ impl Task {
             () = asked_to_leave(&mut leaving), if !is_leaving => return Err(Disconnect::Left),
             opened = self.connect(limit) => opened?,
         };
-        // Now a session may have begun that can be resumed, so it ends with a Close frame.
+        // Now a session may have begun that can be resumed, so it ends with a Close frame: nobody would resume it.
         let left = tokio::select! {
             biased;
             () = asked_to_leave(&mut leaving), if !is_leaving => Disconnect::Left,
@@ -237,8 +237,13 @@ impl Task {
                 Err(_) => Disconnect::Silent(limit),
             },
         };
-        if left == Disconnect::Left && self.ticket.is_none() {
-            connection.leave(LEAVE_TIMEOUT).await;
+        match left {
+            // The session that waits to be resumed is left with another connection.
+            Disconnect::Left if self.ticket.is_some() => {}
+            _ if is_own(&left) => connection.leave(LEAVE_TIMEOUT).await,
+            // The next attempt does not wait for a server that may be silent.
+            _ if self.ticket.is_none() => _ = tokio::spawn(connection.leave(LEAVE_TIMEOUT)),
+            _ => {}
         }
         Err(left)
     }
@@ -616,8 +621,8 @@ impl Task {
             // A session may send a message of this type itself, which announces nothing.
             ("new", Some(ALL)) if self.known.insert(sender.into()) => Event::Joined(Peer {
                 id: sender.into(),
-                data: envelope.read().unwrap_or_default(),
-                state: serde_json::Value::Null,
+                data: envelope.data.to_owned(),
+                state: Box::default(),
             }),
             ("close", None) => {
                 self.known.remove(sender);
@@ -625,7 +630,7 @@ impl Task {
             }
             ("state", None) => Event::State {
                 id: sender.into(),
-                state: envelope.read().unwrap_or_default(),
+                state: envelope.data.to_owned(),
             },
             _ => Event::Message(envelope.message()),
         }

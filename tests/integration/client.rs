@@ -132,7 +132,7 @@ async fn a_room_tells_who_comes_and_goes_and_what_they_say() {
         .await;
     match next(&mut events).await {
         Event::State { id, state } => {
-            assert_eq!((id, state), (bob.id.clone(), json!({"name": "Bob"})))
+            assert_eq!((&*id, state.get()), (&*bob.id, r#"{"name":"Bob"}"#))
         }
         other => panic!("expected a state, got {other:?}"),
     }
@@ -159,6 +159,32 @@ async fn a_room_tells_who_comes_and_goes_and_what_they_say() {
     assert_eq!(expect_closed(&mut events).await, Disconnect::Left);
     let late = alice.send("all", "hello", "world");
     assert_eq!(late, Err(SendError::Closed(Disconnect::Left)));
+}
+
+/// JSON that is no `Value`: a number that is too large, half of a surrogate pair, deeply nested arrays.
+#[tokio::test]
+async fn a_state_that_is_no_value_keeps_nobody_out() {
+    let server = TestServer::start().await;
+    let mut bob = Client::join(&server, "tea").await;
+    let (_alice, mut events, opened) = enter(server.address, "tea").await;
+    bob.expect_new(&opened.id).await;
+    let nested = "[".repeat(200) + &"]".repeat(200);
+    for state in ["1e999", r#""\ud800""#, &nested] {
+        let text = format!(r#"{{"type":"state","receiver":"server","data":{state}}}"#);
+        bob.send_text(&text).await;
+        match next(&mut events).await {
+            Event::State { state: told, .. } => assert_eq!(told.get(), state),
+            other => panic!("expected a state, got {other:?}"),
+        }
+        let (carol, _events, opened) = enter(server.address, "tea").await;
+        let peer = opened.peers.iter().find(|peer| peer.id == bob.id).unwrap();
+        assert_eq!(peer.state.get(), state);
+        expect_joined(&mut events).await;
+        carol.leave().await;
+        expect_left(&mut events, &opened.id).await;
+        bob.expect_new(&opened.id).await;
+        bob.expect_left(&opened.id).await;
+    }
 }
 
 #[tokio::test]
@@ -750,6 +776,13 @@ async fn play() -> (WebSocketStream<TcpStream>, Room, Events) {
     (socket, room, events)
 }
 
+/// The next message of the client must be a Close frame.
+async fn expect_close_frame(socket: &mut WebSocketStream<TcpStream>) {
+    let end = within_deadline("the Close frame", socket.next()).await;
+    let end = end.unwrap().unwrap();
+    assert!(end.is_close(), "{end:?}");
+}
+
 #[tokio::test]
 async fn bytes_begin_with_an_id() {
     let (mut socket, room, mut events) = play().await;
@@ -801,11 +834,7 @@ async fn bytes_begin_with_an_id() {
         assert_eq!(message.into_data(), expected);
     }
     drop((room, events));
-    let end = within_deadline("the Close frame", socket.next())
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(end.is_close(), "{end:?}");
+    expect_close_frame(&mut socket).await;
 }
 
 #[tokio::test]
@@ -815,6 +844,9 @@ async fn what_is_no_anteroom_server_is_not_tried_again() {
         .send(tungstenite::Message::text("welcome!"))
         .await
         .unwrap();
+    // A session may have begun, which would wait for nobody.
+    expect_close_frame(&mut socket).await;
+    drop(socket);
     let why = expect_closed(&mut events).await;
     assert!(matches!(why, Disconnect::Protocol(_)), "{why}");
 }

@@ -448,6 +448,10 @@ async fn people_see_names_and_what_is_said() {
     bob.send(json!({"type": "chat", "receiver": "all", "data": "red\u{1b}[31m\nx"}))
         .await;
     alice.expect(r"Bob: red\u{1b}[31m\nx").await;
+    // Half of a surrogate pair is no text.
+    bob.send_text(r#"{"type":"chat","receiver":"all","data":"\ud800"}"#)
+        .await;
+    alice.expect(r#"Bob: "\\ud800""#).await;
     bob.send(json!({"type": "chat", "receiver": id, "data": {"text": "psst", "name": "Bob"}}))
         .await;
     alice.expect("Bob (to you): psst").await;

@@ -1,6 +1,8 @@
 //! Who is in the room, and what they are called.
 
-use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde_json::{Value, value::RawValue};
 
 use super::super::printable;
 
@@ -12,7 +14,9 @@ struct Person {
     id: String,
     /// The name in the token, which comes first.
     user: Option<String>,
-    state: Value,
+    /// The name in the state.
+    name: Option<String>,
+    state: Box<RawValue>,
     /// The place in the order of colours.
     color: usize,
 }
@@ -22,12 +26,19 @@ struct Person {
 pub(super) struct People {
     /// The session's own id.
     pub(super) own: String,
-    others: Vec<Person>,
+    /// The others by the order in which they joined.
+    others: BTreeMap<u64, Person>,
+    /// The place of each id in that order.
+    places: HashMap<String, u64>,
+    next_place: u64,
+    /// The colours of those who have left. All others up to the number of people are taken.
+    free_colors: BTreeSet<usize>,
 }
 
-/// The name that public data of a token, or a state, has.
-fn named(value: &Value, field: &str) -> Option<String> {
-    value[field].as_str().and_then(printable::name)
+/// The name that public data of a token, or a state or a message, has.
+pub(super) fn named(data: &RawValue, field: &str) -> Option<String> {
+    let data: Value = serde_json::from_str(data.get()).ok()?;
+    data[field].as_str().and_then(printable::name)
 }
 
 /// An id as it is shown. Only a session id is safe to show as it is.
@@ -40,41 +51,50 @@ impl People {
     /// Forgets everyone.
     pub(super) fn clear(&mut self) {
         self.others.clear();
+        self.places.clear();
+        self.free_colors.clear();
     }
 
     /// Adds somebody, with the first free colour.
-    pub(super) fn add(&mut self, id: &str, data: &Value, state: &Value) {
+    pub(super) fn add(&mut self, id: &str, data: &RawValue, state: &RawValue) {
         self.remove(id);
-        let is_free = |color: &usize| self.others.iter().all(|it| it.color != *color);
-        let color = (1..).find(is_free).unwrap_or_default();
-        self.others.push(Person {
+        let color = self.free_colors.pop_first();
+        let person = Person {
             id: id.into(),
             user: named(data, "user"),
-            state: state.clone(),
-            color,
-        });
+            name: named(state, "name"),
+            state: state.to_owned(),
+            color: color.unwrap_or(self.others.len() + 1),
+        };
+        self.places.insert(id.into(), self.next_place);
+        self.others.insert(self.next_place, person);
+        self.next_place += 1;
     }
 
     pub(super) fn remove(&mut self, id: &str) {
-        self.others.retain(|person| person.id != id);
+        let place = self.places.remove(id);
+        if let Some(person) = place.and_then(|place| self.others.remove(&place)) {
+            self.free_colors.insert(person.color);
+        }
     }
 
     /// Sets the state of somebody. Returns the name before, if it is another now.
-    pub(super) fn set_state(&mut self, id: &str, state: &Value) -> Option<String> {
+    pub(super) fn set_state(&mut self, id: &str, state: &RawValue) -> Option<String> {
         let before = self.name(id);
-        let person = self.others.iter_mut().find(|it| it.id == id)?;
-        person.state = state.clone();
+        let person = self.others.get_mut(self.places.get(id)?)?;
+        person.name = named(state, "name");
+        person.state = state.to_owned();
         (self.name(id) != before).then_some(before)
     }
 
     fn get(&self, id: &str) -> Option<&Person> {
-        self.others.iter().find(|person| person.id == id)
+        self.others.get(self.places.get(id)?)
     }
 
     /// What somebody is called: the name in the token, the name in the state, or else the beginning of the id.
     pub(super) fn name(&self, id: &str) -> String {
         let person = self.get(id);
-        let name = person.and_then(|it| it.user.clone().or_else(|| named(&it.state, "name")));
+        let name = person.and_then(|it| it.user.clone().or_else(|| it.name.clone()));
         name.unwrap_or_else(|| short(id))
     }
 
@@ -85,16 +105,22 @@ impl People {
 
     /// The ids of the others, longest-joined first.
     pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
-        self.others.iter().map(|person| &*person.id)
+        self.others.values().map(|person| &*person.id)
     }
 
     /// The state of somebody as JSON, unless it has nothing but a name.
     pub(super) fn state(&self, id: &str) -> Option<String> {
-        let state = &self.get(id)?.state;
-        let only_name = state
-            .as_object()
-            .is_some_and(|it| it.len() == 1 && it.contains_key("name"));
-        (!state.is_null() && !only_name).then(|| printable::printable(&state.to_string()))
+        let raw = &self.get(id)?.state;
+        let shown = match serde_json::from_str::<Value>(raw.get()) {
+            Ok(Value::Null) => return None,
+            Ok(Value::Object(state)) if state.len() == 1 && state.contains_key("name") => {
+                return None;
+            }
+            Ok(state) => state.to_string(),
+            // What is no value is shown as it was written.
+            Err(_) => raw.get().to_owned(),
+        };
+        Some(printable::printable(&shown))
     }
 
     /// The session of somebody, by name, id or how the id begins.
@@ -129,9 +155,13 @@ impl People {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{json, value::to_raw_value};
 
     use super::*;
+
+    fn raw(value: &Value) -> Box<RawValue> {
+        to_raw_value(value).unwrap()
+    }
 
     #[test]
     fn people_are_found_by_name_or_id() {
@@ -139,11 +169,15 @@ mod tests {
         let ids = ["aaaaaaaa-1", "aaaabbbb-2", "cccccccc-3"];
         people.add(
             ids[0],
-            &json!({"user": "alice"}),
-            &json!({"name": "Not Alice"}),
+            &raw(&json!({"user": "alice"})),
+            &raw(&json!({"name": "Not Alice"})),
         );
-        people.add(ids[1], &Value::Null, &json!({"name": "Bob\u{1b}[31m"}));
-        people.add(ids[2], &Value::Null, &Value::Null);
+        people.add(
+            ids[1],
+            &raw(&Value::Null),
+            &raw(&json!({"name": "Bob\u{1b}[31m"})),
+        );
+        people.add(ids[2], &raw(&Value::Null), &raw(&Value::Null));
         assert_eq!(
             ids.map(|id| people.name(id)),
             ["alice", "Bob[31m", "cccccccc"]
@@ -161,12 +195,41 @@ mod tests {
         assert!(people.find("x").is_err());
 
         assert_eq!(
-            people.set_state(ids[2], &json!({"name": "Carol", "muted": true})),
+            people.set_state(ids[2], &raw(&json!({"name": "Carol", "muted": true}))),
             Some("cccccccc".into())
         );
-        assert_eq!(people.set_state(ids[2], &json!({"name": "Carol"})), None);
+        assert_eq!(
+            people.set_state(ids[2], &raw(&json!({"name": "Carol"}))),
+            None
+        );
         people.remove(ids[0]);
-        people.add("dddddddd-4", &Value::Null, &Value::Null);
+        people.add("dddddddd-4", &raw(&Value::Null), &raw(&Value::Null));
         assert_eq!(people.color("dddddddd-4"), 1);
+    }
+    #[test]
+    fn a_state_that_is_no_value_is_shown_as_it_was_written() {
+        let mut people = People::default();
+        let state = RawValue::from_string(r#"{"name":"\ud800"}"#.into()).unwrap();
+        people.add("aaaaaaaa-1", &raw(&Value::Null), &state);
+        assert_eq!(people.name("aaaaaaaa-1"), "aaaaaaaa");
+        assert_eq!(
+            people.state("aaaaaaaa-1").as_deref(),
+            Some(r#"{"name":"\\ud800"}"#)
+        );
+    }
+
+    #[test]
+    fn a_long_list_of_people_takes_no_time() {
+        let mut people = People::default();
+        let null = raw(&Value::Null);
+        let began = std::time::Instant::now();
+        for number in 0..20_000 {
+            people.add(&number.to_string(), &null, &null);
+        }
+        assert!(began.elapsed() < std::time::Duration::from_secs(5));
+        people.remove("7");
+        people.remove("3");
+        people.add("x", &null, &null);
+        assert_eq!((people.color("19999"), people.color("x")), (20_000, 4));
     }
 }

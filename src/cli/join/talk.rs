@@ -7,7 +7,7 @@ use anteroom::client::{
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 use tokio::time::{Instant, sleep};
 
 use super::super::printable::{self, printable};
@@ -15,7 +15,7 @@ use super::{
     input::{self, HELP, Input},
     lines::{Gone, Lines, Printer},
     outcome::Outcome,
-    people::People,
+    people::{People, named},
     style::Style,
 };
 
@@ -263,19 +263,15 @@ impl Talk {
     }
 
     /// A message that was said before.
-    fn earlier(&self, message: &Message, time: u64, from: &Value) -> String {
-        let data: Value = message.data().unwrap_or_default();
-        let name = ["user", "name"]
-            .iter()
-            .zip([from, &data])
-            .find_map(|(field, value)| value[*field].as_str().and_then(printable::name));
+    fn earlier(&self, message: &Message, time: u64, from: &RawValue) -> String {
+        let name = named(from, "user").or_else(|| named(&message.data, "name"));
         let name = name.unwrap_or_else(|| self.people.name(&message.sender));
         let name = self.style.name(&name, self.people.color(&message.sender));
         let time = i64::try_from(time).unwrap_or_default();
         let time = Timestamp::from_millisecond(time).unwrap_or_default();
         let time = self.style.notice(&time.strftime("%F %R UTC").to_string());
         match message.kind == CHAT {
-            true => format!("{time} {name}: {}", said(&data)),
+            true => format!("{time} {name}: {}", said(&message.data)),
             false => format!("{time} {name} {}", sent(message)),
         }
     }
@@ -367,7 +363,6 @@ impl Talk {
     /// A message as it comes.
     fn message(&self, message: &Message) -> String {
         let is_from_server = message.sender == "server";
-        let data: Value = message.data().unwrap_or_default();
         let name = match is_from_server {
             true => self.style.name("the server", 0),
             false => self.name(&message.sender),
@@ -378,17 +373,21 @@ impl Talk {
             other => format!(" (to {})", printable(other)),
         };
         match &*message.kind {
-            CHAT => format!("{name}{receiver}: {}", said(&data)),
-            "notice" if is_from_server => format!("{name}: {}", said(&data)),
+            CHAT => format!("{name}{receiver}: {}", said(&message.data)),
+            "notice" if is_from_server => format!("{name}: {}", said(&message.data)),
             _ => format!("{name}{receiver} {}", sent(message)),
         }
     }
 }
 
 /// What a chat message says: its data is a text, or a text and the name of its sender.
-fn said(data: &Value) -> String {
+fn said(data: &RawValue) -> String {
+    // What is no value, such as half of a surrogate pair, is shown as it was written.
+    let Ok(data) = serde_json::from_str::<Value>(data.get()) else {
+        return printable(data.get());
+    };
     let text = match &data["text"] {
-        Value::Null => data,
+        Value::Null => &data,
         text => text,
     };
     match text {
