@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -291,7 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 while let Some(Ok(_)) = self.socket.next().await {}
             }
         };
-        let _ = timeout_at(Instant::now() + limit, closing).await;
+        let _ = timeout(limit, closing).await;
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     connect::{Connect, DEFAULT_TIMEOUT},
     events::{self, Events},
     handle::{Handle, Shared},
-    retry::Delays,
+    retry::{Delays, LONGEST},
     room::Room,
     room_url::RoomUrl,
     settings::Settings,
@@ -87,13 +87,13 @@ impl Join {
 
     /// How long one attempt to connect may take, and the server to answer; 10 seconds by default.
     pub fn timeout(mut self, timeout: Duration) -> Join {
-        self.0.timeout = timeout;
+        self.0.timeout = timeout.min(LONGEST);
         self
     }
 
     /// How long the server may be silent before it is asked for a sign of life; 25 seconds by default.
     pub fn idle_timeout(mut self, timeout: Duration) -> Join {
-        self.0.idle_timeout = timeout;
+        self.0.idle_timeout = timeout.min(LONGEST);
         self
     }
 
@@ -106,7 +106,10 @@ impl Join {
     /// The delay before the first attempt to connect again, which doubles with each, and the longest; half a second and
     /// 30 seconds by default. Up to half of a delay is left out at random.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Join {
-        self.0.delays = Delays { first, longest };
+        self.0.delays = Delays {
+            first: first.min(LONGEST),
+            longest: longest.min(LONGEST),
+        };
         self
     }
 

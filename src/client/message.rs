@@ -5,6 +5,8 @@ use std::{borrow::Cow, time::Duration};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
+use super::retry::LONGEST;
+
 /// The server as sender and receiver.
 pub(super) const SERVER: &str = "server";
 
@@ -164,7 +166,7 @@ pub(super) struct Resume {
 impl Resume {
     /// How long the server keeps a session whose connection is lost.
     pub(super) fn window(&self) -> Duration {
-        Duration::from_secs(self.seconds)
+        Duration::from_secs(self.seconds).min(LONGEST)
     }
 }
 

@@ -18,6 +18,9 @@ impl Default for Delays {
     }
 }
 
+/// A time that is as good as for ever, and can be added to any other.
+pub(super) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// While a session can be resumed, a delay or an attempt takes at most this share of the time that is left.
 const WINDOW_SHARE: u32 = 3;
 

@@ -763,6 +763,11 @@ async fn expect_bytes(events: &mut Events, from: &str) -> bytes::Bytes {
 async fn play() -> (WebSocketStream<TcpStream>, Room, Events) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (room, events) = join(listener.local_addr().unwrap(), "tea").open();
+    (accept(&listener).await, room, events)
+}
+
+/// Accepts a client that says `hello`.
+async fn accept(listener: &TcpListener) -> WebSocketStream<TcpStream> {
     let (stream, _) = within_deadline("a connection", listener.accept())
         .await
         .unwrap();
@@ -773,7 +778,7 @@ async fn play() -> (WebSocketStream<TcpStream>, Room, Events) {
         .unwrap();
     let hello: Value = serde_json::from_str(hello.to_text().unwrap()).unwrap();
     assert_eq!(hello["data"], json!({"resume": true}));
-    (socket, room, events)
+    socket
 }
 
 /// The next message of the client must be a Close frame.
@@ -849,6 +854,32 @@ async fn what_is_no_anteroom_server_is_not_tried_again() {
     drop(socket);
     let why = expect_closed(&mut events).await;
     assert!(matches!(why, Disconnect::Protocol(_)), "{why}");
+}
+
+/// Times that no clock can be added to, of the application and of the server.
+#[tokio::test]
+async fn endless_times_are_as_good_as_long_ones() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (room, mut events) = join(listener.local_addr().unwrap(), "tea")
+        .timeout(Duration::MAX)
+        .idle_timeout(Duration::MAX)
+        .give_up_after(Duration::MAX)
+        .retry_delays(Duration::ZERO, Duration::MAX)
+        .open();
+    let mut socket = accept(&listener).await;
+    let hello = json!({"type": "hello", "sender": "server", "receiver": "1", "data":
+        {"room": "tea", "peers": [], "iceServers": [], "resume": {"token": "t", "seconds": u64::MAX}}});
+    let hello = tungstenite::Message::text(hello.to_string());
+    socket.send(hello).await.unwrap();
+    expect_opened(&mut events).await;
+    drop(socket);
+    expect_reconnecting(&mut events).await;
+    drop(room);
+
+    let server = TestServer::start().await;
+    let connect = Connect::to(url(server.address, "tea")).timeout(Duration::MAX);
+    let connection = connect.open().await.unwrap();
+    within_deadline("leaving", connection.leave(Duration::MAX)).await;
 }
 
 #[cfg(feature = "tokens")]
