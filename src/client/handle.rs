@@ -49,6 +49,13 @@ impl Shared {
     /// Takes room for a message. Returns how much, for [`free`](Shared::free).
     pub(super) fn reserve(&self, bytes: usize) -> Result<usize, SendError> {
         self.check_length(bytes)?;
+        let longest = self.limit.saturating_sub(MESSAGE_BYTES);
+        if bytes > longest {
+            return Err(SendError::TooLarge {
+                bytes,
+                limit: longest,
+            });
+        }
         let bytes = bytes + MESSAGE_BYTES;
         let update = |queued: usize| (queued + bytes <= self.limit).then_some(queued + bytes);
         match self.queued.fetch_update(SeqCst, SeqCst, update) {

@@ -184,6 +184,13 @@ pub(super) struct Ack {
     pub(super) receivers: u64,
 }
 
+/// The part of a raw message that its answer repeats.
+#[derive(Deserialize)]
+pub(super) struct Referring {
+    #[serde(default, rename = "ref")]
+    pub(super) reference: Value,
+}
+
 /// The data of an error.
 #[derive(Deserialize)]
 pub(super) struct Problem {

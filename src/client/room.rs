@@ -256,6 +256,13 @@ pub struct Answer<T> {
     shared: Arc<Shared>,
 }
 
+impl<T> Answer<T> {
+    /// Why the message is not queued, if it is not: [`SendError::Full`], for example.
+    pub fn refused(&self) -> Option<&SendError> {
+        self.queued.as_ref()
+    }
+}
+
 impl<T> Future for Answer<T> {
     type Output = Result<T, SendError>;
 

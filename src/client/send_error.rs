@@ -21,11 +21,11 @@ pub enum SendError {
     Closed(Disconnect),
     /// Too much is queued or not acknowledged yet.
     Full,
-    /// The message is longer than the server accepts.
+    /// The message is longer than the server accepts, or than the whole queue.
     TooLarge {
         /// Its length in bytes.
         bytes: usize,
-        /// The longest that the server accepts.
+        /// The longest that is accepted.
         limit: usize,
     },
     /// The receiver of bytes is neither a session id nor `"all"`.

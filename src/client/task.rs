@@ -16,7 +16,7 @@ use super::{
     event::{Event, Opened},
     events::EventSink,
     handle::Shared,
-    message::{ALL, Ack, Envelope, Hello, Limits, Peer, Problem, Resumed, SERVER},
+    message::{ALL, Ack, Envelope, Hello, Limits, Peer, Problem, Referring, Resumed, SERVER},
     receipts::Receipts,
     retry,
     room::{number, reference, text},
@@ -554,7 +554,7 @@ impl Task {
                     let event = Event::Error {
                         code: "message_too_large".into(),
                         message: error.to_string(),
-                        reference: serde_json::Value::Null,
+                        reference: raw_reference(&message),
                     };
                     self.events.push(event, 0);
                 }
@@ -745,6 +745,13 @@ async fn drive(connection: &mut Connection, reads: bool) -> Result<Frame, Discon
 fn envelope(text: &str) -> Result<Envelope<'_>, Disconnect> {
     serde_json::from_str(text)
         .map_err(|_| Disconnect::Protocol("a message has not the four fields".into()))
+}
+
+/// The `ref` of a raw message, or `null`.
+fn raw_reference(message: &tungstenite::Message) -> serde_json::Value {
+    let text = message.to_text().unwrap_or_default();
+    let raw = serde_json::from_str::<Referring>(text);
+    raw.map(|it| it.reference).unwrap_or_default()
 }
 
 /// The sender of a binary message, and its bytes.

@@ -1,11 +1,13 @@
 //! The command `join`: a client for people, and for pipes.
 
+mod backlog;
 mod input;
 mod lines;
 mod options;
 mod outcome;
 mod people;
 mod pipe;
+mod secret;
 mod style;
 mod talk;
 mod terminal;

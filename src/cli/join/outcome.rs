@@ -30,6 +30,11 @@ impl Outcome {
         }
     }
 
+    /// The events have ended, and none has said why.
+    pub(super) fn ended_early(&mut self) {
+        self.lost("the client has ended before its time".into());
+    }
+
     /// A message was answered with an error. Standard error gets the reason at once.
     pub(super) fn rejected(&mut self, reason: String) {
         self.rejected += 1;

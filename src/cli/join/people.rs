@@ -140,14 +140,10 @@ impl People {
         };
         match found[..] {
             [id] => Ok(id),
-            [] => Err(format!(
-                "nobody here is called {}",
-                printable::printable(text)
-            )),
+            [] => Err(format!("nobody here is called {text}")),
             [..] => {
                 let ids: Vec<String> = found.iter().map(|id| short(id)).collect();
-                let name = printable::printable(text);
-                Err(format!("{name} may be {}: use the id", ids.join(" or ")))
+                Err(format!("{text} may be {}: use the id", ids.join(" or ")))
             }
         }
     }

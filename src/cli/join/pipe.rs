@@ -1,16 +1,18 @@
 //! `--json`: messages as they are, a line each, in both directions.
 
-use std::{collections::HashSet, future::pending, pin::Pin, time::Duration};
+use std::{borrow::Cow, collections::HashMap, future::pending, time::Duration};
 
 use anteroom::client::{Disconnect, Event, Events, Frame, Room, SendError};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
+    backlog::{Backlog, Progress},
     lines::{Gone, Lines, Printer},
     outcome::Outcome,
+    secret::without_token,
 };
 
 /// How long receipts may take after all else has arrived: those of a history come when the message is stored.
@@ -18,20 +20,31 @@ const RECEIPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The part of a message that concerns receipts.
 #[derive(Deserialize)]
-struct Outgoing {
-    #[serde(rename = "ref")]
-    reference: Option<Value>,
+struct Outgoing<'a> {
+    #[serde(borrow, rename = "ref")]
+    reference: Option<&'a RawValue>,
 }
 
-/// The part of a message of the server that concerns receipts.
+/// The part of a message that says whether it is an answer of the server.
 #[derive(Deserialize)]
 struct Incoming<'a> {
     #[serde(borrow, rename = "type")]
-    kind: std::borrow::Cow<'a, str>,
+    kind: Cow<'a, str>,
     #[serde(borrow)]
-    sender: std::borrow::Cow<'a, str>,
+    sender: Cow<'a, str>,
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
+/// The part of a receipt or an error that concerns receipts.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow, default, rename = "ref")]
+    reference: Option<&'a RawValue>,
     #[serde(default)]
-    data: Value,
+    code: String,
+    #[serde(default)]
+    message: String,
 }
 
 /// A pipe to a room.
@@ -39,12 +52,10 @@ struct Pipe {
     room: Room,
     printer: Printer,
     was_open: bool,
-    /// The `ref`s that are not answered.
-    awaited: HashSet<String>,
+    /// The `ref`s that are not answered, and how often each was sent.
+    awaited: HashMap<String, usize>,
     outcome: Outcome,
 }
-
-type Flush = Pin<Box<dyn Future<Output = Result<(), SendError>> + Send>>;
 
 /// Sends the lines and prints the messages until the input ends and all is acknowledged.
 pub(super) async fn run(
@@ -57,7 +68,7 @@ pub(super) async fn run(
         room,
         printer,
         was_open: false,
-        awaited: HashSet::new(),
+        awaited: HashMap::new(),
         outcome: Outcome::default(),
     };
     let ended = pipe.talk(&mut events, &mut lines).await;
@@ -74,15 +85,22 @@ pub(super) async fn run(
     pipe.outcome
 }
 
+/// A `ref` as it is compared: the server may have written it in another way.
+fn key(reference: &RawValue) -> String {
+    match serde_json::from_str::<Value>(reference.get()) {
+        Ok(value) => value.to_string(),
+        Err(_) => reference.get().into(),
+    }
+}
+
 impl Pipe {
     async fn talk(&mut self, events: &mut Events, lines: &mut Lines) -> Result<(), Gone> {
-        // A line that did not fit into the queue, and what waits until it does.
-        let mut held: Option<String> = None;
-        let mut flush: Option<Flush> = None;
+        let mut backlog = Backlog::new(self.room.clone());
         let mut is_ended = false;
         // Set when all that was sent has arrived.
         let mut deadline = None;
         while deadline.is_none() || !self.awaited.is_empty() {
+            let is_sending = is_ended && deadline.is_none();
             tokio::select! {
                 event = events.next() => match event {
                     Some(event) => {
@@ -90,40 +108,34 @@ impl Pipe {
                             return Ok(());
                         }
                     }
-                    None => return Ok(()),
+                    None => {
+                        self.outcome.ended_early();
+                        return Ok(());
+                    }
                 },
-                line = lines.recv(), if !is_ended && held.is_none() => match line {
-                    Some(line) => held = self.send(line),
+                line = lines.recv(), if !is_ended && backlog.is_empty() => match line {
+                    Some(line) => self.send(line, &mut backlog),
                     None => is_ended = true,
                 },
-                flushed = finished(&mut flush) => {
-                    flush = None;
-                    if let Some(line) = held.take() {
-                        held = self.send(line);
-                    } else if flushed.is_ok() {
-                        deadline = Some(Instant::now() + RECEIPT_TIMEOUT);
-                    }
-                    // Otherwise, the session was lost: the next one says whether anything was lost with it.
-                }
+                progress = backlog.progress(is_sending) => match progress {
+                    Progress::Line(line) => self.send(line, &mut backlog),
+                    Progress::All => deadline = Some(Instant::now() + RECEIPT_TIMEOUT),
+                },
                 () = self.printer.gone() => return Err(Gone),
                 () = until(deadline) => {
-                    let count = self.awaited.len();
+                    let count: usize = self.awaited.values().sum();
                     self.outcome.lost(format!("{count} receipts have not come"));
                     return Ok(());
                 }
-            }
-            let waits = held.is_some() || (is_ended && deadline.is_none());
-            if waits && flush.is_none() {
-                flush = Some(Box::pin(self.room.flush()));
             }
         }
         Ok(())
     }
 
-    /// Sends a line. Returns it if it does not fit into the queue.
-    fn send(&mut self, line: String) -> Option<String> {
+    /// Sends a line. It is held back if it does not fit into the queue.
+    fn send(&mut self, line: String, backlog: &mut Backlog) {
         if line.trim().is_empty() {
-            return None;
+            return;
         }
         match self.room.send_raw(line.clone()) {
             Ok(()) => {
@@ -132,18 +144,21 @@ impl Pipe {
                     reference: Some(reference),
                 }) = serde_json::from_str(&line)
                 {
-                    self.awaited.insert(reference.to_string());
+                    *self.awaited.entry(key(reference)).or_default() += 1;
                 }
-                None
             }
-            Err(SendError::Full) => Some(line),
-            Err(error @ SendError::Closed(_)) => {
-                self.outcome.lost(error.to_string());
-                None
-            }
-            Err(error) => {
-                self.outcome.rejected(error.to_string());
-                None
+            Err(SendError::Full) => backlog.hold(line),
+            Err(error @ SendError::Closed(_)) => self.outcome.lost(error.to_string()),
+            Err(error) => self.outcome.rejected(error.to_string()),
+        }
+    }
+
+    /// A message has been answered.
+    fn answered(&mut self, reference: &str) {
+        if let Some(count) = self.awaited.get_mut(reference) {
+            *count -= 1;
+            if *count == 0 {
+                self.awaited.remove(reference);
             }
         }
     }
@@ -152,8 +167,10 @@ impl Pipe {
     async fn take(&mut self, event: Event) -> Result<bool, Gone> {
         match event {
             Event::Wire(Frame::Text(text)) => {
-                self.note(&text);
-                self.printer.print(text).await?;
+                let line = self.note(&text);
+                // White space between tokens may have line breaks, and a line of its own may look like another's.
+                let line = line.replace(['\r', '\n'], " ");
+                self.printer.print(line).await?;
             }
             Event::Wire(Frame::Binary(bytes)) => {
                 let text = format!("\"{}\"", STANDARD.encode(bytes));
@@ -161,7 +178,7 @@ impl Pipe {
             }
             Event::Opened(opened) => {
                 if self.was_open && !opened.resumed {
-                    let awaited = self.awaited.drain().count();
+                    let awaited = self.awaited.drain().map(|(_, count)| count).sum();
                     let lost = opened.lost.len().max(awaited);
                     if lost > 0 {
                         let reason =
@@ -171,7 +188,12 @@ impl Pipe {
                 }
                 self.was_open = true;
             }
-            Event::Error { message, .. } => self.outcome.rejected(message),
+            Event::Error {
+                message, reference, ..
+            } => {
+                self.answered(&reference.to_string());
+                self.outcome.rejected(message);
+            }
             Event::Reconnecting { why, .. } if !self.was_open => {
                 self.outcome.lost(why.to_string());
                 return Ok(false);
@@ -186,28 +208,27 @@ impl Pipe {
         Ok(true)
     }
 
-    /// Notes a receipt or an error.
-    fn note(&mut self, text: &str) {
-        let Ok(Incoming { kind, sender, data }) = serde_json::from_str(text) else {
-            return;
+    /// Notes a receipt or an error. Returns what is printed.
+    fn note(&mut self, text: &str) -> String {
+        let (kind, data) = match serde_json::from_str(text) {
+            Ok(Incoming { kind, sender, data }) if sender == "server" => (kind, data),
+            _ => return text.into(),
         };
-        if sender != "server" || !matches!(&*kind, "ack" | "error") {
-            return;
+        if kind == "hello" {
+            return without_token(text, data);
         }
-        self.awaited.remove(&data["ref"].to_string());
-        // That the session is another one is no answer to a message.
-        if kind == "error" && data["code"] != "resume_failed" {
-            let message = data["message"].as_str().unwrap_or_default();
-            self.outcome.rejected(message.into());
+        if let "ack" | "error" = &*kind
+            && let Ok(answer) = serde_json::from_str::<Answer<'_>>(data.get())
+        {
+            if let Some(reference) = answer.reference {
+                self.answered(&key(reference));
+            }
+            // That the session is another one is no answer to a message.
+            if kind == "error" && answer.code != "resume_failed" {
+                self.outcome.rejected(answer.message);
+            }
         }
-    }
-}
-
-/// Waits for a flush, if there is one.
-async fn finished(flush: &mut Option<Flush>) -> Result<(), SendError> {
-    match flush {
-        Some(flush) => flush.await,
-        None => pending().await,
+        text.into()
     }
 }
 

@@ -12,10 +12,12 @@ use tokio::time::{Instant, sleep};
 
 use super::super::printable::{self, printable};
 use super::{
+    backlog::{Backlog, Progress},
     input::{self, HELP, Input},
     lines::{Gone, Lines, Printer},
     outcome::Outcome,
     people::{People, named},
+    secret::without_token,
     style::Style,
 };
 
@@ -31,7 +33,19 @@ const CHAT: &str = "chat";
 /// What the server has answered to something that was typed.
 enum Done {
     Sent(Result<u64, SendError>),
+    /// The answer to this state.
+    State(Value, Result<u64, SendError>),
     History(Result<HistoryPage, SendError>),
+}
+
+/// What has become of a line.
+#[derive(PartialEq)]
+enum Obeyed {
+    Done,
+    /// It does not fit into the queue.
+    Full,
+    /// It was the last one.
+    Last,
 }
 
 type Pending = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
@@ -42,8 +56,10 @@ pub(super) struct Talk {
     printer: Printer,
     style: Style,
     people: People,
-    /// The own state, which the server keeps for the others.
+    /// The own state, which the server keeps for the others. It is asked for if the server has not accepted it.
     state: Value,
+    /// The last state that the server has accepted.
+    accepted: Value,
     was_open: bool,
     /// Whether the room keeps what is said.
     is_kept: bool,
@@ -61,6 +77,7 @@ impl Talk {
             style,
             people: People::default(),
             state: Value::Null,
+            accepted: Value::Null,
             was_open: false,
             is_kept: false,
             pending: Pending::new(),
@@ -77,20 +94,32 @@ impl Talk {
         name: Option<&str>,
     ) -> Outcome {
         if let Some(name) = name {
-            self.set_name(name);
+            self.set_state(self.with_name(name));
         }
         // Nobody may read what is printed any longer, which ends the conversation quietly.
-        let _ = self.talk(&mut events, &mut lines).await;
+        let ended = self.talk(&mut events, &mut lines).await;
         self.room.leave().await;
+        // What has come until the end is shown, too.
+        while ended.is_ok()
+            && let Some(event) = events.next().await
+        {
+            if !matches!(self.show(event).await, Ok(true)) {
+                break;
+            }
+        }
         self.printer.finish().await;
         self.outcome
     }
 
     async fn talk(&mut self, events: &mut Events, lines: &mut Lines) -> Result<(), Gone> {
+        let mut backlog = Backlog::new(self.room.clone());
         let mut is_ended = false;
+        // Raw messages have no receipts that are waited for.
+        let mut has_arrived = false;
         // Somebody at a terminal does not wait long for receipts.
         let mut patience = Box::pin(sleep(LEAVE_TIMEOUT));
-        while !is_ended || !self.was_open || !self.pending.is_empty() {
+        while !has_arrived || !self.was_open || !self.pending.is_empty() {
+            let is_sending = is_ended && !has_arrived;
             tokio::select! {
                 event = events.next() => match event {
                     Some(event) => {
@@ -98,15 +127,22 @@ impl Talk {
                             return Ok(());
                         }
                     }
-                    None => return Ok(()),
+                    None => {
+                        self.outcome.ended_early();
+                        return Ok(());
+                    }
                 },
-                line = lines.recv(), if self.hears() && !is_ended => {
+                line = lines.recv(), if self.hears() && !is_ended && backlog.is_empty() => {
                     is_ended = match line {
-                        Some(line) => !self.obey(&line).await?,
+                        Some(line) => self.take(line, &mut backlog).await?,
                         None => true,
                     };
                     patience.as_mut().reset(Instant::now() + LEAVE_TIMEOUT);
                 }
+                progress = backlog.progress(is_sending) => match progress {
+                    Progress::Line(line) => is_ended = self.take(line, &mut backlog).await?,
+                    Progress::All => has_arrived = true,
+                },
                 () = self.printer.gone() => return Err(Gone),
                 () = &mut patience, if is_ended && self.is_interactive => return Ok(()),
                 Some(done) = self.pending.next() => self.finish(done).await?,
@@ -128,7 +164,7 @@ impl Talk {
     /// Shows an error of what was typed.
     async fn error(&mut self, text: &str) -> Result<(), Gone> {
         match self.is_interactive {
-            true => self.printer.print(self.style.error(text)).await,
+            true => self.printer.print(self.style.error(&printable(text))).await,
             false => {
                 self.outcome.rejected(text.into());
                 Ok(())
@@ -147,31 +183,59 @@ impl Talk {
         name.unwrap_or_else(|| self.people.name(&self.people.own))
     }
 
-    fn set_name(&mut self, name: &str) {
-        match &mut self.state {
-            Value::Object(state) => _ = state.insert("name".into(), name.into()),
-            state => *state = json!({ "name": name }),
+    /// The own state with another name.
+    fn with_name(&self, name: &str) -> Value {
+        match self.state.clone() {
+            Value::Object(mut state) => {
+                state.insert("name".into(), name.into());
+                state.into()
+            }
+            _ => json!({ "name": name }),
         }
-        self.set_state();
     }
 
-    fn set_state(&mut self) {
-        let receipt = self.room.set_state(&self.state);
-        self.expect(receipt);
+    fn set_state(&mut self, state: Value) -> Obeyed {
+        let receipt = self.room.set_state(&state);
+        let obeyed = self.expect(receipt, {
+            let state = state.clone();
+            |result| Done::State(state, result)
+        });
+        if obeyed == Obeyed::Done {
+            self.state = state;
+        }
+        obeyed
     }
 
-    fn expect(&mut self, receipt: Answer<u64>) {
-        self.pending
-            .push(Box::pin(async { Done::Sent(receipt.await) }));
+    /// Waits for an answer, unless the line has to be obeyed once more because the queue is full. Somebody at a
+    /// terminal is told.
+    fn expect<T: Send + 'static>(
+        &mut self,
+        answer: Answer<T>,
+        done: impl FnOnce(Result<T, SendError>) -> Done + Send + 'static,
+    ) -> Obeyed {
+        if answer.refused() == Some(&SendError::Full) && !self.is_interactive {
+            return Obeyed::Full;
+        }
+        self.pending.push(Box::pin(async { done(answer.await) }));
+        Obeyed::Done
     }
 
-    /// Does what a line asks for. Returns whether more may follow.
-    async fn obey(&mut self, line: &str) -> Result<bool, Gone> {
+    /// Obeys a line, or holds it back. Returns whether it was the last one.
+    async fn take(&mut self, line: String, backlog: &mut Backlog) -> Result<bool, Gone> {
+        let obeyed = self.obey(&line).await?;
+        if obeyed == Obeyed::Full {
+            backlog.hold(line);
+        }
+        Ok(obeyed == Obeyed::Last)
+    }
+
+    /// Does what a line asks for.
+    async fn obey(&mut self, line: &str) -> Result<Obeyed, Gone> {
         let input = match input::parse(line) {
             Ok(input) => input,
             Err(problem) => {
-                self.error(&printable(&problem)).await?;
-                return Ok(true);
+                self.error(&problem).await?;
+                return Ok(Obeyed::Done);
             }
         };
         match input {
@@ -183,42 +247,38 @@ impl Talk {
                     false => text.into(),
                 };
                 let receipt = self.room.send_with_receipt("all", CHAT, data);
-                self.expect(receipt);
+                return Ok(self.expect(receipt, Done::Sent));
             }
             Input::To(name, text) => match self.people.find(&name) {
                 Ok(id) => {
                     let receipt = self.room.send_with_receipt(id, CHAT, text);
-                    self.expect(receipt);
+                    return Ok(self.expect(receipt, Done::Sent));
                 }
                 Err(problem) => self.error(&problem).await?,
             },
             Input::Name(name) => match printable::name(&name) {
-                Some(name) => self.set_name(&name),
+                Some(name) => return Ok(self.set_state(self.with_name(&name))),
                 None => self.error("the name has nothing visible").await?,
             },
-            Input::State(state) => {
-                self.state = state;
-                self.set_state();
-            }
+            Input::State(state) => return Ok(self.set_state(state)),
             Input::History(count) => {
                 let page = self.room.history(Some(count), None);
-                self.pending
-                    .push(Box::pin(async { Done::History(page.await) }));
+                return Ok(self.expect(page, Done::History));
             }
             Input::Who => self.who().await?,
-            Input::Raw(text) => {
-                if let Err(error) = self.room.send_raw(text) {
-                    self.error(&error.to_string()).await?;
-                }
-            }
+            Input::Raw(text) => match self.room.send_raw(text) {
+                Ok(()) => {}
+                Err(SendError::Full) if !self.is_interactive => return Ok(Obeyed::Full),
+                Err(error) => self.error(&error.to_string()).await?,
+            },
             Input::Help => {
                 for line in HELP.lines() {
                     self.notice(line).await?;
                 }
             }
-            Input::Quit => return Ok(false),
+            Input::Quit => return Ok(Obeyed::Last),
         }
-        Ok(true)
+        Ok(Obeyed::Done)
     }
 
     /// Lists who is here.
@@ -239,6 +299,10 @@ impl Talk {
     async fn finish(&mut self, done: Done) -> Result<(), Gone> {
         let error = match done {
             Done::Sent(Ok(_)) => return Ok(()),
+            Done::State(state, Ok(_)) => {
+                self.accepted = state;
+                return Ok(());
+            }
             Done::History(Ok(page)) => {
                 if page.messages.is_empty() {
                     self.notice("nothing was said before you joined").await?;
@@ -249,6 +313,13 @@ impl Talk {
                 }
                 return Ok(());
             }
+            Done::State(state, Err(error)) => {
+                // Unless another one was asked for since.
+                if self.state == state {
+                    self.state = self.accepted.clone();
+                }
+                error
+            }
             Done::Sent(Err(error)) | Done::History(Err(error)) => error,
         };
         let text = match &error {
@@ -257,7 +328,7 @@ impl Talk {
             SendError::Rejected { code, .. } if code == "empty_room" => {
                 "nobody else is here: what you say reaches nobody".into()
             }
-            error => format!("not delivered: {}", printable(&error.to_string())),
+            error => format!("not delivered: {error}"),
         };
         self.error(&text).await
     }
@@ -304,7 +375,7 @@ impl Talk {
                 let line = format!("{} sent {} bytes", self.name(&sender), bytes.len());
                 self.printer.print(line).await?;
             }
-            Event::Error { message, .. } => self.error(&printable(&message)).await?,
+            Event::Error { message, .. } => self.error(&message).await?,
             Event::Reconnecting { why, .. } if !self.was_open => {
                 self.outcome.lost(why.to_string());
                 return Ok(false);
@@ -375,6 +446,12 @@ impl Talk {
         match &*message.kind {
             CHAT => format!("{name}{receiver}: {}", said(&message.data)),
             "notice" if is_from_server => format!("{name}: {}", said(&message.data)),
+            "hello" if is_from_server => {
+                let mut message = message.clone();
+                let data = without_token(message.data.get(), &message.data);
+                message.data = RawValue::from_string(data).unwrap_or_default();
+                format!("{name}{receiver} {}", sent(&message))
+            }
             _ => format!("{name}{receiver} {}", sent(message)),
         }
     }
