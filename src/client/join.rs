@@ -85,7 +85,8 @@ impl Join {
         self
     }
 
-    /// How long one attempt to connect may take, and the server to answer; 10 seconds by default.
+    /// How long one attempt may take, from the token to the answer to `hello`, and the server to answer later; 10 seconds
+    /// by default.
     pub fn timeout(mut self, timeout: Duration) -> Join {
         self.0.timeout = timeout.min(LONGEST);
         self
@@ -97,7 +98,8 @@ impl Join {
         self
     }
 
-    /// Closes the room when there was no connection for this long. By default it connects again for ever.
+    /// Closes the room when there was no connection for this long, after a last attempt, also if the server asks to wait
+    /// longer. By default it connects again for ever.
     pub fn give_up_after(mut self, limit: Duration) -> Join {
         self.0.give_up_after = Some(limit);
         self

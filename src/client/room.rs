@@ -155,7 +155,8 @@ impl Room {
     ///
     /// # Errors
     ///
-    /// If that is unknown, because the session was lost or the room is closed.
+    /// If that is unknown, because the room is closed, or because a session was lost with what was sent in it: the first
+    /// flush after that fails, and [`Opened`](super::Opened) and the receipts say what was lost.
     pub fn flush(&self) -> impl Future<Output = Result<(), SendError>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(Command::Flush(reply));

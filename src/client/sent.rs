@@ -4,13 +4,23 @@ use std::collections::VecDeque;
 
 use tokio_tungstenite::tungstenite::Message;
 
+/// Who knows what has become of a message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The client itself, which sends it again in another session if need be.
+    Own,
+    /// The application, which waits for a receipt.
+    Watched,
+    /// The application, which waits for no receipt.
+    Unwatched,
+}
+
 /// A message that was sent.
 pub(super) struct Sent {
     pub(super) message: Message,
     /// What it takes of the queue.
     pub(super) reserved: usize,
-    /// Whether the application has sent it, and waits for no receipt.
-    pub(super) is_unwatched: bool,
+    pub(super) kind: Kind,
 }
 
 /// What was sent in a session and is not acknowledged yet, in order.
@@ -76,7 +86,7 @@ mod tests {
             let sent = Sent {
                 message: Message::text(place.to_string()),
                 reserved: 10,
-                is_unwatched: true,
+                kind: Kind::Unwatched,
             };
             assert_eq!(unconfirmed.push(sent), place);
         }

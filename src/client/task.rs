@@ -1,10 +1,16 @@
 //! The task of a room: connects, serves the connection, and connects again.
 
-use std::{collections::HashSet, future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_tungstenite::tungstenite;
 use uuid::Uuid;
@@ -21,7 +27,7 @@ use super::{
     retry,
     room::{number, reference, text},
     send_error::SendError,
-    sent::{Sent, Unconfirmed},
+    sent::{Kind, Sent, Unconfirmed},
     settings::Settings,
 };
 
@@ -72,8 +78,18 @@ pub(super) struct Task {
     history: Option<u64>,
     /// What was sent without a receipt in the session before.
     lost: Vec<Frame>,
-    /// The message that has set the state, and the number of its receipt.
-    state: Option<(tungstenite::Message, u64)>,
+    /// The last state that the server has accepted, and those after it that are not answered yet.
+    states: VecDeque<State>,
+    /// Whether something was lost with a session, and no flush has said so.
+    has_lost: bool,
+}
+
+/// A message that sets the state.
+struct State {
+    message: tungstenite::Message,
+    /// The number of its receipt.
+    number: u64,
+    is_accepted: bool,
 }
 
 impl Task {
@@ -102,7 +118,8 @@ impl Task {
             ice_servers: serde_json::Value::Null,
             history: None,
             lost: Vec::new(),
-            state: None,
+            states: VecDeque::new(),
+            has_lost: false,
         }
     }
 
@@ -155,10 +172,11 @@ impl Task {
             if why.is_of_token() {
                 refusals += 1;
             }
-            let is_over = self
+            let left = self
                 .options
                 .give_up_after
-                .is_some_and(|it| lost_since.elapsed() > it);
+                .map(|it| it.saturating_sub(lost_since.elapsed()));
+            let is_over = left.is_some_and(|it| it.is_zero());
             if (why.is_final() && !asks_again) || is_over {
                 return why;
             }
@@ -173,6 +191,8 @@ impl Task {
                 why.retry_after(),
                 random,
             );
+            // The last attempt comes when the time is over, whatever the server asks for.
+            let delay = left.map_or(delay, |left| delay.min(left));
             attempts += 1;
             self.events.push(Event::Reconnecting { delay, why }, 0);
             tokio::select! {
@@ -220,18 +240,22 @@ impl Task {
         leaving: &watch::Receiver<bool>,
     ) -> Result<Connection, Disconnect> {
         let limit = retry::attempt(self.options.timeout, self.kept_for());
+        let deadline = Instant::now() + limit;
         let mut leaving = leaving.clone();
         let is_leaving = self.is_leaving;
         let mut connection = tokio::select! {
             biased;
             () = asked_to_leave(&mut leaving), if !is_leaving => return Err(Disconnect::Left),
-            opened = self.connect(limit) => opened?,
+            opened = timeout_at(deadline, self.connect(limit)) => match opened {
+                Ok(opened) => opened?,
+                Err(_) => return Err(Disconnect::Silent(limit)),
+            },
         };
         // Now a session may have begun that can be resumed, so it ends with a Close frame: nobody would resume it.
         let left = tokio::select! {
             biased;
             () = asked_to_leave(&mut leaving), if !is_leaving => Disconnect::Left,
-            entered = timeout(limit, self.enter(&mut connection)) => match entered {
+            entered = timeout_at(deadline, self.enter(&mut connection)) => match entered {
                 Ok(Ok(())) => return Ok(connection),
                 Ok(Err(why)) => why,
                 Err(_) => Disconnect::Silent(limit),
@@ -360,10 +384,18 @@ impl Task {
         self.ice_servers = hello.ice_servers;
         self.history = hello.history;
         self.open(false, hello.peers);
-        if let Some((message, number)) = self.state.clone() {
+        for State {
+            message, number, ..
+        } in std::mem::take(&mut self.states)
+        {
             let waiter = self.receipts.take(number).unwrap_or(Waiter::Nobody);
-            let place = self.transmit(message, connection);
+            let place = self.transmit(message.clone(), connection);
             self.receipts.add(number, place, waiter);
+            self.states.push_back(State {
+                message,
+                number,
+                is_accepted: false,
+            });
         }
     }
 
@@ -413,18 +445,23 @@ impl Task {
         self.kept_until = None;
         self.received = 0;
         self.known.clear();
-        // The state is set again, and whoever waits for its receipt waits for that.
-        let state = self
-            .state
-            .as_ref()
-            .and_then(|(_, number)| self.receipts.take(*number).map(|waiter| (*number, waiter)));
+        // The state is set again, and whoever waits for its receipt waits for that. The last one may be refused, so the
+        // one before is, too.
+        let last = self.states.pop_back();
+        self.states.retain(|state| state.is_accepted);
+        self.states.extend(last);
+        let state = self.states.back().and_then(|State { number, .. }| {
+            let waiter = self.receipts.take(*number);
+            waiter.map(|waiter| (*number, waiter))
+        });
         self.receipts.fail(&SendError::Lost);
         if let Some((number, waiter)) = state {
             self.receipts.add(number, 0, waiter);
         }
         for sent in self.unconfirmed.restart() {
             self.shared.free(sent.reserved);
-            if sent.is_unwatched {
+            self.has_lost |= sent.kind != Kind::Own;
+            if sent.kind == Kind::Unwatched {
                 self.lost.push(match sent.message {
                     tungstenite::Message::Binary(bytes) => Frame::Binary(bytes),
                     message => Frame::Text(message.to_string()),
@@ -504,14 +541,14 @@ impl Task {
 
     /// Sends a message of the client's own. Returns its place in the session.
     fn transmit(&mut self, message: tungstenite::Message, connection: &mut Connection) -> u64 {
-        self.transmit_as(message, 0, false, connection)
+        self.transmit_as(message, 0, Kind::Own, connection)
     }
 
     fn transmit_as(
         &mut self,
         message: tungstenite::Message,
         reserved: usize,
-        is_unwatched: bool,
+        kind: Kind,
         connection: &mut Connection,
     ) -> u64 {
         connection.queue_message(message.clone());
@@ -519,7 +556,7 @@ impl Task {
         self.unconfirmed.push(Sent {
             message,
             reserved,
-            is_unwatched,
+            kind,
         })
     }
 
@@ -537,6 +574,11 @@ impl Task {
     fn take(&mut self, command: Command, connection: &mut Connection) {
         let outgoing = match command {
             Command::Send(outgoing) => outgoing,
+            // What is lost is not taken in, however many sessions begin after it.
+            Command::Flush(reply) if std::mem::take(&mut self.has_lost) => {
+                let _ = reply.send(Err(SendError::Lost));
+                return;
+            }
             Command::Flush(reply) => return self.probe(vec![reply], connection),
         };
         let Outgoing {
@@ -562,9 +604,19 @@ impl Task {
             return;
         }
         if is_state && let Some((number, _)) = &receipt {
-            self.state = Some((message.clone(), *number));
+            self.states.push_back(State {
+                message: message.clone(),
+                number: *number,
+                is_accepted: false,
+            });
         }
-        let place = self.transmit_as(message, reserved, receipt.is_none(), connection);
+        let kind = match &receipt {
+            // The next session sets it again.
+            Some(_) if is_state => Kind::Own,
+            Some(_) => Kind::Watched,
+            None => Kind::Unwatched,
+        };
+        let place = self.transmit_as(message, reserved, kind, connection);
         if let Some((number, waiter)) = receipt {
             self.receipts.add(number, place, waiter);
         }
@@ -701,9 +753,15 @@ impl Task {
 
     /// Takes a receipt or an error. Returns whether its number is known.
     fn settle(&mut self, number: u64, result: Result<u64, SendError>) -> bool {
-        let is_state = self.state.as_ref().is_some_and(|(_, it)| *it == number);
-        if is_state && result.is_err() {
-            self.state = None;
+        if let Some(index) = self.states.iter().position(|it| it.number == number) {
+            match result.is_ok() {
+                true => {
+                    self.states.drain(..index);
+                    self.states[0].is_accepted = true;
+                }
+                // The server keeps the one before.
+                false => _ = self.states.remove(index),
+            }
         }
         let Some(place) = self.receipts.settle(number, result) else {
             return false;
