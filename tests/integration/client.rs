@@ -631,7 +631,14 @@ async fn what_waits_to_be_sent_is_bounded() {
         Err(SendError::Full)
     );
     let receipt = alice.send_with_receipt("all", "x", "x".repeat(900));
+    assert_eq!(receipt.refused(), Some(&SendError::Full));
     assert_eq!(receipt.await, Err(SendError::Full));
+    // What never fits need not wait.
+    let never = alice.send("all", "x", "x".repeat(10_000));
+    assert!(
+        matches!(never, Err(SendError::TooLarge { .. })),
+        "{never:?}"
+    );
     alice.leave().await;
     assert_eq!(expect_closed(&mut events).await, Disconnect::Left);
 }
@@ -880,6 +887,68 @@ async fn endless_times_are_as_good_as_long_ones() {
     let connect = Connect::to(url(server.address, "tea")).timeout(Duration::MAX);
     let connection = connect.open().await.unwrap();
     within_deadline("leaving", connection.leave(Duration::MAX)).await;
+}
+
+/// The answer to `hello`, as of a session that cannot be resumed.
+fn welcome() -> tungstenite::Message {
+    let hello = json!({"type": "hello", "sender": "server", "receiver": "1", "data":
+        {"room": "tea", "peers": [], "iceServers": [], "resume": null}});
+    tungstenite::Message::text(hello.to_string())
+}
+
+/// The next message of the client.
+async fn expect_json(socket: &mut WebSocketStream<TcpStream>) -> Value {
+    let message = within_deadline("a message", socket.next()).await;
+    serde_json::from_str(message.unwrap().unwrap().to_text().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_refused_state_leaves_the_accepted_one_and_a_flush_hides_no_loss() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (room, mut events) = join(listener.local_addr().unwrap(), "tea").open();
+    let mut socket = accept(&listener).await;
+    socket.send(welcome()).await.unwrap();
+    expect_opened(&mut events).await;
+    for (state, kind) in [("good", "ack"), ("bad", "error")] {
+        let receipt = room.set_state(state);
+        let sent = expect_json(&mut socket).await;
+        assert_eq!(sent["data"], state);
+        let answer = json!({"type": kind, "sender": "server", "receiver": "1", "data":
+            {"ref": sent["ref"], "receivers": 0, "code": "state_too_large", "message": "no"}});
+        socket
+            .send(tungstenite::Message::text(answer.to_string()))
+            .await
+            .unwrap();
+        let answer = within_deadline("the answer", receipt).await;
+        assert_eq!(answer.is_ok(), kind == "ack", "{answer:?}");
+    }
+    room.send("all", "x", "lost").unwrap();
+    assert_eq!(expect_json(&mut socket).await["data"], "lost");
+    drop(socket);
+    expect_reconnecting(&mut events).await;
+    let flush = room.flush();
+    let mut socket = accept(&listener).await;
+    socket.send(welcome()).await.unwrap();
+    assert_eq!(reopened(&mut events).await.lost.len(), 1);
+    assert_eq!(expect_json(&mut socket).await["data"], "good");
+    assert_eq!(
+        within_deadline("the flush", flush).await,
+        Err(SendError::Lost)
+    );
+}
+
+#[tokio::test]
+async fn no_wait_is_longer_than_the_time_to_give_up() {
+    let server = TestServer::with(|config| {
+        config.limits.max_address_sessions = NonZeroU32::new(1);
+    })
+    .await;
+    let _bob = Client::join(&server, "tea").await;
+    let limit = Duration::from_millis(100);
+    let (_alice, mut events) = join(server.address, "tea").give_up_after(limit).open();
+    let (delay, why) = expect_reconnecting(&mut events).await;
+    assert!(why.retry_after().unwrap() > limit && delay <= limit);
+    expect_closed(&mut events).await;
 }
 
 #[cfg(feature = "tokens")]

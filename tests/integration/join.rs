@@ -329,6 +329,63 @@ async fn lines_are_neither_lost_nor_doubled_when_connections_are_cut() {
     assert_eq!(bob.next().await["type"], "close");
 }
 
+/// More than the queue of a pipe holds, through either kind of pipe.
+#[tokio::test]
+async fn a_plain_pipe_loses_no_line_when_the_queue_is_full() {
+    const LINES: usize = 12_000;
+    let server = TestServer::start().await;
+    let mut bob = Client::join(&server, "tea").await;
+    let mut alice = Pipes::start(&[&room(server.address)]);
+    bob.expect_any_new().await;
+    alice.find("you are").await;
+    let mut input = alice.input.take().unwrap();
+    let text: String = (0..LINES).map(|number| format!("{number}\n")).collect();
+    let writing = tokio::spawn(async move { input.write_all(text.as_bytes()).await });
+    for number in 0..LINES {
+        assert_eq!(bob.next().await["data"], number.to_string());
+    }
+    writing.await.unwrap().unwrap();
+    let (code, _, errors) = alice.ended().await;
+    assert_eq!((code, &*errors), (Some(0), ""));
+}
+
+#[tokio::test]
+async fn errors_of_raw_and_of_long_lines_come_at_once() {
+    let server = TestServer::start().await;
+    let _bob = Client::join(&server, "tea").await;
+    let tea = room(server.address);
+    let mut raw = Pipes::start(&[&tea]);
+    raw.write(r#"/raw {"type":"x"}"#).await;
+    let (code, _, errors) = raw.end().await;
+    assert_eq!(code, Some(3), "{errors}");
+
+    // One is longer than the server accepts, the other one than the queue.
+    for length in [100_000, 1_200_000] {
+        let mut long = Pipes::start(&["--json", &tea]);
+        let data = "x".repeat(length);
+        long.write(&format!(
+            r#"{{"type":"x","receiver":"all","ref":1,"data":"{data}"}}"#
+        ))
+        .await;
+        let (code, rest, errors) = long.end().await;
+        assert_eq!(code, Some(3), "{errors}");
+        assert!(!errors.contains("receipts"), "{errors}");
+        assert!(rest[0].contains(r#""seconds""#) && !rest[0].contains(r#""token""#));
+    }
+}
+
+#[tokio::test]
+async fn a_message_with_line_breaks_is_one_line() {
+    let server = TestServer::start().await;
+    let mut alice = Pipes::start(&["--json", &room(server.address)]);
+    alice.hello().await;
+    let mut bob = Client::join(&server, "tea").await;
+    alice.find(r#""new""#).await;
+    bob.send_text("{\"type\":\"x\",\"receiver\":\"all\",\"data\":[\r\n1,\n2]}")
+        .await;
+    assert!(alice.next().await.ends_with(r#""data":[  1, 2]}"#));
+}
+
 #[tokio::test]
 async fn what_was_lost_with_a_session_is_an_error() {
     let first = TestServer::start().await;
