@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{Client, TestServer, within_deadline};
+use crate::support::{Client, TestServer, eventually, within_deadline};
 
 async fn bench(arguments: &[&str]) -> Output {
     let output = Command::new(env!("CARGO_BIN_EXE_anteroom"))
@@ -65,9 +65,19 @@ async fn sessions_join_and_their_messages_arrive() {
         (&latency["count"], &latency["errors"]),
         (&json!(50), &json!({}))
     );
+    // Of so few there is no 99th percentile.
+    for (phase, samples) in [(joins, 12), (latency, 50)] {
+        assert_eq!(phase["milliseconds"]["samples"], samples);
+        assert_eq!(phase["milliseconds"]["p99"], Value::Null);
+    }
+    assert_eq!(
+        (&latency["missing"], &latency["rates"]["asked"]),
+        (&json!(0), &json!(50))
+    );
+    let stopped = latency["stopped"].as_str().unwrap();
+    assert!(stopped.starts_with("50 messages were sent, "), "{stopped}");
     for phase in [joins, messages, latency] {
-        let times =
-            ["p50", "p90", "p99", "max"].map(|it| phase["milliseconds"][it].as_f64().unwrap());
+        let times = ["p50", "p90", "max"].map(|it| phase["milliseconds"][it].as_f64().unwrap());
         assert!(times.is_sorted() && times[0] > 0.0, "{phase}");
         assert!(phase["perSecond"].as_f64().unwrap() > 0.0);
         assert!(!phase["stopped"].as_str().unwrap().is_empty());
@@ -155,6 +165,67 @@ async fn a_limit_of_the_server_ends_a_phase_and_is_named() {
     ])
     .await;
     assert_eq!((code, &allowed["sessions"]), (Some(0), &json!(1)));
+}
+
+#[tokio::test]
+async fn sessions_that_are_lost_end_a_phase_and_fail_the_measurement() {
+    let mut server = TestServer::start().await;
+    let url = server.address.to_string();
+    let ended = tokio::spawn(async move {
+        let arguments = ["--seconds", "5", "--sessions", "3", &url];
+        let output = bench(&[&["--json"], &arguments[..]].concat()).await;
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), report)
+    });
+    eventually("messages of the second phase", || {
+        server.count("anteroom_messages_sent_total") > 200
+    })
+    .await;
+    server.stop();
+    let (code, report) = ended.await.unwrap();
+    assert_eq!(code, Some(1));
+    assert_eq!(
+        (&report["sessions"], &report["lost"]),
+        (&json!(3), &json!(3))
+    );
+    let last = report["phases"].as_array().unwrap().last().unwrap();
+    let stopped = last["stopped"].as_str().unwrap();
+    assert!(stopped.contains("all sessions are lost"), "{stopped}");
+}
+
+#[tokio::test]
+async fn a_rate_that_is_too_high_ends_the_phase() {
+    let server = TestServer::start().await;
+    let url = server.address.to_string();
+    // That would be 6.5 GB a second.
+    let arguments = ["--sessions", "2", "--size", "65000", "--rate", "100000"];
+    let (_, report) = report(&[&arguments[..], &[&url]].concat()).await;
+    let latency = phase(&report, "latency");
+    assert_eq!(latency["rates"]["asked"], 100_000);
+    let sent = latency["rates"]["sent"].as_f64().unwrap();
+    assert!(sent < 100_000.0, "{sent}");
+    let stopped = latency["stopped"].as_str().unwrap();
+    assert!(stopped.contains(" a second of 100000"), "{stopped}");
+    assert!(
+        !stopped.starts_with("100000 messages were sent"),
+        "{stopped}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_paces_is_named() {
+    let server = TestServer::with(|config| {
+        config.limits.messages_per_second = NonZeroU32::new(10);
+    })
+    .await;
+    let url = server.address.to_string();
+    let (_, report) = report(&["--sessions", "1", "--rate", "5", &url]).await;
+    for name in ["messages", "latency"] {
+        let stopped = phase(&report, name)["stopped"].as_str().unwrap();
+        let expected =
+            "; the server paces a session at 10 messages a second (--messages-per-second)";
+        assert!(stopped.ends_with(expected), "{stopped}");
+    }
 }
 
 #[tokio::test]

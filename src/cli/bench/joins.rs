@@ -7,6 +7,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
+    cpu::CpuClock,
     limits::{is_refusal, reason},
     report::{Errors, Latencies, Phase},
     swarm::{Entrance, News, Session},
@@ -29,6 +30,7 @@ pub(super) async fn measure(
     entrance: &Entrance,
     news: &mpsc::UnboundedSender<News>,
 ) -> (Vec<(usize, Session)>, Phase) {
+    let cpu = CpuClock::start();
     let began = Instant::now();
     let mut joining = FuturesUnordered::<Pin<Box<dyn Future<Output = Joined> + Send>>>::new();
     let (mut latencies, mut errors) = (Latencies::new(), Errors::default());
@@ -80,13 +82,12 @@ pub(super) async fn measure(
         joined as f64 / seconds
     };
     let phase = Phase {
-        name: "joins",
         count: joined,
         per_second,
-        in_flight: None,
+        cpu_percent: cpu.percent(),
         milliseconds: latencies.summary(),
         errors,
-        stopped: stopped.unwrap_or_default(),
+        ..Phase::new("joins", stopped.unwrap_or_default())
     };
     (sessions, phase)
 }

@@ -2,6 +2,8 @@
 
 use anteroom::client::Disconnect;
 
+use super::swarm::Pace;
+
 /// A refusal in a few words: which option of the server limits what was asked for. Otherwise, what has failed.
 pub(super) fn reason(why: &Disconnect) -> String {
     let status = match why {
@@ -29,4 +31,16 @@ pub(super) fn is_refusal(why: &Disconnect) -> bool {
         Disconnect::Closed { code, .. } => (4400..4600).contains(code),
         _ => false,
     }
+}
+
+/// The rates at which the server paces each session, and the options that set them; `None` if it does not.
+pub(super) fn pace(pace: &Pace) -> Option<String> {
+    let messages = pace
+        .messages_per_second
+        .map(|rate| format!("{rate} messages a second (--messages-per-second)"));
+    let bytes = pace
+        .bytes_per_second
+        .map(|rate| format!("{rate} bytes a second (--bytes-per-second)"));
+    let rates: Vec<String> = messages.into_iter().chain(bytes).collect();
+    (!rates.is_empty()).then(|| format!("the server paces a session at {}", rates.join(" and ")))
 }

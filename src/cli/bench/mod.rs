@@ -1,6 +1,7 @@
 //! The command `bench`: what a running server carries, as its clients see it. It is polite: it says in its sessions'
 //! states what it is, ends by itself, and asks before it loads another machine.
 
+mod cpu;
 mod flow;
 mod joins;
 mod latency;
@@ -23,7 +24,11 @@ use tokio::{runtime::Builder, sync::mpsc};
 use uuid::Uuid;
 
 pub(crate) use self::options::BenchOptions;
-use self::{flow::Flow, report::Report, swarm::Entrance};
+use self::{
+    flow::Flow,
+    report::Report,
+    swarm::{Crew, Entrance},
+};
 use super::{failure::Failure, signals::Signals};
 
 /// How many sessions a room has.
@@ -32,7 +37,7 @@ const ROOM_SESSIONS: usize = 10;
 /// How long a session may take to join.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Measures a server. Returns the exit code: 1 if no session has joined.
+/// Measures a server. Returns the exit code: 1 if no session has joined, all were lost, or messages are missing.
 pub(crate) fn run(options: BenchOptions) -> Result<ExitCode, Failure> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime =
@@ -63,7 +68,7 @@ async fn bench(options: BenchOptions) -> Result<ExitCode, Failure> {
     };
     // Standard output may be closed.
     let _ = writeln!(io::stdout(), "{text}");
-    Ok(ExitCode::from(u8::from(report.sessions == 0)))
+    Ok(ExitCode::from(u8::from(report.has_failed())))
 }
 
 /// Does the phases, one after the other.
@@ -76,6 +81,7 @@ async fn measure(options: BenchOptions, url: RoomUrl) -> Report {
             (room, url.with_room(&format!("{prefix}-{room}")))
         }
     };
+    let (count, size) = (options.sessions as usize, options.size as usize);
     let entrance = Entrance {
         token: options.token.clone(),
         origin: match &options.origin {
@@ -83,9 +89,11 @@ async fn measure(options: BenchOptions, url: RoomUrl) -> Report {
             None => url.origin(),
         },
         timeout: JOIN_TIMEOUT,
+        max_queued: flow::max_queued(count, size),
+        crew: Crew::default(),
     };
     let (sender, news) = mpsc::unbounded_channel();
-    let (time, count) = (options.time(), options.sessions as usize);
+    let time = options.time();
     let (sessions, phase) = joins::measure(&rooms, count, time, &entrance, &sender).await;
     let mut report = Report {
         url: url.to_string(),
@@ -95,16 +103,20 @@ async fn measure(options: BenchOptions, url: RoomUrl) -> Report {
             .map(|(room, _)| *room)
             .collect::<HashSet<_>>()
             .len(),
+        lost: 0,
         phases: vec![phase],
     };
     if sessions.is_empty() {
         return report;
     }
-    let mut flow = Flow::new(sessions, news, options.size as usize);
+    let mut flow = Flow::new(sessions, news, size, &entrance.crew);
     let phase = messages::measure(&mut flow, time, options.limit()).await;
     report.phases.push(phase);
-    let phase = latency::measure(&mut flow, options.rate, time).await;
-    report.phases.push(phase);
+    if !flow.is_lost() {
+        let phase = latency::measure(&mut flow, options.rate, time).await;
+        report.phases.push(phase);
+    }
+    report.lost = flow.lost();
     swarm::leave(flow.into_sessions()).await;
     report
 }

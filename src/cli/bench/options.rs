@@ -19,7 +19,6 @@ pub(crate) struct BenchOptions {
     /// How many sessions join at most
     #[arg(
         long = "sessions",
-        visible_alias = "max-sessions",
         value_name = "COUNT",
         default_value_t = 100,
         value_parser = clap::value_parser!(u64).range(1..=20_000)
