@@ -1183,7 +1183,8 @@ class HttpTransport {
     this.#getToken = getToken;
     this.#url = new URL(url.replace("ws", "http"));
     this.#received = Number(this.#url.searchParams.get("received"));
-    this.#run().catch((error) => this.#fail(CLOSE_FAILED, String(error)));
+    // A browser does not tell why a request has failed either.
+    this.#run().catch((error) => this.#fail(CLOSE_FAILED, error instanceof TypeError ? "" : String(error)));
   }
 
   /** @param {string | Uint8Array} message */

@@ -33,7 +33,6 @@ export function startLog(room, people) {
   on($("filter"), "input", () => {
     for (const item of $("messages").children) filter(item);
   });
-  on($("filter"), "submit", (event) => event.preventDefault());
   // Arrow keys move between messages: the list is one Tab stop.
   on($("messages"), "keydown", (event) => {
     const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;
@@ -59,10 +58,7 @@ export function startLog(room, people) {
       append($("messages"), [element("li", { className: "error" }, `Not sent: ${error.message}.`)], MAX_MESSAGES);
     }
   };
-  on($("compose"), "submit", (event) => {
-    event.preventDefault();
-    send();
-  });
+  on($("compose"), "submit", send);
   on($("json"), "keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();

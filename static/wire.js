@@ -23,6 +23,9 @@ export function startWire(room, people) {
     remember("wire", $("room").dataset.wire);
   });
 
+  // Also before the log is loaded.
+  for (const form of ["filter", "compose"]) on($(form), "submit", (event) => event.preventDefault());
+
   // A hidden log has no elements: only what it shows when it appears.
   /** @type {LoggedMessage[]} */
   let hidden = [];

@@ -238,13 +238,22 @@ async fn the_message_log_shows_filters_and_sends_messages() {
         .await;
     until_people(&tab, 1).await;
 
+    // The log is loaded when it is open for the first time.
+    let messages = "document.querySelectorAll('#messages li').length";
+    assert_eq!(tab.run(&format!("return {messages}")).await, 0);
+    tab.click("#fold").await;
+    tab.until(&format!("{messages} > 0")).await;
+    tab.click("#clear").await;
+    tab.click("#fold").await;
+    tab.until("!document.querySelector('#messages').checkVisibility()")
+        .await;
+
     // The folded log has no elements. Once it is open it shows what came before, up to 500 messages.
     tab.run(
         "document.querySelector('#json').value = '{\"type\":\"ping\",\"receiver\":\"server\"}';
         for (let i = 0; i < 600; i += 1) document.querySelector('#compose').requestSubmit();",
     )
     .await;
-    let messages = "document.querySelectorAll('#messages li').length";
     assert_eq!(tab.run(&format!("return {messages}")).await, 0);
     assert!(!tab.find("#messages").await.is_displayed().await.unwrap());
     tab.click("#fold").await;

@@ -76,11 +76,11 @@ impl ScriptedServer {
         format!("http://{}/deep/down", self.listener.local_addr().unwrap())
     }
 
-    /// A script that joins a room there.
+    /// A script that joins a room there, over a WebSocket alone.
     pub fn join_script(&self, options: &str) -> String {
         let url = self.url();
         format!(
-            "globalThis.room = join('a b', {{ url: '{url}?x#y', ...{options} }});
+            "globalThis.room = join('a b', {{ url: '{url}?x#y', fallback: false, ...{options} }});
             globalThis.events = [];
             for (const type of ['statechange', 'peerjoin', 'peerstate', 'peerleave', 'message', 'error']) {{
                 room.addEventListener(type, ({{ detail }}) => {{

@@ -71,13 +71,11 @@ async fn join(options: JoinOptions, name: Option<String>) -> Result<u8, Failure>
     }
     // The settings of the terminal are restored at the end.
     let (lines, printer, restore) = match is_interactive {
-        true => {
-            let edited = terminal::edit();
-            let (lines, printer, restore) = edited
-                .map_err(|error| Failure::other(format!("cannot use the terminal: {error}")))?;
+        true if let Ok((lines, printer, restore)) = terminal::edit() => {
             (lines, printer, Some(restore))
         }
-        false => (lines::read(), Printer::standard(), None),
+        // Some terminals cannot edit, such as that of Emacs.
+        _ => (lines::read(), Printer::standard(), None),
     };
     let (room, events) = join.open();
     let leaving = room.clone();

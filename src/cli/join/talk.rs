@@ -16,7 +16,7 @@ use super::{
     input::{self, HELP, Input},
     lines::{Gone, Lines, Printer},
     outcome::Outcome,
-    people::{People, named},
+    people::{People, SERVER, named},
     secret::without_token,
     style::Style,
 };
@@ -144,7 +144,14 @@ impl Talk {
                     Progress::All => has_arrived = true,
                 },
                 () = self.printer.gone() => return Err(Gone),
-                () = &mut patience, if is_ended && self.is_interactive => return Ok(()),
+                () = &mut patience, if is_ended && self.is_interactive => {
+                    let unanswered = self.pending.len();
+                    if unanswered > 0 {
+                        let text = format!("{unanswered} of your lines may not have arrived");
+                        self.outcome.lost(text);
+                    }
+                    return Ok(());
+                }
                 Some(done) = self.pending.next() => self.finish(done).await?,
             }
         }
@@ -435,7 +442,7 @@ impl Talk {
     fn message(&self, message: &Message) -> String {
         let is_from_server = message.sender == "server";
         let name = match is_from_server {
-            true => self.style.name("the server", 0),
+            true => self.style.name(SERVER, 0),
             false => self.name(&message.sender),
         };
         let receiver = match &*message.receiver {
