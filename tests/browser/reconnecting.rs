@@ -266,7 +266,7 @@ async fn a_banner_in_every_view_says_that_the_network_is_gone() {
     browser.close_regardless().await;
 }
 
-/// Makes every WebSocket of the page close at once with this code and reason.
+/// Makes every WebSocket of the page close at once with this code and reason, and every other request fail.
 async fn refuse_connections(tab: &Tab<'_>, code: u16, reason: &str) {
     let source = format!(
         "globalThis.WebSocket = class extends EventTarget {{
@@ -275,7 +275,8 @@ async fn refuse_connections(tab: &Tab<'_>, code: u16, reason: &str) {
                 setTimeout(() => this.dispatchEvent(new CloseEvent('close', {{ code: {code}, reason: '{reason}' }})));
             }}
             close() {{}}
-        }};"
+        }};
+        globalThis.fetch = () => Promise.reject(new TypeError('Failed to fetch'));"
     );
     tab.devtools(
         "Page.addScriptToEvaluateOnNewDocument",
