@@ -669,12 +669,33 @@ async fn messages_come_above_the_line_that_is_typed() {
     // The line before is a key away.
     alice.write("\u{1b}[A!\r");
     assert_eq!(bob.next().await["data"], "half a line!");
+    // Lines that come together, as from the clipboard.
+    alice.write("one\rtwo\rthree\r");
+    for line in ["one", "two", "three"] {
+        assert_eq!(bob.next().await["data"], line);
+    }
     // Ctrl-D.
     alice.write("\u{4}");
     let status = within_deadline("the exit", alice.child.wait())
         .await
         .unwrap();
     assert_eq!(status.code(), Some(0));
+    assert_eq!(bob.next().await["type"], "close");
+    expect_restored(&alice);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_that_cannot_edit_gives_whole_lines() {
+    let server = TestServer::start().await;
+    let tea = room(server.address);
+    let mut bob = Client::join(&server, "tea").await;
+    let mut alice = Terminal::start(&[&tea], &[("TERM", "dumb")]);
+    alice.find("you are ");
+    bob.expect_any_new().await;
+    alice.write("hello\n/quit\n");
+    assert_eq!(bob.next().await["data"], "hello");
+    let status = within_deadline("the exit", alice.child.wait()).await;
+    assert_eq!(status.unwrap().code(), Some(0));
     assert_eq!(bob.next().await["type"], "close");
     expect_restored(&alice);
 }
