@@ -229,7 +229,7 @@ fn measure(
 
 /// The cost of a message between two sessions on different nodes that answer each other.
 fn remote_unicast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
-    let mut pairs = works::Pairs::join(&nodes.addresses(), Dialect::Rooms, 200, 100)?;
+    let mut pairs = works::Pairs::join(Swarm::new(&nodes.addresses(), Dialect::Rooms)?, 200, 100)?;
     pairs.start(100)?;
     measure(nodes, span, || pairs.answer())
 }

@@ -11,10 +11,12 @@
 //! | `peers/` | the servers made for this benchmark: the same rooms on other foundations, and a bare relay |
 //! | `dialect` | the messages of the clients of each server |
 //! | `swarm` | thousands of clients in one thread |
+//! | `link` | the connection of one of them |
 //! | `works` | the workloads |
 //! | `cluster` | the cost of several nodes (`tests/bench/run --cluster`) |
 //! | `history` | the cost of rooms that keep their messages (`tests/bench/run --history`) |
 //! | `polling` | the cost of sessions without a WebSocket (`tests/bench/run --polling`) |
+//! | `tls` | the cost of TLS (`tests/bench/run --tls`) |
 //! | `turn` | the cost of the TURN server, compared to coturn (`tests/bench/run --turn`) |
 //! | `report` | the table and the chart |
 
@@ -23,12 +25,14 @@
 mod cluster;
 mod dialect;
 mod history;
+mod link;
 mod polling;
 #[path = "peers/relay.rs"]
 mod relay_peer;
 mod report;
 mod servers;
 mod swarm;
+mod tls;
 mod turn;
 #[path = "peers/warp.rs"]
 mod warp_peer;
@@ -128,10 +132,12 @@ fn main() -> ExitCode {
         [peers, "--history"] => history::run(&FULL, peers.as_ref()),
         [peers, "--polling"] => polling::run(&FULL, peers.as_ref()),
         [peers, "--polling", "--quick"] => polling::run(&QUICK, peers.as_ref()),
+        [peers, "--tls"] => tls::run(&FULL, peers.as_ref()),
+        [peers, "--tls", "--quick"] => tls::run(&QUICK, peers.as_ref()),
         [peers, "--turn"] => turn::run(&FULL, peers.as_ref()),
         [peers, "--turn", "--quick"] => turn::run(&QUICK, peers.as_ref()),
         _ => Err(io::Error::other(
-            "start this with tests/bench/run, perhaps with --quick, --cluster, --history, --polling, --turn, --polling --quick or --turn --quick",
+            "start this with tests/bench/run, perhaps with --quick, --cluster, --history, --polling, --tls, --turn, --polling --quick, --tls --quick or --turn --quick",
         )),
     };
     match result {

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +16,9 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::dialect::Dialect;
+use tokio_rustls::rustls::ClientConfig;
+
+use crate::{dialect::Dialect, swarm::Swarm, tls::Identity};
 
 /// The core of the server. No other process of the benchmark uses it.
 const SERVER_CORE: &str = "0";
@@ -106,6 +109,8 @@ pub struct Server {
     /// The addresses on which it listens.
     pub addresses: Vec<SocketAddr>,
     pub process: Process,
+    /// How its clients use TLS, if it does.
+    tls: Option<Arc<ClientConfig>>,
 }
 
 /// A running process; dropping it kills the process.
@@ -131,13 +136,35 @@ impl Server {
 
     /// Starts a server with more options and waits until it listens.
     pub fn start_with(kind: Kind, peers: &Path, options: &[String]) -> io::Result<Server> {
-        let mut process = Process::start(
-            on_server_core()
-                .args(kind.command(peers)?)
-                .args(options)
-                .stdout(Stdio::piped())
-                .env("RUST_LOG", "warn"),
-        )?;
+        Server::launch(
+            kind,
+            on_server_core().args(kind.command(peers)?).args(options),
+        )
+    }
+
+    /// Starts a server that uses TLS and waits until it listens.
+    pub fn start_with_tls(kind: Kind, peers: &Path, identity: &Identity) -> io::Result<Server> {
+        let mut command = on_server_core();
+        command.args(kind.command(peers)?);
+        match kind {
+            Kind::Anteroom => {
+                command.arg("--tls-cert").arg(&identity.certificate);
+                command.arg("--tls-key").arg(&identity.key);
+            }
+            _ => {
+                command.env("TLS_CERT", &identity.certificate);
+                command.env("TLS_KEY", &identity.key);
+            }
+        }
+        let server = Server::launch(kind, &mut command)?;
+        Ok(Server {
+            tls: Some(identity.client.clone()),
+            ..server
+        })
+    }
+
+    fn launch(kind: Kind, command: &mut Command) -> io::Result<Server> {
+        let mut process = Process::start(command.stdout(Stdio::piped()).env("RUST_LOG", "warn"))?;
         let output = process.child.stdout.take().expect("it is piped");
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
@@ -156,7 +183,14 @@ impl Server {
             kind,
             addresses: vec![address],
             process,
+            tls: None,
         })
+    }
+
+    /// Clients of the server, none yet.
+    pub fn swarm(&self) -> io::Result<Swarm> {
+        let swarm = Swarm::new(&self.addresses, self.kind.dialect())?;
+        Ok(swarm.over_tls(self.tls.clone()))
     }
 }
 

@@ -2,14 +2,16 @@
 //! never be the bottleneck.
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind},
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
+use tokio_rustls::rustls::ClientConfig;
 
-use crate::dialect::Dialect;
+use crate::{dialect::Dialect, link::Link};
 
 /// How long a server may send nothing before the benchmark fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,6 +24,8 @@ pub struct Swarm {
     /// The addresses to which the clients connect in turn.
     addresses: Vec<SocketAddr>,
     dialect: Dialect,
+    /// How the clients use TLS, if they do.
+    tls: Option<Arc<ClientConfig>>,
     poll: Poll,
     events: Events,
     buffer: Box<[u8]>,
@@ -31,7 +35,7 @@ pub struct Swarm {
 }
 
 struct Connection {
-    stream: TcpStream,
+    link: Link,
     joined: bool,
     /// The incomplete beginning of a frame or of the handshake's answer.
     unread: Vec<u8>,
@@ -44,12 +48,18 @@ impl Swarm {
         Ok(Swarm {
             addresses: addresses.to_vec(),
             dialect,
+            tls: None,
             poll: Poll::new()?,
             events: Events::with_capacity(1024),
             buffer: vec![0; READ_BYTES].into(),
             connections: Vec::new(),
             joined: 0,
         })
+    }
+
+    /// Has the clients that join from now on use TLS, if there is a configuration for it.
+    pub fn over_tls(self, tls: Option<Arc<ClientConfig>>) -> Swarm {
+        Swarm { tls, ..self }
     }
 
     pub fn dialect(&self) -> Dialect {
@@ -84,7 +94,7 @@ impl Swarm {
             address,
         );
         self.connections.push(Connection {
-            stream,
+            link: Link::new(stream, address.ip(), self.tls.as_ref())?,
             joined: false,
             unread: Vec::new(),
             unsent: request.into(),
@@ -134,12 +144,7 @@ impl Swarm {
             self.buffer[..begun].copy_from_slice(&connection.unread);
             connection.unread.clear();
             let space = self.buffer.len() - begun;
-            let count = match connection.stream.read(&mut self.buffer[begun..]) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-                Err(error) => return Err(error),
-            };
+            let count = connection.link.read(&mut self.buffer[begun..])?;
             let mut bytes = &self.buffer[..begun + count];
             if !connection.joined && answered(&mut bytes)? {
                 connection.joined = true;
@@ -180,7 +185,7 @@ impl Swarm {
 impl Connection {
     fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         let written = match self.unsent.is_empty() {
-            true => write(&mut self.stream, frame)?,
+            true => self.link.write(frame)?,
             false => 0,
         };
         self.unsent.extend_from_slice(&frame[written..]);
@@ -188,19 +193,9 @@ impl Connection {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if !self.unsent.is_empty() {
-            let written = write(&mut self.stream, &self.unsent)?;
-            self.unsent.drain(..written);
-        }
+        let written = self.link.write(&self.unsent)?;
+        self.unsent.drain(..written);
         Ok(())
-    }
-}
-
-/// Writes what the socket accepts; returns the number of bytes.
-fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    match stream.write(bytes) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
-        result => result,
     }
 }
 

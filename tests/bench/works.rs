@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     io,
-    net::SocketAddr,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -122,13 +121,8 @@ pub struct Pairs {
 
 impl Pairs {
     /// Lets sessions join rooms of two, and waits until each knows its partner.
-    pub fn join(
-        addresses: &[SocketAddr],
-        dialect: Dialect,
-        sessions: usize,
-        data_bytes: usize,
-    ) -> io::Result<Pairs> {
-        let mut swarm = Swarm::new(addresses, dialect)?;
+    pub fn join(mut swarm: Swarm, sessions: usize, data_bytes: usize) -> io::Result<Pairs> {
+        let dialect = swarm.dialect();
         let frame = |receiver: &str| text_frame(dialect, &dialect.message(receiver, data_bytes));
         let mut frames = vec![Vec::new(); sessions];
         let mut starters: Vec<usize> = (0..sessions).step_by(2).collect();
@@ -206,8 +200,7 @@ pub fn unicast(
     busy: usize,
     data_bytes: usize,
 ) -> io::Result<Cost> {
-    let dialect = server.kind.dialect();
-    let mut pairs = Pairs::join(&server.addresses, dialect, sessions, data_bytes)?;
+    let mut pairs = Pairs::join(server.swarm()?, sessions, data_bytes)?;
     pairs.start(busy / 2)?;
     measure(&server.process, span, || pairs.answer())
 }
@@ -222,7 +215,7 @@ pub fn broadcast(
     in_flight: u64,
 ) -> io::Result<Cost> {
     let dialect = server.kind.dialect();
-    let mut swarm = Swarm::new(&server.addresses, dialect)?;
+    let mut swarm = server.swarm()?;
     // The senders join first, so that each receives the `new` of its whole room.
     let room = |number| format!("room-{}", number % rooms);
     let news = rooms * size * (size - 1) / 2;
@@ -254,11 +247,26 @@ pub fn broadcast(
 
 /// Join storm: sessions join one room as fast as the server accepts them. The cost is per session.
 pub fn storm(server: &Server, sessions: usize) -> io::Result<Cost> {
-    let mut swarm = Swarm::new(&server.addresses, server.kind.dialect())?;
+    let rooms = (0..sessions).map(|_| "storm".to_owned());
+    joining(server, sessions, rooms, sessions * (sessions - 1) / 2)
+}
+
+/// Sessions connect as fast as the server accepts them, each to a room of its own. The cost is per session.
+pub fn connect(server: &Server, sessions: usize) -> io::Result<Cost> {
+    let rooms = (0..sessions).map(|number| format!("alone-{number}"));
+    joining(server, sessions, rooms, 0)
+}
+
+fn joining(
+    server: &Server,
+    sessions: usize,
+    rooms: impl Iterator<Item = String>,
+    news: usize,
+) -> io::Result<Cost> {
+    let mut swarm = server.swarm()?;
     let process = &server.process;
     let (begin, cpu, (user, system)) = (Instant::now(), process.cpu()?, process.ticks()?);
-    let rooms = (0..sessions).map(|_| "storm".to_owned());
-    join_all(&mut swarm, rooms, sessions * (sessions - 1) / 2, |_, _| {})?;
+    join_all(&mut swarm, rooms, news, |_, _| {})?;
     let (user, system) = (process.ticks()?.0 - user, process.ticks()?.1 - system);
     Ok(Cost {
         count: sessions as u64,
@@ -278,7 +286,7 @@ pub struct Idle {
 
 /// Idle sessions: they join rooms of two and then only answer pings, for the time `pinging`.
 pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<Idle> {
-    let mut swarm = Swarm::new(&server.addresses, server.kind.dialect())?;
+    let mut swarm = server.swarm()?;
     let mut join = |sessions: Range<usize>| {
         let news = sessions.len() / 2;
         let rooms = sessions.map(|number| format!("idle-{}", number / 2));
@@ -318,8 +326,7 @@ pub fn latency(
     sessions: usize,
     rate: f64,
 ) -> io::Result<Vec<Duration>> {
-    let dialect = server.kind.dialect();
-    let mut pairs = Pairs::join(&server.addresses, dialect, sessions, 100)?;
+    let mut pairs = Pairs::join(server.swarm()?, sessions, 100)?;
     let mut random = SmallRng::seed_from_u64(1);
     let mut due = vec![VecDeque::new(); sessions];
     let mut latencies = Vec::new();

@@ -1,11 +1,14 @@
 // The same rooms on Bun, whose WebSocket implementation is uWebSockets.
 const rooms = new Map();
+const { TLS_CERT, TLS_KEY } = process.env;
+const tls = TLS_CERT && { cert: Bun.file(TLS_CERT), key: Bun.file(TLS_KEY) };
 
 const message = (type, sender, receiver, data) => JSON.stringify({ type, sender, receiver, data });
 
 const server = Bun.serve({
   hostname: "127.0.0.1",
   port: 0,
+  tls,
   fetch(request, server) {
     const room = new URL(request.url).pathname;
     if (server.upgrade(request, { data: { id: crypto.randomUUID(), room } })) return;

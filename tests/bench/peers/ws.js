@@ -1,6 +1,8 @@
 // The same rooms on Node and ws.
-import { createServer } from "node:http";
 import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import { WebSocketServer } from "ws";
 
 const rooms = new Map();
@@ -30,7 +32,10 @@ function joinRoom(socket, name) {
   });
 }
 
-const http = createServer();
+const { TLS_CERT, TLS_KEY } = process.env;
+const http = TLS_CERT
+  ? createTlsServer({ cert: readFileSync(TLS_CERT), key: readFileSync(TLS_KEY) })
+  : createServer();
 const sockets = new WebSocketServer({ server: http, maxPayload: 65536 });
 sockets.on("connection", (socket, request) => joinRoom(socket, request.url));
 setInterval(() => {
