@@ -7,22 +7,18 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        Error, ServerConfig,
-        crypto::aws_lc_rs::default_provider,
-        pki_types::PrivateKeyDer,
-        server::{ClientHello, ResolvesServerCert},
-        sign::CertifiedKey,
-    },
-    server::TlsStream,
+use tokio_rustls::rustls::{
+    Error, ServerConfig,
+    crypto::aws_lc_rs::{Ticketer, default_provider},
+    pki_types::PrivateKeyDer,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
 };
 
 use super::certificates::{CERTIFICATE, PARAMETERS, PKCS1, PKCS8, SEC1, certificates};
 use crate::{
     config::{Serving, invalid, pem, read_file},
-    web::Socket,
+    web::{Socket, TlsStream},
 };
 
 /// The application protocol that the server negotiates (RFC 7301). WebSocket handshakes need HTTP/1.1.
@@ -30,7 +26,7 @@ const PROTOCOL: &[u8] = b"http/1.1";
 
 /// The server's side of TLS.
 pub(crate) struct Tls {
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
     certificate: Arc<Certificate>,
 }
 
@@ -54,14 +50,21 @@ impl Tls {
         };
         let current = ArcSwap::from_pointee(read(&cert, &key)?);
         let certificate = Arc::new(Certificate { cert, key, current });
-        let mut config = ServerConfig::builder_with_provider(default_provider().into())
+        let provider = Arc::new(default_provider());
+        // The generator of random numbers begins with 30 ms of work. The first client must not wait for it.
+        let begun = provider.secure_random.fill(&mut [0]);
+        begun.map_err(|_| io::Error::other("the system gives no random numbers"))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider has what TLS 1.2 and 1.3 need")
             .with_no_client_auth()
             .with_cert_resolver(certificate.clone());
         config.alpn_protocols = vec![PROTOCOL.into()];
+        // Clients that come again, as all do after a restart of a proxy or a network, prove who they are with what the
+        // server gave them, encrypted. Otherwise it would have to remember them.
+        config.ticketer = Ticketer::new().map_err(io::Error::other)?;
         Ok(Some(Tls {
-            acceptor: TlsAcceptor::from(Arc::new(config)),
+            config: Arc::new(config),
             certificate,
         }))
     }
@@ -78,8 +81,8 @@ impl Tls {
     }
 
     /// Does the handshake. It waits for the peer, so the caller must set a time limit.
-    pub(crate) async fn accept(&self, stream: Socket) -> io::Result<TlsStream<Socket>> {
-        self.acceptor.accept(stream).await
+    pub(crate) async fn accept(&self, socket: Socket) -> io::Result<TlsStream> {
+        TlsStream::accept(socket, self.config.clone()).await
     }
 }
 

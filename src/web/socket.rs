@@ -1,7 +1,7 @@
 //! A TCP connection whose end can be noticed while a request is answered.
 
 use std::{
-    io::{self, IoSlice},
+    io::{self, IoSlice, Read},
     net::Shutdown,
     ops::Deref,
     pin::Pin,
@@ -11,7 +11,7 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 
@@ -79,29 +79,68 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let space = buffer.initialize_unfilled();
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read_buf(buffer) {
+            let mut last = None;
+            let read = self.0.try_io(Interest::READABLE, || {
+                let count = (&*SockRef::from(&*self.0)).read(space)?;
+                match count {
+                    // Nothing is left: tokio then waits for more before the next read, which would find nothing.
+                    1.. if count < space.len() => {
+                        last = Some(count);
+                        Err(io::ErrorKind::WouldBlock.into())
+                    }
+                    _ => Ok(count),
+                }
+            });
+            let read = last.map_or(read, Ok);
+            match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(drop)),
+                read => {
+                    buffer.advance(read?);
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
     }
 }
 
-impl Socket {
-    /// Writes with `write` once the connection accepts more.
-    fn poll_write_with(
-        &self,
-        cx: &mut Context<'_>,
-        mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match write(&self.0) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
+/// Writes once. A socket usually takes everything, so it is tried directly: tokio's record of its readiness is not in the
+/// CPU cache. After a write that did not take everything (`is_full`), tokio must write: only a failed write of its own clears
+/// that record and has the task woken.
+pub(crate) fn poll_send(
+    stream: &TcpStream,
+    is_full: &mut bool,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    #[cfg(target_os = "linux")]
+    if !*is_full {
+        use rustix::net::{SendFlags, send};
+
+        let sent = send(stream, bytes, SendFlags::NOSIGNAL);
+        *is_full = sent != Ok(bytes.len());
+        if let Ok(count) = sent {
+            return Poll::Ready(Ok(count));
+        }
+    }
+    let written = ready!(poll_write_with(stream, cx, |stream| stream.try_write(bytes)))?;
+    *is_full = written < bytes.len();
+    Poll::Ready(Ok(written))
+}
+
+/// Writes with `write` once the connection accepts more.
+fn poll_write_with(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        match write(stream) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
         }
     }
 }
@@ -112,7 +151,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write(bytes))
+        poll_write_with(&self.0, cx, |stream| stream.try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -120,7 +159,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write_vectored(slices))
+        poll_write_with(&self.0, cx, |stream| stream.try_write_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-#[cfg(feature = "tls")]
-use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use super::{reader::Reader, stream::Half, writer::Writer};
+#[cfg(feature = "tls")]
+use crate::web::TlsStream;
 use crate::{metrics::Traffic, web::Socket};
 
 /// Splits an upgraded connection into its halves. The reader accepts messages of at most
@@ -37,7 +37,7 @@ pub(crate) fn split(
             #[cfg(not(feature = "tls"))]
             let (halves, early) = (Half::split(TokioIo::new(upgraded)), Vec::new());
             #[cfg(feature = "tls")]
-            let (halves, early) = match upgraded.downcast::<TokioIo<TlsStream<Socket>>>() {
+            let (halves, early) = match upgraded.downcast::<TokioIo<TlsStream>>() {
                 Ok(parts) => (Half::split(parts.io.into_inner()), parts.read_buf.into()),
                 Err(upgraded) => (Half::split(TokioIo::new(upgraded)), Vec::new()),
             };

@@ -15,10 +15,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
-#[cfg(feature = "tls")]
-use tokio_rustls::server::TlsStream;
 
 use crate::web::Socket;
+#[cfg(feature = "tls")]
+use crate::web::TlsStream;
 
 /// A stream that is not a plain TCP socket.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
@@ -33,14 +33,14 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
 }
 
 #[cfg(feature = "tls")]
-impl Stream for TlsStream<Socket> {
+impl Stream for TlsStream {
     fn abort(&self) {
         // It fails only if the connection has ended already.
-        let _ = self.get_ref().0.set_zero_linger();
+        let _ = self.set_zero_linger();
     }
 
     fn is_closed(&self) -> bool {
-        is_closed(self.get_ref().0)
+        is_closed(self)
     }
 }
 

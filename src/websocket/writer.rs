@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::either::Either;
 
 use super::frame::Frame;
-use crate::metrics::Traffic;
+use crate::{metrics::Traffic, web::poll_send};
 
 /// The most bytes of small frames that are copied together for one write. The kernel takes one buffer
 /// faster than a list of many, by more than the copying costs.
@@ -38,7 +38,7 @@ pub(crate) struct Writer {
     frames: VecDeque<Frame>,
     /// The bytes of the first frame that are written already.
     written: usize,
-    /// Whether the last write took less than it was given.
+    /// Whether the last write to a plain socket took less than it was given.
     is_full: bool,
     traffic: Arc<Traffic>,
 }
@@ -153,28 +153,15 @@ fn gather(frames: &VecDeque<Frame>, buffer: &mut Vec<u8>) {
     }
 }
 
-/// Writes once. A plain socket usually takes everything, so it is tried directly: tokio's record of its
-/// readiness is not in the CPU cache. After a write that did not take everything, tokio must write: only
-/// a failed write of its own clears that record and has the task woken.
+/// Writes once.
 fn write(
     stream: &mut Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>,
     is_full: &mut bool,
     cx: &mut Context<'_>,
     bytes: &[u8],
 ) -> Poll<io::Result<usize>> {
-    #[cfg(target_os = "linux")]
-    if let Either::Left(socket) = stream
-        && !*is_full
-    {
-        use rustix::net::{SendFlags, send};
-
-        let sent = send(socket.as_ref(), bytes, SendFlags::NOSIGNAL);
-        *is_full = sent != Ok(bytes.len());
-        if let Ok(count) = sent {
-            return Poll::Ready(Ok(count));
-        }
+    match stream {
+        Either::Left(socket) => poll_send(socket.as_ref(), is_full, cx, bytes),
+        Either::Right(stream) => Pin::new(stream).poll_write(cx, bytes),
     }
-    let written = ready!(Pin::new(stream).poll_write(cx, bytes))?;
-    *is_full = written < bytes.len();
-    Poll::Ready(Ok(written))
 }

@@ -5,7 +5,9 @@ use std::{io, path::PathBuf, sync::Arc};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serde_json::json;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{
+        AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes, duplex,
+    },
     net::TcpStream,
 };
 use tokio_rustls::{
@@ -100,10 +102,10 @@ async fn connect(
 }
 
 /// Does the TLS handshake of a client.
-pub async fn shake_hands(
+pub async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     connector: &TlsConnector,
-    stream: TcpStream,
-) -> io::Result<TlsStream<TcpStream>> {
+    stream: S,
+) -> io::Result<TlsStream<S>> {
     let name = ServerName::try_from("localhost").unwrap();
     within_deadline("the TLS handshake", connector.connect(name, stream)).await
 }
@@ -120,7 +122,10 @@ fn is_for(certificate: &[u8], name: &str) -> bool {
         .any(|window| window == name.as_bytes())
 }
 
-async fn join(stream: TlsStream<TcpStream>, room: &str) -> Client<TlsStream<TcpStream>> {
+async fn join<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: TlsStream<S>,
+    room: &str,
+) -> Client<TlsStream<S>> {
     let url = format!("wss://localhost/room/{room}");
     let (socket, _) = within_deadline("the upgrade", tokio_tungstenite::client_async(url, stream))
         .await
@@ -162,6 +167,81 @@ async fn sessions_over_tls_1_2_and_1_3_share_a_room() {
     let id = b.id.clone();
     b.leave().await;
     clients[0].expect_left(&id).await;
+}
+
+/// A server with TLS, and what its clients need to connect.
+async fn server_and_connectors() -> (TestServer, [TlsConnector; 2], Files) {
+    let authority = Authority::new();
+    let files = Files::new("server", authority.issue("one.test"));
+    let server = TestServer::with(|config| {
+        config.serving.tls_cert = Some(files.cert.path());
+        config.serving.tls_key = Some(files.key.path());
+    })
+    .await;
+    let connectors = [&TLS12, &TLS13].map(|version| authority.connector(&[version]));
+    (server, connectors, files)
+}
+
+#[tokio::test]
+async fn records_that_come_in_pieces_are_read() {
+    let (server, connectors, _files) = server_and_connectors().await;
+    for connector in connectors {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (near, mut far) = duplex(7);
+        let pieces = tokio::spawn(async move {
+            let _ = copy_bidirectional_with_sizes(&mut far, &mut stream, 7, 7).await;
+        });
+        let stream = shake_hands(&connector, near).await.unwrap();
+        let mut client = join(stream, "tea").await;
+        let other = connect(&connector, server.address).await.unwrap();
+        let mut other = join(other, "tea").await;
+        client.expect_new(&other.id).await;
+        for size in [0, 1000, 40_000] {
+            let data = "x".repeat(size);
+            let message = |to: &str| json!({"type": "x", "receiver": to, "data": data});
+            client.send(message(&other.id)).await;
+            assert_eq!(other.next().await["data"], data);
+            other.send(message(&client.id)).await;
+            assert_eq!(client.next().await["data"], data);
+        }
+        client.leave().await;
+        pieces.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn keys_change_while_messages_flow() {
+    let (server, [_, connector], _files) = server_and_connectors().await;
+    let stream = connect(&connector, server.address).await.unwrap();
+    let mut client = join(stream, "tea").await;
+    for number in 0..100 {
+        // The server must change its own keys as well (RFC 8446, section 4.6.3).
+        let session = client.socket().get_mut().get_mut().1;
+        session.refresh_traffic_keys().unwrap();
+        let message = json!({"type": "x", "receiver": client.id, "data": number});
+        client.send(message).await;
+        assert_eq!(client.next().await["data"], number);
+    }
+    client.leave().await;
+}
+
+#[tokio::test]
+async fn a_forged_record_ends_its_session_alone() {
+    let (server, [_, connector], _files) = server_and_connectors().await;
+    let stream = connect(&connector, server.address).await.unwrap();
+    let mut bystander = join(stream, "tea").await;
+    let stream = connect(&connector, server.address).await.unwrap();
+    let mut client = join(stream, "tea").await;
+    bystander.expect_new(&client.id).await;
+    let socket = client.socket().get_mut().get_mut().0;
+    let forged = [&[0x17, 3, 3, 0, 32][..], &[7; 32]].concat();
+    socket.write_all(&forged).await.unwrap();
+    // The client learns why (RFC 8446, section 6.2).
+    let error = client.next_frame().await.unwrap_err().to_string();
+    assert!(error.contains("BadRecordMac"), "{error}");
+    bystander.expect_left(&client.id).await;
+    bystander.expect_quiet().await;
 }
 
 #[tokio::test]

@@ -80,6 +80,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
+    /// The WebSocket below.
+    pub fn socket(&mut self) -> &mut WebSocketStream<S> {
+        self.connection.socket()
+    }
+
     /// Sends `hello`; returns the answer. Skips the messages before it.
     pub async fn hello(&mut self) -> Value {
         self.send(json!({"type": "hello", "receiver": "server"}))
