@@ -185,7 +185,7 @@ async fn coturn_relays_only_with_valid_credentials() {
 #[ignore = "needs coturn: tests/run starts this test"]
 async fn the_clients_of_coturn_use_the_server_in_the_same_process() {
     let server = TestServer::with(|config| {
-        // The session must last while nobody reads its pings: its allocations end with it.
+        // The session lasts although nobody reads its pings: its allocations end with it.
         config.liveness.ping_seconds = 3600;
         config.turn.listen = Some(([127, 0, 0, 1], 0).into());
         config.turn.addresses = vec![[127, 0, 0, 1].into()];
@@ -229,6 +229,7 @@ async fn the_clients_of_coturn_use_the_server_in_the_same_process() {
             );
         }
     }
+    client.leave().await;
     eventually("the end of all allocations", || {
         server.count("anteroom_turn_allocations") == 0
     })
