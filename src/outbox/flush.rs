@@ -11,6 +11,9 @@ use super::queue::Channel;
 /// comes after them: a sender must not fill outboxes faster than they are emptied.
 const FLUSHED_AT_ONCE: usize = 16;
 
+/// A set with so many outboxes beyond the first batch is large.
+const LARGE: usize = 4 * FLUSHED_AT_ONCE;
+
 /// Outboxes that were idle and have frames now. The task that filled them flushes them at the end of its
 /// turn. An outbox that is still in the set when the set is dropped is flushed by its session, which is
 /// woken: thus joins and leaves of a crowd are written in fewer pieces.
@@ -31,6 +34,20 @@ impl FlushSet {
         }
     }
 
+    /// Whether it takes many turns to flush them all.
+    pub(crate) fn is_large(&self) -> bool {
+        self.others.len() >= LARGE
+    }
+
+    /// Flushes the first batch as far as their sockets accept data.
+    pub(crate) fn flush_first(&mut self) {
+        self.first
+            .drain(..)
+            .for_each(|channel| channel.flush_for_session());
+        let rest = self.others.len().saturating_sub(FLUSHED_AT_ONCE);
+        self.first.extend(self.others.drain(rest..));
+    }
+
     /// Flushes all of them as far as their sockets accept data: the first batch now, each further batch in
     /// a task of `tasks`.
     pub(crate) fn flush(&mut self, tasks: &TaskTracker) {
@@ -41,9 +58,7 @@ impl FlushSet {
                 batch.iter().for_each(|channel| channel.flush_for_session());
             });
         }
-        self.first
-            .drain(..)
-            .for_each(|channel| channel.flush_for_session());
+        self.flush_first();
     }
 }
 

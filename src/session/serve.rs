@@ -34,6 +34,10 @@ use crate::{
     websocket::{Event, Frame, ReadControl, Stop, Violation},
 };
 
+/// How often a session is read from, at most, while a large room is written to. With the bytes of one read, this bounds
+/// what a sender adds to outboxes before they are flushed.
+const EARLY_READS: usize = 4;
+
 /// The fewest bytes of a frame beside its payload: two, and the mask (RFC 6455, section 5.2).
 const FRAME_BYTES: usize = 6;
 
@@ -136,6 +140,11 @@ impl Session {
         if let Poll::Ready(Err(disconnect)) = read {
             return Poll::Ready(disconnect);
         }
+        if read.is_pending()
+            && let Err(disconnect) = self.read_early(reader, &mut flush_set)
+        {
+            return Poll::Ready(disconnect);
+        }
         match self.outbox.poll_flush(cx) {
             Poll::Ready(Err(FlushError::Lost)) => return Poll::Ready(Disconnect::Lost),
             Poll::Ready(Err(FlushError::Command(command))) => return Poll::Ready(command.into()),
@@ -188,6 +197,30 @@ impl Session {
         }
         let read = read.map_ok(drop);
         read.map_err(|stop| self.on_stop(stop))
+    }
+
+    /// Reads again while a large room is written to: its sender often sends more meanwhile, which then costs most
+    /// receivers no write of its own.
+    ///
+    /// # Errors
+    ///
+    /// Why the session must not go on with this connection.
+    fn read_early(
+        &mut self,
+        reader: &mut Reader,
+        flush_set: &mut FlushSet,
+    ) -> Result<(), Disconnect> {
+        for _ in 0..EARLY_READS {
+            if !flush_set.is_large() || self.is_paused() {
+                break;
+            }
+            flush_set.flush_first();
+            let read = reader.read_early(|event| self.on_event(event, flush_set));
+            if !read.map_err(|stop| self.on_stop(stop))? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn is_paused(&self) -> bool {

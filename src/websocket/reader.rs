@@ -3,16 +3,18 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io, mem,
+    io::{self, Read},
+    mem,
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, ReadBuf},
-    net::tcp::OwnedReadHalf,
+    net::{TcpStream, tcp::OwnedReadHalf},
 };
 use tokio_util::either::Either;
 
@@ -106,6 +108,36 @@ impl Reader {
             self.traffic.received_bytes.inc_by(count as u64);
             self.feed(&mut buffer[..count], on_event)?;
             Poll::Ready(Ok(count == READ_BYTES))
+        })
+    }
+
+    /// Reads once what a plain socket has already, although nobody has woken the task for it, and calls `on_event` with
+    /// every event. Returns whether there was something.
+    ///
+    /// # Errors
+    ///
+    /// The [`Stop`] after which nothing more can be read.
+    pub(crate) fn read_early<B>(
+        &mut self,
+        on_event: impl FnMut(Event<'_>) -> ControlFlow<B, ReadControl>,
+    ) -> Result<bool, Stop<B>> {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let Either::Left(socket) = &self.stream else {
+                return Ok(false);
+            };
+            if !self.unread.is_empty() {
+                return Ok(false);
+            }
+            let socket: &TcpStream = socket.as_ref();
+            let count = match (&*SockRef::from(socket)).read(buffer) {
+                // The next turn finds the end, too.
+                Ok(0) => return Ok(false),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(_) => return Err(Stop::Lost),
+            };
+            self.traffic.received_bytes.inc_by(count as u64);
+            self.feed(&mut buffer[..count], on_event).map(|()| true)
         })
     }
 
