@@ -1,5 +1,6 @@
 //! Every metric of the server, in the text format of OpenMetrics.
 
+mod process;
 mod registry;
 mod relayed;
 mod traffic;

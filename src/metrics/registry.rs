@@ -1,15 +1,20 @@
 //! The metrics and their registry, named by the rules of OpenMetrics 1.0. No label holds a room or a
 //! session: their number has no bound, and each value of a label costs a time series.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use prometheus_client::{
-    encoding::text::encode,
+    encoding::text::{encode, encode_registry},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 
 use super::{
+    process,
     relayed::{RelayedFamilies, RelayedTraffic},
     traffic::Traffic,
 };
@@ -361,8 +366,9 @@ impl Metrics {
         self.round_trips.observe(time.as_secs_f64());
     }
 
-    /// All metrics in the text format of OpenMetrics, with the gauges set to `now`.
-    pub(crate) fn render(&self, now: &Gauges<usize>) -> String {
+    /// All metrics in the text format of OpenMetrics, with the gauges set to `now`, and those of the process, whose server
+    /// was `started` then.
+    pub(crate) fn render(&self, now: &Gauges<usize>, started: SystemTime) -> String {
         let set = |gauge: &Gauge, value: usize| gauge.set(value as i64);
         set(&self.gauges.sessions, now.sessions);
         set(&self.gauges.suspended, now.suspended);
@@ -371,6 +377,7 @@ impl Metrics {
         set(&self.gauges.history_bytes, now.history_bytes);
         set(&self.gauges.cluster_connected, now.cluster_connected);
         let mut text = String::new();
+        encode_registry(&mut text, &process::registry(started)).expect("a String takes everything");
         encode(&mut text, &self.registry).expect("a String takes everything");
         text
     }

@@ -56,7 +56,7 @@ impl Status {
 /// All metrics in the text format of OpenMetrics.
 pub(super) fn metrics(shared: &Shared) -> String {
     let outboxes = shared.heartbeat.senders();
-    shared.metrics.render(&Gauges {
+    let gauges = Gauges {
         sessions: outboxes.len(),
         suspended: shared.resumes.count_suspended(),
         rooms: shared.rooms.len(),
@@ -66,7 +66,8 @@ pub(super) fn metrics(shared: &Shared) -> String {
             .cluster
             .as_ref()
             .map_or(0, |cluster| cluster.is_connected().into()),
-    })
+    };
+    shared.metrics.render(&gauges, shared.started)
 }
 
 /// Why no session can start here, or why it could not reach those of other nodes; `None` if the

@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 #[cfg(feature = "cli")]
 use crate::support::Program;
 use crate::support::{
-    Answer, Client, File, Raw, TestServer, eventually, operator_with as ask, within_deadline,
+    Answer, Client, File, Raw, TestServer, eventually, in_seconds, operator_with as ask,
+    within_deadline,
 };
 
 /// The bearer token of the admin API.
@@ -513,6 +514,26 @@ fn samples(metrics: &str) -> impl Iterator<Item = (&str, f64)> {
         let (series, value) = line.rsplit_once(' ').unwrap();
         (series, value.parse().unwrap())
     })
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn the_metrics_show_what_the_process_takes() {
+    let before = in_seconds(0) as f64;
+    let server = TestServer::start().await;
+    let value = |wanted: &str| {
+        let metrics = server.anteroom.metrics();
+        let mut found = samples(&metrics).filter(|(series, _)| *series == wanted);
+        found.next().unwrap_or_else(|| panic!("no {wanted}")).1
+    };
+    let started = value("process_start_time_seconds");
+    assert!(started >= before && started < before + 60.0, "{started}");
+    assert!(value("process_resident_memory_bytes") > 1_000_000.0);
+    let cpu = value("process_cpu_seconds_total");
+    eventually("processor time", || {
+        value("process_cpu_seconds_total") > cpu
+    })
+    .await;
 }
 
 #[tokio::test]
