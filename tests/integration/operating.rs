@@ -2,7 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
 };
@@ -21,10 +21,12 @@ use tokio_rustls::{
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 
 use crate::{
+    cluster::Nats,
     guide::{CLUSTER, OPERATING, blocks},
     ice::turn_credential,
     support::{
-        Client, File, TestServer, eventually, in_seconds, operator, turn_server, within_deadline,
+        Client, File, Folder, TestServer, eventually, in_seconds, operator, turn_server,
+        within_deadline,
     },
     tls::{self, Authority},
 };
@@ -474,6 +476,97 @@ async fn behind_nginx_an_idle_session_outlives_the_read_timeout() {
     alice.leave().await;
 }
 
+/// Starts Prometheus with this configuration and folder.
+async fn start_prometheus(configuration: &File, folder: &Path, port: u16) -> Child {
+    start(
+        Command::new("prometheus")
+            .arg(format!("--config.file={}", configuration.path().display()))
+            .arg(format!("--storage.tsdb.path={}", folder.display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}")),
+        port,
+    )
+    .await
+}
+
+/// The queries of the dashboard for Grafana, each with what names its lines, and with Grafana's variables replaced.
+fn dashboard_queries(dashboard: &Value) -> Vec<(String, &str)> {
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.filter_map(|panel| panel["targets"].as_array());
+    let queries = targets.flatten().map(|target| {
+        let query = target["expr"].as_str().unwrap();
+        let query = query
+            .replace("$__rate_interval", "4s")
+            .replace("$job", ".*")
+            .replace("$instance", ".*");
+        assert!(!query.contains('$'), "{query}");
+        (query, target["legendFormat"].as_str().unwrap())
+    });
+    queries.collect()
+}
+
+#[tokio::test]
+#[ignore = "needs Prometheus and NATS: tests/run starts this test"]
+async fn the_dashboard_shows_every_metric_and_each_of_its_queries_has_a_result() {
+    let nats = Nats::start().await;
+    let server = TestServer::with(|config| {
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+        config.cluster.servers = vec![nats.url().parse().unwrap()];
+        config.turn.listen = Some(([127, 0, 0, 1], 0).into());
+        config.turn.addresses = vec![[127, 0, 0, 1].into()];
+    })
+    .await;
+    let dashboard = std::fs::read_to_string("src/package/grafana.json").unwrap();
+    let metrics = server.anteroom.metrics();
+    for family in metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+    {
+        let (name, _) = family.split_once(' ').unwrap();
+        assert!(dashboard.contains(name), "no panel shows {name}");
+    }
+    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
+    let queries = dashboard_queries(&dashboard);
+    assert!(queries.len() > 40);
+
+    let port = free_port();
+    let folder = Folder::new("dashboard");
+    let configuration = File::new(
+        "dashboard.yml",
+        format!(
+            "global: {{ scrape_interval: 1s }}\nscrape_configs:\n  - job_name: anteroom\n    static_configs:\n      \
+             - targets: [\"{}\"]\n",
+            server.admin.unwrap()
+        ),
+    );
+    let _prometheus = start_prometheus(&configuration, &folder.file("data"), port).await;
+    let url = format!("http://127.0.0.1:{port}");
+    for (query, legend) in queries {
+        let mut ticks = interval(Duration::from_millis(200));
+        // A rate is there after two scrapes.
+        let series = within_deadline(&query, async {
+            loop {
+                let mut promtool = Command::new("promtool");
+                promtool.args(["query", "instant", "--format=json", &url, &query]);
+                let output = run(&mut promtool).await;
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{query}: {stderr}");
+                let series: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+                if !series.is_empty() {
+                    break series;
+                }
+                ticks.tick().await;
+            }
+        })
+        .await;
+        for label in legend.split("{{").skip(1) {
+            let (label, _) = label.split_once("}}").unwrap();
+            for one in &series {
+                assert!(one["metric"][label].is_string(), "{query}: {label}: {one}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs Prometheus: tests/run starts this test"]
 async fn prometheus_scrapes_the_metrics_and_promtool_finds_no_error_in_them() {
@@ -522,14 +615,7 @@ async fn prometheus_scrapes_the_metrics_and_promtool_finds_no_error_in_them() {
     let example = example.replace("127.0.0.1:9090", &server.admin.unwrap().to_string());
     let global = "global: { scrape_interval: 1s }\n";
     let configuration = File::new("prometheus.yml", format!("{global}{example}"));
-    let mut prometheus = start(
-        Command::new("prometheus")
-            .arg(format!("--config.file={}", configuration.path().display()))
-            .arg(format!("--storage.tsdb.path={}", folder.display()))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}")),
-        port,
-    )
-    .await;
+    let mut prometheus = start_prometheus(&configuration, &folder, port).await;
     let url = format!("http://127.0.0.1:{port}");
     let query = async |query: &str| {
         let output = run(Command::new("promtool").args(["query", "instant", &url, query])).await;
