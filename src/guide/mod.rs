@@ -30,6 +30,10 @@ pub mod configuration {}
 pub mod operating {}
 
 #[doc = include_str!("rustdoc-links.txt")]
+#[doc = include_str!("containers.md")]
+pub mod containers {}
+
+#[doc = include_str!("rustdoc-links.txt")]
 #[doc = include_str!("cluster.md")]
 pub mod cluster {}
 

@@ -27,6 +27,7 @@ pub const CLIENT: &str = include_str!("../../src/guide/client.md");
 pub const DIALECTS: &str = include_str!("../../src/guide/dialects.md");
 pub const CONFIGURATION: &str = include_str!("../../src/guide/configuration.md");
 pub const OPERATING: &str = include_str!("../../src/guide/operating.md");
+pub const CONTAINERS: &str = include_str!("../../src/guide/containers.md");
 pub const CLUSTER: &str = include_str!("../../src/guide/cluster.md");
 
 /// What rustdoc knows the links of the chapters by.

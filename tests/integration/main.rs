@@ -42,6 +42,7 @@
 //! | `cluster_wire` | the messages between nodes, by a node that the test plays (run by `tests/run`) |
 //! | `bench` | the command `bench`, by counts and never by times |
 //! | `doctor` | the command `doctor` before servers and proxies that are set up well or badly (in part run by `tests/run`) |
+//! | `containers` | the image and the manifests of the guide (in part run by `tests/run`) |
 //! | `operating` | the server with coturn, nginx and Prometheus (run by `tests/run`) |
 //! | `../browser` | the demo page and the client module in a real Chromium (run by `tests/run`) |
 //! | `guide` | the commands and links of the README and the guide (in part run by `tests/run`) |
@@ -83,6 +84,14 @@ mod cluster_history;
 mod cluster_load;
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tokens"))]
 mod cluster_wire;
+#[cfg(all(
+    feature = "cli",
+    feature = "cluster",
+    feature = "tls",
+    feature = "tokens",
+    feature = "turn"
+))]
+mod containers;
 mod crowds;
 #[cfg(all(
     feature = "cli",
