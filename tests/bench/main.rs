@@ -16,6 +16,8 @@
 //! | `cluster` | the cost of several nodes (`tests/bench/run --cluster`) |
 //! | `history` | the cost of rooms that keep their messages (`tests/bench/run --history`) |
 //! | `polling` | the cost of sessions without a WebSocket (`tests/bench/run --polling`) |
+//! | `restart` | a restart of the server under thousands of sessions (`tests/bench/run --restart`) |
+//! | `redis` | Redis, which keeps the sessions of Socket.IO |
 //! | `tls` | the cost of TLS (`tests/bench/run --tls`) |
 //! | `turn` | the cost of the TURN server, compared to coturn (`tests/bench/run --turn`) |
 //! | `report` | the table and the chart |
@@ -27,9 +29,11 @@ mod dialect;
 mod history;
 mod link;
 mod polling;
+mod redis;
 #[path = "peers/relay.rs"]
 mod relay_peer;
 mod report;
+mod restart;
 mod servers;
 mod swarm;
 mod tls;
@@ -72,6 +76,8 @@ struct Plan {
     storm: usize,
     /// The number of idle sessions.
     idle: usize,
+    /// The number of sessions over a restart, and of those that join a new server at once.
+    restarted: usize,
     /// How long the pings to idle sessions are measured.
     pinging: Duration,
     /// The numbers of sessions, and of those that exchange messages, for the workload that grows.
@@ -90,6 +96,7 @@ const FULL: Plan = Plan {
     },
     storm: 2000,
     idle: 10_000,
+    restarted: 10_000,
     pinging: Duration::from_secs(20),
     growth: &[
         (10, 10),
@@ -110,6 +117,7 @@ const QUICK: Plan = Plan {
     },
     storm: 500,
     idle: 2000,
+    restarted: 1000,
     pinging: Duration::ZERO,
     growth: &[(10, 10), (100, 100), (1000, 1000), (1000, 100)],
     long: Duration::MAX,
@@ -132,12 +140,15 @@ fn main() -> ExitCode {
         [peers, "--history"] => history::run(&FULL, peers.as_ref()),
         [peers, "--polling"] => polling::run(&FULL, peers.as_ref()),
         [peers, "--polling", "--quick"] => polling::run(&QUICK, peers.as_ref()),
+        [peers, "--restart"] => restart::run(&FULL, peers.as_ref()),
+        [peers, "--restart", "--quick"] => restart::run(&QUICK, peers.as_ref()),
         [peers, "--tls"] => tls::run(&FULL, peers.as_ref()),
         [peers, "--tls", "--quick"] => tls::run(&QUICK, peers.as_ref()),
         [peers, "--turn"] => turn::run(&FULL, peers.as_ref()),
         [peers, "--turn", "--quick"] => turn::run(&QUICK, peers.as_ref()),
         _ => Err(io::Error::other(
-            "start this with tests/bench/run, perhaps with --quick, --cluster, --history, --polling, --tls, --turn, --polling --quick, --tls --quick or --turn --quick",
+            "start this with tests/bench/run, perhaps with --quick, --cluster, --history, --polling, --restart, --tls or \
+             --turn; --polling, --restart, --tls and --turn take --quick",
         )),
     };
     match result {

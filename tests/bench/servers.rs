@@ -11,7 +11,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
     time::ClockId,
     unistd::Pid,
 };
@@ -163,7 +166,8 @@ impl Server {
         })
     }
 
-    fn launch(kind: Kind, command: &mut Command) -> io::Result<Server> {
+    /// Starts a server with a command and waits until it listens.
+    pub fn launch(kind: Kind, command: &mut Command) -> io::Result<Server> {
         let mut process = Process::start(command.stdout(Stdio::piped()).env("RUST_LOG", "warn"))?;
         let output = process.child.stdout.take().expect("it is piped");
         let mut line = String::new();
@@ -203,9 +207,24 @@ impl Process {
 
     /// Sends a signal to the process, and waits until it has ended.
     pub fn stop(mut self, signal: Signal) -> io::Result<()> {
-        kill(Pid::from_raw(self.child.id() as i32), signal)?;
+        self.signal(signal)?;
         self.child.wait()?;
         Ok(())
+    }
+
+    /// Sends a signal to the process.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill(self.pid(), signal)?)
+    }
+
+    /// Whether the process has ended. Its CPU time can still be read.
+    pub fn has_ended(&self) -> io::Result<bool> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        Ok(waitid(Id::Pid(self.pid()), flags)? != WaitStatus::StillAlive)
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
     }
 
     /// The CPU time used so far, of all threads, in user mode and in the kernel.

@@ -200,7 +200,7 @@ impl Connection {
 }
 
 /// Whether the answer to the handshake is complete; if so, removes it from the front of `bytes`.
-fn answered(bytes: &mut &[u8]) -> io::Result<bool> {
+pub fn answered(bytes: &mut &[u8]) -> io::Result<bool> {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(false);
     };
@@ -212,16 +212,18 @@ fn answered(bytes: &mut &[u8]) -> io::Result<bool> {
     Ok(true)
 }
 
-const TEXT: u8 = 0x1;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xA;
+pub const TEXT: u8 = 0x1;
+pub const CLOSE: u8 = 0x8;
+pub const PING: u8 = 0x9;
+pub const PONG: u8 = 0xA;
 
 /// A client's text message (RFC 6455, section 5.2).
 pub fn text_frame(dialect: Dialect, text: &str) -> Vec<u8> {
     frame(dialect.mask(), TEXT, text.as_bytes())
 }
 
-fn frame(mask: Option<[u8; 4]>, opcode: u8, payload: &[u8]) -> Vec<u8> {
+/// A frame of a client.
+pub fn frame(mask: Option<[u8; 4]>, opcode: u8, payload: &[u8]) -> Vec<u8> {
     let masked = if mask.is_some() { 0x80 } else { 0 };
     let mut frame = vec![0x80 | opcode];
     match payload.len() {
@@ -240,7 +242,7 @@ fn frame(mask: Option<[u8; 4]>, opcode: u8, payload: &[u8]) -> Vec<u8> {
 
 /// The opcode and the payload of the first frame of a server, if the frame is complete; if so, removes it
 /// from the front of `bytes`.
-fn next_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
+pub fn next_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
     let (header, length) = match **bytes {
         [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
         [_, 127, a, b, c, d, e, f, g, h, ..] => {

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The number of connections that are being opened at any time. Servers queue 511 by default.
-const CONNECTING: usize = 500;
+pub const CONNECTING: usize = 500;
 
 /// The number of idle sessions before the memory of further ones is measured.
 const FIRST: usize = 200;
