@@ -1,4 +1,5 @@
-//! The cost of several nodes, in CPU time and in messages over NATS, compared to a single node.
+//! The cost of several nodes, in CPU time and in messages over NATS, compared to a single node, and in CPU time to
+//! Socket.IO's nodes with Redis.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    Plan,
+    Plan, cluster_socketio,
     dialect::{Dialect, Text},
     report,
     servers::{Kind, Process, Server, on_server_core},
@@ -28,6 +29,21 @@ const COUNTED: usize = 2000;
 /// The number of pairs of runs of a single node and of a node with another: many, as the difference is
 /// small.
 const PAIRS: usize = 9;
+
+/// How long the nodes work before they are measured: Node.js needs two seconds to compile what it runs often.
+const WARM_UP: Duration = Duration::from_secs(2);
+
+/// The number of pairs of sessions on two nodes that exchange messages.
+const BUSY_PAIRS: usize = 100;
+
+/// The number of sessions in the room that is spread over the nodes.
+const CROWD: usize = 1001;
+
+/// The number of nodes over which Socket.IO's room is spread.
+const BESIDE: usize = 3;
+
+/// The length of `data`, in bytes.
+const DATA_BYTES: usize = 100;
 
 /// A NATS server, on the core of the nodes.
 struct Nats {
@@ -98,9 +114,10 @@ impl Nodes {
             .collect()
     }
 
-    /// The CPU time that all nodes have used so far.
-    fn cpu(&self) -> io::Result<Duration> {
-        self.nodes.iter().map(|node| node.process.cpu()).sum()
+    /// The CPU time that all nodes, and NATS, have used so far.
+    fn cpu(&self) -> io::Result<[Duration; 2]> {
+        let nodes = self.nodes.iter().map(|node| node.process.cpu());
+        Ok([nodes.sum::<io::Result<_>>()?, self.nats.process.cpu()?])
     }
 
     /// The number of messages that the nodes have published to NATS and received from it.
@@ -150,13 +167,54 @@ fn median(values: Vec<f64>) -> f64 {
     report::median(values.into_iter()).expect("there are runs")
 }
 
+/// The CPU time of the nodes and of what connects them, in microseconds, in each run of a workload.
+struct Row {
+    label: String,
+    ours: Vec<[f64; 2]>,
+    /// Socket.IO's, if it was given the workload.
+    theirs: Vec<[f64; 2]>,
+}
+
+impl Row {
+    fn new(label: impl Into<String>) -> Row {
+        Row {
+            label: label.into(),
+            ours: Vec::new(),
+            theirs: Vec::new(),
+        }
+    }
+
+    /// Prints the medians, and in parentheses those of the ratios of Socket.IO to anteroom in the same round.
+    fn print(&self) {
+        let with_sum = |[nodes, broker]: &[f64; 2]| [*nodes, *broker, nodes + broker];
+        let ours: Vec<[f64; 3]> = self.ours.iter().map(with_sum).collect();
+        let theirs: Vec<[f64; 3]> = self.theirs.iter().map(with_sum).collect();
+        let cells = [0, 1, 2].map(|column| {
+            let figure = median(ours.iter().map(|figures| figures[column]).collect());
+            format!("{figure:.2}")
+        });
+        println!("| {} | {} |", self.label, cells.join(" | "));
+        if theirs.is_empty() {
+            return;
+        }
+        let cells = [0, 1, 2].map(|column| {
+            let figure = median(theirs.iter().map(|figures| figures[column]).collect());
+            let rounds = theirs.iter().zip(&ours);
+            let ratios = rounds.map(|(theirs, ours)| theirs[column] / ours[column]);
+            format!("{figure:.2} ({:.2})", median(ratios.collect()))
+        });
+        println!("| {}, Socket.IO | {} |", self.label, cells.join(" | "));
+    }
+}
+
 /// Runs all measurements and prints their tables.
 pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     take_a_core()?;
     let span = plan.span;
     // A single node and a node with another take turns: each pair of runs gives a ratio.
     let mut ratios = Vec::new();
-    for _ in 0..PAIRS {
+    let runs = if plan.repetitions > 1 { PAIRS } else { 1 };
+    for _ in 0..runs {
         let alone = Server::start(Kind::Anteroom, peers)?;
         let off = works::unicast(&alone, span, 200, 200, 100)?.micros_each();
         drop(alone);
@@ -170,23 +228,34 @@ pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
         median(ratios)
     );
 
-    println!("| processor time, µs | nodes | NATS |\n| --- | --- | --- |");
-    let row = |label: &str, count: usize, work: &dyn Fn(&Nodes) -> io::Result<[f64; 2]>| {
-        let mut figures = [Vec::new(), Vec::new()];
-        for _ in 0..plan.repetitions {
-            let result = work(&Nodes::start(count, peers)?)?;
-            (0..2).for_each(|index| figures[index].push(result[index]));
-        }
-        let [nodes, nats] = figures.map(median);
-        println!("| {label} | {nodes:.2} | {nats:.2} |");
-        io::Result::Ok(())
+    let span = Span {
+        warm_up: WARM_UP,
+        ..span
     };
-    row("one to one between two nodes, each message", 2, &|nodes| {
-        remote_unicast(nodes, span)
-    })?;
+    println!(
+        "| processor time, µs | nodes | NATS or Redis | together |\n| --- | --- | --- | --- |"
+    );
+    let mut row = Row::new("one to one between two nodes, each message");
+    for _ in 0..plan.repetitions {
+        row.ours
+            .push(remote_unicast(&Nodes::start(2, peers)?, span)?);
+        let theirs = cluster_socketio::Nodes::start(2, peers)?;
+        let result = cluster_socketio::unicast(&theirs, span, BUSY_PAIRS, DATA_BYTES)?;
+        row.theirs.push(result);
+    }
+    row.print();
     for count in [2, 3, 5] {
-        let label = format!("one to 1,000 over {count} nodes, each delivery");
-        row(&label, count, &|nodes| remote_broadcast(nodes, span))?;
+        let mut row = Row::new(format!("one to 1,000 over {count} nodes, each delivery"));
+        for _ in 0..plan.repetitions {
+            row.ours
+                .push(remote_broadcast(&Nodes::start(count, peers)?, span)?);
+            if count == BESIDE {
+                let theirs = cluster_socketio::Nodes::start(count, peers)?;
+                let result = cluster_socketio::broadcast(&theirs, span, CROWD, DATA_BYTES)?;
+                row.theirs.push(result);
+            }
+        }
+        row.print();
     }
 
     println!(
@@ -206,10 +275,10 @@ pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The CPU time of the nodes and of NATS for each unit of `work`, in microseconds. `work` does a little and
-/// returns the number of units.
-fn measure(
-    nodes: &Nodes,
+/// The CPU time of the nodes and of what connects them for each unit of `work`, in microseconds. `cpu` returns the CPU
+/// time so far. `work` does a little and returns the number of units.
+pub fn measure(
+    cpu: impl Fn() -> io::Result<[Duration; 2]>,
     span: Span,
     mut work: impl FnMut() -> io::Result<u64>,
 ) -> io::Result<[f64; 2]> {
@@ -221,37 +290,48 @@ fn measure(
         Ok(count)
     };
     during(span.warm_up)?;
-    let before = [nodes.cpu()?, nodes.nats.process.cpu()?];
+    let before = cpu()?;
     let count = during(span.measured)?;
-    let after = [nodes.cpu()?, nodes.nats.process.cpu()?];
+    let after = cpu()?;
     Ok([0, 1].map(|index| (after[index] - before[index]).as_secs_f64() * 1e6 / count as f64))
 }
 
 /// The cost of a message between two sessions on different nodes that answer each other.
 fn remote_unicast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
-    let mut pairs = works::Pairs::join(Swarm::new(&nodes.addresses(), Dialect::Rooms)?, 200, 100)?;
-    pairs.start(100)?;
-    measure(nodes, span, || pairs.answer())
+    let swarm = Swarm::new(&nodes.addresses(), Dialect::Rooms)?;
+    let mut pairs = works::Pairs::join(swarm, 2 * BUSY_PAIRS, DATA_BYTES)?;
+    pairs.start(BUSY_PAIRS)?;
+    measure(|| nodes.cpu(), span, || pairs.answer())
 }
 
 /// The cost of a delivery when one session sends to all others in a room that is spread over the nodes.
 fn remote_broadcast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
-    let size = 1001;
     let mut swarm = Swarm::new(&nodes.addresses(), Dialect::Rooms)?;
-    let rooms = (0..size).map(|_| "room".to_owned());
-    join_all(&mut swarm, rooms, size * (size - 1) / 2, |_, _| {})?;
-    let frame = text_frame(Dialect::Rooms, &Dialect::Rooms.message("all", 100));
+    let rooms = (0..CROWD).map(|_| "room".to_owned());
+    join_all(&mut swarm, rooms, CROWD * (CROWD - 1) / 2, |_, _| {})?;
+    deliver_to_all(&mut swarm, DATA_BYTES, || nodes.cpu(), span)
+}
+
+/// The cost of a delivery when the first session of a room sends to all others, once all have got the last message.
+pub fn deliver_to_all(
+    swarm: &mut Swarm,
+    data_bytes: usize,
+    cpu: impl Fn() -> io::Result<[Duration; 2]>,
+    span: Span,
+) -> io::Result<[f64; 2]> {
+    let dialect = swarm.dialect();
+    let frame = text_frame(dialect, &dialect.message("all", data_bytes));
     swarm.send(0, &frame)?;
     let mut delivered = 0;
-    measure(nodes, span, || {
+    measure(cpu, span, || {
         let mut count = 0;
         for number in swarm.wait()? {
             swarm.read(number, |text| {
-                count += u64::from(Dialect::Rooms.text(text) == Text::Message);
+                count += u64::from(dialect.text(text) == Text::Message);
             })?;
         }
         delivered += count as usize;
-        if delivered == size - 1 {
+        if delivered == swarm.len() - 1 {
             delivered = 0;
             swarm.send(0, &frame)?;
         }

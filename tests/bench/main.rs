@@ -14,10 +14,11 @@
 //! | `link` | the connection of one of them |
 //! | `works` | the workloads |
 //! | `cluster` | the cost of several nodes (`tests/bench/run --cluster`) |
+//! | `cluster_socketio` | the same work for several nodes of Socket.IO |
 //! | `history` | the cost of rooms that keep their messages (`tests/bench/run --history`) |
 //! | `polling` | the cost of sessions without a WebSocket (`tests/bench/run --polling`) |
 //! | `restart` | a restart of the server under thousands of sessions (`tests/bench/run --restart`) |
-//! | `redis` | Redis, which keeps the sessions of Socket.IO |
+//! | `redis` | Redis, which connects nodes of Socket.IO and keeps its sessions |
 //! | `tls` | the cost of TLS (`tests/bench/run --tls`) |
 //! | `turn` | the cost of the TURN server, compared to coturn (`tests/bench/run --turn`) |
 //! | `report` | the table and the chart |
@@ -25,6 +26,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod cluster;
+mod cluster_socketio;
 mod dialect;
 mod history;
 mod link;
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
         [peers] => run(&FULL, peers.into()),
         [peers, "--quick"] => run(&QUICK, peers.into()),
         [peers, "--cluster"] => cluster::run(&FULL, peers.as_ref()),
+        [peers, "--cluster", "--quick"] => cluster::run(&QUICK, peers.as_ref()),
         [peers, "--history"] => history::run(&FULL, peers.as_ref()),
         [peers, "--polling"] => polling::run(&FULL, peers.as_ref()),
         [peers, "--polling", "--quick"] => polling::run(&QUICK, peers.as_ref()),
@@ -148,7 +151,7 @@ fn main() -> ExitCode {
         [peers, "--turn", "--quick"] => turn::run(&QUICK, peers.as_ref()),
         _ => Err(io::Error::other(
             "start this with tests/bench/run, perhaps with --quick, --cluster, --history, --polling, --restart, --tls or \
-             --turn; --polling, --restart, --tls and --turn take --quick",
+             --turn; --cluster, --polling, --restart, --tls and --turn take --quick",
         )),
     };
     match result {

@@ -1,4 +1,4 @@
-//! Redis, which keeps the sessions of Socket.IO.
+//! Redis, which connects several nodes of Socket.IO and keeps its sessions.
 
 use std::{
     io::{self, Read, Write},

@@ -131,6 +131,18 @@ impl Pairs {
             starters[number / 2] = number;
             frames[number] = frame(&dialect.sender(text));
         })?;
+        Pairs::introduce(swarm, frames, starters, data_bytes)
+    }
+
+    /// Lets the session of each pair that knows its partner, and has a frame for it, send first.
+    pub fn introduce(
+        mut swarm: Swarm,
+        mut frames: Vec<Vec<u8>>,
+        starters: Vec<usize>,
+        data_bytes: usize,
+    ) -> io::Result<Pairs> {
+        let dialect = swarm.dialect();
+        let frame = |receiver: &str| text_frame(dialect, &dialect.message(receiver, data_bytes));
         // The second session of a pair learns of its partner by the partner's first message.
         for &starter in &starters {
             if let Some(id) = dialect.chosen_id(starter ^ 1) {
