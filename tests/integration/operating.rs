@@ -515,7 +515,7 @@ async fn the_dashboard_shows_every_metric_and_each_of_its_queries_has_a_result()
         config.turn.addresses = vec![[127, 0, 0, 1].into()];
     })
     .await;
-    let dashboard = std::fs::read_to_string("src/package/grafana.json").unwrap();
+    let dashboard = std::fs::read_to_string("static/admin/grafana.json").unwrap();
     let metrics = server.anteroom.metrics();
     for family in metrics
         .lines()
