@@ -34,8 +34,8 @@ use crate::{
     websocket::{Event, Frame, ReadControl, Stop, Violation},
 };
 
-/// How often a session is read from, at most, while a large room is written to. With the bytes of one read, this bounds
-/// what a sender adds to outboxes before they are flushed.
+/// How often a session is read from early, at most, in one turn. With the bytes of such a read, this bounds what a sender
+/// adds to outboxes before they are flushed.
 const EARLY_READS: usize = 4;
 
 /// The fewest bytes of a frame beside its payload: two, and the mask (RFC 6455, section 5.2).

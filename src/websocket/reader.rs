@@ -28,6 +28,9 @@ use crate::metrics::Traffic;
 /// session holds none.
 const READ_BYTES: usize = 16 * 1024;
 
+/// The most bytes that are read early at once.
+const EARLY_BYTES: usize = 4 * 1024;
+
 thread_local! {
     static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
@@ -129,7 +132,7 @@ impl Reader {
                 return Ok(false);
             }
             let socket: &TcpStream = socket.as_ref();
-            let count = match (&*SockRef::from(socket)).read(buffer) {
+            let count = match (&*SockRef::from(socket)).read(&mut buffer[..EARLY_BYTES]) {
                 // The next turn finds the end, too.
                 Ok(0) => return Ok(false),
                 Ok(count) => count,
