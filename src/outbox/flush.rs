@@ -39,26 +39,31 @@ impl FlushSet {
         self.others.len() >= LARGE
     }
 
-    /// Flushes the first batch as far as their sockets accept data.
+    /// Flushes the first batch as far as their sockets accept data. The next batch is the first then.
     pub(crate) fn flush_first(&mut self) {
-        self.first
-            .drain(..)
-            .for_each(|channel| channel.flush_for_session());
-        let rest = self.others.len().saturating_sub(FLUSHED_AT_ONCE);
-        self.first.extend(self.others.drain(rest..));
+        // One by one: whoever is left when this fails is woken.
+        while let Some(channel) = self.first.pop() {
+            channel.flush_for_session();
+        }
+        self.first = self.take_batch();
     }
 
     /// Flushes all of them as far as their sockets accept data: the first batch now, each further batch in
     /// a task of `tasks`.
     pub(crate) fn flush(&mut self, tasks: &TaskTracker) {
         while !self.others.is_empty() {
-            let rest = self.others.len().saturating_sub(FLUSHED_AT_ONCE);
-            let batch: Batch = self.others.drain(rest..).collect();
-            tasks.spawn(async move {
-                batch.iter().for_each(|channel| channel.flush_for_session());
-            });
+            let mut batch = FlushSet {
+                first: self.take_batch(),
+                others: Vec::new(),
+            };
+            tasks.spawn(async move { batch.flush_first() });
         }
         self.flush_first();
+    }
+
+    fn take_batch(&mut self) -> Batch {
+        let rest = self.others.len().saturating_sub(FLUSHED_AT_ONCE);
+        self.others.drain(rest..).collect()
     }
 }
 

@@ -86,7 +86,8 @@ impl AsyncRead for Socket {
             let read = self.0.try_io(Interest::READABLE, || {
                 let count = (&*SockRef::from(&*self.0)).read(space)?;
                 match count {
-                    // Nothing is left: tokio then waits for more before the next read, which would find nothing.
+                    // Nothing is left, but where TCP's urgent data begins. So tokio is to wait for more before the next
+                    // read, as its own reads do.
                     1.. if count < space.len() => {
                         last = Some(count);
                         Err(io::ErrorKind::WouldBlock.into())

@@ -25,6 +25,10 @@ use super::{Socket, socket::poll_send};
 /// The most bytes that one read takes from the socket: a record of the largest size (RFC 8446, section 5.2).
 const READ_BYTES: usize = 5 + (1 << 14) + 256;
 
+/// The most bytes that are kept because they are incomplete: a record, and one more for a handshake message over several
+/// records. Clients that keep to the protocol need no more, since they send no certificates.
+const INCOMING_BYTES: usize = 2 * READ_BYTES;
+
 /// The most bytes that one write encrypts.
 const WRITE_BYTES: usize = 64 << 10;
 
@@ -52,19 +56,20 @@ pub(crate) struct TlsStream {
     outgoing: Vec<u8>,
     /// Whether the last write to the socket took less than it was given.
     is_full: bool,
-    /// Whether the peer has said that it sends no more (`close_notify`).
-    is_ended: bool,
-    /// Whether the server has said so.
+    receiving: Receiving,
+    /// Whether the server has said that it sends no more (`close_notify`).
     has_ended: bool,
 }
 
-/// What a session can do next.
-#[derive(PartialEq, Eq)]
-enum Progress {
-    /// It waits for the next message of the handshake.
+/// What the peer may send.
+enum Receiving {
+    /// The next message of the handshake.
     Handshake,
-    /// It sends and receives data.
-    Open,
+    Data,
+    /// Nothing: it has said so (`close_notify`).
+    Ended,
+    /// Nothing: it has broken the protocol. The session must not be used any more.
+    Failed(rustls::Error),
 }
 
 impl TlsStream {
@@ -83,17 +88,17 @@ impl TlsStream {
             plaintext: Vec::new(),
             outgoing: Vec::new(),
             is_full: false,
-            is_ended: false,
+            receiving: Receiving::Handshake,
             has_ended: false,
         };
-        loop {
-            let progress = poll_fn(|cx| stream.poll_receive(cx, &mut ReadBuf::new(&mut []))).await;
+        while let Receiving::Handshake = stream.receiving {
+            poll_fn(|cx| stream.poll_receive(cx, &mut ReadBuf::new(&mut []))).await?;
             // What the peer must know, such as why the handshake failed.
-            let sent = poll_fn(|cx| stream.poll_send(cx)).await;
-            if progress? == Progress::Open {
-                return sent.map(|()| stream);
-            }
-            sent?;
+            poll_fn(|cx| stream.poll_send(cx)).await?;
+        }
+        match stream.receiving {
+            Receiving::Failed(error) => Err(invalid(error)),
+            _ => Ok(stream),
         }
     }
 
@@ -103,7 +108,7 @@ impl TlsStream {
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<Progress>> {
+    ) -> Poll<io::Result<()>> {
         INCOMING.with_borrow_mut(|records| {
             let known = self.incoming.len();
             records.resize(records.len().max(known + READ_BYTES), 0);
@@ -115,37 +120,47 @@ impl TlsStream {
             }
             records[..known].copy_from_slice(&self.incoming);
             let records = &mut records[..known + count];
-            let (used, progress) = self.process(records, |mut data| {
+            let processed = self.process(records, |mut data| {
                 let fits = data.len().min(buffer.remaining());
                 buffer.put_slice(data.split_off(..fits).unwrap_or_default());
                 data
             });
-            self.incoming = Vec::from(&records[used..]);
-            Poll::Ready(progress.map_err(invalid))
+            let rest = processed.map(|used| &records[used..]);
+            let error = match rest {
+                Ok(rest) if rest.len() <= INCOMING_BYTES => {
+                    self.incoming = Vec::from(rest);
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(_) => rustls::Error::General("a message over too many records".into()),
+                Err(error) => error,
+            };
+            self.incoming = Vec::new();
+            self.receiving = Receiving::Failed(error);
+            Poll::Ready(Ok(()))
         })
     }
 
     /// Handles the complete records at the front of `records`, and returns how many bytes these are. Data goes to
     /// `on_data`, which returns what is to be read later. Answers go to `outgoing`.
+    ///
+    /// # Errors
+    ///
+    /// The peer has broken the protocol.
     fn process(
         &mut self,
         records: &mut [u8],
         mut on_data: impl for<'a> FnMut(&'a [u8]) -> &'a [u8],
-    ) -> (usize, Result<Progress, rustls::Error>) {
+    ) -> Result<usize, rustls::Error> {
         let mut used = 0;
         loop {
             let UnbufferedStatus { mut discard, state } =
                 self.session.process_tls_records(&mut records[used..]);
-            let progress = match state {
+            let receiving = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
-                        match record {
-                            Ok(record) => {
-                                discard += record.discard;
-                                self.plaintext.extend_from_slice(on_data(record.payload));
-                            }
-                            Err(error) => return (used, Err(error)),
-                        }
+                        let record = record?;
+                        discard += record.discard;
+                        self.plaintext.extend_from_slice(on_data(record.payload));
                     }
                     None
                 }
@@ -157,30 +172,31 @@ impl TlsStream {
                     data.done();
                     None
                 }
-                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
-                    self.is_ended = true;
-                    Some(Ok(Progress::Open))
-                }
-                Ok(ConnectionState::BlockedHandshake) => Some(Ok(Progress::Handshake)),
-                Ok(ConnectionState::WriteTraffic(_)) => Some(Ok(Progress::Open)),
+                Ok(ConnectionState::BlockedHandshake) => Some(Receiving::Handshake),
+                Ok(ConnectionState::WriteTraffic(_)) => Some(Receiving::Data),
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Some(Receiving::Ended),
                 // The server accepts no early data, and asks for no certificate.
-                Ok(_) => Some(Err(rustls::Error::General("unexpected state".into()))),
+                Ok(_) => return Err(rustls::Error::General("unexpected state".into())),
                 Err(error) => {
-                    self.take_alert();
-                    Some(Err(error))
+                    self.take_alerts();
+                    return Err(error);
                 }
             };
             used += discard;
-            if let Some(progress) = progress {
-                return (used, progress);
+            if let Some(receiving) = receiving {
+                self.receiving = receiving;
+                return Ok(used);
             }
         }
     }
 
-    /// Takes over what the peer is to be told about an error.
-    fn take_alert(&mut self) {
-        let status = self.session.process_tls_records(&mut []);
-        if let Ok(ConnectionState::EncodeTlsData(data)) = status.state {
+    /// Takes over what the peer is to be told about an error. The session gives this before it looks at what has come, and
+    /// must not look at that again.
+    fn take_alerts(&mut self) {
+        while self.session.wants_write()
+            && let Ok(ConnectionState::EncodeTlsData(data)) =
+                self.session.process_tls_records(&mut []).state
+        {
             encode(data, &mut self.outgoing);
         }
     }
@@ -193,8 +209,12 @@ impl TlsStream {
         length: usize,
         mut encrypt: impl FnMut(&mut Traffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
     ) -> io::Result<usize> {
+        if let Receiving::Failed(_) = self.receiving {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
         let mut first = Vec::new();
         loop {
+            // Nothing that has come is complete, so nothing is to be discarded.
             match self.session.process_tls_records(&mut self.incoming).state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     let begin = first.len();
@@ -218,7 +238,7 @@ impl TlsStream {
                 }
                 Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut first),
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                // The session has failed, or both sides have ended it.
+                // Both sides have ended it.
                 _ => return Err(ErrorKind::BrokenPipe.into()),
             }
         }
@@ -257,7 +277,8 @@ impl Deref for TlsStream {
 }
 
 impl AsyncRead for TlsStream {
-    /// Fails with [`ErrorKind::UnexpectedEof`] if the connection ends before the peer has said so.
+    /// Fails with [`ErrorKind::UnexpectedEof`] if the connection ends before the peer has said so, and with
+    /// [`ErrorKind::InvalidData`] if it breaks the protocol; what came before is read first.
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -275,14 +296,17 @@ impl AsyncRead for TlsStream {
                     this.plaintext = rest;
                 }
             }
-            if buffer.filled().len() > begin || this.is_ended {
+            if buffer.filled().len() > begin || buffer.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            let received = ready!(this.poll_receive(cx, buffer));
+            match &this.receiving {
+                Receiving::Failed(error) => return Poll::Ready(Err(invalid(error.clone()))),
+                Receiving::Ended => return Poll::Ready(Ok(())),
+                Receiving::Handshake | Receiving::Data => {}
+            }
+            ready!(this.poll_receive(cx, buffer))?;
             // What the peer must know. The next write sends what the socket does not accept now.
-            let sent = this.poll_send(cx);
-            received?;
-            if let Poll::Ready(Err(error)) = sent {
+            if let Poll::Ready(Err(error)) = this.poll_send(cx) {
                 return Poll::Ready(Err(error));
             }
         }
@@ -341,4 +365,69 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, outgoing: &mut Vec<
 
 fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, error)
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+    use tokio_rustls::rustls::{
+        crypto::aws_lc_rs::default_provider,
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
+    };
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct NoCertificate;
+
+    impl ResolvesServerCert for NoCertificate {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            None
+        }
+    }
+
+    /// Why the handshake fails with a client that sends this, and then waits.
+    async fn refuse(bytes: &[u8]) -> io::Error {
+        let config = ServerConfig::builder_with_provider(default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(NoCertificate));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(bytes).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let accepted = TlsStream::accept(Socket::new(stream), config.into());
+        let accepted = timeout(Duration::from_secs(30), accepted).await.unwrap();
+        accepted.err().unwrap()
+    }
+
+    #[tokio::test]
+    async fn errors_without_an_alert_are_errors() {
+        for bytes in [
+            // A part of a handshake message, then an alert.
+            &[0x16, 3, 1, 0, 1, 1, 0x15, 3, 1, 0, 2, 2, 40][..],
+            // The beginning of a handshake message that is too long.
+            &[0x16, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff],
+            b"GET / HTTP/1.1\r\n\r\n",
+        ] {
+            assert_eq!(refuse(bytes).await.kind(), ErrorKind::InvalidData);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_over_very_many_records_is_refused() {
+        let begun = [0x16, 3, 1, 0, 4, 1, 0, 0xff, 0xff];
+        let further = [0x16, 3, 1, 0, 1, 0].repeat(INCOMING_BYTES / 6);
+        let error = refuse(&[&begun[..], &further].concat()).await;
+        assert!(error.to_string().contains("too many records"), "{error}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
+use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serde_json::json;
 use tokio::{
@@ -14,8 +15,9 @@ use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
     rustls::{
-        ClientConfig, RootCertStore, SupportedProtocolVersion,
-        crypto::aws_lc_rs::default_provider,
+        ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, RootCertStore,
+        SupportedProtocolVersion,
+        crypto::aws_lc_rs::{cipher_suite::TLS13_AES_128_GCM_SHA256, default_provider},
         pki_types::{CertificateDer, ServerName, pem::PemObject},
         version::{TLS12, TLS13},
     },
@@ -59,16 +61,21 @@ impl Authority {
         params.signed_by(key, &self.0).unwrap().pem()
     }
 
-    /// A TLS client that trusts only this authority.
-    pub fn connector(&self, versions: &[&'static SupportedProtocolVersion]) -> TlsConnector {
+    /// What a TLS client trusts that trusts only this authority.
+    fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_slice(self.pem().as_bytes()).unwrap())
             .unwrap();
+        roots
+    }
+
+    /// A TLS client that trusts only this authority.
+    pub fn connector(&self, versions: &[&'static SupportedProtocolVersion]) -> TlsConnector {
         let config = ClientConfig::builder_with_provider(default_provider().into())
             .with_protocol_versions(versions)
             .unwrap()
-            .with_root_certificates(roots)
+            .with_root_certificates(self.roots())
             .with_no_client_auth();
         TlsConnector::from(Arc::new(config))
     }
@@ -242,6 +249,78 @@ async fn a_forged_record_ends_its_session_alone() {
     assert!(error.contains("BadRecordMac"), "{error}");
     bystander.expect_left(&client.id).await;
     bystander.expect_quiet().await;
+}
+
+/// Encrypts a record as a client of TLS 1.3 does (RFC 8446, section 5.2), with zeros behind the content.
+fn seal(keys: &mut ExtractedSecrets, kind: u8, content: &[u8], zeros: usize) -> Vec<u8> {
+    let (sequence, ConnectionTrafficSecrets::Aes128Gcm { key, iv }) = &mut keys.tx else {
+        panic!("the only cipher is AES-128-GCM");
+    };
+    let mut nonce: [u8; 12] = iv.as_ref().try_into().unwrap();
+    let counter = sequence.to_be_bytes();
+    nonce[4..]
+        .iter_mut()
+        .zip(counter)
+        .for_each(|(n, c)| *n ^= c);
+    *sequence += 1;
+    let mut record = [content, &[kind], &vec![0; zeros]].concat();
+    let length = (record.len() + 16) as u16;
+    let header = [&[0x17, 3, 3][..], &length.to_be_bytes()].concat();
+    let key = LessSafeKey::new(UnboundKey::new(&AES_128_GCM, key.as_ref()).unwrap());
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    key.seal_in_place_append_tag(nonce, Aad::from(&header), &mut record)
+        .unwrap();
+    [header, record].concat()
+}
+
+#[tokio::test]
+async fn records_that_keep_a_server_busy_end_their_session_alone() {
+    const HANDSHAKE: u8 = 22;
+    const DATA: u8 = 23;
+    let authority = Authority::new();
+    let files = Files::new("forged", authority.issue("one.test"));
+    let server = TestServer::with(|config| {
+        config.serving.tls_cert = Some(files.cert.path());
+        config.serving.tls_key = Some(files.key.path());
+    })
+    .await;
+    let mut provider = default_provider();
+    provider.cipher_suites = vec![TLS13_AES_128_GCM_SHA256];
+    let mut forging = ClientConfig::builder_with_provider(provider.into())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(authority.roots())
+        .with_no_client_auth();
+    forging.enable_secret_extraction = true;
+    let forging = TlsConnector::from(Arc::new(forging));
+    let connector = authority.connector(&[&TLS13]);
+    let stream = connect(&connector, server.address).await.unwrap();
+    let mut bystander = join(stream, "tea").await;
+    let pong = [0x8a, 0x80, 0, 0, 0, 0];
+    // A part of a handshake message, then data; empty handshake records that come again and again.
+    type Forge = fn(&mut ExtractedSecrets, &[u8]) -> Vec<u8>;
+    let forgeries: [Forge; 2] = [
+        |keys, pong| [seal(keys, HANDSHAKE, &[24], 0), seal(keys, DATA, pong, 0)].concat(),
+        |keys, pong| {
+            let mut records = Vec::new();
+            for _ in 0..20 {
+                records.extend(seal(keys, HANDSHAKE, &[], 8000));
+                records.extend(seal(keys, DATA, pong, 0));
+            }
+            records
+        },
+    ];
+    for forge in forgeries {
+        let stream = connect(&forging, server.address).await.unwrap();
+        let client = join(stream, "tea").await;
+        bystander.expect_new(&client.id).await;
+        let id = client.id.clone();
+        let (mut stream, session) = client.into_stream().into_inner();
+        let mut keys = session.dangerous_extract_secrets().unwrap();
+        stream.write_all(&forge(&mut keys, &pong)).await.unwrap();
+        bystander.expect_left(&id).await;
+        bystander.expect_quiet().await;
+    }
 }
 
 #[tokio::test]

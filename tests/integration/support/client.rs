@@ -85,6 +85,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.connection.socket()
     }
 
+    /// The stream below.
+    pub fn into_stream(self) -> S {
+        self.connection.into_stream()
+    }
+
     /// Sends `hello`; returns the answer. Skips the messages before it.
     pub async fn hello(&mut self) -> Value {
         self.send(json!({"type": "hello", "receiver": "server"}))
