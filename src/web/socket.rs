@@ -84,7 +84,7 @@ impl AsyncRead for Socket {
             ready!(self.0.poll_read_ready(cx))?;
             let mut last = None;
             let read = self.0.try_io(Interest::READABLE, || {
-                let count = (&*SockRef::from(&*self.0)).read(space)?;
+                let count = receive(&self.0, space)?;
                 match count {
                     // Nothing is left, but where TCP's urgent data begins. So tokio is to wait for more before the next
                     // read, as its own reads do.
@@ -105,6 +105,15 @@ impl AsyncRead for Socket {
             }
         }
     }
+}
+
+/// Reads once what has come already, whatever tokio's record of its readiness says.
+///
+/// # Errors
+///
+/// [`WouldBlock`](io::ErrorKind::WouldBlock) if nothing has come.
+pub(crate) fn receive(stream: &TcpStream, space: &mut [u8]) -> io::Result<usize> {
+    (&*SockRef::from(stream)).read(space)
 }
 
 /// Writes once. A socket usually takes everything, so it is tried directly: tokio's record of its readiness is not in the

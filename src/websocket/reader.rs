@@ -3,18 +3,16 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io::{self, Read},
-    mem,
+    io, mem,
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, ReadBuf},
-    net::{TcpStream, tcp::OwnedReadHalf},
+    net::tcp::OwnedReadHalf,
 };
 use tokio_util::either::Either;
 
@@ -22,7 +20,7 @@ use super::{
     decode::{Decoder, Event, Violation},
     stream::{Half, is_closed},
 };
-use crate::metrics::Traffic;
+use crate::{metrics::Traffic, web::receive};
 
 /// The most bytes that one read takes. One buffer serves all sessions of a thread, so that an idle
 /// session holds none.
@@ -131,8 +129,7 @@ impl Reader {
             if !self.unread.is_empty() {
                 return Ok(false);
             }
-            let socket: &TcpStream = socket.as_ref();
-            let count = match (&*SockRef::from(socket)).read(&mut buffer[..EARLY_BYTES]) {
+            let count = match receive(socket.as_ref(), &mut buffer[..EARLY_BYTES]) {
                 // The next turn finds the end, too.
                 Ok(0) => return Ok(false),
                 Ok(count) => count,

@@ -22,42 +22,30 @@ use crate::web::TlsStream;
 
 /// A stream that is not a plain TCP socket.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
-    /// Has the kernel discard unsent data when the stream is dropped. Does nothing if the socket is not
-    /// accessible.
-    fn abort(&self) {}
-
-    /// Whether the peer has closed its side. False if the socket is not accessible.
-    fn is_closed(&self) -> bool {
-        false
-    }
+    /// The socket below, if it is accessible.
+    fn socket(&self) -> Option<&TcpStream>;
 }
 
 #[cfg(feature = "tls")]
 impl Stream for TlsStream {
-    fn abort(&self) {
-        // It fails only if the connection has ended already.
-        let _ = self.set_zero_linger();
-    }
-
-    fn is_closed(&self) -> bool {
-        is_closed(self)
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
 /// A socket that somebody looks at while it is upgraded.
 impl Stream for Socket {
-    fn abort(&self) {
-        // It fails only if the connection has ended already.
-        let _ = self.set_zero_linger();
-    }
-
-    fn is_closed(&self) -> bool {
-        is_closed(self)
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
 /// Another HTTP server hands over a stream whose type is not known here.
-impl Stream for TokioIo<Upgraded> {}
+impl Stream for TokioIo<Upgraded> {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
 
 /// One of the two halves of such a stream, which share it.
 pub(super) struct Half(Arc<Mutex<dyn Stream>>);
@@ -69,14 +57,17 @@ impl Half {
         (Half(stream.clone()), Half(stream))
     }
 
-    /// Has the kernel discard unsent data when both halves are dropped.
+    /// Has the kernel discard unsent data when both halves are dropped. Does nothing if the socket is not accessible.
     pub(super) fn abort(&self) {
-        self.0.lock().abort();
+        if let Some(socket) = self.0.lock().socket() {
+            // It fails only if the connection has ended already.
+            let _ = socket.set_zero_linger();
+        }
     }
 
     /// Whether the peer has closed its side, as far as that is known.
     pub(super) fn is_closed(&self) -> bool {
-        self.0.lock().is_closed()
+        self.0.lock().socket().is_some_and(is_closed)
     }
 }
 
