@@ -210,8 +210,8 @@ impl Middle {
             let response = (rule.response)(read_head(&mut from_server).await?);
             to_client.write_all(response.as_bytes()).await.ok()?;
             if response.contains(" 101 ") {
-                // How late the answer may come is what is tested.
                 let late = take(&mut *late.lock().unwrap());
+                // The wait is what is tested: how late the first answer may come.
                 sleep(late).await;
             }
             let lasts = response.contains(" 101 ") || response.contains("text/event-stream");

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
+use anteroom::Config;
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serde_json::json;
@@ -15,9 +16,12 @@ use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
     rustls::{
-        ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, RootCertStore,
+        ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, HandshakeKind, RootCertStore,
         SupportedProtocolVersion,
-        crypto::aws_lc_rs::{cipher_suite::TLS13_AES_128_GCM_SHA256, default_provider},
+        crypto::{
+            CryptoProvider,
+            aws_lc_rs::{cipher_suite::TLS13_AES_128_GCM_SHA256, default_provider},
+        },
         pki_types::{CertificateDer, ServerName, pem::PemObject},
         version::{TLS12, TLS13},
     },
@@ -61,23 +65,26 @@ impl Authority {
         params.signed_by(key, &self.0).unwrap().pem()
     }
 
-    /// What a TLS client trusts that trusts only this authority.
-    fn roots(&self) -> RootCertStore {
+    /// The configuration of a TLS client that trusts only this authority.
+    fn client(
+        &self,
+        provider: CryptoProvider,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_slice(self.pem().as_bytes()).unwrap())
             .unwrap();
-        roots
+        ClientConfig::builder_with_provider(provider.into())
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth()
     }
 
     /// A TLS client that trusts only this authority.
     pub fn connector(&self, versions: &[&'static SupportedProtocolVersion]) -> TlsConnector {
-        let config = ClientConfig::builder_with_provider(default_provider().into())
-            .with_protocol_versions(versions)
-            .unwrap()
-            .with_root_certificates(self.roots())
-            .with_no_client_auth();
-        TlsConnector::from(Arc::new(config))
+        Arc::new(self.client(default_provider(), versions)).into()
     }
 }
 
@@ -93,6 +100,16 @@ impl Files {
             cert: File::new(&format!("{name}.cert.pem"), cert),
             key: File::new(&format!("{name}.key.pem"), key),
         }
+    }
+
+    /// A server that uses them, with some more options changed.
+    async fn serve(&self, change: impl FnOnce(&mut Config)) -> TestServer {
+        TestServer::with(|config| {
+            config.serving.tls_cert = Some(self.cert.path());
+            config.serving.tls_key = Some(self.key.path());
+            change(config);
+        })
+        .await
     }
 
     fn replace(&self, (cert, key): (String, String)) {
@@ -146,11 +163,7 @@ async fn join<S: AsyncRead + AsyncWrite + Unpin>(
 async fn sessions_over_tls_1_2_and_1_3_share_a_room() {
     let authority = Authority::new();
     let files = Files::new("both", authority.issue("one.test"));
-    let server = TestServer::with(|config| {
-        config.serving.tls_cert = Some(files.cert.path());
-        config.serving.tls_key = Some(files.key.path());
-    })
-    .await;
+    let server = files.serve(|_| {}).await;
     let mut clients = Vec::new();
     for version in [&TLS12, &TLS13] {
         let stream = connect(&authority.connector(&[version]), server.address)
@@ -180,11 +193,7 @@ async fn sessions_over_tls_1_2_and_1_3_share_a_room() {
 async fn server_and_connectors() -> (TestServer, [TlsConnector; 2], Files) {
     let authority = Authority::new();
     let files = Files::new("server", authority.issue("one.test"));
-    let server = TestServer::with(|config| {
-        config.serving.tls_cert = Some(files.cert.path());
-        config.serving.tls_key = Some(files.key.path());
-    })
-    .await;
+    let server = files.serve(|_| {}).await;
     let connectors = [&TLS12, &TLS13].map(|version| authority.connector(&[version]));
     (server, connectors, files)
 }
@@ -214,6 +223,19 @@ async fn records_that_come_in_pieces_are_read() {
         }
         client.leave().await;
         pieces.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn clients_that_come_again_resume_their_tls_sessions() {
+    let (server, connectors, _files) = server_and_connectors().await;
+    for connector in connectors {
+        for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            let stream = connect(&connector, server.address).await.unwrap();
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(expected));
+            // The ticket comes before the first message.
+            join(stream, "tea").await.leave().await;
+        }
     }
 }
 
@@ -279,18 +301,10 @@ async fn records_that_keep_a_server_busy_end_their_session_alone() {
     const DATA: u8 = 23;
     let authority = Authority::new();
     let files = Files::new("forged", authority.issue("one.test"));
-    let server = TestServer::with(|config| {
-        config.serving.tls_cert = Some(files.cert.path());
-        config.serving.tls_key = Some(files.key.path());
-    })
-    .await;
+    let server = files.serve(|_| {}).await;
     let mut provider = default_provider();
     provider.cipher_suites = vec![TLS13_AES_128_GCM_SHA256];
-    let mut forging = ClientConfig::builder_with_provider(provider.into())
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
-        .with_root_certificates(authority.roots())
-        .with_no_client_auth();
+    let mut forging = authority.client(provider, &[&TLS13]);
     forging.enable_secret_extraction = true;
     let forging = TlsConnector::from(Arc::new(forging));
     let connector = authority.connector(&[&TLS13]);
@@ -327,13 +341,10 @@ async fn records_that_keep_a_server_busy_end_their_session_alone() {
 async fn the_end_of_a_stream_of_events_is_noticed_at_once() {
     let authority = Authority::new();
     let files = Files::new("events", authority.issue("one.test"));
-    let server = TestServer::with(|config| {
-        config.serving.tls_cert = Some(files.cert.path());
-        config.serving.tls_key = Some(files.key.path());
-        // Nothing else tells it in time.
-        config.liveness.ping_seconds = 3600;
-    })
-    .await;
+    // Nothing else tells it in time.
+    let server = files
+        .serve(|config| config.liveness.ping_seconds = 3600)
+        .await;
     for says_goodbye in [true, false] {
         let mut stream = connect(&authority.connector(&[&TLS13]), server.address)
             .await
@@ -356,12 +367,9 @@ async fn the_end_of_a_stream_of_events_is_noticed_at_once() {
 async fn a_failed_tls_handshake_ends_in_time_and_disturbs_no_session() {
     let authority = Authority::new();
     let files = Files::new("none", authority.issue("one.test"));
-    let server = TestServer::with(|config| {
-        config.serving.tls_cert = Some(files.cert.path());
-        config.serving.tls_key = Some(files.key.path());
-        config.limits.handshake_seconds = 1;
-    })
-    .await;
+    let server = files
+        .serve(|config| config.limits.handshake_seconds = 1)
+        .await;
     let connector = authority.connector(&[&TLS13]);
     let mut bystander = join(connect(&connector, server.address).await.unwrap(), "tea").await;
     for beginning in ["", "GET /room HTTP/1.1\r\n\r\n", "\u{16}\u{3}\u{1}"] {
