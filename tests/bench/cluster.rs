@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::Stdio,
     thread::sleep,
@@ -12,12 +12,12 @@ use std::{
 
 use crate::{
     Plan, cluster_socketio,
-    dialect::{Dialect, Text},
+    dialect::Dialect,
     report,
-    servers::{Kind, Process, Server, on_server_core},
+    servers::{Kind, Process, Server, free_port, on_server_core},
     swarm::{Swarm, text_frame},
     take_a_core,
-    works::{self, Span, join_all},
+    works::{self, Span, deliver_to_all, join_all, measure_all},
 };
 
 /// The time limit for the nodes to know each other.
@@ -130,10 +130,6 @@ impl Nodes {
         }
         Ok(sums)
     }
-}
-
-pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Sends a GET request to the admin API; returns the status, and the rest of the answer after its first
@@ -275,33 +271,12 @@ pub fn run(plan: &Plan, peers: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The CPU time of the nodes and of what connects them for each unit of `work`, in microseconds. `cpu` returns the CPU
-/// time so far. `work` does a little and returns the number of units.
-pub fn measure(
-    cpu: impl Fn() -> io::Result<[Duration; 2]>,
-    span: Span,
-    mut work: impl FnMut() -> io::Result<u64>,
-) -> io::Result<[f64; 2]> {
-    let mut during = |time| -> io::Result<u64> {
-        let (begin, mut count) = (Instant::now(), 0);
-        while begin.elapsed() < time {
-            count += work()?;
-        }
-        Ok(count)
-    };
-    during(span.warm_up)?;
-    let before = cpu()?;
-    let count = during(span.measured)?;
-    let after = cpu()?;
-    Ok([0, 1].map(|index| (after[index] - before[index]).as_secs_f64() * 1e6 / count as f64))
-}
-
 /// The cost of a message between two sessions on different nodes that answer each other.
 fn remote_unicast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
     let swarm = Swarm::new(&nodes.addresses(), Dialect::Rooms)?;
     let mut pairs = works::Pairs::join(swarm, 2 * BUSY_PAIRS, DATA_BYTES)?;
     pairs.start(BUSY_PAIRS)?;
-    measure(|| nodes.cpu(), span, || pairs.answer())
+    measure_all(|| nodes.cpu(), span, || pairs.answer())
 }
 
 /// The cost of a delivery when one session sends to all others in a room that is spread over the nodes.
@@ -310,33 +285,6 @@ fn remote_broadcast(nodes: &Nodes, span: Span) -> io::Result<[f64; 2]> {
     let rooms = (0..CROWD).map(|_| "room".to_owned());
     join_all(&mut swarm, rooms, CROWD * (CROWD - 1) / 2, |_, _| {})?;
     deliver_to_all(&mut swarm, DATA_BYTES, || nodes.cpu(), span)
-}
-
-/// The cost of a delivery when the first session of a room sends to all others, once all have got the last message.
-pub fn deliver_to_all(
-    swarm: &mut Swarm,
-    data_bytes: usize,
-    cpu: impl Fn() -> io::Result<[Duration; 2]>,
-    span: Span,
-) -> io::Result<[f64; 2]> {
-    let dialect = swarm.dialect();
-    let frame = text_frame(dialect, &dialect.message("all", data_bytes));
-    swarm.send(0, &frame)?;
-    let mut delivered = 0;
-    measure(cpu, span, || {
-        let mut count = 0;
-        for number in swarm.wait()? {
-            swarm.read(number, |text| {
-                count += u64::from(dialect.text(text) == Text::Message);
-            })?;
-        }
-        delivered += count as usize;
-        if delivered == swarm.len() - 1 {
-            delivered = 0;
-            swarm.send(0, &frame)?;
-        }
-        Ok(count)
-    })
 }
 
 /// The number of messages that nodes publish and receive for each of several events.

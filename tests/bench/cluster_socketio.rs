@@ -3,12 +3,11 @@
 use std::{io, iter::repeat_n, net::SocketAddr, path::Path, time::Duration};
 
 use crate::{
-    cluster::{deliver_to_all, measure},
     dialect::{Dialect, Text},
     redis::Redis,
-    servers::{Kind, Server, on_server_core},
+    servers::{Kind, Server},
     swarm::{Swarm, text_frame},
-    works::{CONNECTING, Pairs, Span},
+    works::{CONNECTING, Pairs, Span, deliver_to_all, measure_all},
 };
 
 /// A channel to which each node subscribes last.
@@ -23,14 +22,7 @@ pub struct Nodes {
 impl Nodes {
     pub fn start(count: usize, peers: &Path) -> io::Result<Nodes> {
         let redis = Redis::start()?;
-        let start = |_| {
-            let script = peers.join("socketio-cluster.js");
-            let mut command = on_server_core();
-            Server::launch(
-                Kind::SocketIo,
-                command.arg("node").arg(script).arg(redis.url()),
-            )
-        };
+        let start = |_| Server::start_with(Kind::SocketIo, peers, &[redis.url()]);
         let nodes = (0..count).map(start).collect::<io::Result<_>>()?;
         redis.wait_for(
             &format!("PUBSUB NUMSUB {CHANNEL}"),
@@ -104,7 +96,7 @@ pub fn unicast(nodes: &Nodes, span: Span, pairs: usize, data_bytes: usize) -> io
     let starters = (0..pairs).collect();
     let mut busy = Pairs::introduce(swarm, frames, starters, data_bytes)?;
     busy.start(pairs)?;
-    measure(|| nodes.cpu(), span, || busy.answer())
+    measure_all(|| nodes.cpu(), span, || busy.answer())
 }
 
 /// The cost of a delivery when one session sends to all others in a room of `size` that is spread over the nodes.

@@ -15,10 +15,10 @@ use serde_json::Value;
 
 use crate::{
     Plan,
-    cluster::{ask, free_port, metric_value},
+    cluster::{ask, metric_value},
     dialect::{Dialect, Text},
     report::{Table, digits, percentile},
-    servers::{Kind, Server},
+    servers::{Kind, Server, free_port},
     swarm::{Swarm, text_frame},
     take_a_core,
     works::{Span, join_all, measure},

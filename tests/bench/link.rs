@@ -1,13 +1,65 @@
-//! The connection of a client: TCP, perhaps with TLS.
+//! The connection of a client: TCP, perhaps with TLS, and what both sides need for TLS.
 
 use std::{
+    fs,
     io::{self, ErrorKind, Read, Write},
     net::IpAddr,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use mio::net::TcpStream;
-use tokio_rustls::rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
+use rcgen::{CertificateParams, KeyPair, SanType};
+use tokio_rustls::rustls::{
+    ClientConfig, ClientConnection, RootCertStore,
+    client::Resumption,
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{cipher_suite::TLS13_AES_128_GCM_SHA256, default_provider, kx_group::X25519},
+    },
+    pki_types::ServerName,
+    version::TLS13,
+};
+
+/// What the servers and their clients need for TLS. All of them use TLS 1.3 with AES-128-GCM and X25519, as browsers do,
+/// and certificates of P-256. Clients do not resume TLS sessions.
+pub struct Identity {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub client: Arc<ClientConfig>,
+}
+
+impl Identity {
+    /// Writes a new certificate and its key to a folder.
+    pub fn new(folder: &Path) -> io::Result<Identity> {
+        let mut parameters = CertificateParams::default();
+        parameters.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let certificate = parameters.self_signed(&key).map_err(io::Error::other)?;
+        let mut roots = RootCertStore::empty();
+        let root = certificate.der().clone();
+        roots.add(root).map_err(io::Error::other)?;
+        let provider = CryptoProvider {
+            cipher_suites: vec![TLS13_AES_128_GCM_SHA256],
+            kx_groups: vec![X25519],
+            ..default_provider()
+        };
+        let mut client = ClientConfig::builder_with_provider(provider.into())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        client.resumption = Resumption::disabled();
+        let (cert_file, key_file) = (folder.join("tls-cert.pem"), folder.join("tls-key.pem"));
+        fs::write(&cert_file, certificate.pem())?;
+        fs::write(&key_file, key.serialize_pem())?;
+        Ok(Identity {
+            certificate: cert_file,
+            key: key_file,
+            client: client.into(),
+        })
+    }
+}
 
 pub enum Link {
     Plain(TcpStream),

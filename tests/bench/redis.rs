@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    cluster::free_port,
-    servers::{Process, on_server_core},
-};
+use crate::servers::{Process, free_port, on_server_core};
 
 /// How long Redis may take to start or to answer.
 const PATIENCE: Duration = Duration::from_secs(10);

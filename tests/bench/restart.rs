@@ -5,14 +5,14 @@ use std::{
     collections::VecDeque,
     fmt::{self, Display},
     fs,
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind},
     mem,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use mio::{Events, Interest, Poll, Token, net::TcpStream};
+use mio::{Events, Poll, Token};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ use crate::{
     redis::Redis,
     report::Table,
     servers::{Kind, Server, on_server_core},
-    swarm::{self, CLOSE, PING, PONG, Swarm, TEXT, next_frame, text_frame},
+    swarm::{self, CLOSE, Connection, PING, PONG, Swarm, TEXT, next_frame, text_frame},
     take_a_core,
     works::CONNECTING,
 };
@@ -326,16 +326,6 @@ enum State {
     Lost,
 }
 
-struct Connection {
-    stream: TcpStream,
-    /// Whether the handshake is answered.
-    answered: bool,
-    /// The incomplete beginning of a frame or of the handshake's answer.
-    unread: Vec<u8>,
-    /// The bytes that the socket has not accepted yet.
-    unsent: Vec<u8>,
-}
-
 impl Crowd {
     fn new(way: Way, address: SocketAddr, sessions: usize) -> io::Result<Crowd> {
         let session = || Session {
@@ -478,30 +468,14 @@ impl Crowd {
     }
 
     fn connect(&mut self, number: usize) -> io::Result<()> {
-        let mut stream = TcpStream::connect(self.address)?;
-        // Browsers do the same.
-        stream.set_nodelay(true)?;
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll
-            .registry()
-            .register(&mut stream, Token(number), interest)?;
         let mut target = self.dialect().target(&room(number % self.rooms), number);
         let session = &mut self.sessions[number];
         if self.way == Way::Anteroom && self.stopping {
             let (token, received) = (&session.token, session.received);
             target += &format!("?resume={token}&received={received}");
         }
-        let request = format!(
-            "GET {target} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            self.address,
-        );
-        session.connection = Some(Connection {
-            stream,
-            answered: false,
-            unread: Vec::new(),
-            unsent: request.into(),
-        });
+        let connection = Connection::open(&self.poll, number, self.address, &target, None)?;
+        session.connection = Some(connection);
         self.connecting += 1;
         Ok(())
     }
@@ -516,8 +490,7 @@ impl Crowd {
         for event in &events {
             let Token(number) = event.token();
             match self.read(number) {
-                Ok(true) => {}
-                Ok(false) => self.lose(number)?,
+                Ok(()) => {}
                 // The server refuses nobody for good.
                 Err(error) if error.kind() == ErrorKind::Other => return Err(error),
                 Err(_) => self.lose(number)?,
@@ -542,37 +515,35 @@ impl Crowd {
         Ok(())
     }
 
-    /// Writes what is left and reads what there is; returns whether the connection still exists.
-    fn read(&mut self, number: usize) -> io::Result<bool> {
+    /// Writes what is left and reads what there is, until the connection ends.
+    fn read(&mut self, number: usize) -> io::Result<()> {
         let Some(mut connection) = self.sessions[number].connection.take() else {
-            return Ok(true);
+            return Ok(());
         };
         let result = self.read_from(number, &mut connection);
         self.sessions[number].connection = Some(connection);
         result
     }
 
-    fn read_from(&mut self, number: usize, connection: &mut Connection) -> io::Result<bool> {
+    fn read_from(&mut self, number: usize, connection: &mut Connection) -> io::Result<()> {
         connection.flush()?;
         loop {
-            let count = match connection.stream.read(&mut self.buffer) {
-                Ok(0) => return Ok(false),
-                Ok(count) => count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
-                Err(error) => return Err(error),
-            };
+            let count = connection.link.read(&mut self.buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
             let mut unread = mem::take(&mut connection.unread);
             unread.extend_from_slice(&self.buffer[..count]);
             let mut bytes = &unread[..];
-            if !connection.answered && swarm::answered(&mut bytes)? {
-                connection.answered = true;
+            if !connection.is_open && swarm::answered(&mut bytes)? {
+                connection.is_open = true;
                 if self.way == Way::Anteroom && !self.stopping {
                     let hello = r#"{"type":"hello","receiver":"server","data":{"resume":true}}"#;
                     self.sessions[number].sent.push(hello.into());
-                    connection.send(&text_frame(self.dialect(), hello));
+                    send(connection, &text_frame(self.dialect(), hello));
                 }
             }
-            while connection.answered
+            while connection.is_open
                 && let Some((opcode, payload)) = next_frame(&mut bytes)
             {
                 let mask = self.dialect().mask();
@@ -581,11 +552,11 @@ impl Crowd {
                         Way::Anteroom => self.on_message(number, payload, connection)?,
                         Way::SocketIo => self.on_packet(number, payload, connection)?,
                     },
-                    PING => connection.send(&swarm::frame(mask, PONG, payload)),
+                    PING => send(connection, &swarm::frame(mask, PONG, payload)),
                     // The code is the server's; its reason need not be repeated.
                     CLOSE if self.stopping => {
                         let code = &payload[..payload.len().min(2)];
-                        connection.send(&swarm::frame(mask, CLOSE, code));
+                        send(connection, &swarm::frame(mask, CLOSE, code));
                     }
                     _ => return Err(io::Error::other(format!("a frame of opcode {opcode}"))),
                 }
@@ -608,7 +579,7 @@ impl Crowd {
             let resumed: Value = serde_json::from_slice(text)?;
             let taken_in = resumed["data"]["received"].as_u64().unwrap_or_default() as usize;
             for message in session.sent.iter().skip(taken_in) {
-                connection.send(&text_frame(dialect, message));
+                send(connection, &text_frame(dialect, message));
             }
             self.arrive(number, true, connection);
             return Ok(());
@@ -654,16 +625,16 @@ impl Crowd {
                     format!("40{auth}")
                 }
             };
-            connection.send(&text_frame(dialect, &connect));
+            send(connection, &text_frame(dialect, &connect));
         } else if text == "2" {
-            connection.send(&text_frame(dialect, "3"));
+            send(connection, &text_frame(dialect, "3"));
         } else if let Some(connected) = text.strip_prefix("40") {
             let connected: Value = serde_json::from_str(connected)?;
             let token = connected["pid"].as_str().unwrap_or_default();
             let is_same = session.token.is_empty() || session.token == token;
             session.token = token.to_owned();
             for message in &session.sent {
-                connection.send(&text_frame(dialect, message));
+                send(connection, &text_frame(dialect, message));
             }
             self.arrive(number, is_same, connection);
         } else if let Some(event) = text.strip_prefix("42") {
@@ -695,7 +666,7 @@ impl Crowd {
         let is_first_return = self.stopping && !mem::replace(&mut session.has_returned, true);
         if is_first_return && number < self.rooms {
             let message = self.message(number, Moment::Resuming);
-            connection.send(&text_frame(self.dialect(), &message));
+            send(connection, &text_frame(self.dialect(), &message));
         }
     }
 
@@ -715,7 +686,7 @@ impl Crowd {
     fn say(&mut self, number: usize, moment: Moment) {
         let frame = text_frame(self.dialect(), &self.message(number, moment));
         if let Some(connection) = &mut self.sessions[number].connection {
-            connection.send(&frame);
+            send(connection, &frame);
         }
     }
 }
@@ -727,23 +698,9 @@ impl Session {
     }
 }
 
-impl Connection {
-    /// Sends a frame. If the connection is lost, reading says so.
-    fn send(&mut self, frame: &[u8]) {
-        self.unsent.extend_from_slice(frame);
-        let _ = self.flush();
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if !self.unsent.is_empty() {
-            let written = match self.stream.write(&self.unsent) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-                result => result?,
-            };
-            self.unsent.drain(..written);
-        }
-        Ok(())
-    }
+/// Sends a frame. If the connection is lost, reading says so.
+fn send(connection: &mut Connection, frame: &[u8]) {
+    let _ = connection.send(frame);
 }
 
 /// Lets sessions join as fast as the server accepts them. Each session that hears of another greets it, as with WebRTC,

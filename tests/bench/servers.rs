@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{self, BufRead, BufReader},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -18,10 +18,9 @@ use nix::{
     time::ClockId,
     unistd::Pid,
 };
-
 use tokio_rustls::rustls::ClientConfig;
 
-use crate::{dialect::Dialect, swarm::Swarm, tls::Identity};
+use crate::{dialect::Dialect, link::Identity, swarm::Swarm};
 
 /// The core of the server. No other process of the benchmark uses it.
 const SERVER_CORE: &str = "0";
@@ -129,6 +128,11 @@ pub fn on_server_core() -> Command {
         .args(["--cpu-list", SERVER_CORE])
         .stdin(Stdio::null());
     command
+}
+
+/// A port of this machine that nothing uses.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl Server {

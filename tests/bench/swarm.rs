@@ -34,11 +34,13 @@ pub struct Swarm {
     joined: usize,
 }
 
-struct Connection {
-    link: Link,
-    joined: bool,
+/// A connection to a room.
+pub struct Connection {
+    pub link: Link,
+    /// Whether the handshake is answered.
+    pub is_open: bool,
     /// The incomplete beginning of a frame or of the handshake's answer.
-    unread: Vec<u8>,
+    pub unread: Vec<u8>,
     /// The bytes that the socket has not accepted yet.
     unsent: Vec<u8>,
 }
@@ -80,25 +82,9 @@ impl Swarm {
     pub fn join(&mut self, room: &str) -> io::Result<usize> {
         let number = self.connections.len();
         let address = self.addresses[number % self.addresses.len()];
-        let mut stream = TcpStream::connect(address)?;
-        // Browsers do the same.
-        stream.set_nodelay(true)?;
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll
-            .registry()
-            .register(&mut stream, Token(number), interest)?;
-        let request = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            self.dialect.target(room, number),
-            address,
-        );
-        self.connections.push(Connection {
-            link: Link::new(stream, address.ip(), self.tls.as_ref())?,
-            joined: false,
-            unread: Vec::new(),
-            unsent: request.into(),
-        });
+        let target = self.dialect.target(room, number);
+        let connection = Connection::open(&self.poll, number, address, &target, self.tls.as_ref())?;
+        self.connections.push(connection);
         Ok(number)
     }
 
@@ -146,14 +132,14 @@ impl Swarm {
             let space = self.buffer.len() - begun;
             let count = connection.link.read(&mut self.buffer[begun..])?;
             let mut bytes = &self.buffer[..begun + count];
-            if !connection.joined && answered(&mut bytes)? {
-                connection.joined = true;
+            if !connection.is_open && answered(&mut bytes)? {
+                connection.is_open = true;
                 self.joined += 1;
                 if let Some(greeting) = self.dialect.greeting() {
                     connection.send(&text_frame(self.dialect, greeting))?;
                 }
             }
-            if connection.joined {
+            if connection.is_open {
                 while let Some((opcode, payload)) = next_frame(&mut bytes) {
                     match opcode {
                         TEXT => on_text(payload),
@@ -183,7 +169,33 @@ impl Swarm {
 }
 
 impl Connection {
-    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+    /// Starts to connect, and to ask for this target. `poll` tells with the number when the connection is ready.
+    pub fn open(
+        poll: &Poll,
+        number: usize,
+        address: SocketAddr,
+        target: &str,
+        tls: Option<&Arc<ClientConfig>>,
+    ) -> io::Result<Connection> {
+        let mut stream = TcpStream::connect(address)?;
+        // Browsers do the same.
+        stream.set_nodelay(true)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        poll.registry()
+            .register(&mut stream, Token(number), interest)?;
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        );
+        Ok(Connection {
+            link: Link::new(stream, address.ip(), tls)?,
+            is_open: false,
+            unread: Vec::new(),
+            unsent: request.into(),
+        })
+    }
+
+    pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         let written = match self.unsent.is_empty() {
             true => self.link.write(frame)?,
             false => 0,
@@ -192,7 +204,8 @@ impl Connection {
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    /// Sends what the socket has not accepted yet.
+    pub fn flush(&mut self) -> io::Result<()> {
         let written = self.link.write(&self.unsent)?;
         self.unsent.drain(..written);
         Ok(())

@@ -28,10 +28,9 @@ use turn_types::{
 
 use crate::{
     Plan,
-    cluster::free_port,
     dialect::Dialect,
     report::{Table, percentile},
-    servers::{Kind, Process, Server, on_server_core},
+    servers::{Kind, Process, Server, free_port, on_server_core},
     swarm::{Swarm, text_frame},
     take_a_core,
     works::{Span, join_all, measure},

@@ -77,6 +77,27 @@ pub fn measure(
     })
 }
 
+/// The CPU time of several nodes, and of what connects them, for each unit of `work`, in microseconds. `cpu` returns the CPU
+/// time so far. `work` does a little and returns the number of units.
+pub fn measure_all(
+    cpu: impl Fn() -> io::Result<[Duration; 2]>,
+    span: Span,
+    mut work: impl FnMut() -> io::Result<u64>,
+) -> io::Result<[f64; 2]> {
+    let mut during = |time| -> io::Result<u64> {
+        let (begin, mut count) = (Instant::now(), 0);
+        while begin.elapsed() < time {
+            count += work()?;
+        }
+        Ok(count)
+    };
+    during(span.warm_up)?;
+    let before = cpu()?;
+    let count = during(span.measured)?;
+    let after = cpu()?;
+    Ok([0, 1].map(|index| (after[index] - before[index]).as_secs_f64() * 1e6 / count as f64))
+}
+
 /// Lets one session join each of `rooms`, and waits until all have joined and each has received the `new`
 /// of every later session in its room: `news` messages in all. Calls `on_new` for each, with the number of
 /// the receiver and the text.
@@ -252,6 +273,33 @@ pub fn broadcast(
                 swarm.send(room, &frame)?;
             }
             count += messages;
+        }
+        Ok(count)
+    })
+}
+
+/// The cost of a delivery when the first session of a room sends to all others, once all have got the last message.
+pub fn deliver_to_all(
+    swarm: &mut Swarm,
+    data_bytes: usize,
+    cpu: impl Fn() -> io::Result<[Duration; 2]>,
+    span: Span,
+) -> io::Result<[f64; 2]> {
+    let dialect = swarm.dialect();
+    let frame = text_frame(dialect, &dialect.message("all", data_bytes));
+    swarm.send(0, &frame)?;
+    let mut delivered = 0;
+    measure_all(cpu, span, || {
+        let mut count = 0;
+        for number in swarm.wait()? {
+            swarm.read(number, |text| {
+                count += u64::from(dialect.text(text) == Text::Message);
+            })?;
+        }
+        delivered += count as usize;
+        if delivered == swarm.len() - 1 {
+            delivered = 0;
+            swarm.send(0, &frame)?;
         }
         Ok(count)
     })

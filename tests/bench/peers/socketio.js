@@ -1,9 +1,19 @@
-// The same rooms on Node and Socket.IO. A session id is the socket's id, and a room is a Socket.IO room.
+// The same rooms on Node and Socket.IO. A session id is the socket's id, and a room is a Socket.IO room. With the URL of
+// Redis as argument, it is one of several nodes that Redis connects.
 import { createServer } from "node:http";
 import { Server } from "socket.io";
 
+const [url] = process.argv.slice(2);
 const http = createServer();
 const io = new Server(http, { transports: ["websocket", "polling"], maxHttpBufferSize: 65536 });
+if (url) {
+  const { createAdapter } = await import("@socket.io/redis-adapter");
+  const { createClient } = await import("redis");
+  const publisher = createClient({ url });
+  const subscriber = publisher.duplicate();
+  await Promise.all([publisher.connect(), subscriber.connect()]);
+  io.adapter(createAdapter(publisher, subscriber));
+}
 io.on("connection", (socket) => {
   const { room } = socket.handshake.query;
   socket.join(room);
