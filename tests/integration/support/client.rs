@@ -132,11 +132,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             .unwrap();
     }
 
-    /// The next frame. tungstenite answers pings meanwhile.
+    /// The next frame, or why there is none. tungstenite answers pings meanwhile.
     pub async fn next_frame(&mut self) -> Result<Message, tungstenite::Error> {
+        // After an error, also one of sending, the stream ends.
         within_deadline("a frame", self.connection.socket().next())
             .await
-            .unwrap()
+            .unwrap_or(Err(tungstenite::Error::ConnectionClosed))
     }
 
     /// The next message, or why the connection has ended. Pings, which come again and again, do not extend the time
