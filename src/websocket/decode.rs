@@ -53,19 +53,11 @@ pub(super) struct Decoder {
     frame: Option<Incoming>,
     /// `Text` or `Binary` while a message is incomplete, in the current frame or in later fragments.
     message_kind: Option<Opcode>,
-    /// Present only while something arrives in pieces, which is rare, so that idle connections stay
-    /// small.
-    partial: Option<Box<Partial>>,
-}
-
-/// The payloads that arrive in pieces, as far as they are received.
-#[derive(Debug, Default)]
-struct Partial {
-    /// The payload of the incomplete message.
+    /// The payload so far of a message that arrives in pieces.
     message: Vec<u8>,
     /// The length of the beginning of `message` that is known to be UTF-8, in bytes.
     valid: usize,
-    /// The payload of the incomplete control frame.
+    /// The payload so far of a control frame that arrives in pieces.
     control: Vec<u8>,
 }
 
@@ -88,8 +80,19 @@ impl Decoder {
             header: ArrayVec::new(),
             frame: None,
             message_kind: None,
-            partial: None,
+            message: Vec::new(),
+            valid: 0,
+            control: Vec::new(),
         }
+    }
+
+    /// Whether nothing is incomplete, so that a new decoder would go on the same way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.header.is_empty()
+            && self.frame.is_none()
+            && self.message_kind.is_none()
+            && self.message.is_empty()
+            && self.control.is_empty()
     }
 
     /// Decodes the next event; `None` if `input` is used up. Removes decoded bytes from the front of
@@ -113,28 +116,28 @@ impl Decoder {
             self.frame = (!whole).then(|| frame.after(here));
 
             if frame.opcode.is_control() {
-                if whole && self.control().is_empty() {
+                if whole && self.control.is_empty() {
                     return control_event(frame.opcode, payload).map(Some);
                 }
-                self.partial().control.extend_from_slice(payload);
+                self.control.extend_from_slice(payload);
                 if whole {
-                    return control_event(frame.opcode, self.control()).map(Some);
+                    return control_event(frame.opcode, &self.control).map(Some);
                 }
             } else {
                 let text = self.message_kind == Some(Opcode::Text);
                 let last = whole && frame.fin;
                 if last {
                     self.message_kind = None;
-                    if self.message().is_empty() {
+                    if self.message.is_empty() {
                         return message_event(text, payload).map(Some);
                     }
                 }
-                self.partial().message.extend_from_slice(payload);
+                self.message.extend_from_slice(payload);
                 if text {
-                    self.partial().validate()?;
+                    self.validate()?;
                 }
                 if last {
-                    return message_event(text, self.message()).map(Some);
+                    return message_event(text, &self.message).map(Some);
                 }
                 if whole {
                     return Ok(Some(Event::Fragment));
@@ -146,34 +149,13 @@ impl Decoder {
 
     /// Frees the payload of the event before.
     fn drop_delivered(&mut self) {
-        let Some(partial) = &mut self.partial else {
-            return;
-        };
         if self.frame.is_none_or(|frame| !frame.opcode.is_control()) {
-            partial.control = Vec::new();
+            self.control = Vec::new();
         }
         if self.message_kind.is_none() {
-            partial.message = Vec::new();
-            partial.valid = 0;
+            self.message = Vec::new();
+            self.valid = 0;
         }
-        if partial.message.is_empty() && partial.control.is_empty() {
-            self.partial = None;
-        }
-    }
-
-    /// The payload so far of a message that arrives in pieces.
-    fn message(&self) -> &[u8] {
-        self.partial.as_ref().map_or(&[], |it| &it.message)
-    }
-
-    /// The payload so far of a control frame that arrives in pieces.
-    fn control(&self) -> &[u8] {
-        self.partial.as_ref().map_or(&[], |it| &it.control)
-    }
-
-    /// The payloads that arrive in pieces.
-    fn partial(&mut self) -> &mut Partial {
-        self.partial.get_or_insert_default()
     }
 
     /// The frame whose payload comes next: the incomplete one, or a new one once its header is received.
@@ -239,7 +221,7 @@ impl Decoder {
                 "a frame length not in its shortest form",
             ));
         }
-        if !opcode.is_control() && length > (self.limit - self.message().len()) as u64 {
+        if !opcode.is_control() && length > (self.limit - self.message.len()) as u64 {
             return Err(Violation::TooLong);
         }
         let frame = rest[mask_at..].first_chunk().map(|mask| Incoming {
@@ -282,9 +264,7 @@ impl Decoder {
             _ => Ok(opcode),
         }
     }
-}
 
-impl Partial {
     /// Checks that the text so far is UTF-8, so that a message fails at its first invalid byte, not at its
     /// end.
     fn validate(&mut self) -> Result<(), Violation> {

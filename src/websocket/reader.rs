@@ -56,15 +56,24 @@ pub(crate) enum Stop<B> {
     Break(B),
 }
 
-/// The receiving half of a connection. It holds no buffer while no message is incomplete.
+/// The receiving half of a connection.
 pub(crate) struct Reader {
     /// A plain socket, which is the most common case, or another stream.
     stream: Either<OwnedReadHalf, Half>,
+    /// The longest accepted message, in bytes of payload.
+    max_message_bytes: usize,
+    /// What the last read has left; `None` in an idle connection.
+    unfinished: Option<Box<Unfinished>>,
+    traffic: Arc<Traffic>,
+}
+
+/// What is left between two reads.
+struct Unfinished {
     /// Bytes that were read but not decoded: those that followed the handshake, or those after the event
     /// at which the caller paused.
     unread: Box<[u8]>,
+    /// The decoder, with what is incomplete.
     decoder: Decoder,
-    traffic: Arc<Traffic>,
 }
 
 impl Reader {
@@ -76,10 +85,14 @@ impl Reader {
         max_message_bytes: usize,
         traffic: Arc<Traffic>,
     ) -> Reader {
+        let unfinished = (!unread.is_empty()).then(|| {
+            let decoder = Decoder::new(max_message_bytes);
+            Box::new(Unfinished { unread, decoder })
+        });
         Reader {
             stream,
-            unread,
-            decoder: Decoder::new(max_message_bytes),
+            max_message_bytes,
+            unfinished,
             traffic,
         }
     }
@@ -95,8 +108,10 @@ impl Reader {
         cx: &mut Context<'_>,
         on_event: impl FnMut(Event<'_>) -> ControlFlow<B, ReadControl>,
     ) -> Poll<Result<bool, Stop<B>>> {
-        if !self.unread.is_empty() {
-            let mut unread = mem::take(&mut self.unread);
+        if let Some(unfinished) = &mut self.unfinished
+            && !unfinished.unread.is_empty()
+        {
+            let mut unread = mem::take(&mut unfinished.unread);
             self.feed(&mut unread, on_event)?;
             return Poll::Ready(Ok(true));
         }
@@ -126,7 +141,11 @@ impl Reader {
             let Either::Left(socket) = &self.stream else {
                 return Ok(false);
             };
-            if !self.unread.is_empty() {
+            if self
+                .unfinished
+                .as_ref()
+                .is_some_and(|it| !it.unread.is_empty())
+            {
                 return Ok(false);
             }
             let count = match receive(socket.as_ref(), &mut buffer[..EARLY_BYTES]) {
@@ -151,15 +170,23 @@ impl Reader {
         mut bytes: &mut [u8],
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<B, ReadControl>,
     ) -> Result<(), Stop<B>> {
-        while let Some(event) = self.decoder.decode(&mut bytes).map_err(Stop::Violation)? {
+        let mut decoder = match self.unfinished.take() {
+            Some(unfinished) => unfinished.decoder,
+            None => Decoder::new(self.max_message_bytes),
+        };
+        let mut unread: Box<[u8]> = Box::default();
+        while let Some(event) = decoder.decode(&mut bytes).map_err(Stop::Violation)? {
             match on_event(event) {
                 ControlFlow::Continue(ReadControl::Continue) => {}
                 ControlFlow::Continue(ReadControl::Pause) => {
-                    self.unread = Box::from(&*bytes);
+                    unread = Box::from(&*bytes);
                     break;
                 }
                 ControlFlow::Break(value) => return Err(Stop::Break(value)),
             }
+        }
+        if !unread.is_empty() || !decoder.is_idle() {
+            self.unfinished = Some(Box::new(Unfinished { unread, decoder }));
         }
         Ok(())
     }

@@ -214,7 +214,7 @@ fn nothing_is_held_between_messages() {
         let mut input = &mut byte[..];
         while decoder.decode(&mut input).unwrap().is_some() {}
     }
-    assert!(decoder.partial.is_none());
+    assert!(decoder.is_idle());
 }
 
 #[test]
