@@ -8,6 +8,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use thin_vec::ThinVec;
+
 use super::{
     form::{Answer, Form},
     pipe::{Pipe, wake},
@@ -49,9 +51,9 @@ impl Outlet {
     }
 
     /// Takes the frames from `queue` if the outlet has none. Returns whether it has frames now.
-    pub(crate) fn refill(&mut self, queue: &mut VecDeque<Frame>) -> bool {
+    pub(crate) fn refill(&mut self, queue: &mut ThinVec<Frame>) -> bool {
         if self.frames.is_empty() {
-            mem::swap(&mut self.frames, queue);
+            self.frames.extend(mem::take(queue));
         }
         !self.frames.is_empty()
     }

@@ -3,13 +3,13 @@
 #[cfg(not(shuttle))]
 use std::sync::OnceLock;
 use std::{
-    collections::VecDeque,
     mem,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use parking_lot::Mutex;
+use thin_vec::ThinVec;
 
 use super::replay_buffer::ReplayBuffer;
 #[cfg(shuttle)]
@@ -39,10 +39,12 @@ pub(super) struct Channel {
 
 /// What waits to be written, and what may have to be sent again.
 pub(super) struct Queue {
-    pub(super) frames: VecDeque<Frame>,
+    pub(super) frames: ThinVec<Frame>,
     /// The cost of all frames that are not written, with those that the writer has taken.
     pub(super) cost: usize,
     pub(super) state: State,
+    /// The Close frame to send, in the states that need one.
+    close: Option<Box<Close>>,
     /// Whether nothing waits. If something waits, somebody is about to write it: the sender that filled
     /// the queue, a task that flushes for it, or the session, which is woken for it, waits for its
     /// socket, or has no connection.
@@ -59,15 +61,16 @@ pub(super) struct Queue {
 }
 
 /// What the session does with its connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     /// It writes to the connection.
     Open,
-    /// It must send this Close frame and give the connection up.
-    Detaching(Box<Close>),
+    /// It must send a Close frame and give the connection up.
+    Detaching,
     /// It has no connection. Messages are only kept, if the session is resumable.
     Detached,
-    /// It must send this Close frame and end.
-    Closing(Box<Close>),
+    /// It must send a Close frame and end.
+    Closing,
     /// It has ended.
     Closed,
 }
@@ -111,11 +114,12 @@ impl Channel {
         Arc::new(Channel {
             limit,
             queue: Mutex::new(Queue {
-                frames: VecDeque::new(),
+                frames: ThinVec::new(),
                 cost: 0,
                 idle: writer.is_some(),
                 settled: false,
                 state,
+                close: None,
                 messages,
                 outlives_connection: replay.is_some(),
                 replay,
@@ -128,8 +132,8 @@ impl Channel {
     /// Appends a frame. Returns whether the queue was idle, so that the caller must flush it.
     pub(super) fn push(&self, queue: &mut Queue, frame: Frame) -> Result<bool, PushError> {
         match queue.state {
-            State::Closing(_) | State::Closed => return Err(PushError::Closed),
-            State::Detaching(_) | State::Detached if queue.replay.is_none() => {
+            State::Closing | State::Closed => return Err(PushError::Closed),
+            State::Detaching | State::Detached if queue.replay.is_none() => {
                 return Err(PushError::Closed);
             }
             _ => {}
@@ -141,12 +145,12 @@ impl Channel {
                 early_ping = replay.push(frame.clone());
             }
         }
-        if let State::Detaching(_) | State::Detached = queue.state {
+        if let State::Detaching | State::Detached = queue.state {
             // There is no connection to write to or to ping.
             return Ok(false);
         }
         if queue.cost > 0 && queue.cost + frame.cost() > self.limit {
-            queue.frames = VecDeque::new();
+            queue.frames = ThinVec::new();
             let reason = format!("too slow: over {} bytes waited to be sent", self.limit);
             let close = Close::new(CloseCode::TryAgainLater, reason);
             if queue.replay.is_none() {
@@ -156,7 +160,7 @@ impl Channel {
             self.give_up(queue, close);
             return match queue.state {
                 // The replay buffer has the frame.
-                State::Detaching(_) => Ok(false),
+                State::Detaching => Ok(false),
                 _ => Err(PushError::Full),
             };
         }
@@ -170,11 +174,10 @@ impl Channel {
 
     /// Ends the session, unless it is ending already.
     pub(super) fn close(&self, queue: &mut Queue, close: Close) {
-        if let State::Closing(_) | State::Closed = queue.state {
+        if let State::Closing | State::Closed = queue.state {
             return;
         }
-        queue.state = State::Closing(Box::new(close));
-        self.call(queue);
+        self.call(queue, State::Closing, close);
     }
 
     /// Makes the session give its connection up, or end if it does not outlive it.
@@ -183,13 +186,14 @@ impl Channel {
             return self.close(queue, close);
         }
         if let State::Open = queue.state {
-            queue.state = State::Detaching(Box::new(close));
-            self.call(queue);
+            self.call(queue, State::Detaching, close);
         }
     }
 
-    /// Makes the session look at its state.
-    fn call(&self, queue: &mut Queue) {
+    /// Makes the session send a Close frame, in its new state.
+    fn call(&self, queue: &mut Queue, state: State, close: Close) {
+        queue.state = state;
+        queue.close = Some(Box::new(close));
         queue.settled = false;
         self.wake();
     }
@@ -255,21 +259,22 @@ impl Channel {
 impl Queue {
     fn append(&mut self, frame: Frame) {
         self.cost += frame.cost();
-        self.frames.push_back(frame);
+        self.frames.push(frame);
     }
 
     /// Whether the session can continue with a client that has received so many of its messages.
     pub(super) fn is_resumable(&self, received: u64) -> bool {
-        let is_ending = matches!(self.state, State::Closing(_) | State::Closed);
+        let is_ending = matches!(self.state, State::Closing | State::Closed);
         let replay = self.replay.as_ref().filter(|_| !is_ending);
         replay.is_some_and(|replay| replay.covers(received))
     }
 
     /// What the session must do instead of serving its connection.
     pub(super) fn command(&self) -> Option<Command> {
-        match &self.state {
-            State::Closing(close) => Some(Command::Close(Close::clone(close))),
-            State::Detaching(close) => Some(Command::Detach(Close::clone(close))),
+        let close = || self.close.as_deref().cloned();
+        match self.state {
+            State::Closing => close().map(Command::Close),
+            State::Detaching => close().map(Command::Detach),
             State::Open | State::Detached | State::Closed => None,
         }
     }

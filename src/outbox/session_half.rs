@@ -2,11 +2,12 @@
 //! none.
 
 use std::{
-    collections::VecDeque,
     iter, mem,
     sync::Arc,
     task::{Context, Poll},
 };
+
+use thin_vec::ThinVec;
 
 use super::{
     queue::{Channel, Command, FlushError, Queue, State},
@@ -23,7 +24,7 @@ pub(crate) struct Remainder {
     /// `None` if the session had no connection.
     pub(crate) writer: Option<Writer>,
     /// The frames that were not written.
-    pub(crate) frames: VecDeque<Frame>,
+    pub(crate) frames: ThinVec<Frame>,
 }
 
 /// The two halves of an empty outbox of up to `limit` bytes that is written to `writer`.
@@ -122,10 +123,10 @@ impl Outbox {
     pub(crate) fn detach(&self) -> Writer {
         let mut writer = self.0.writer.lock();
         let mut queue = self.0.queue.lock();
-        queue.frames = VecDeque::new();
+        queue.frames = ThinVec::new();
         queue.cost = 0;
         queue.idle = false;
-        if let State::Open | State::Detaching(_) = queue.state {
+        if let State::Open | State::Detaching = queue.state {
             queue.state = State::Detached;
         }
         writer.take().expect("an attached outbox has a writer")
@@ -135,8 +136,8 @@ impl Outbox {
     /// [`Sender::take_over`].
     pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<Close> {
         self.0.register(cx);
-        match &self.0.queue.lock().state {
-            State::Closing(close) => Poll::Ready(Close::clone(close)),
+        match self.0.queue.lock().command() {
+            Some(Command::Close(close)) => Poll::Ready(close),
             _ => Poll::Pending,
         }
     }
@@ -158,12 +159,12 @@ impl Outbox {
         let queue = &mut *queue;
         let replay = queue.replay.as_mut().expect("a detached outbox keeps");
         let missed = replay.after(received);
-        let (State::Detached, Some(missed)) = (&queue.state, missed) else {
+        let (State::Detached, Some(missed)) = (queue.state, missed) else {
             return Err(connection);
         };
         queue.frames = iter::once(first).chain(missed.cloned()).collect();
         if queue.frames.len() > 1 {
-            queue.frames.push_back(replay.ping());
+            queue.frames.push(replay.ping());
         }
         queue.cost = queue.frames.iter().map(Frame::cost).sum();
         queue.state = State::Open;
@@ -197,7 +198,7 @@ impl Outbox {
 
     /// Whether a suspended session is to end.
     pub(crate) fn is_closing(&self) -> bool {
-        matches!(self.0.queue.lock().state, State::Closing(_))
+        matches!(self.0.queue.lock().state, State::Closing)
     }
 
     /// Closes a detached outbox. Returns the messages that the client may not have received, and how many
@@ -227,7 +228,7 @@ impl Drop for Outbox {
         let writer = self.0.writer.lock().take();
         let mut queue = self.0.queue.lock();
         queue.state = State::Closed;
-        queue.frames = VecDeque::new();
+        queue.frames = ThinVec::new();
         queue.replay = None;
         drop(queue);
         drop(writer);

@@ -1,6 +1,8 @@
 //! The closing handshake (RFC 6455, section 7).
 
-use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use thin_vec::ThinVec;
 
 use super::disconnect::Disconnect;
 use crate::{
@@ -23,7 +25,7 @@ pub(super) struct ClosingHandshake {
     disconnect: Disconnect,
     writer: Writer,
     /// The frames that are still to be written before the Close frame.
-    waiting: VecDeque<Frame>,
+    waiting: ThinVec<Frame>,
     /// The slot of the connection, or the limit that leaves it none.
     slot: Result<Option<AddressSlot>, Limit>,
 }
@@ -34,7 +36,7 @@ impl ClosingHandshake {
         shared: Arc<Shared>,
         disconnect: Disconnect,
         writer: Writer,
-        waiting: VecDeque<Frame>,
+        waiting: ThinVec<Frame>,
     ) -> ClosingHandshake {
         ClosingHandshake {
             shared,
@@ -57,7 +59,7 @@ impl ClosingHandshake {
             shared,
             disconnect,
             writer,
-            waiting: VecDeque::new(),
+            waiting: ThinVec::new(),
         }
     }
 

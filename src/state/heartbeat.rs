@@ -8,13 +8,13 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use nohash_hasher::IntMap;
 use parking_lot::Mutex;
+use slab::Slab;
 use tokio::time::Instant;
 
 use crate::{
@@ -23,17 +23,13 @@ use crate::{
     websocket::Frame,
 };
 
-/// Spreads consecutive numbers over all 64 bits, each to another one: 2^64 divided by the golden ratio (Knuth, The
-/// Art of Computer Programming, volume 3, section 6.4).
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-
 /// All sessions, by the second of the ping period in which they are pinged.
 pub(crate) struct Heartbeat {
     /// How long a session may take to answer a ping, in seconds.
     pong_seconds: u64,
     slots: Box<[Mutex<Slot>]>,
     /// How many sessions were ever registered.
-    registered: AtomicU64,
+    registered: AtomicUsize,
 }
 
 /// Sessions that are pinged in the same second.
@@ -41,7 +37,7 @@ pub(crate) struct Heartbeat {
 struct Slot {
     /// By the keys of their guards. A session that has moved to another node and come back is registered twice
     /// for a while, so its id is no key.
-    pulses: IntMap<u64, Pulse>,
+    pulses: Slab<Pulse>,
     /// When they were last pinged.
     pinged: Option<Instant>,
 }
@@ -55,8 +51,8 @@ struct Pulse {
 enum PulseState {
     /// Nothing: it has answered the last ping.
     Answered,
-    /// A pong. The tick is that of the first ping without an answer.
-    Pinged(u64),
+    /// A pong. The tick is that of the first ping without an answer; a server runs for less than 2^32 seconds.
+    Pinged(u32),
     /// Nothing: the server does not read from the session, so it would not see a pong.
     Paused,
 }
@@ -64,7 +60,9 @@ enum PulseState {
 /// Keeps a session among those that are pinged. Dropping it ends that.
 pub(crate) struct HeartbeatGuard {
     heartbeat: Arc<Heartbeat>,
-    key: u64,
+    /// The number of its slot, and its key there.
+    slot: usize,
+    key: usize,
 }
 
 impl Heartbeat {
@@ -75,22 +73,20 @@ impl Heartbeat {
         Heartbeat {
             pong_seconds,
             slots,
-            registered: AtomicU64::new(0),
+            registered: AtomicUsize::new(0),
         }
     }
 
     /// Pings the session of `sender` from now on.
     pub(crate) fn register(self: &Arc<Heartbeat>, sender: Sender) -> HeartbeatGuard {
-        let key = self.registered.fetch_add(1, Relaxed).wrapping_mul(SPREAD);
-        self.slot(key).lock().pulses.insert(
-            key,
-            Pulse {
-                sender,
-                state: PulseState::Answered,
-            },
-        );
+        let slot = self.registered.fetch_add(1, Relaxed) % self.slots.len();
+        let key = self.slots[slot].lock().pulses.insert(Pulse {
+            sender,
+            state: PulseState::Answered,
+        });
         HeartbeatGuard {
             heartbeat: self.clone(),
+            slot,
             key,
         }
     }
@@ -99,8 +95,8 @@ impl Heartbeat {
     /// the server runs.
     pub(crate) fn tick(&self, now: u64) {
         if let Some(due) = now.checked_sub(self.pong_seconds) {
-            for pulse in self.slot(due).lock().pulses.values() {
-                if matches!(pulse.state, PulseState::Pinged(pinged) if pinged <= due) {
+            for (_, pulse) in &self.slot_of(due).lock().pulses {
+                if matches!(pulse.state, PulseState::Pinged(pinged) if u64::from(pinged) <= due) {
                     let reason = format!("no pong within {} s", self.pong_seconds);
                     let close = Close::new(CloseCode::GoingAway, reason);
                     pulse.sender.give_up(close);
@@ -109,12 +105,12 @@ impl Heartbeat {
         }
         let ping = Frame::ping(b"");
         let mut flush_set = FlushSet::default();
-        let mut slot = self.slot(now).lock();
+        let mut slot = self.slot_of(now).lock();
         slot.pinged = Some(Instant::now());
-        for pulse in slot.pulses.values_mut() {
+        for (_, pulse) in &mut slot.pulses {
             let is_pinged = pulse.sender.ping(&ping, &mut flush_set);
             if is_pinged && let PulseState::Answered = pulse.state {
-                pulse.state = PulseState::Pinged(now);
+                pulse.state = PulseState::Pinged(now as u32);
             }
         }
     }
@@ -124,7 +120,7 @@ impl Heartbeat {
         let mut senders = Vec::new();
         for slot in &self.slots {
             let slot = slot.lock();
-            senders.extend(slot.pulses.values().map(|pulse| pulse.sender.clone()));
+            senders.extend(slot.pulses.iter().map(|(_, pulse)| pulse.sender.clone()));
         }
         senders
     }
@@ -134,9 +130,9 @@ impl Heartbeat {
         self.slots.iter().map(|slot| slot.lock().pulses.len()).sum()
     }
 
-    /// The slot of a key or of a second.
-    fn slot(&self, number: u64) -> &Mutex<Slot> {
-        &self.slots[(number % self.slots.len() as u64) as usize]
+    /// The slot of a second.
+    fn slot_of(&self, second: u64) -> &Mutex<Slot> {
+        &self.slots[second as usize % self.slots.len()]
     }
 }
 
@@ -144,8 +140,8 @@ impl HeartbeatGuard {
     /// Notes that the session has answered, or has another connection. Returns the time since the ping, if a
     /// pong was due.
     pub(crate) fn pong(&self) -> Option<Duration> {
-        let mut slot = self.heartbeat.slot(self.key).lock();
-        let pulse = slot.pulses.get_mut(&self.key)?;
+        let mut slot = self.heartbeat.slots[self.slot].lock();
+        let pulse = slot.pulses.get_mut(self.key)?;
         let PulseState::Pinged(_) = pulse.state else {
             return None;
         };
@@ -156,8 +152,8 @@ impl HeartbeatGuard {
     /// Notes that the server pauses or resumes reading from the session. The session's pongs may be behind data
     /// that was not read yet, so the session owes none until the next ping.
     pub(crate) fn pause(&self, paused: bool) {
-        let mut slot = self.heartbeat.slot(self.key).lock();
-        if let Some(pulse) = slot.pulses.get_mut(&self.key) {
+        let mut slot = self.heartbeat.slots[self.slot].lock();
+        if let Some(pulse) = slot.pulses.get_mut(self.key) {
             pulse.state = match paused {
                 true => PulseState::Paused,
                 false => PulseState::Answered,
@@ -168,11 +164,10 @@ impl HeartbeatGuard {
 
 impl Drop for HeartbeatGuard {
     fn drop(&mut self) {
-        self.heartbeat
-            .slot(self.key)
+        self.heartbeat.slots[self.slot]
             .lock()
             .pulses
-            .remove(&self.key);
+            .remove(self.key);
     }
 }
 

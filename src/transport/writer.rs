@@ -1,11 +1,11 @@
 //! The sending half.
 
 use std::{
-    collections::VecDeque,
     io,
     task::{Context, Poll},
 };
 
+use thin_vec::ThinVec;
 #[cfg(any(test, fuzzing))]
 use {
     crate::metrics::Traffic,
@@ -64,7 +64,7 @@ impl Writer {
     }
 
     /// Takes the frames from `queue` if the writer has none. Returns whether it has frames now.
-    pub(crate) fn refill(&mut self, queue: &mut VecDeque<Frame>) -> bool {
+    pub(crate) fn refill(&mut self, queue: &mut ThinVec<Frame>) -> bool {
         match self {
             Writer::WebSocket(writer) => writer.refill(queue),
             Writer::EventStream(outlet) => outlet.refill(queue),

@@ -2,7 +2,6 @@
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
     future::poll_fn,
     io, mem,
     pin::Pin,
@@ -10,6 +9,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use thin_vec::ThinVec;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     net::tcp::OwnedWriteHalf,
@@ -24,23 +24,29 @@ use crate::{metrics::Traffic, web::poll_send};
 /// faster than a list of many, by more than the copying costs.
 const WRITE_BYTES: usize = 32 * 1024;
 
-/// The largest capacity, in frames, that a writer without frames keeps.
-const KEPT_CAPACITY: usize = 4;
-
 thread_local! {
     static WRITE_BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(WRITE_BYTES));
 }
 
-/// The sending half of a connection, with the frames that it is writing.
+/// The sending half of a connection, with the frames that it is writing. Without frames it holds no memory for them.
 pub(crate) struct Writer {
-    /// A plain socket, which is the most common case, or another stream.
-    stream: Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>,
-    frames: VecDeque<Frame>,
+    stream: Stream,
+    /// In reverse order: the first frame is the last, and is removed when it is written.
+    frames: ThinVec<Frame>,
     /// The bytes of the first frame that are written already.
     written: usize,
-    /// Whether the last write to a plain socket took less than it was given.
-    is_full: bool,
     traffic: Arc<Traffic>,
+}
+
+/// What a writer writes to.
+enum Stream {
+    /// A plain socket, which is the most common case.
+    Socket {
+        socket: OwnedWriteHalf,
+        /// Whether the last write took less than it was given.
+        is_full: bool,
+    },
+    Other(Box<dyn AsyncWrite + Send + Unpin>),
 }
 
 impl Writer {
@@ -50,21 +56,24 @@ impl Writer {
         traffic: Arc<Traffic>,
     ) -> Writer {
         Writer {
-            stream,
-            frames: VecDeque::new(),
+            stream: match stream {
+                Either::Left(socket) => Stream::Socket {
+                    socket,
+                    is_full: false,
+                },
+                Either::Right(stream) => Stream::Other(stream),
+            },
+            frames: ThinVec::new(),
             written: 0,
-            is_full: false,
             traffic,
         }
     }
 
     /// Takes the frames from `queue` if the writer has none. Returns whether it has frames now.
-    pub(crate) fn refill(&mut self, queue: &mut VecDeque<Frame>) -> bool {
+    pub(crate) fn refill(&mut self, queue: &mut ThinVec<Frame>) -> bool {
         if self.frames.is_empty() {
-            if self.frames.capacity() > KEPT_CAPACITY {
-                self.frames = VecDeque::new();
-            }
-            mem::swap(&mut self.frames, queue);
+            self.frames = mem::take(queue);
+            self.frames.reverse();
         }
         !self.frames.is_empty()
     }
@@ -72,21 +81,17 @@ impl Writer {
     /// Writes once, as many frames as the stream takes. Returns the cost ([`Frame::cost`]) of the frames
     /// that are written completely.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let first = self.frames.front().map_or(&[][..], Frame::bytes);
+        let mut frames = self.frames.iter().rev();
+        let first = frames.next().map_or(&[][..], Frame::bytes);
         let written = WRITE_BUFFER.with_borrow_mut(|buffer| {
-            let bytes = match self.frames.get(1) {
+            let bytes = match frames.next() {
                 Some(second) if first.len() + second.len() <= WRITE_BYTES => {
-                    gather(&self.frames, buffer);
+                    gather(self.frames.iter().rev(), buffer);
                     buffer
                 }
                 _ => first,
             };
-            write(
-                &mut self.stream,
-                &mut self.is_full,
-                cx,
-                &bytes[self.written..],
-            )
+            self.stream.poll_write(cx, &bytes[self.written..])
         });
         let mut written = ready!(written)?;
         if written == 0 {
@@ -95,13 +100,16 @@ impl Writer {
         self.traffic.sent_bytes.inc_by(written as u64);
         written += self.written;
         let (mut cost, mut messages) = (0, 0);
-        while let Some(frame) = self.frames.front()
+        while let Some(frame) = self.frames.last()
             && frame.len() <= written
         {
             written -= frame.len();
             cost += frame.cost();
             messages += u64::from(frame.is_message());
-            self.frames.pop_front();
+            self.frames.pop();
+        }
+        if self.frames.is_empty() {
+            self.frames = ThinVec::new();
         }
         self.traffic.messages_sent.inc_by(messages);
         self.written = written;
@@ -110,12 +118,16 @@ impl Writer {
 
     /// Whether the stream may buffer written data until it is flushed, as TLS may.
     pub(crate) fn keeps_back(&self) -> bool {
-        matches!(self.stream, Either::Right(_))
+        matches!(self.stream, Stream::Other(_))
     }
 
     /// Sends the data that the stream has buffered.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match &mut self.stream {
+            // The kernel sends what it has.
+            Stream::Socket { .. } => Poll::Ready(Ok(())),
+            Stream::Other(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     /// The number of frames that the writer has capacity for.
@@ -126,42 +138,46 @@ impl Writer {
 
     /// Drops the frames that are not written, except one that is written in part.
     pub(crate) fn clear(&mut self) {
-        self.frames.truncate(usize::from(self.written > 0));
+        let first = self.frames.pop().filter(|_| self.written > 0);
+        self.frames = first.into_iter().collect();
     }
 
     /// Writes the remaining frames and then `frames`, the last of which is a Close frame, and shuts the
     /// sending side of the stream down. It waits for the peer, so the caller must set a time limit.
     pub(crate) async fn close(&mut self, frames: impl Iterator<Item = Frame>) -> io::Result<()> {
-        self.frames.extend(frames);
+        let mut last: ThinVec<Frame> = frames.collect();
+        last.reverse();
+        last.append(&mut self.frames);
+        self.frames = last;
         while !self.frames.is_empty() {
             poll_fn(|cx| self.poll_write(cx)).await?;
             // There may be many frames: let other tasks run in between.
             consume_budget().await;
         }
-        self.stream.shutdown().await
+        match &mut self.stream {
+            Stream::Socket { socket, .. } => socket.shutdown().await,
+            Stream::Other(stream) => stream.shutdown().await,
+        }
+    }
+}
+
+impl Stream {
+    /// Writes once.
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Socket { socket, is_full } => poll_send(socket.as_ref(), is_full, cx, bytes),
+            Stream::Other(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
     }
 }
 
 /// Copies as many frames into the buffer as fit into one write.
-fn gather(frames: &VecDeque<Frame>, buffer: &mut Vec<u8>) {
+fn gather<'a>(frames: impl Iterator<Item = &'a Frame>, buffer: &mut Vec<u8>) {
     buffer.clear();
     for frame in frames {
         if buffer.len() + frame.len() > WRITE_BYTES {
             break;
         }
         buffer.extend_from_slice(frame.bytes());
-    }
-}
-
-/// Writes once.
-fn write(
-    stream: &mut Either<OwnedWriteHalf, Box<dyn AsyncWrite + Send + Unpin>>,
-    is_full: &mut bool,
-    cx: &mut Context<'_>,
-    bytes: &[u8],
-) -> Poll<io::Result<usize>> {
-    match stream {
-        Either::Left(socket) => poll_send(socket.as_ref(), is_full, cx, bytes),
-        Either::Right(stream) => Pin::new(stream).poll_write(cx, bytes),
     }
 }
