@@ -12,11 +12,6 @@ pub(crate) fn unix_millis() -> u64 {
     since_1970().as_millis() as u64
 }
 
-/// The time now.
-pub(crate) fn now() -> SystemTime {
-    UNIX_EPOCH + since_1970()
-}
-
 fn since_1970() -> Duration {
     #[cfg(test)]
     if let Some(time) = crate::random::seeded::since_1970() {

@@ -27,7 +27,7 @@ pub(crate) enum Past {
     /// In the history of one node, those with a lower number.
     Before(u64),
     /// In a cluster.
-    Events(PastEvents),
+    Events(Box<PastEvents>),
 }
 
 /// Which messages of the nodes of a cluster a session has not received.

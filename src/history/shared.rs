@@ -496,7 +496,7 @@ mod tests {
 
         // Those that the session has received stand between.
         let node = test.link.outbound.node();
-        let past = Past::Events(PastEvents::up_to([(node, 200)].into_iter()));
+        let past = Past::Events(PastEvents::up_to([(node, 200)].into_iter()).into());
         assert_eq!(test.page(2, u64::MAX, past).await, (vec![4, 200], true));
 
         // More than are listed at once are in front of the last one.

@@ -42,12 +42,12 @@ pub(super) fn catch_up(
     let is_late = |source, number| delivered.get(&source).is_some_and(|last| number <= *last);
     let format = dialects::of(transfer.room.dialect());
     let new = |id: SessionId, member: &Member| {
-        let data = member.info.public.as_deref();
+        let data = member.info.public();
         format.joined(id, data)
     };
     // The state of a session, if it is later than the one with the number that the client knows.
     let later_state = |id: SessionId, member: &Member, number: u64| {
-        let state = member.state.as_ref();
+        let state = member.state();
         let later = state.filter(|state| state.number > number);
         later.and_then(|state| format.state(id, state.value.as_deref()))
     };
@@ -214,10 +214,10 @@ mod tests {
         let members = [own, joined, silent].map(|id| {
             let mut member = Member::from_record(record(id), Location::Remote(node));
             // The events of the states that two of them have set last were lost.
-            member.state = (id != own).then(|| {
+            if id != own {
                 let value = None;
-                SessionState { number: 2, value }.into()
-            });
+                member.set_state(SessionState { number: 2, value }.into());
+            }
             (id, member)
         });
         let mut received = Vec::new();

@@ -12,7 +12,7 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{
     catch_up::catch_up,
     join_guard::JoinGuard,
-    location::Location,
+    location::{Import, Location},
     lookups::{Forwarding, Lookup, LookupResult, ReceivedSession, TooMuchRecorded},
     member::Member,
     members::Members,
@@ -200,7 +200,7 @@ impl ImportedSession {
         let mut events = lookup.past.clone();
         events.replace(&transfer.past);
         let past = match room.history {
-            Some(_) => Past::Events(events),
+            Some(_) => Past::Events(events.into()),
             None => Past::Before(0),
         };
         // From here on the guard removes the session, however its import ends.
@@ -257,12 +257,16 @@ impl Room {
         if let Some(state) = state {
             members.update_state(&self.name, from, 0, id, state, &mut flush_set);
         }
-        let location = Location::Importing(lookup, sender.clone());
+        let import = Import {
+            lookup,
+            sender: sender.clone(),
+        };
+        let location = Location::Importing(Box::new(import));
         members.set_location(id, location.clone());
         // `add_remote` does not add it if the room has too many sessions of other nodes.
         let member = members.sessions.entry(id);
         let member = member.or_insert_with(|| Member::from_record(record.clone(), location));
-        member.moves = record.moves;
+        member.set_moves(record.moves);
         let info = member.info.clone();
         info.taken_in.store(received.transfer.taken_in, Relaxed);
         info.binary.store(received.transfer.binary, Relaxed);
@@ -290,8 +294,8 @@ impl Room {
             return;
         };
         for (id, member) in &members.sessions {
-            if let Location::Importing(lookup, _) = &member.location
-                && let Some((from, last)) = remote.lookups.forwarding_node(*lookup)
+            if let Location::Importing(import) = &member.location
+                && let Some((from, last)) = remote.lookups.forwarding_node(import.lookup)
             {
                 let member = member.to_record(*id);
                 let arrive = Event::Arrive { member, from, last };
@@ -443,7 +447,8 @@ mod tests {
                 done,
             };
             remote.lookups.expect_forwarding(7, forwarding);
-            let member = Member::from_record(record(id), Location::Importing(7, sender));
+            let location = Location::Importing(Box::new(Import { lookup: 7, sender }));
+            let member = Member::from_record(record(id), location);
             members.sessions.insert(id, member);
         }
         node.sent();

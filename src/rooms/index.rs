@@ -1,6 +1,13 @@
 //! The index of all rooms that this node is in.
 
-use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    borrow::Borrow,
+    collections::BTreeSet,
+    hash::{Hash, Hasher},
+    num::NonZeroU32,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::task::yield_now;
@@ -44,39 +51,64 @@ pub(crate) struct Rooms {
 /// The rooms by name.
 #[derive(Default)]
 pub(super) struct Index {
-    pub(super) rooms: KeyedMap<RoomName, Entry>,
+    pub(super) rooms: KeyedMap<ByName, Users>,
     /// The other nodes that are up.
     pub(super) nodes: BTreeSet<NodeId>,
 }
 
-/// A room, and how many sessions and backends keep it in the index. The last one removes it.
-pub(super) struct Entry {
-    pub(super) room: Arc<Room>,
+/// A room as a key, which is found by its name.
+pub(super) struct ByName(pub(super) Arc<Room>);
+
+/// How many keep a room in the index. The last one removes it.
+#[derive(Default)]
+pub(super) struct Users {
     /// Sessions of this node that are in the room, joining or leaving.
-    pub(super) sessions: usize,
+    pub(super) sessions: u32,
     /// Backends that send to the room from this node.
-    pub(super) backends: usize,
+    pub(super) backends: u32,
 }
 
+impl Borrow<RoomName> for ByName {
+    fn borrow(&self) -> &RoomName {
+        &self.0.name
+    }
+}
+
+impl Hash for ByName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name.hash(state);
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &ByName) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for ByName {}
+
 impl Index {
-    /// The entry of a room, which is created if there is none.
-    pub(super) fn entry(
+    /// The room with this name.
+    pub(super) fn find(&self, name: &RoomName) -> Option<&Arc<Room>> {
+        self.rooms.get_key_value(name).map(|(room, _)| &room.0)
+    }
+
+    /// The room with this name, which is created if there is none, and who keeps it.
+    pub(super) fn enter(
         &mut self,
         name: &RoomName,
         outbound: Option<&Arc<Outbound>>,
         history: Option<&Arc<History>>,
-    ) -> &mut Entry {
-        let nodes = &self.nodes;
-        self.rooms.entry(name.clone()).or_insert_with(|| {
+    ) -> (Arc<Room>, &mut Users) {
+        let room = self.find(name).cloned().unwrap_or_else(|| {
             let remote = outbound
-                .map(|outbound| RemoteView::enter(name, outbound, nodes, history.is_some()));
+                .map(|outbound| RemoteView::enter(name, outbound, &self.nodes, history.is_some()));
             let history = history.filter(|history| history.includes(name)).cloned();
-            Entry {
-                room: Arc::new(Room::new(name.clone(), remote, history)),
-                sessions: 0,
-                backends: 0,
-            }
-        })
+            Arc::new(Room::new(name.clone(), remote, history))
+        });
+        let users = self.rooms.entry(ByName(room.clone())).or_default();
+        (room, users)
     }
 }
 
@@ -113,28 +145,28 @@ impl Rooms {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn session_count(&self) -> usize {
         let index = self.index.lock();
-        index.rooms.values().map(|entry| entry.sessions).sum()
+        let users = index.rooms.values();
+        users.map(|users| users.sessions as usize).sum()
     }
 
     /// Each room with sessions of this node, and how many there are.
     pub(crate) fn list(&self) -> Vec<(RoomName, usize)> {
         let index = self.index.lock();
-        let entries = index.rooms.iter().filter(|(_, entry)| entry.sessions > 0);
-        entries
-            .map(|(name, entry)| (name.clone(), entry.sessions))
+        let rooms = index.rooms.iter().filter(|(_, users)| users.sessions > 0);
+        rooms
+            .map(|(room, users)| (room.0.name.clone(), users.sessions as usize))
             .collect()
     }
 
     /// All rooms.
     pub(super) fn all(&self) -> Vec<Arc<Room>> {
         let index = self.index.lock();
-        let rooms = index.rooms.values().map(|entry| entry.room.clone());
-        rooms.collect()
+        index.rooms.keys().map(|room| room.0.clone()).collect()
     }
 
     /// The room with this name.
     pub(super) fn find(&self, name: &RoomName) -> Option<Arc<Room>> {
-        Some(self.index.lock().rooms.get(name)?.room.clone())
+        self.index.lock().find(name).cloned()
     }
 
     /// The sessions of a room on all nodes, longest-joined first. This does not create the room: if no
@@ -226,13 +258,11 @@ impl Rooms {
         location: &Location,
         close: Close,
     ) {
-        match (location, &self.outbound) {
-            (Location::Local(sender) | Location::Importing(_, sender), _) => sender.close(close),
-            (Location::Remote(node) | Location::Migrating(node), Some(outbound)) => {
-                let room = name.clone();
-                outbound.batch().notify(*node, Direct::Expel { room, id });
-            }
-            (Location::Remote(_) | Location::Migrating(_), None) => {}
+        if let Some(outbox) = location.outbox() {
+            outbox.close(close);
+        } else if let (Some(node), Some(outbound)) = (location.node(), &self.outbound) {
+            let room = name.clone();
+            outbound.batch().notify(node, Direct::Expel { room, id });
         }
     }
 

@@ -218,8 +218,8 @@ impl JoinGuard {
             .map(|(id, member)| {
                 let peer = Peer {
                     id: *id,
-                    data: member.info.public.as_deref(),
-                    state: member.state.as_ref().and_then(|it| it.value.as_deref()),
+                    data: member.info.public(),
+                    state: member.state().and_then(|it| it.value.as_deref()),
                 };
                 (member.joined, peer)
             })

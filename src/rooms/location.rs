@@ -9,10 +9,18 @@ pub(crate) enum Location {
     Local(Sender),
     /// The session is on another node.
     Remote(NodeId),
-    /// The session migrates to this node. The lookup with this number records what is sent to it.
-    Importing(u64, Sender),
+    /// The session migrates to this node.
+    Importing(Box<Import>),
     /// The session migrates to another node. This node forwards what is sent to it.
     Migrating(NodeId),
+}
+
+/// How this node reaches a session that migrates to it.
+#[derive(Clone)]
+pub(crate) struct Import {
+    /// The number of the lookup that records what is sent to the session.
+    pub(super) lookup: u64,
+    pub(super) sender: Sender,
 }
 
 impl Location {
@@ -29,8 +37,17 @@ impl Location {
     /// The session's outbox, if this node has it.
     pub(crate) fn outbox(&self) -> Option<&Sender> {
         match self {
-            Location::Local(outbox) | Location::Importing(_, outbox) => Some(outbox),
+            Location::Local(outbox) => Some(outbox),
+            Location::Importing(import) => Some(&import.sender),
             Location::Remote(_) | Location::Migrating(_) => None,
+        }
+    }
+
+    /// The other node that has the session.
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        match self {
+            Location::Remote(node) | Location::Migrating(node) => Some(*node),
+            Location::Local(_) | Location::Importing(_) => None,
         }
     }
 }

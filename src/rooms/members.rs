@@ -83,19 +83,13 @@ impl Members {
         info: Arc<SessionInfo>,
         flush_set: &mut FlushSet,
     ) {
-        let new = dialects::of(room.dialect()).joined(id, info.public.as_deref());
+        let new = dialects::of(room.dialect()).joined(id, info.public());
         if let Some(new) = &new {
             self.push_to_local(new, flush_set);
         }
         self.clock = (self.clock + 1).min(MAX_NUMBER);
         self.time_claim(&info);
-        let member = Member {
-            location: Location::Local(sender),
-            joined: self.clock,
-            moves: 0,
-            info,
-            state: None,
-        };
+        let member = Member::new(self.clock, info, Location::Local(sender));
         if let Some(remote) = &mut self.remote {
             let number = remote.send_event(room, Event::Join(member.to_record(id)));
             if let Ok(number) = number {
@@ -117,7 +111,7 @@ impl Members {
         flush_set: &mut FlushSet,
     ) {
         match self.sessions.get(&id) {
-            Some(member) if member.location.is_own() && member.moves == moves => {}
+            Some(member) if member.location.is_own() && member.moves() == moves => {}
             // The session has migrated to another node, and may even be back.
             _ => {
                 if let Some(remote) = &mut self.remote {
@@ -169,7 +163,7 @@ impl Members {
             return 0;
         };
         let others = self.sessions.iter().filter(|(other, _)| **other != id);
-        let states = others.filter_map(|(_, member)| member.state.as_ref()?.value.as_ref());
+        let states = others.filter_map(|(_, member)| member.state()?.value.as_ref());
         let others: usize = states.map(|state| state.get().len()).sum();
         value.get().len() + others
     }
@@ -192,7 +186,7 @@ impl Members {
             return 0;
         };
         let state = Arc::new(SessionState { number, value });
-        member.state = Some(state.clone());
+        member.set_state(state.clone());
         for (other, sender) in self.local() {
             if other != id {
                 // A session that takes nothing more is leaving, and needs no news.
@@ -339,7 +333,7 @@ impl Members {
             return;
         };
         let event = RecordedEvent::State(id, state.number, frame.clone());
-        member.state = Some(state);
+        member.set_state(state);
         self.push_to_local(&frame, flush_set);
         if let Some(remote) = &self.remote {
             remote.lookups.record(node, number, &event);
@@ -484,16 +478,16 @@ impl Members {
         let Some(known) = self.sessions.get_mut(&id) else {
             return;
         };
-        let is_later = claim.moves > known.moves;
+        let is_later = claim.moves > known.moves();
         match known.location {
             Location::Remote(other) if is_later => {
-                known.moves = claim.moves;
+                known.set_moves(claim.moves);
                 self.set_location(id, Location::Remote(node));
                 self.send_redirected(room, other, id);
             }
             Location::Remote(other) if other != node => self.send_redirected(room, node, id),
             Location::Migrating(_) if is_later => {
-                known.moves = claim.moves;
+                known.set_moves(claim.moves);
                 self.set_location(id, Location::Remote(node));
                 self.finish_migration(room, id, node);
             }

@@ -112,7 +112,7 @@ impl JoinGuard {
         let room = &self.reservation.room;
         let mut members = room.members.write();
         let member = members.sessions.get(&self.id)?;
-        if member.moves != self.moves
+        if member.moves() != self.moves
             || !matches!(member.location, Location::Local(_))
             || members.remote.is_none()
         {
@@ -387,9 +387,13 @@ mod tests {
         assert!(migrate().is_none());
         members.write().set_location(id, Location::Local(sender));
         // The session has been away, and is back with another guard.
-        members.write().sessions.get_mut(&id).unwrap().moves = 2;
+        let set_moves = |moves| {
+            let mut members = members.write();
+            members.sessions.get_mut(&id).unwrap().set_moves(moves);
+        };
+        set_moves(2);
         assert!(migrate().is_none());
-        members.write().sessions.get_mut(&id).unwrap().moves = 0;
+        set_moves(0);
         assert!(migrate().is_some());
         assert!(migrate().is_none());
     }

@@ -66,7 +66,6 @@ pub(crate) use self::{
     import::LookupOutcome,
     index::Rooms,
     join_guard::JoinGuard,
-    location::Location,
     migration_request::MigrationRequest,
     query::Busy,
     replies::Replies,

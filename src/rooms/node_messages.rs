@@ -38,7 +38,10 @@ impl Rooms {
         let index = self.index.lock();
         if let Some(outbound) = &self.outbound {
             let mut batch = outbound.batch();
-            index.rooms.keys().for_each(|room| batch.subscribe(room));
+            index
+                .rooms
+                .keys()
+                .for_each(|room| batch.subscribe(&room.0.name));
         }
     }
 }

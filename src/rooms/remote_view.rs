@@ -340,10 +340,10 @@ impl RemoteView {
                 };
                 (*node, forward)
             }
-            Location::Importing(lookup, _) => {
+            Location::Importing(import) => {
                 let (source, number) = (self.outbound.node(), batch.next_number());
                 self.lookups
-                    .record_unicast(*lookup, source, number, sender, frame);
+                    .record_unicast(import.lookup, source, number, sender, frame);
                 return Ok(());
             }
             Location::Local(_) => return Err(Disconnected),

@@ -222,11 +222,11 @@ impl Room {
                 remote.note_delivered(node, number);
                 outbox.push(protocol::from_json(text), flush_set).is_ok()
             }
-            (Some(Location::Importing(lookup, _)), _) => {
+            (Some(Location::Importing(import)), _) => {
                 let frame = protocol::from_json(text);
                 remote
                     .lookups
-                    .record_unicast(*lookup, node, number, sender, frame);
+                    .record_unicast(import.lookup, node, number, sender, frame);
                 true
             }
             (Some(_), Some((to, seek))) => {
@@ -259,33 +259,28 @@ impl Room {
         let Some(sender) = message.sender else {
             return false;
         };
-        let member = members.sessions.get(&sender);
-        match (member.map(|member| &member.location), &members.remote) {
-            (Some(Location::Local(outbox) | Location::Importing(_, outbox)), _) => {
-                let format = dialects::of(self.name.dialect());
-                let told = match members.addressed_name(message.reference) {
-                    Some(name) => {
-                        let own_name = member.and_then(|member| member.info.name());
-                        format.expired(&name, own_name.unwrap_or_default())
-                    }
-                    None => {
-                        let problem = Problem::unknown_receiver(message.receiver);
-                        format.error(sender, &problem, message.reference)
-                    }
-                };
-                told.is_some_and(|told| outbox.push(told, flush_set).is_ok())
-            }
-            (Some(Location::Remote(node) | Location::Migrating(node)), Some(remote))
-                if *node != from =>
-            {
-                if let Some(undelivered) = message.to_direct(&self.name) {
-                    // If the queue has no room for it, the sender is not told.
-                    let _ = remote.outbound.batch().reply(*node, undelivered);
+        let Some(member) = members.sessions.get(&sender) else {
+            return false;
+        };
+        if let Some(outbox) = member.location.outbox() {
+            let format = dialects::of(self.name.dialect());
+            let told = match members.addressed_name(message.reference) {
+                Some(name) => format.expired(&name, member.info.name().unwrap_or_default()),
+                None => {
+                    let problem = Problem::unknown_receiver(message.receiver);
+                    format.error(sender, &problem, message.reference)
                 }
-                false
-            }
-            _ => false,
+            };
+            return told.is_some_and(|told| outbox.push(told, flush_set).is_ok());
         }
+        let node = member.location.node().filter(|node| *node != from);
+        if let (Some(node), Some(remote)) = (node, &members.remote)
+            && let Some(undelivered) = message.to_direct(&self.name)
+        {
+            // If the queue has no room for it, the sender is not told.
+            let _ = remote.outbound.batch().reply(node, undelivered);
+        }
+        false
     }
 
     /// Closes a session of this node, because an operator wants it.

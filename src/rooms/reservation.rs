@@ -47,8 +47,8 @@ impl Rooms {
         if index.rooms.len() >= self.max_rooms && !index.rooms.contains_key(name) {
             return Err(Full::Rooms);
         }
-        let entry = index.rooms.get(name);
-        if entry.is_some_and(|entry| entry.sessions >= self.max_room_sessions) {
+        let users = index.rooms.get(name);
+        if users.is_some_and(|users| users.sessions as usize >= self.max_room_sessions) {
             return Err(Full::Room);
         }
         Ok(self.add(&mut index, name, false))
@@ -65,14 +65,14 @@ impl Rooms {
     }
 
     fn add(self: &Arc<Rooms>, index: &mut Index, name: &RoomName, is_backend: bool) -> Reservation {
-        let entry = index.entry(name, self.outbound.as_ref(), self.history.as_ref());
+        let (room, users) = index.enter(name, self.outbound.as_ref(), self.history.as_ref());
         match is_backend {
-            true => entry.backends += 1,
-            false => entry.sessions += 1,
+            true => users.backends += 1,
+            false => users.sessions += 1,
         }
         Reservation {
             rooms: self.clone(),
-            room: entry.room.clone(),
+            room,
             is_backend,
         }
     }
@@ -99,12 +99,12 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let rooms = &mut self.rooms.index.lock().rooms;
-        if let Some(entry) = rooms.get_mut(&self.room.name) {
+        if let Some(users) = rooms.get_mut(&self.room.name) {
             match self.is_backend {
-                true => entry.backends -= 1,
-                false => entry.sessions -= 1,
+                true => users.backends -= 1,
+                false => users.sessions -= 1,
             }
-            if entry.sessions + entry.backends == 0 {
+            if users.sessions + users.backends == 0 {
                 rooms.remove(&self.room.name);
                 release_spare_capacity(rooms);
                 // Under the lock of the index, so that the room cannot be entered again before.

@@ -69,7 +69,7 @@ impl Room {
                 id: *id,
                 location: member.location.clone(),
                 info: member.info.clone(),
-                state: member.state.clone(),
+                state: member.state().cloned(),
             };
             (member.joined, snapshot)
         });
@@ -166,7 +166,7 @@ impl Room {
     fn said(&self, members: &Members, speaker: Speaker<'_>, frame: &Frame) -> Option<Said> {
         self.history.as_ref().filter(|_| !frame.is_binary())?;
         let sender = speaker.id.and_then(|id| members.sessions.get(&id));
-        let from = sender.and_then(|member| member.info.public.as_deref());
+        let from = sender.and_then(|member| member.info.public());
         Some(Said::now(from, frame))
     }
 
@@ -209,7 +209,7 @@ impl Room {
         let receivers: Vec<SessionId> = {
             let members = self.members.read();
             let of_user = members.sessions.iter().filter(|(id, member)| {
-                member.info.user.as_deref() == Some(user) && Some(**id) != speaker.id
+                member.info.user() == Some(user) && Some(**id) != speaker.id
             });
             of_user.map(|(id, _)| *id).collect()
         };
@@ -242,7 +242,7 @@ impl Room {
     /// What was said before a session that joins now.
     pub(super) fn past(&self, members: &Members) -> Past {
         match (&self.history, &members.remote) {
-            (Some(_), Some(remote)) => Past::Events(remote.past_events()),
+            (Some(_), Some(remote)) => Past::Events(remote.past_events().into()),
             (Some(history), None) => Past::Before(history.next_number()),
             (None, _) => Past::Before(0),
         }

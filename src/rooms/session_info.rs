@@ -6,7 +6,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
@@ -22,20 +21,25 @@ use crate::{
 
 /// A session's data, apart from its place in a room.
 pub(crate) struct SessionInfo {
-    /// The data that the other sessions see in its `new`.
-    pub(crate) public: Option<Box<RawValue>>,
-    /// The user, which is a part of that data; `None` if its token names none.
-    pub(super) user: Option<Box<str>>,
+    public: Option<Box<Public>>,
     /// The client's address; `None` for a session of another node.
     pub(crate) address: Mutex<Option<IpAddr>>,
-    /// When the session joined.
-    pub(crate) since: SystemTime,
+    /// When the session joined, in milliseconds since 1970.
+    pub(crate) since: u64,
     /// How many messages the server has taken in from the client.
     pub(crate) taken_in: AtomicU64,
     /// How many of these were binary.
     pub(crate) binary: AtomicU64,
     /// The name that it claims in its room, if it claims one.
     pub(super) claim: Option<Box<NameClaim>>,
+}
+
+/// What the token of a session says of it.
+struct Public {
+    /// The data that the other sessions see in its `new`.
+    data: Box<RawValue>,
+    /// The user, which is a part of that data; `None` if the token names none.
+    user: Option<Box<str>>,
 }
 
 /// The claim of a session to a name in its room.
@@ -117,17 +121,10 @@ pub(crate) struct SessionSnapshot {
 impl SessionInfo {
     /// A session that joins now.
     pub(crate) fn new(public: Option<Box<RawValue>>, address: Option<IpAddr>) -> SessionInfo {
-        #[derive(Deserialize)]
-        struct Public {
-            user: Option<Box<str>>,
-        }
-        let parsed = public.as_deref().map(|it| serde_json::from_str(it.get()));
-        let parsed: Option<Public> = parsed.and_then(Result::ok);
         SessionInfo {
-            public,
-            user: parsed.and_then(|it| it.user),
+            public: public.map(|data| Box::new(Public::read(data))),
             address: Mutex::new(address),
-            since: unix_time::now(),
+            since: unix_time::unix_millis(),
             taken_in: AtomicU64::new(0),
             binary: AtomicU64::new(0),
             claim: None,
@@ -142,6 +139,16 @@ impl SessionInfo {
         }
     }
 
+    /// The data that the other sessions see in its `new`.
+    pub(crate) fn public(&self) -> Option<&RawValue> {
+        Some(&self.public.as_ref()?.data)
+    }
+
+    /// The user, which is a part of that data; `None` if the session's token names none.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.public.as_ref()?.user.as_deref()
+    }
+
     /// The name that the session claims in its room, if it claims one.
     pub(crate) fn name(&self) -> Option<&str> {
         Some(&self.claim.as_ref()?.name)
@@ -149,18 +156,26 @@ impl SessionInfo {
 
     /// A session that another node describes.
     pub(super) fn remote(record: &SessionRecord) -> SessionInfo {
-        let since = UNIX_EPOCH.checked_add(Duration::from_millis(record.since));
         let claim = record.claim.as_deref().cloned();
         SessionInfo {
-            since: since.unwrap_or(UNIX_EPOCH),
+            since: record.since,
             ..SessionInfo::new(record.data.clone(), None).with_claim(claim.map(NameClaim::from))
         }
     }
+}
 
-    /// When the session joined, in milliseconds since 1970.
-    pub(super) fn since_millis(&self) -> u64 {
-        let since = self.since.duration_since(UNIX_EPOCH).unwrap_or_default();
-        since.as_millis() as u64
+impl Public {
+    /// Reads the user from the data.
+    fn read(data: Box<RawValue>) -> Public {
+        #[derive(Deserialize)]
+        struct User {
+            user: Option<Box<str>>,
+        }
+        let user = serde_json::from_str(data.get()).ok();
+        Public {
+            user: user.and_then(|it: User| it.user),
+            data,
+        }
     }
 }
 
@@ -185,6 +200,6 @@ mod tests {
             since: 1234,
             ..SessionRecord::first(SessionId::random())
         };
-        assert_eq!(SessionInfo::remote(&record).since_millis(), 1234);
+        assert_eq!(SessionInfo::remote(&record).since, 1234);
     }
 }

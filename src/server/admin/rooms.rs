@@ -15,7 +15,7 @@ use super::answer::{ApiError, json};
 use crate::{
     cluster::NodeId,
     protocol::{self, Close, Message, Receiver, RoomName, SessionId},
-    rooms::{Busy, Location, SessionSnapshot},
+    rooms::{Busy, SessionSnapshot},
     server::handle::Handle,
     state::Shared,
 };
@@ -228,30 +228,27 @@ impl From<SessionSnapshot> for Session {
             info,
             state,
         } = snapshot;
-        let since = Timestamp::try_from(info.since).unwrap_or_default();
-        let (local, node) = match location {
-            Location::Local(sender) | Location::Importing(_, sender) => {
-                let outbox = sender.stats();
-                let local = LocalSession {
-                    address: *info.address.lock(),
-                    messages_received: info.taken_in.load(Relaxed),
-                    binary: info.binary.load(Relaxed),
-                    messages_sent: outbox.messages,
-                    waiting_bytes: outbox.bytes,
-                    suspended: outbox.is_suspended,
-                };
-                (Some(local), None)
+        let since = i64::try_from(info.since).unwrap_or_default();
+        let since = Timestamp::from_millisecond(since).unwrap_or_default();
+        let local = location.outbox().map(|outbox| {
+            let outbox = outbox.stats();
+            LocalSession {
+                address: *info.address.lock(),
+                messages_received: info.taken_in.load(Relaxed),
+                binary: info.binary.load(Relaxed),
+                messages_sent: outbox.messages,
+                waiting_bytes: outbox.bytes,
+                suspended: outbox.is_suspended,
             }
-            Location::Remote(node) | Location::Migrating(node) => (None, Some(node)),
-        };
+        });
         Session {
             id,
             name: info.name().map(Into::into),
-            data: info.public.clone(),
+            data: info.public().map(ToOwned::to_owned),
             state: state.and_then(|state| state.value.clone()),
             since: format!("{since:.3}"),
             local,
-            node,
+            node: location.node(),
         }
     }
 }
