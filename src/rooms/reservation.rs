@@ -98,15 +98,15 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let rooms = &mut self.rooms.index.lock().rooms;
-        if let Some(users) = rooms.get_mut(&self.room.name) {
+        let mut index = self.rooms.index.lock();
+        if let Some(users) = index.rooms.get_mut(&self.room.name) {
             match self.is_backend {
                 true => users.backends -= 1,
                 false => users.sessions -= 1,
             }
             if users.sessions + users.backends == 0 {
-                rooms.remove(&self.room.name);
-                release_spare_capacity(rooms);
+                index.rooms.remove(&self.room.name);
+                release_spare_capacity(&mut index.rooms);
                 // Under the lock of the index, so that the room cannot be entered again before.
                 self.room.exit();
             }

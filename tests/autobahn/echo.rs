@@ -20,7 +20,7 @@ mod metrics {
     pub(crate) use crate::traffic::Traffic;
 }
 
-use std::{collections::VecDeque, future::poll_fn, net::SocketAddr, ops::ControlFlow, sync::Arc};
+use std::{future::poll_fn, net::SocketAddr, ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use clap::Parser;
@@ -28,6 +28,7 @@ use hyper::{
     HeaderMap, Method,
     upgrade::{OnUpgrade, Upgraded},
 };
+use thin_vec::ThinVec;
 use tokio::net::TcpListener;
 use warp::{Filter, Reply};
 
@@ -97,9 +98,9 @@ async fn serve(upgraded: Upgraded) {
 /// connection ends otherwise.
 async fn echo(reader: &mut Reader, writer: &mut Writer) -> Stop<Option<u16>> {
     loop {
-        let mut frames = VecDeque::new();
+        let mut frames = ThinVec::new();
         let mut on_event = |event: Event<'_>| {
-            frames.push_back(match event {
+            frames.push(match event {
                 Event::Text(text) => {
                     Frame::text(|buffer| buffer.extend_from_slice(text.as_bytes()))
                 }
