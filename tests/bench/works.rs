@@ -21,6 +21,9 @@ pub const CONNECTING: usize = 500;
 /// The number of idle sessions before the memory of further ones is measured.
 const FIRST: usize = 200;
 
+/// The number of handshakes at any time before memory is measured: what servers allocate for them is no part of it.
+const HANDSHAKES: usize = 20;
+
 /// How long a workload runs before it is measured, and how long it is measured.
 #[derive(Clone, Copy)]
 pub struct Span {
@@ -104,7 +107,18 @@ pub fn measure_all(
 pub fn join_all(
     swarm: &mut Swarm,
     rooms: impl IntoIterator<Item = String>,
+    news: usize,
+    on_new: impl FnMut(usize, &[u8]),
+) -> io::Result<()> {
+    join(swarm, rooms, news, CONNECTING, on_new)
+}
+
+/// Like [`join_all`], with so many connections that are being opened at any time.
+fn join(
+    swarm: &mut Swarm,
+    rooms: impl IntoIterator<Item = String>,
     mut news: usize,
+    at_once: usize,
     mut on_new: impl FnMut(usize, &[u8]),
 ) -> io::Result<()> {
     let dialect = swarm.dialect();
@@ -113,7 +127,7 @@ pub fn join_all(
         news = 0;
     }
     while news > 0 || rooms.peek().is_some() || swarm.joined() < swarm.len() {
-        while swarm.len() - swarm.joined() < CONNECTING
+        while swarm.len() - swarm.joined() < at_once
             && let Some(room) = rooms.next()
         {
             swarm.join(&room)?;
@@ -347,15 +361,15 @@ pub struct Idle {
 /// Idle sessions: they join rooms of two and then only answer pings, for the time `pinging`.
 pub fn idle(server: &Server, sessions: usize, pinging: Duration) -> io::Result<Idle> {
     let mut swarm = server.swarm()?;
-    let mut join = |sessions: Range<usize>| {
+    let mut join_pairs = |sessions: Range<usize>| {
         let news = sessions.len() / 2;
         let rooms = sessions.map(|number| format!("idle-{}", number / 2));
-        join_all(&mut swarm, rooms, news, |_, _| {})
+        join(&mut swarm, rooms, news, HANDSHAKES, |_, _| {})
     };
     // Memory that a server allocates once is not part of the cost of a session.
-    join(0..FIRST)?;
+    join_pairs(0..FIRST)?;
     let before = server.process.resident()?;
-    join(FIRST..FIRST + sessions)?;
+    join_pairs(FIRST..FIRST + sessions)?;
     let bytes_each = (server.process.resident()? as f64 - before as f64) / sessions as f64;
     // The other servers ping at other intervals, or not at all.
     if pinging.is_zero() || !matches!(server.kind, Kind::Anteroom | Kind::Resuming) {
