@@ -56,10 +56,20 @@ impl RoomUrl {
         path.ends_with("/room") || parent.ends_with("/room")
     }
 
-    /// The URL of the default room on the same server: this path, and `/room`.
+    /// The part of the path that is before the room, without a slash at its end; all of it if it names no room.
+    pub fn prefix(&self) -> &str {
+        let path = self.path.trim_end_matches('/');
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let prefix = path
+            .strip_suffix("/room")
+            .or_else(|| parent.strip_suffix("/room"));
+        prefix.unwrap_or(path)
+    }
+
+    /// The URL of the default room on the same server: this path, without the room that it may name, and `/room`.
     pub fn with_default_room(&self) -> RoomUrl {
         RoomUrl {
-            path: format!("{}/room", self.path.trim_end_matches('/')),
+            path: format!("{}/room", self.prefix()),
             ..self.clone()
         }
     }
@@ -74,13 +84,8 @@ impl RoomUrl {
 
     /// The URL of a room on the same server: this path, without the room that it may name, and `/room/{name}`.
     pub fn with_room(&self, name: &str) -> RoomUrl {
-        let path = self.path.trim_end_matches('/');
-        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        let prefix = path
-            .strip_suffix("/room")
-            .or_else(|| parent.strip_suffix("/room"));
         RoomUrl {
-            path: format!("{}/room/{}", prefix.unwrap_or(path), encode(name)),
+            path: format!("{}/room/{}", self.prefix(), encode(name)),
             ..self.clone()
         }
     }
@@ -147,7 +152,7 @@ impl FromStr for RoomUrl {
 
     fn from_str(text: &str) -> Result<RoomUrl, UrlError> {
         const ERROR: UrlError =
-            UrlError("not the URL of a room, such as wss://rooms.example.org/room/tea");
+            UrlError("not the URL of a server or a room, such as wss://rooms.example.org/room/tea");
         let text = text.split('#').next().unwrap_or_default();
         let uri: Uri = text.parse().map_err(|_| ERROR)?;
         let is_tls = match uri.scheme_str() {
@@ -160,7 +165,9 @@ impl FromStr for RoomUrl {
             ["token", "resume", "received"].contains(&it.split('=').next().unwrap_or_default())
         };
         if query.split('&').any(is_ours) {
-            return Err(UrlError("the URL must have no token and no resume token"));
+            return Err(UrlError(
+                "the URL must have no token and no resume token: give a token beside it",
+            ));
         }
         let authority = uri.authority().ok_or(ERROR)?;
         if authority.as_str().contains('@') {

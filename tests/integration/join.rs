@@ -218,7 +218,7 @@ async fn the_exit_code_says_what_has_happened() {
         (&["--origin", "https://example.com", &forbidden], 1, "4403"),
         (&["--json", &closed], 1, "nothing listens"),
         (&[&closed], 1, "nothing listens"),
-        (&["ftp://a/"], 2, "not the URL of a room"),
+        (&["ftp://a/"], 2, "not the URL of a server or a room"),
         (&["ws://a/room?token=hunter2"], 2, "no token"),
         (&["--json", "--name", "x", &tea], 2, "--name"),
         (&["--name", "\u{200b}", &tea], 2, "--name"),

@@ -40,7 +40,7 @@ pub(super) async fn measure(
     let mut last = began;
     loop {
         if stopped.is_none() && started == count {
-            stopped = Some(format!("all {count} sessions have asked"));
+            stopped = Some(format!("all {count} sessions have tried"));
         }
         if stopped.is_none() && began.elapsed() >= time {
             stopped = Some(format!("the time is over: {time:.0?}"));

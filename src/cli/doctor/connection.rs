@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anteroom::client::RoomUrl;
 use futures_util::future::join_all;
 use tokio::{
     net::{TcpSocket, TcpStream, lookup_host},
@@ -15,7 +16,6 @@ use tokio::{
 use super::{
     report::{Finding, Report},
     stream::{CONNECT_TIMEOUT, Io, why},
-    target::Target,
     tls,
 };
 
@@ -79,12 +79,12 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Does the steps `name`, `tcp` and `tls`. `None` if the server cannot be reached.
-pub(super) async fn reach(target: &Target, report: &mut Report) -> Option<Connector> {
-    let addresses = match resolve(&target.host, target.port).await {
+pub(super) async fn reach(target: &RoomUrl, report: &mut Report) -> Option<Connector> {
+    let addresses = match resolve(target.host(), target.port()).await {
         Ok(addresses) => addresses,
         Err(error) => {
             let advice = "check the name in the URL and its A and AAAA records";
-            let detail = format!("{} does not resolve: {error}", target.host);
+            let detail = format!("{} does not resolve: {error}", target.host());
             report.add("name", Finding::failed(detail, advice));
             report.skip(&["tcp", "tls"], "the name does not resolve");
             return None;
@@ -102,10 +102,10 @@ pub(super) async fn reach(target: &Target, report: &mut Report) -> Option<Connec
     };
     let mut connector = Connector {
         address,
-        host: target.host.clone(),
+        host: target.host().into(),
         tls: None,
     };
-    if !target.is_tls {
+    if !target.is_tls() {
         let reason = "the URL has no TLS; browsers allow cameras only over HTTPS or on localhost";
         report.skip(&["tls"], reason);
         return Some(connector);
@@ -120,7 +120,7 @@ pub(super) async fn reach(target: &Target, report: &mut Report) -> Option<Connec
     let error = connector.connect().await.err();
     let is_open = error.is_none();
     if let Some(client) = &connector.tls {
-        report.add("tls", client.finding(&target.host, error));
+        report.add("tls", client.finding(target.host(), error));
     }
     is_open.then_some(connector)
 }

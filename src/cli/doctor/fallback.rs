@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::{
     http::{Answer, ask},
     report::{Finding, Report},
+    server_url::encode,
     session::Endpoint,
-    target::encode,
 };
 
 /// What the client sends.
@@ -67,7 +67,10 @@ async fn request(
     query: &str,
     accept: &'static str,
 ) -> Result<Answer, Finding> {
-    let path = format!("{}?{query}", endpoint.target.room_path(&endpoint.room));
+    let path = format!(
+        "{}?{query}",
+        endpoint.target.with_room(&endpoint.room).path()
+    );
     let headers = [
         (ACCEPT, HeaderValue::from_static(accept)),
         (

@@ -10,9 +10,9 @@ mod operators;
 mod options;
 mod report;
 mod room;
+mod server_url;
 mod session;
 mod stream;
-mod target;
 // In a build without the feature, the type of TLS has no values.
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
@@ -36,7 +36,7 @@ pub(crate) fn run(options: DoctorOptions) -> Result<bool, Failure> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| Failure::other(format!("cannot start the runtime: {error}")))?;
-    let mut report = Report::new(options.target.room_url(), options.json);
+    let mut report = Report::new(options.target.with_default_room().to_string(), options.json);
     runtime.block_on(examine(options, &mut report));
     // A name that does not resolve must not hold up the exit.
     runtime.shutdown_background();

@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use anteroom::client::RoomUrl;
 use http::{StatusCode, header};
 use serde_json::Value;
 use tokio::time::timeout;
@@ -10,7 +11,6 @@ use super::{
     connection::Connector,
     http::{Answer, get},
     report::Finding,
-    target::Target,
 };
 
 /// Where the admin API would be, if a proxy routes to it.
@@ -39,8 +39,8 @@ const FIRST_ROOM: &str = r#"{"rooms":[{"room":""#;
 const ITS_SESSIONS: &str = r#"","sessions":"#;
 
 /// Does the step `page`. The second is the answer, if there is one.
-pub(super) async fn page(connector: &Connector, target: &Target) -> (Finding, Option<Answer>) {
-    let path = format!("{}/", target.prefix);
+pub(super) async fn page(connector: &Connector, target: &RoomUrl) -> (Finding, Option<Answer>) {
+    let path = format!("{}/", target.prefix());
     let answer = match get(connector, &target.authority(), &path, &[]).await {
         Ok(answer) => answer,
         Err(error) => {
@@ -66,9 +66,9 @@ pub(super) async fn page(connector: &Connector, target: &Target) -> (Finding, Op
 }
 
 /// Does the step `operators' URLs`.
-pub(super) async fn exposed(connector: &Connector, target: &Target) -> Finding {
+pub(super) async fn exposed(connector: &Connector, target: &RoomUrl) -> Finding {
     let (mut open, mut guarded, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
-    let prefixes = match target.prefix.as_str() {
+    let prefixes = match target.prefix() {
         "" => vec![""],
         prefix => vec!["", prefix],
     };

@@ -1,9 +1,9 @@
 //! The options of the command `doctor`.
 
-use anteroom::Origin;
+use anteroom::{Origin, client::RoomUrl};
 use clap::Args;
 
-use super::target::Target;
+use super::server_url::server_url;
 
 /// What to check, and as whom.
 #[derive(Args)]
@@ -11,8 +11,8 @@ pub(crate) struct DoctorOptions {
     /// The server as its clients reach it, such as wss://rooms.example.org/; the room endpoint is
     /// /room, behind the path that the URL has
     // A URL that is refused may have a token, so usage errors do not show it.
-    #[arg(value_name = "URL", hide_env_values = true)]
-    pub(super) target: Target,
+    #[arg(value_name = "URL", hide_env_values = true, value_parser = server_url)]
+    pub(super) target: RoomUrl,
 
     /// Token that admits to a room, if the server requires one
     #[arg(

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::target::encode;
+use super::server_url::encode;
 
 /// The most characters of a detail or an advice that are shown: parts of it are the server's words.
 const MAX_CHARACTERS: usize = 500;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anteroom::client::{Connection, Disconnect, Frame, Pings};
+use anteroom::client::{Connection, Disconnect, Frame, Pings, RoomUrl};
 
 use http::{HeaderName, HeaderValue};
 use hyper::upgrade::Upgraded;
@@ -17,11 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    connection::Connector,
-    http::Answer,
-    report::Finding,
-    target::{Target, encode},
-    upgrade::upgrade,
+    connection::Connector, http::Answer, report::Finding, server_url::encode, upgrade::upgrade,
 };
 
 /// How long an answer of the server may take.
@@ -40,7 +36,7 @@ pub(super) const SERVER: &str = "server";
 /// Where sessions are opened, and as whom.
 pub(super) struct Endpoint {
     pub(super) connector: Connector,
-    pub(super) target: Target,
+    pub(super) target: RoomUrl,
     pub(super) room: String,
     /// Whether others may be in the room, because the token admits to no other.
     pub(super) is_shared: bool,
@@ -63,8 +59,8 @@ impl Endpoint {
             .token
             .as_deref()
             .map(|token| format!("&token={}", encode(token)));
-        let room = self.target.room_path(&self.room);
-        let path = format!("{room}?{query}{}", token.unwrap_or_default());
+        let room = self.target.with_room(&self.room);
+        let path = format!("{}?{query}{}", room.path(), token.unwrap_or_default());
         let mut answer =
             upgrade(&self.connector, &self.target, &path, &self.origin, headers).await?;
         let date = answer.date();

@@ -1,5 +1,6 @@
 //! The WebSocket handshake, and what is wrong with an answer that is no WebSocket.
 
+use anteroom::client::RoomUrl;
 use http::{
     HeaderValue, StatusCode, Version,
     header::{
@@ -13,7 +14,6 @@ use super::{
     connection::Connector,
     http::{Answer, get},
     report::Finding,
-    target::Target,
 };
 
 /// What a proxy needs so that it passes upgrades on.
@@ -37,7 +37,7 @@ const PLAIN_HTTP: &str = "plain HTTP request was sent to HTTPS port";
 /// The finding for a handshake that fails, with the answer if there is one.
 pub(super) async fn upgrade(
     connector: &Connector,
-    target: &Target,
+    target: &RoomUrl,
     path: &str,
     origin: &str,
     extra: &[(http::HeaderName, HeaderValue)],
@@ -76,7 +76,7 @@ pub(super) fn refuses_origin(text: &str) -> bool {
 }
 
 /// What an answer says about the way to the server, if it is no WebSocket.
-fn cause(answer: &Answer, target: &Target) -> Finding {
+fn cause(answer: &Answer, target: &RoomUrl) -> Finding {
     let status = answer.status.as_u16();
     let line = answer.line().unwrap_or_default();
     let said = match line {
@@ -95,7 +95,11 @@ fn cause(answer: &Answer, target: &Target) -> Finding {
         ),
         400 if answer.body.contains(PLAIN_HTTP) => Finding::failed(
             "the port is for TLS",
-            format!("use the URL wss://{}{}/", target.authority(), target.prefix),
+            format!(
+                "use the URL wss://{}{}/",
+                target.authority(),
+                target.prefix()
+            ),
         ),
         400 if answer.body.is_empty() => Finding::failed(
             "the server does not understand the request (400)",
@@ -117,12 +121,12 @@ fn cause(answer: &Answer, target: &Target) -> Finding {
             format!("{status} in place of a WebSocket: something else answers this path"),
             format!(
                 "have the proxy route {}/room to the server, by a rule that comes before that of the page",
-                target.prefix
+                target.prefix()
             ),
         ),
         404 if line.contains(NO_SUCH_URL) => Finding::failed(
             "the server answers 404: the proxy passes on a path other than /room",
-            match target.prefix.as_str() {
+            match target.prefix() {
                 "" => {
                     "have the proxy pass the path on as it is: in nginx, proxy_pass without a path"
                         .into()
@@ -137,7 +141,7 @@ fn cause(answer: &Answer, target: &Target) -> Finding {
             format!("{said}; it does not come from the server"),
             format!(
                 "have the proxy route {}/room to the server, or correct the path of the URL",
-                target.prefix
+                target.prefix()
             ),
         ),
         401 if answer.header(WWW_AUTHENTICATE).starts_with("Basic") => Finding::failed(
