@@ -51,9 +51,7 @@ impl RoomUrl {
 
     /// Whether the path is that of a room: `/room`, `/room/{name}`, or the same behind another path.
     pub fn has_room(&self) -> bool {
-        let path = self.path.trim_end_matches('/');
-        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        path.ends_with("/room") || parent.ends_with("/room")
+        self.prefix() != self.path.trim_end_matches('/')
     }
 
     /// The part of the path that is before the room, without a slash at its end; all of it if it names no room.
@@ -230,7 +228,7 @@ mod tests {
         );
         assert_eq!(url.with_room("x y").path(), "/room/x%20y");
         let url: RoomUrl = "ws://a/chat/".parse().unwrap();
-        assert_eq!(url.with_room("tea").path(), "/chat/room/tea");
+        assert_eq!(url.with_room("x y").path(), "/chat/room/x%20y");
     }
 
     #[test]
@@ -246,6 +244,10 @@ mod tests {
             "ws://alice:secret@a/room",
             "ws://a/room?token=secret",
             "ws://a/room?x=1&resume=secret",
+            "wss://a/?room=tea&token=secret",
+            "wss://a:99999/",
+            "wss://[::1]:99999/",
+            "wss://a b/",
         ] {
             let error = text.parse::<RoomUrl>().unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");

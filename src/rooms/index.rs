@@ -51,7 +51,7 @@ pub(crate) struct Rooms {
 /// The rooms by name.
 #[derive(Default)]
 pub(super) struct Index {
-    pub(super) rooms: KeyedMap<ByName, Users>,
+    pub(super) rooms: KeyedMap<ByName, Holders>,
     /// The other nodes that are up.
     pub(super) nodes: BTreeSet<NodeId>,
 }
@@ -61,7 +61,7 @@ pub(super) struct ByName(pub(super) Arc<Room>);
 
 /// How many keep a room in the index. The last one removes it.
 #[derive(Default)]
-pub(super) struct Users {
+pub(super) struct Holders {
     /// Sessions of this node that are in the room, joining or leaving.
     pub(super) sessions: u32,
     /// Backends that send to the room from this node.
@@ -100,15 +100,15 @@ impl Index {
         name: &RoomName,
         outbound: Option<&Arc<Outbound>>,
         history: Option<&Arc<History>>,
-    ) -> (Arc<Room>, &mut Users) {
+    ) -> (Arc<Room>, &mut Holders) {
         let room = self.find(name).cloned().unwrap_or_else(|| {
             let remote = outbound
                 .map(|outbound| RemoteView::enter(name, outbound, &self.nodes, history.is_some()));
             let history = history.filter(|history| history.includes(name)).cloned();
             Arc::new(Room::new(name.clone(), remote, history))
         });
-        let users = self.rooms.entry(ByName(room.clone())).or_default();
-        (room, users)
+        let holders = self.rooms.entry(ByName(room.clone())).or_default();
+        (room, holders)
     }
 }
 
@@ -145,16 +145,19 @@ impl Rooms {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn session_count(&self) -> usize {
         let index = self.index.lock();
-        let users = index.rooms.values();
-        users.map(|users| users.sessions as usize).sum()
+        let holders = index.rooms.values();
+        holders.map(|holders| holders.sessions as usize).sum()
     }
 
     /// Each room with sessions of this node, and how many there are.
     pub(crate) fn list(&self) -> Vec<(RoomName, usize)> {
         let index = self.index.lock();
-        let rooms = index.rooms.iter().filter(|(_, users)| users.sessions > 0);
+        let rooms = index
+            .rooms
+            .iter()
+            .filter(|(_, holders)| holders.sessions > 0);
         rooms
-            .map(|(room, users)| (room.0.name.clone(), users.sessions as usize))
+            .map(|(room, holders)| (room.0.name.clone(), holders.sessions as usize))
             .collect()
     }
 

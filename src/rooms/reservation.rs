@@ -47,8 +47,8 @@ impl Rooms {
         if index.rooms.len() >= self.max_rooms && !index.rooms.contains_key(name) {
             return Err(Full::Rooms);
         }
-        let users = index.rooms.get(name);
-        if users.is_some_and(|users| users.sessions as usize >= self.max_room_sessions) {
+        let holders = index.rooms.get(name);
+        if holders.is_some_and(|holders| holders.sessions as usize >= self.max_room_sessions) {
             return Err(Full::Room);
         }
         Ok(self.add(&mut index, name, false))
@@ -65,10 +65,10 @@ impl Rooms {
     }
 
     fn add(self: &Arc<Rooms>, index: &mut Index, name: &RoomName, is_backend: bool) -> Reservation {
-        let (room, users) = index.enter(name, self.outbound.as_ref(), self.history.as_ref());
+        let (room, holders) = index.enter(name, self.outbound.as_ref(), self.history.as_ref());
         match is_backend {
-            true => users.backends += 1,
-            false => users.sessions += 1,
+            true => holders.backends += 1,
+            false => holders.sessions += 1,
         }
         Reservation {
             rooms: self.clone(),
@@ -99,12 +99,12 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut index = self.rooms.index.lock();
-        if let Some(users) = index.rooms.get_mut(&self.room.name) {
+        if let Some(holders) = index.rooms.get_mut(&self.room.name) {
             match self.is_backend {
-                true => users.backends -= 1,
-                false => users.sessions -= 1,
+                true => holders.backends -= 1,
+                false => holders.sessions -= 1,
             }
-            if users.sessions + users.backends == 0 {
+            if holders.sessions + holders.backends == 0 {
                 index.rooms.remove(&self.room.name);
                 release_spare_capacity(&mut index.rooms);
                 // Under the lock of the index, so that the room cannot be entered again before.

@@ -27,6 +27,11 @@ mod tests {
             ("wss://a/chat", "wss://a/chat/room", "https://a"),
             ("wss://a:/?room=tea", "wss://a/room", "https://a"),
             ("wss://a/chat/room/tea", "wss://a/chat/room", "https://a"),
+            (
+                "ws://[::1]:8080/",
+                "ws://[::1]:8080/room",
+                "http://[::1]:8080",
+            ),
         ] {
             let url = server_url(text).unwrap();
             assert_eq!(url.with_default_room().to_string(), room_url);
