@@ -1,16 +1,18 @@
 //! The server with coturn, nginx and Prometheus. `tests/run` installs these programs.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::Duration,
 };
 
 use anteroom::Config;
 use serde_json::{Value, json};
 use tokio::{
-    net::{TcpSocket, TcpStream},
+    net::{self, TcpSocket, TcpStream},
     process::{Child, Command},
     time::interval,
 };
@@ -31,10 +33,20 @@ use crate::{
     tls::{self, Authority},
 };
 
-/// A port that is free for TCP and most likely free for UDP.
+/// A port of 127.0.0.1 that is free for TCP and UDP. It is below the ports that Linux gives to sockets that ask for
+/// none (`ip_local_port_range`), so that none of them takes it before the program that it is for.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    const PORTS: Range<u32> = 20_000..32_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Test processes that run at the same time begin at different ports.
+        let next = GIVEN.fetch_add(1, Relaxed) + std::process::id() * 97;
+        let port = (PORTS.start + next % PORTS.len() as u32) as u16;
+        let address = ("127.0.0.1", port);
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Starts a program that is killed when dropped, and waits until it accepts connections.
@@ -98,8 +110,9 @@ impl Coturn {
         }
     }
 
+    /// Starts the process, and waits until it answers over TCP and UDP: it starts without a port that it cannot bind.
     async fn run(port: u16, pid: &File, log: &File, options: &[&str]) -> Child {
-        start(
+        let child = start(
             Command::new("turnserver")
                 .args([
                     "-n",
@@ -121,13 +134,37 @@ impl Coturn {
                 .args(options),
             port,
         )
-        .await
+        .await;
+        let socket = net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(("127.0.0.1", port)).await.unwrap();
+        // A binding request (RFC 8489, sections 5 and 6): its type, no attributes, the magic cookie and an id.
+        let request = [&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12]].concat();
+        let mut ticks = interval(Duration::from_millis(20));
+        let mut answer = [0; 1500];
+        within_deadline("coturn's answer over UDP", async {
+            while !matches!(socket.try_recv(&mut answer), Ok(20..)) {
+                // Fails while nothing is bound to the port.
+                let _ = socket.send(&request).await;
+                ticks.tick().await;
+            }
+        })
+        .await;
+        child
     }
 
     /// Kills the process and starts it again: every allocation is lost.
     pub async fn restart(&mut self) {
         self.child.kill().await.unwrap();
         self.child = Coturn::run(self.port, &self.pid, &self.log, self.options).await;
+    }
+}
+
+impl Drop for Coturn {
+    /// Shows what coturn has logged where a test fails.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.log.path()).unwrap());
+        }
     }
 }
 
@@ -187,8 +224,8 @@ async fn coturn_relays_only_with_valid_credentials() {
 #[ignore = "needs coturn: tests/run starts this test"]
 async fn the_clients_of_coturn_use_the_server_in_the_same_process() {
     let server = TestServer::with(|config| {
-        // The session lasts although nobody reads its pings: its allocations end with it.
-        config.liveness.ping_seconds = 3600;
+        // Nobody answers the session's pings, the first of which may come at once. Its allocations end with it.
+        config.liveness.pong_seconds = 3600;
         config.turn.listen = Some(([127, 0, 0, 1], 0).into());
         config.turn.addresses = vec![[127, 0, 0, 1].into()];
     })
