@@ -1,75 +1,133 @@
 //! Flushing of many outboxes by the task that filled them.
 
-use std::sync::Arc;
+use std::{
+    mem,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+};
 
 use arrayvec::ArrayVec;
+use futures_util::task::AtomicWaker;
+use tokio::{runtime::Handle, task::yield_now};
 use tokio_util::task::TaskTracker;
 
-use super::queue::Channel;
+use super::queue::{Channel, FlushTime};
 
-/// How many outboxes are flushed in one turn. A large room takes many turns, and the sender's next message
-/// comes after them: a sender must not fill outboxes faster than they are emptied.
-const FLUSHED_AT_ONCE: usize = 16;
+/// How many outboxes are flushed in one turn.
+const FLUSHED_AT_ONCE: usize = 32;
 
-/// A set with so many outboxes beyond the first batch is large.
-const LARGE: usize = 4 * FLUSHED_AT_ONCE;
+/// The fewest outboxes for which a further task is worth its cost.
+const LEAST_SHARE: usize = 4 * FLUSHED_AT_ONCE;
 
-/// Outboxes that were idle and have frames now. The task that filled them flushes them at the end of its
-/// turn. An outbox that is still in the set when the set is dropped is flushed by its session, which is
-/// woken: thus joins and leaves of a crowd are written in fewer pieces.
+/// Outboxes that a task has filled and flushes at the end of its turn. An outbox that is still in the set when the set
+/// is dropped is flushed by its session, which is woken: thus joins and leaves of a crowd are written in fewer pieces.
 #[derive(Default)]
 pub(crate) struct FlushSet {
     pub(super) first: Batch,
     /// Empty while `first` has room.
     others: Vec<Arc<Channel>>,
+    /// Outboxes that another set has, too, and that may not wait for it.
+    pub(super) urgent: Vec<Arc<Channel>>,
 }
+
+/// The end of a flush that further tasks do.
+pub(crate) struct Flushing(Weak<WakeAtEnd>);
+
+/// Shared by the tasks that flush a set. Wakes the task that waits for the last of them.
+struct WakeAtEnd(AtomicWaker);
 
 /// Outboxes that are flushed in one turn.
 type Batch = ArrayVec<Arc<Channel>, FLUSHED_AT_ONCE>;
 
 impl FlushSet {
-    pub(super) fn push(&mut self, channel: Arc<Channel>) {
-        if let Err(full) = self.first.try_push(channel) {
+    pub(super) fn push(&mut self, channel: Arc<Channel>, time: FlushTime) {
+        if let FlushTime::Now = time {
+            self.urgent.push(channel);
+        } else if let Err(full) = self.first.try_push(channel) {
             self.others.push(full.element());
         }
     }
 
-    /// Whether it takes many turns to flush them all.
-    pub(crate) fn is_large(&self) -> bool {
-        self.others.len() >= LARGE
-    }
-
-    /// Flushes the first batch as far as their sockets accept data. The next batch is the first then.
-    pub(crate) fn flush_first(&mut self) {
-        // One by one: whoever is left when this fails is woken.
-        while let Some(channel) = self.first.pop() {
-            channel.flush_for_session();
-        }
-        self.first = self.take_batch();
-    }
-
-    /// Flushes all of them as far as their sockets accept data: the first batch now, each further batch in
-    /// a task of `tasks`.
+    /// Flushes all outboxes as far as their sockets accept data: a first batch now, each further batch in a task of
+    /// `tasks`.
     pub(crate) fn flush(&mut self, tasks: &TaskTracker) {
+        for channel in mem::take(&mut self.urgent) {
+            self.push(channel, FlushTime::Soon);
+        }
         while !self.others.is_empty() {
-            let mut batch = FlushSet {
-                first: self.take_batch(),
-                others: Vec::new(),
-            };
+            let mut batch = FlushSet::default();
+            batch.first = self.take_batch();
             tasks.spawn(async move { batch.flush_first() });
         }
         self.flush_first();
+    }
+
+    /// Like [`flush`](FlushSet::flush), but what is not urgent takes one turn for each batch, in few tasks: they occupy at
+    /// most half of the runtime's threads, so that a large room leaves time to others. The caller should add no more
+    /// before their end, which this returns.
+    pub(crate) fn flush_in_turns(mut self, tasks: &TaskTracker) -> Option<Flushing> {
+        let mut others = mem::take(&mut self.others);
+        let mut flushing = None;
+        if !others.is_empty() {
+            let end = Arc::new(WakeAtEnd(AtomicWaker::new()));
+            flushing = Some(Flushing(Arc::downgrade(&end)));
+            let threads = Handle::current().metrics().num_workers();
+            let share = others.len().div_ceil((threads / 2).max(1));
+            let share = share.max(LEAST_SHARE);
+            while !others.is_empty() {
+                let rest = others.len().saturating_sub(share);
+                let mut part = FlushSet::default();
+                part.others = others.split_off(rest);
+                let end = end.clone();
+                tasks.spawn(async move {
+                    while !part.others.is_empty() {
+                        part.first = part.take_batch();
+                        part.flush_first();
+                        yield_now().await;
+                    }
+                    drop(end);
+                });
+            }
+        }
+        self.flush(tasks);
+        flushing
     }
 
     fn take_batch(&mut self) -> Batch {
         let rest = self.others.len().saturating_sub(FLUSHED_AT_ONCE);
         self.others.drain(rest..).collect()
     }
+
+    fn flush_first(&mut self) {
+        // One by one: whoever is left when this fails is woken.
+        while let Some(channel) = self.first.pop() {
+            channel.flush_for_session();
+        }
+    }
+}
+
+impl Flushing {
+    /// Ready when all outboxes of the set have been flushed.
+    pub(crate) fn poll_end(&self, cx: &Context<'_>) -> Poll<()> {
+        match self.0.upgrade() {
+            Some(end) => {
+                end.0.register(cx.waker());
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        }
+    }
+}
+
+impl Drop for WakeAtEnd {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
 }
 
 impl Drop for FlushSet {
     fn drop(&mut self) {
-        for channel in self.first.iter().chain(&self.others) {
+        for channel in self.first.iter().chain(&self.others).chain(&self.urgent) {
             channel.wake();
         }
     }

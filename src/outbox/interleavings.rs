@@ -328,10 +328,10 @@ enum Change {
     Takeover,
 }
 
-/// Two senders push so many messages each.
+/// Two senders push so many messages each, two at most. The outbox has filled up with two.
 fn two_senders(turns: [Turn; 2], stream: Stream, count: usize) {
     let (writer, mut client) = connect(stream);
-    let (sender, outbox) = outbox(NO_LIMIT, writer);
+    let (sender, outbox) = outbox(8 * frame(HELLO).cost(), writer);
     let session = session(outbox, None);
     let pushers =
         [('a', turns[0]), ('b', turns[1])].map(|(name, turn)| pusher(&sender, name, count, turn));
@@ -405,7 +405,7 @@ fn loss([turn, _]: [Turn; 2]) {
 }
 
 /// Two senders push a message each to a session with a socket. A socket keeps nothing back, so the session has
-/// nothing to write as soon as the queue is idle.
+/// nothing to write as soon as nothing waits.
 fn socket(turns: [Turn; 2]) {
     let (near, mut far) = socket_pair();
     let traffic = Arc::new(Traffic::default());

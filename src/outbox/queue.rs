@@ -25,6 +25,9 @@ use crate::{
 /// writes that many senders cause in one turn. Nothing else bounds a turn.
 const WRITES_AT_ONCE: usize = 8;
 
+/// Part of the limit. A sender that finds more waiting flushes the outbox, although another sender has it in its set.
+const FILLED_UP: usize = 8;
+
 /// A queue and the writer that empties it, shared by the senders and the session.
 pub(super) struct Channel {
     /// How many bytes may wait, by the cost of their frames.
@@ -45,12 +48,9 @@ pub(super) struct Queue {
     pub(super) state: State,
     /// The Close frame to send, in the states that need one.
     close: Option<Box<Close>>,
-    /// Whether nothing waits. If something waits, somebody is about to write it: the sender that filled
-    /// the queue, a task that flushes for it, or the session, which is woken for it, waits for its
-    /// socket, or has no connection.
-    pub(super) idle: bool,
-    /// Whether the session has nothing to write and nothing to do: the queue is idle, the stream keeps
-    /// nothing back, and the session can be woken.
+    pub(super) flusher: Flusher,
+    /// Whether the session has nothing to write and nothing to do: nothing waits, the stream keeps nothing back, and the
+    /// session can be woken.
     pub(super) settled: bool,
     /// The number of messages so far.
     pub(super) messages: u64,
@@ -58,6 +58,29 @@ pub(super) struct Queue {
     pub(super) replay: Option<Box<ReplayBuffer>>,
     /// Whether the session outlives its connection, even if nothing is kept for the next one.
     pub(super) outlives_connection: bool,
+}
+
+/// Who is about to write what waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flusher {
+    /// Nobody: nothing waits.
+    Nobody,
+    /// The sender that was the first to add something, or a task that flushes for it. In a large room, that takes
+    /// many turns.
+    Sender,
+    /// A sender that has found the outbox filled up meanwhile, and flushes it at the end of its own turn.
+    UrgentSender,
+    /// The session, which is woken for it, waits for its socket, or has no connection.
+    Session,
+}
+
+/// When a sender must flush an outbox.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum FlushTime {
+    /// At the end of its turn; of many outboxes, in further turns.
+    Soon,
+    /// At the end of its turn.
+    Now,
 }
 
 /// What the session does with its connection.
@@ -116,7 +139,10 @@ impl Channel {
             queue: Mutex::new(Queue {
                 frames: ThinVec::new(),
                 cost: 0,
-                idle: writer.is_some(),
+                flusher: match writer {
+                    Some(_) => Flusher::Nobody,
+                    None => Flusher::Session,
+                },
                 settled: false,
                 state,
                 close: None,
@@ -129,8 +155,12 @@ impl Channel {
         })
     }
 
-    /// Appends a frame. Returns whether the queue was idle, so that the caller must flush it.
-    pub(super) fn push(&self, queue: &mut Queue, frame: Frame) -> Result<bool, PushError> {
+    /// Appends a frame. Returns when the caller must flush the queue, if it must.
+    pub(super) fn push(
+        &self,
+        queue: &mut Queue,
+        frame: Frame,
+    ) -> Result<Option<FlushTime>, PushError> {
         match queue.state {
             State::Closing | State::Closed => return Err(PushError::Closed),
             State::Detaching | State::Detached if queue.replay.is_none() => {
@@ -147,7 +177,7 @@ impl Channel {
         }
         if let State::Detaching | State::Detached = queue.state {
             // There is no connection to write to or to ping.
-            return Ok(false);
+            return Ok(None);
         }
         if queue.cost > 0 && queue.cost + frame.cost() > self.limit {
             queue.frames = ThinVec::new();
@@ -160,7 +190,7 @@ impl Channel {
             self.give_up(queue, close);
             return match queue.state {
                 // The replay buffer has the frame.
-                State::Detaching => Ok(false),
+                State::Detaching => Ok(None),
                 _ => Err(PushError::Full),
             };
         }
@@ -169,7 +199,15 @@ impl Channel {
             queue.append(ping);
         }
         queue.settled = false;
-        Ok(mem::take(&mut queue.idle))
+        let (flusher, flush_time) = match queue.flusher {
+            Flusher::Nobody => (Flusher::Sender, FlushTime::Soon),
+            Flusher::Sender if queue.cost > self.limit / FILLED_UP => {
+                (Flusher::UrgentSender, FlushTime::Now)
+            }
+            _ => return Ok(None),
+        };
+        queue.flusher = flusher;
+        Ok(Some(flush_time))
     }
 
     /// Ends the session, unless it is ending already.
@@ -236,8 +274,10 @@ impl Channel {
                 }
                 queue.cost -= mem::take(&mut written);
                 let queue = &mut *queue;
-                queue.idle = !writer.refill(&mut queue.frames);
-                if queue.idle {
+                if writer.refill(&mut queue.frames) {
+                    queue.flusher = Flusher::Session;
+                } else {
+                    queue.flusher = Flusher::Nobody;
                     queue.settled = !writer.keeps_back() && self.session.get().is_some();
                     break;
                 }

@@ -10,7 +10,7 @@ use std::{
 use thin_vec::ThinVec;
 
 use super::{
-    queue::{Channel, Command, FlushError, Queue, State},
+    queue::{Channel, Command, FlushError, Flusher, PushError, Queue, State},
     replay_buffer::ReplayBuffer,
     sender::Sender,
 };
@@ -59,7 +59,7 @@ impl Outbox {
     /// sleeps.
     pub(crate) fn push(&self, frame: Frame) {
         // If the outbox is full, the session finds the command that follows from it.
-        let _ = self.0.push(&mut self.0.queue.lock(), frame);
+        let _ = self.push_in(&mut self.0.queue.lock(), frame);
     }
 
     /// Like [`push`](Outbox::push); then makes the session resumable: from now on the outbox keeps what may
@@ -67,11 +67,18 @@ impl Outbox {
     /// Returns false if the session is ending.
     pub(crate) fn push_and_keep(&self, frame: Frame) -> bool {
         let mut queue = self.0.queue.lock();
-        if self.0.push(&mut queue, frame).is_err() {
+        if self.push_in(&mut queue, frame).is_err() {
             return false;
         }
         self.keep_in(&mut queue);
         true
+    }
+
+    fn push_in(&self, queue: &mut Queue, frame: Frame) -> Result<(), PushError> {
+        if self.0.push(queue, frame)?.is_some() {
+            queue.flusher = Flusher::Session;
+        }
+        Ok(())
     }
 
     /// Makes the session resumable from its first message.
@@ -125,7 +132,7 @@ impl Outbox {
         let mut queue = self.0.queue.lock();
         queue.frames = ThinVec::new();
         queue.cost = 0;
-        queue.idle = false;
+        queue.flusher = Flusher::Session;
         if let State::Open | State::Detaching = queue.state {
             queue.state = State::Detached;
         }

@@ -254,8 +254,8 @@ fn nothing_is_queued_after_the_session() {
 }
 
 #[test]
-fn only_the_sender_that_fills_an_idle_outbox_flushes_it() {
-    let (sender, outbox, mut stream) = outbox_to(1000, 500);
+fn only_the_first_sender_flushes_an_outbox() {
+    let (sender, outbox, mut stream) = outbox_to(10_000, 500);
     let [mut first, mut second] = [FlushSet::default(), FlushSet::default()];
     let small = Frame::pong(b"");
     assert_eq!(sender.push(small.clone(), &mut first), Ok(()));
@@ -269,6 +269,52 @@ fn only_the_sender_that_fills_an_idle_outbox_flushes_it() {
     drop(outbox);
     second.flush(&TaskTracker::new());
     assert_eq!(read(&mut stream), 0);
+}
+
+#[test]
+fn a_sender_that_finds_an_outbox_filled_up_flushes_it_too() {
+    let (sender, outbox, mut stream) = outbox_to(1000, 150);
+    let [mut first, mut second] = [FlushSet::default(), FlushSet::default()];
+    assert_eq!(sender.push(frame(100), &mut first), Ok(()));
+    for _ in 0..3 {
+        assert_eq!(sender.push(frame(100), &mut second), Ok(()));
+    }
+    assert_eq!((second.first.len(), second.urgent.len()), (0, 1));
+    second.flush(&TaskTracker::new());
+    assert_eq!(read(&mut stream), 4 * frame(100).bytes().len());
+    first.flush(&TaskTracker::new());
+    assert_eq!(read(&mut stream), 0);
+
+    // What waits for the socket is the business of the session, however much it is.
+    for _ in 0..2 {
+        assert_eq!(sender.push(frame(180), &mut first), Ok(()));
+    }
+    first.flush(&TaskTracker::new());
+    assert_eq!(sender.push(frame(180), &mut second), Ok(()));
+    assert!(second.first.is_empty() && second.urgent.is_empty());
+    drop(outbox);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn the_end_of_a_flush_comes_when_all_outboxes_are_flushed() {
+    let mut outboxes: Vec<_> = (0..1000).map(|_| outbox_to(1000, 1000)).collect();
+    for filled in [1, 32, 33, 161, 1000] {
+        let mut flush_set = FlushSet::default();
+        for (sender, ..) in &outboxes[..filled] {
+            assert_eq!(sender.push(frame(100), &mut flush_set), Ok(()));
+        }
+        let flushing = flush_set.flush_in_turns(&TaskTracker::new());
+        assert_eq!(flushing.is_some(), filled > 32);
+        if let Some(flushing) = flushing {
+            let end = timeout(Duration::from_secs(60), poll_fn(|cx| flushing.poll_end(cx)));
+            end.await.expect("the end, in time");
+        }
+        for (_, _, stream) in &mut outboxes[..filled] {
+            // A task that reads many streams must give up its turn.
+            yield_now().await;
+            assert_eq!(read(stream), frame(100).len());
+        }
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::{
     cluster,
     config::Limit,
     dialects::{self, Author, Command, WireFormat},
-    outbox::{FlushError, FlushSet, Outbox},
+    outbox::{FlushError, FlushSet, Flushing, Outbox},
     protocol::{Close, CloseCode, Invalid, Message, Problem, Receiver, SessionId},
     rooms::{Delivery, JoinGuard, Speaker},
     state::{HeartbeatGuard, ResumeRegistration, Shared, Takeover},
@@ -33,10 +33,6 @@ use crate::{
     turn::TurnSession,
     websocket::{Event, Frame, ReadControl, Stop, Violation},
 };
-
-/// How often a session is read from early, at most, in one turn. With the bytes of such a read, this bounds what a sender
-/// adds to outboxes before they are flushed.
-const EARLY_READS: usize = 4;
 
 /// The fewest bytes of a frame beside its payload: two, and the mask (RFC 6455, section 5.2).
 const FRAME_BYTES: usize = 6;
@@ -47,6 +43,8 @@ pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) join_guard: JoinGuard,
     pub(super) outbox: Outbox,
+    /// Present while many outboxes that this session has filled are being flushed.
+    flushing: Option<Flushing>,
     pub(super) heartbeat: HeartbeatGuard,
     slot: SessionSlot,
     /// Present where the server asks for tokens.
@@ -101,6 +99,7 @@ impl Session {
             shared,
             join_guard,
             outbox,
+            flushing: None,
             slot,
             permissions,
             registration: None,
@@ -140,17 +139,12 @@ impl Session {
         if let Poll::Ready(Err(disconnect)) = read {
             return Poll::Ready(disconnect);
         }
-        if read.is_pending()
-            && let Err(disconnect) = self.read_early(reader, &mut flush_set)
-        {
-            return Poll::Ready(disconnect);
-        }
         match self.outbox.poll_flush(cx) {
             Poll::Ready(Err(FlushError::Lost)) => return Poll::Ready(Disconnect::Lost),
             Poll::Ready(Err(FlushError::Command(command))) => return Poll::Ready(command.into()),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        flush_set.flush(&self.shared.tasks);
+        self.flush(flush_set);
         if read.is_ready() {
             // What this turn has sent is written before the next message is read.
             cx.waker().wake_by_ref();
@@ -167,7 +161,7 @@ impl Session {
     ) -> Poll<Disconnect> {
         let mut flush_set = FlushSet::default();
         let read = self.poll_read(cx, reader, &mut flush_set);
-        flush_set.flush(&self.shared.tasks);
+        self.flush(flush_set);
         match read {
             Poll::Ready(Ok(())) => cx.waker().wake_by_ref(),
             Poll::Ready(Err(disconnect)) => return Poll::Ready(disconnect),
@@ -187,6 +181,12 @@ impl Session {
         reader: &mut Reader,
         flush_set: &mut FlushSet,
     ) -> Poll<Result<(), Disconnect>> {
+        if let Some(flushing) = &self.flushing {
+            // What comes meanwhile is written together then, and a sender does not fill outboxes faster than they are
+            // emptied.
+            ready!(flushing.poll_end(cx));
+            self.flushing = None;
+        }
         ready!(self.poll_pause(cx, reader))?;
         let mut read = reader.poll_read(cx, |event| self.on_event(event, flush_set));
         if let Poll::Ready(Ok(false)) = read
@@ -199,28 +199,11 @@ impl Session {
         read.map_err(|stop| self.on_stop(stop))
     }
 
-    /// Reads again while a large room is written to: its sender often sends more meanwhile, which then costs most
-    /// receivers no write of its own.
-    ///
-    /// # Errors
-    ///
-    /// Why the session must not go on with this connection.
-    fn read_early(
-        &mut self,
-        reader: &mut Reader,
-        flush_set: &mut FlushSet,
-    ) -> Result<(), Disconnect> {
-        for _ in 0..EARLY_READS {
-            if !flush_set.is_large() || self.is_paused() {
-                break;
-            }
-            flush_set.flush_first();
-            let read = reader.read_early(|event| self.on_event(event, flush_set));
-            if !read.map_err(|stop| self.on_stop(stop))? {
-                break;
-            }
+    /// Flushes the outboxes that this session has filled.
+    fn flush(&mut self, flush_set: FlushSet) {
+        if let Some(flushing) = flush_set.flush_in_turns(&self.shared.tasks) {
+            self.flushing = Some(flushing);
         }
-        Ok(())
     }
 
     fn is_paused(&self) -> bool {

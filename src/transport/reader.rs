@@ -69,22 +69,6 @@ impl Reader {
         }
     }
 
-    /// Reads once what has come already, although nobody has woken the task for it, and calls `on_event` with every event.
-    /// Returns whether there was something.
-    ///
-    /// # Errors
-    ///
-    /// The [`Stop`] after which nothing more can be read.
-    pub(crate) fn read_early<B>(
-        &mut self,
-        on_event: impl FnMut(Event<'_>) -> ControlFlow<B, ReadControl>,
-    ) -> Result<bool, Stop<B>> {
-        match self {
-            Reader::WebSocket(reader) => reader.read_early(on_event),
-            Reader::EventStream(_) => Ok(false),
-        }
-    }
-
     /// Discards what comes until the client closes its side. It waits for the client, so the caller must set a time
     /// limit.
     pub(crate) async fn discard(&mut self) -> io::Result<()> {

@@ -11,5 +11,5 @@ mod tls_stream;
 pub(crate) use self::tls_stream::TlsStream;
 pub(crate) use self::{
     error::HttpError,
-    socket::{Socket, SocketWatch, poll_send, receive},
+    socket::{Socket, SocketWatch, poll_send},
 };

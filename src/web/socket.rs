@@ -112,7 +112,7 @@ impl AsyncRead for Socket {
 /// # Errors
 ///
 /// [`WouldBlock`](io::ErrorKind::WouldBlock) if nothing has come.
-pub(crate) fn receive(stream: &TcpStream, space: &mut [u8]) -> io::Result<usize> {
+fn receive(stream: &TcpStream, space: &mut [u8]) -> io::Result<usize> {
     (&*SockRef::from(stream)).read(space)
 }
 

@@ -20,14 +20,11 @@ use super::{
     decode::{Decoder, Event, Violation},
     stream::{Half, is_closed},
 };
-use crate::{metrics::Traffic, web::receive};
+use crate::metrics::Traffic;
 
 /// The most bytes that one read takes. One buffer serves all sessions of a thread, so that an idle
 /// session holds none.
 const READ_BYTES: usize = 16 * 1024;
-
-/// The most bytes that are read early at once.
-const EARLY_BYTES: usize = 4 * 1024;
 
 thread_local! {
     static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
@@ -124,39 +121,6 @@ impl Reader {
             self.traffic.received_bytes.inc_by(count as u64);
             self.feed(&mut buffer[..count], on_event)?;
             Poll::Ready(Ok(count == READ_BYTES))
-        })
-    }
-
-    /// Reads once what a plain socket has already, although nobody has woken the task for it, and calls `on_event` with
-    /// every event. Returns whether there was something.
-    ///
-    /// # Errors
-    ///
-    /// The [`Stop`] after which nothing more can be read.
-    pub(crate) fn read_early<B>(
-        &mut self,
-        on_event: impl FnMut(Event<'_>) -> ControlFlow<B, ReadControl>,
-    ) -> Result<bool, Stop<B>> {
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            let Either::Left(socket) = &self.stream else {
-                return Ok(false);
-            };
-            if self
-                .unfinished
-                .as_ref()
-                .is_some_and(|it| !it.unread.is_empty())
-            {
-                return Ok(false);
-            }
-            let count = match receive(socket.as_ref(), &mut buffer[..EARLY_BYTES]) {
-                // The next turn finds the end, too.
-                Ok(0) => return Ok(false),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(_) => return Err(Stop::Lost),
-            };
-            self.traffic.received_bytes.inc_by(count as u64);
-            self.feed(&mut buffer[..count], on_event).map(|()| true)
         })
     }
 
