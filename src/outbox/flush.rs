@@ -1,6 +1,7 @@
 //! Flushing of many outboxes by the task that filled them.
 
 use std::{
+    future::poll_fn,
     mem,
     sync::{Arc, Weak},
     task::{Context, Poll},
@@ -8,15 +9,15 @@ use std::{
 
 use arrayvec::ArrayVec;
 use futures_util::task::AtomicWaker;
-use tokio::{runtime::Handle, task::yield_now};
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use super::queue::{Channel, FlushTime};
+use super::queue::{Channel, Duty};
 
 /// How many outboxes are flushed in one turn.
 const FLUSHED_AT_ONCE: usize = 32;
 
-/// The fewest outboxes for which a further task is worth its cost.
+/// The fewest outboxes for which a second task is worth its cost.
 const LEAST_SHARE: usize = 4 * FLUSHED_AT_ONCE;
 
 /// Outboxes that a task has filled and flushes at the end of its turn. An outbox that is still in the set when the set
@@ -26,8 +27,9 @@ pub(crate) struct FlushSet {
     pub(super) first: Batch,
     /// Empty while `first` has room.
     others: Vec<Arc<Channel>>,
-    /// Outboxes that another set has, too, and that may not wait for it.
+    /// Outboxes that are in a set already, in this or another, and may not wait for its next turns.
     pub(super) urgent: Vec<Arc<Channel>>,
+    is_turn_over: bool,
 }
 
 /// The end of a flush that further tasks do.
@@ -40,19 +42,35 @@ struct WakeAtEnd(AtomicWaker);
 type Batch = ArrayVec<Arc<Channel>, FLUSHED_AT_ONCE>;
 
 impl FlushSet {
-    pub(super) fn push(&mut self, channel: Arc<Channel>, time: FlushTime) {
-        if let FlushTime::Now = time {
-            self.urgent.push(channel);
-        } else if let Err(full) = self.first.try_push(channel) {
+    /// Takes a sender's duty on.
+    pub(super) fn take_on(&mut self, duty: Duty, channel: &Arc<Channel>) {
+        match duty {
+            Duty::Nothing => {}
+            Duty::Flush => self.push(channel.clone()),
+            Duty::FlushNow => {
+                self.urgent.push(channel.clone());
+                self.is_turn_over = true;
+            }
+            Duty::EndTurn => self.is_turn_over = true,
+        }
+    }
+
+    fn push(&mut self, channel: Arc<Channel>) {
+        if let Err(full) = self.first.try_push(channel) {
             self.others.push(full.element());
         }
+    }
+
+    /// Whether the sender must add nothing more in this turn, because an outbox has filled up.
+    pub(crate) fn is_turn_over(&self) -> bool {
+        self.is_turn_over
     }
 
     /// Flushes all outboxes as far as their sockets accept data: a first batch now, each further batch in a task of
     /// `tasks`.
     pub(crate) fn flush(&mut self, tasks: &TaskTracker) {
         for channel in mem::take(&mut self.urgent) {
-            self.push(channel, FlushTime::Soon);
+            self.push(channel);
         }
         while !self.others.is_empty() {
             let mut batch = FlushSet::default();
@@ -62,9 +80,9 @@ impl FlushSet {
         self.flush_first();
     }
 
-    /// Like [`flush`](FlushSet::flush), but what is not urgent takes one turn for each batch, in few tasks: they occupy at
-    /// most half of the runtime's threads, so that a large room leaves time to others. The caller should add no more
-    /// before their end, which this returns.
+    /// Like [`flush`](FlushSet::flush), but what is not urgent takes one turn for each batch, in few tasks: those of one set
+    /// occupy at most half of the runtime's threads, if there are several, so that a large room leaves time to others.
+    /// Returns their end. Until then, the caller should add no more.
     pub(crate) fn flush_in_turns(mut self, tasks: &TaskTracker) -> Option<Flushing> {
         let mut others = mem::take(&mut self.others);
         let mut flushing = None;
@@ -80,10 +98,13 @@ impl FlushSet {
                 part.others = others.split_off(rest);
                 let end = end.clone();
                 tasks.spawn(async move {
-                    while !part.others.is_empty() {
+                    loop {
                         part.first = part.take_batch();
                         part.flush_first();
-                        yield_now().await;
+                        if part.others.is_empty() {
+                            break;
+                        }
+                        end_turn().await;
                     }
                     drop(end);
                 });
@@ -104,6 +125,19 @@ impl FlushSet {
             channel.flush_for_session();
         }
     }
+}
+
+/// Lets each task that is ready take a turn. tokio's `yield_now` waits until none is ready, for 61 turns at most.
+async fn end_turn() {
+    let mut has_waited = false;
+    poll_fn(|cx| {
+        if mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 impl Flushing {

@@ -25,8 +25,8 @@ use crate::{
 /// writes that many senders cause in one turn. Nothing else bounds a turn.
 const WRITES_AT_ONCE: usize = 8;
 
-/// Part of the limit. A sender that finds more waiting flushes the outbox, although another sender has it in its set.
-const FILLED_UP: usize = 8;
+/// An outbox has filled up if more than its limit divided by this waits for a sender's flush.
+const FILLED_UP_DIVISOR: usize = 8;
 
 /// A queue and the writer that empties it, shared by the senders and the session.
 pub(super) struct Channel {
@@ -65,22 +65,26 @@ pub(super) struct Queue {
 pub(super) enum Flusher {
     /// Nobody: nothing waits.
     Nobody,
-    /// The sender that was the first to add something, or a task that flushes for it. In a large room, that takes
-    /// many turns.
+    /// The sender that was the first to add something, or a task for it, in one of its next turns. If it drops its set
+    /// instead, the session, which is woken for it.
     Sender,
-    /// A sender that has found the outbox filled up meanwhile, and flushes it at the end of its own turn.
+    /// A sender that has found the outbox filled up meanwhile, or a task for it, in its next turn.
     UrgentSender,
     /// The session, which is woken for it, waits for its socket, or has no connection.
     Session,
 }
 
-/// When a sender must flush an outbox.
+/// What a sender must do about an outbox to which it has added something.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum FlushTime {
-    /// At the end of its turn; of many outboxes, in further turns.
-    Soon,
-    /// At the end of its turn.
-    Now,
+pub(super) enum Duty {
+    /// Nothing: somebody else is about to write.
+    Nothing,
+    /// Flush it at the end of its turn; of many outboxes, in further turns.
+    Flush,
+    /// End its turn and flush it then: it has filled up, and whoever is to flush it may be late.
+    FlushNow,
+    /// End its turn: it has filled up, and another sender flushes it at the end of its own.
+    EndTurn,
 }
 
 /// What the session does with its connection.
@@ -155,12 +159,8 @@ impl Channel {
         })
     }
 
-    /// Appends a frame. Returns when the caller must flush the queue, if it must.
-    pub(super) fn push(
-        &self,
-        queue: &mut Queue,
-        frame: Frame,
-    ) -> Result<Option<FlushTime>, PushError> {
+    /// Appends a frame. Returns what the caller must do about it.
+    pub(super) fn push(&self, queue: &mut Queue, frame: Frame) -> Result<Duty, PushError> {
         match queue.state {
             State::Closing | State::Closed => return Err(PushError::Closed),
             State::Detaching | State::Detached if queue.replay.is_none() => {
@@ -177,7 +177,7 @@ impl Channel {
         }
         if let State::Detaching | State::Detached = queue.state {
             // There is no connection to write to or to ping.
-            return Ok(None);
+            return Ok(Duty::Nothing);
         }
         if queue.cost > 0 && queue.cost + frame.cost() > self.limit {
             queue.frames = ThinVec::new();
@@ -190,7 +190,7 @@ impl Channel {
             self.give_up(queue, close);
             return match queue.state {
                 // The replay buffer has the frame.
-                State::Detaching => Ok(None),
+                State::Detaching => Ok(Duty::Nothing),
                 _ => Err(PushError::Full),
             };
         }
@@ -199,15 +199,15 @@ impl Channel {
             queue.append(ping);
         }
         queue.settled = false;
-        let (flusher, flush_time) = match queue.flusher {
-            Flusher::Nobody => (Flusher::Sender, FlushTime::Soon),
-            Flusher::Sender if queue.cost > self.limit / FILLED_UP => {
-                (Flusher::UrgentSender, FlushTime::Now)
-            }
-            _ => return Ok(None),
+        let has_filled_up = queue.cost > self.limit / FILLED_UP_DIVISOR;
+        let (flusher, duty) = match queue.flusher {
+            Flusher::Nobody => (Flusher::Sender, Duty::Flush),
+            Flusher::Sender if has_filled_up => (Flusher::UrgentSender, Duty::FlushNow),
+            Flusher::UrgentSender if has_filled_up => (Flusher::UrgentSender, Duty::EndTurn),
+            other => (other, Duty::Nothing),
         };
         queue.flusher = flusher;
-        Ok(Some(flush_time))
+        Ok(duty)
     }
 
     /// Ends the session, unless it is ending already.

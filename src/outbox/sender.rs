@@ -24,7 +24,7 @@ pub(crate) struct OutboxStats {
 
 impl Sender {
     /// Appends a frame without waiting, and adds the outbox to `flush_set` if nothing waited in it, or so much that the
-    /// sender that is about to write it may be late. An empty outbox takes a frame of any size.
+    /// sender that is to flush it may be late. An empty outbox takes a frame of any size.
     ///
     /// # Errors
     ///
@@ -55,9 +55,8 @@ impl Sender {
         frame: Frame,
         flush_set: &mut FlushSet,
     ) -> Result<(), PushError> {
-        if let Some(flush_time) = self.0.push(queue, frame)? {
-            flush_set.push(self.0.clone(), flush_time);
-        }
+        let duty = self.0.push(queue, frame)?;
+        flush_set.take_on(duty, &self.0);
         Ok(())
     }
 

@@ -75,9 +75,8 @@ impl Outbox {
     }
 
     fn push_in(&self, queue: &mut Queue, frame: Frame) -> Result<(), PushError> {
-        if self.0.push(queue, frame)?.is_some() {
-            queue.flusher = Flusher::Session;
-        }
+        self.0.push(queue, frame)?;
+        queue.flusher = Flusher::Session;
         Ok(())
     }
 

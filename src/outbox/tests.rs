@@ -274,14 +274,16 @@ fn only_the_first_sender_flushes_an_outbox() {
 #[test]
 fn a_sender_that_finds_an_outbox_filled_up_flushes_it_too() {
     let (sender, outbox, mut stream) = outbox_to(1000, 150);
-    let [mut first, mut second] = [FlushSet::default(), FlushSet::default()];
+    let [mut first, mut second, mut third] = [(); 3].map(|()| FlushSet::default());
     assert_eq!(sender.push(frame(100), &mut first), Ok(()));
-    for _ in 0..3 {
-        assert_eq!(sender.push(frame(100), &mut second), Ok(()));
-    }
+    assert!(!first.is_turn_over());
+    assert_eq!(sender.push(frame(100), &mut second), Ok(()));
+    assert_eq!(sender.push(frame(100), &mut third), Ok(()));
+    assert!(second.is_turn_over() && third.is_turn_over());
     assert_eq!((second.first.len(), second.urgent.len()), (0, 1));
+    assert_eq!((third.first.len(), third.urgent.len()), (0, 0));
     second.flush(&TaskTracker::new());
-    assert_eq!(read(&mut stream), 4 * frame(100).bytes().len());
+    assert_eq!(read(&mut stream), 3 * frame(100).bytes().len());
     first.flush(&TaskTracker::new());
     assert_eq!(read(&mut stream), 0);
 
@@ -290,8 +292,9 @@ fn a_sender_that_finds_an_outbox_filled_up_flushes_it_too() {
         assert_eq!(sender.push(frame(180), &mut first), Ok(()));
     }
     first.flush(&TaskTracker::new());
-    assert_eq!(sender.push(frame(180), &mut second), Ok(()));
-    assert!(second.first.is_empty() && second.urgent.is_empty());
+    let mut fourth = FlushSet::default();
+    assert_eq!(sender.push(frame(180), &mut fourth), Ok(()));
+    assert!(fourth.first.is_empty() && fourth.urgent.is_empty() && !fourth.is_turn_over());
     drop(outbox);
 }
 

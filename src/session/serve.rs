@@ -191,6 +191,7 @@ impl Session {
         let mut read = reader.poll_read(cx, |event| self.on_event(event, flush_set));
         if let Poll::Ready(Ok(false)) = read
             && !self.is_paused()
+            && !flush_set.is_turn_over()
         {
             // Nothing more is there. This registers the task to be woken when more comes.
             read = reader.poll_read(cx, |event| self.on_event(event, flush_set));
@@ -305,7 +306,11 @@ impl Session {
                 return ControlFlow::Break(Disconnect::Left(status.map(|(code, _)| code)));
             }
         };
-        ControlFlow::Continue(self.spend(bytes.saturating_add(FRAME_BYTES)))
+        let control = self.spend(bytes.saturating_add(FRAME_BYTES));
+        ControlFlow::Continue(match flush_set.is_turn_over() {
+            true => ReadControl::Pause,
+            false => control,
+        })
     }
 
     /// Takes in the payload of a pong. Returns whether the pong answers a ping of the server.

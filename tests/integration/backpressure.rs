@@ -202,13 +202,19 @@ async fn a_burst_within_the_outbox_limit_arrives_complete() {
 
 #[tokio::test]
 async fn a_flood_to_a_large_room_closes_no_client_whose_socket_has_space() {
-    flood(1, 100_000).await;
+    flood(1, 100_000, 400, 1000).await;
 }
 
 #[tokio::test]
 async fn several_floods_to_a_large_room_close_no_client_whose_socket_has_space() {
     // Each of the eight may read a batch, of about 17,000 bytes, before the server writes anything.
-    flood(8, 200_000).await;
+    flood(8, 200_000, 400, 1000).await;
+}
+
+#[tokio::test]
+async fn floods_of_small_messages_close_no_client_whose_socket_has_space() {
+    // In an outbox, what each of them may read at once takes half of it.
+    flood(16, 100_000, 5000, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -252,10 +258,10 @@ async fn broadcasts_on_many_threads_arrive_complete_and_in_order() {
     tasks.join_all().await;
 }
 
-/// Lets `senders` sessions send to a large room as fast as they can. Each outbox holds `outbox_bytes`.
-async fn flood(senders: usize, outbox_bytes: usize) {
+/// Lets `senders` sessions send so many messages with so many bytes of data to a large room, as fast as they can. Each
+/// outbox holds `outbox_bytes`.
+async fn flood(senders: usize, outbox_bytes: usize, messages: usize, bytes: usize) {
     const SESSIONS: usize = 320;
-    const MESSAGES: usize = 400;
     let server = TestServer::with(|config| {
         config.limits.outbox_bytes = outbox_bytes;
         config.liveness.pong_seconds = 3600;
@@ -265,9 +271,9 @@ async fn flood(senders: usize, outbox_bytes: usize) {
     for _ in 0..SESSIONS {
         sessions.push(Raw::join(&server, "flood").await);
     }
-    let flood = json!({"type": "flood", "receiver": "all", "data": "d".repeat(1000)});
+    let flood = json!({"type": "flood", "receiver": "all", "data": "d".repeat(bytes)});
     let last = json!({"type": "last", "receiver": "all", "ref": 1});
-    let mut frames = text(flood.to_string()).repeat(MESSAGES / senders);
+    let mut frames = text(flood.to_string()).repeat(messages / senders);
     frames.extend(text(last.to_string()));
     let senders = &mut sessions[SESSIONS - senders..];
     for sender in &mut *senders {
