@@ -38,7 +38,7 @@ use crate::{
 pub fn free_port() -> u16 {
     const PORTS: Range<u32> = 20_000..32_000;
     static GIVEN: AtomicU32 = AtomicU32::new(0);
-    loop {
+    for _ in PORTS {
         // Test processes that run at the same time begin at different ports.
         let next = GIVEN.fetch_add(1, Relaxed) + std::process::id() * 97;
         let port = (PORTS.start + next % PORTS.len() as u32) as u16;
@@ -47,6 +47,7 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+    panic!("no port of {PORTS:?} is free");
 }
 
 /// Starts a program that is killed when dropped, and waits until it accepts connections.
@@ -163,7 +164,11 @@ impl Drop for Coturn {
     /// Shows what coturn has logged where a test fails.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", std::fs::read_to_string(self.log.path()).unwrap());
+            // A second panic would end the process.
+            eprintln!(
+                "{}",
+                std::fs::read_to_string(self.log.path()).unwrap_or_default()
+            );
         }
     }
 }
