@@ -37,6 +37,9 @@ const MAX_INFO: usize = 1024;
 const MIN_HOURS: f64 = 0.001;
 const MAX_HOURS: f64 = 8784.0;
 
+/// The validity of a token for which none is given, in hours.
+const DEFAULT_HOURS: f64 = 1.0;
+
 /// The verifier of tokens.
 pub(crate) struct Tokens {
     key_file: PathBuf,
@@ -224,6 +227,7 @@ fn public(user: Option<&str>, info: Option<&RawValue>) -> Option<Box<RawValue>> 
 /// A request for a token: its claims, and the key that signs it.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "cli", derive(Args))]
+#[non_exhaustive]
 pub struct TokenRequest {
     /// Key that signs the token: a private key as PEM, or a shared secret, which needs
     /// --token-algorithm HS256
@@ -266,7 +270,7 @@ pub struct TokenRequest {
     /// Lifetime of the token, in hours
     #[cfg_attr(
         feature = "cli",
-        arg(long, value_name = "HOURS", default_value_t = 1.0)
+        arg(long, value_name = "HOURS", default_value_t = DEFAULT_HOURS)
     )]
     pub hours: f64,
 
@@ -311,6 +315,21 @@ fn json(text: &str) -> Result<Box<RawValue>, String> {
 }
 
 impl TokenRequest {
+    /// A token for all rooms that is signed with the key in this file, lasts an hour, and names no user.
+    pub fn new(token_key_file: impl Into<PathBuf>) -> TokenRequest {
+        TokenRequest {
+            token_key_file: token_key_file.into(),
+            token_algorithm: None,
+            token_issuer: None,
+            token_audience: None,
+            user: None,
+            room: Vec::new(),
+            hours: DEFAULT_HOURS,
+            info: None,
+            listen_only: false,
+        }
+    }
+
     /// Creates and signs the token.
     ///
     /// # Errors

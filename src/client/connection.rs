@@ -66,17 +66,9 @@ impl From<Bytes> for Frame {
     }
 }
 
-impl From<Frame> for Message {
-    fn from(frame: Frame) -> Message {
-        match frame {
-            Frame::Text(text) => Message::text(text),
-            Frame::Binary(bytes) => Message::binary(bytes),
-        }
-    }
-}
-
 /// The pings of the server that have arrived.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Pings {
     /// When the first and the last one arrived.
     pub ends: Option<(Instant, Instant)>,
@@ -197,7 +189,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Queues a message without waiting. It is written by [`poll_flush`](Connection::poll_flush), and while a message
     /// is awaited. The queue has no bound of its own.
     pub fn queue(&mut self, message: impl Into<Frame>) {
-        self.queue_message(message.into().into());
+        self.queue_message(match message.into() {
+            Frame::Text(text) => Message::text(text),
+            Frame::Binary(bytes) => Message::binary(bytes),
+        });
     }
 
     pub(super) fn queue_message(&mut self, message: Message) {

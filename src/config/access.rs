@@ -12,6 +12,7 @@ use super::origin::Origin;
     derive(Args),
     command(next_help_heading = "Admission")
 )]
+#[non_exhaustive]
 pub struct Access {
     /// Origin of a web page that may open sessions, such as `https://example.org`; may be given
     /// several times, or with commas between [default: any origin, and clients that are not

@@ -15,6 +15,7 @@ use super::parse::socket_address;
     derive(Args),
     command(next_help_heading = "Administration")
 )]
+#[non_exhaustive]
 pub struct Admin {
     /// IP address and port of the admin API and its page: metrics, rooms and sessions; port 0 picks
     /// a free port [default: nowhere]

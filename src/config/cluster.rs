@@ -13,6 +13,7 @@ const MAX_PREFIX: usize = 128;
 /// How this node forms a cluster with others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Cluster"))]
+#[non_exhaustive]
 pub struct ClusterOptions {
     /// NATS server that connects the nodes of a cluster, such as `nats://nats.example.org` or
     /// `tls://user:password@nats.example.org:4222`; may be given several times, for the servers of

@@ -7,6 +7,7 @@ use std::{
 
 /// A wire format of other people's clients, as `--dialect` names it. Each is named after its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Dialect {
     /// `peerjs`: PeerJS, at `/peerjs`.
     PeerJs,

@@ -22,6 +22,7 @@ const MAX_REPLICAS: u64 = 5;
 /// Which rooms keep their last messages, how many, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "History"))]
+#[non_exhaustive]
 pub struct HistoryOptions {
     /// Room that keeps its last messages to all, for those who come later; a * at the end stands for
     /// any end; may be given several times [default: no room]
@@ -100,6 +101,7 @@ pub struct HistoryOptions {
 #[cfg(feature = "cluster")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[non_exhaustive]
 pub enum HistoryStorage {
     /// In a file: they outlive the NATS servers.
     #[default]

@@ -26,6 +26,7 @@ const ENVELOPE_BYTES: usize = 1024;
 /// The most that clients may ask of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Limits"))]
+#[non_exhaustive]
 pub struct Limits {
     /// Longest message that a client may send, in bytes; a longer one closes the connection (1009)
     #[cfg_attr(feature = "cli", arg(

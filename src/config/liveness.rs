@@ -10,6 +10,7 @@ use super::check::within;
 /// How the server notices lost connections, and how long it keeps their sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Liveness"))]
+#[non_exhaustive]
 pub struct Liveness {
     /// Interval between pings to each session, in seconds
     #[cfg_attr(feature = "cli", arg(

@@ -27,14 +27,15 @@ use super::{
 /// neither in `--help` nor in a usage error.
 ///
 /// ```
-/// use anteroom::config::{Config, Limits};
+/// use anteroom::Config;
 ///
-/// let limits = Limits { max_sessions: Some(100), ..Limits::default() };
-/// let config = Config { limits, ..Config::default() };
+/// let mut config = Config::default();
+/// config.limits.max_sessions = Some(100);
 /// # assert_eq!(config.check(), Ok(()));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args))]
+#[non_exhaustive]
 pub struct Config {
     /// The listener, TLS, and trusted proxies.
     #[cfg_attr(feature = "cli", command(flatten))]

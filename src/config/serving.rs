@@ -18,6 +18,7 @@ use super::parse::{network, socket_address};
 /// Where the server listens, and what it serves besides rooms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Serving"))]
+#[non_exhaustive]
 pub struct Serving {
     /// IP address and port to listen on; port 0 picks a free port
     #[cfg_attr(feature = "cli", arg(

@@ -10,6 +10,7 @@ use super::check::within;
 /// How the server stops.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Stopping"))]
+#[non_exhaustive]
 pub struct Stopping {
     /// Time that a stopping server gives its sessions to leave, in seconds; it asks them to
     /// reconnect at times spread over it

@@ -7,6 +7,7 @@ use std::{
 
 /// A signature algorithm of JSON Web Tokens, as `--token-algorithm` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TokenAlgorithm {
     /// `HS256`: HMAC with SHA-256, with a shared secret (RFC 7518, section 3.2).
     Hs256,

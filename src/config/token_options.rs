@@ -14,6 +14,7 @@ use super::{check::not_empty, token_algorithm::TokenAlgorithm};
     derive(Args),
     command(next_help_heading = "Admission")
 )]
+#[non_exhaustive]
 pub struct TokenOptions {
     /// Key that verifies room tokens (JSON Web Tokens): a public key as PEM, a JSON Web Key Set, or
     /// a shared secret, which needs --token-algorithm HS256; read again on SIGHUP [default: no

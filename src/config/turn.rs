@@ -25,6 +25,7 @@ const MAX_RATE: u64 = 1_000_000_000;
     derive(Args),
     command(next_help_heading = "TURN server")
 )]
+#[non_exhaustive]
 pub struct TurnOptions {
     /// IP address and port of a STUN and TURN server for the sessions, over UDP and TCP; port 0 picks
     /// a free port [default: no such server]

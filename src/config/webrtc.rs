@@ -13,6 +13,7 @@ use super::{
 /// The ICE servers that sessions get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "WebRTC"))]
+#[non_exhaustive]
 pub struct Webrtc {
     /// ICE server that `hello` lists for clients, such as `stun:stun.example.org` or
     /// `turn:name:password@turn.example.org`; may be given several times

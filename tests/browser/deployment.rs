@@ -15,17 +15,10 @@ use crate::{
 
 /// A token that admits a user to these rooms, signed with the secret in a file.
 pub fn token(file: &File, user: &str, rooms: &[&str]) -> String {
-    let request = TokenRequest {
-        token_key_file: file.path(),
-        token_algorithm: Some(TokenAlgorithm::Hs256),
-        token_issuer: None,
-        token_audience: None,
-        user: Some(user.into()),
-        room: rooms.iter().map(ToString::to_string).collect(),
-        hours: 1.0,
-        info: None,
-        listen_only: false,
-    };
+    let mut request = TokenRequest::new(file.path());
+    request.token_algorithm = Some(TokenAlgorithm::Hs256);
+    request.user = Some(user.into());
+    request.room = rooms.iter().map(ToString::to_string).collect();
     request.sign().unwrap()
 }
 

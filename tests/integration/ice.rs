@@ -76,17 +76,10 @@ async fn each_session_gets_its_own_turn_credentials_which_expire() {
 /// A token for `user` that expires after `hours`.
 #[cfg(all(feature = "cli", feature = "tls", feature = "tokens"))]
 fn token(key: &File, user: Option<&str>, hours: f64) -> String {
-    let request = anteroom::TokenRequest {
-        token_key_file: key.path(),
-        token_algorithm: Some(anteroom::TokenAlgorithm::Hs256),
-        token_issuer: None,
-        token_audience: None,
-        user: user.map(str::to_owned),
-        room: Vec::new(),
-        hours,
-        info: None,
-        listen_only: false,
-    };
+    let mut request = anteroom::TokenRequest::new(key.path());
+    request.token_algorithm = Some(anteroom::TokenAlgorithm::Hs256);
+    request.user = user.map(str::to_owned);
+    request.hours = hours;
     request.sign().unwrap()
 }
 
