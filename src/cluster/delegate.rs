@@ -31,9 +31,12 @@ pub(crate) trait Delegate {
     /// delivered.
     fn reject(&mut self, node: NodeId, message: Direct);
 
-    /// All messages that have arrived together are applied. Returns how many client messages were lost
-    /// without anyone being told.
-    fn end_batch(&mut self) -> u64;
+    /// Whether sessions have so much to write that [`end_batch`](Delegate::end_batch) should come before the next message.
+    fn must_end_batch(&self) -> bool;
+
+    /// Sends the replies to what was applied since the last batch, and has the sessions write what they got from it. Waits
+    /// for them if they have much to write. Returns how many client messages were lost without anyone being told.
+    fn end_batch(&mut self) -> impl Future<Output = u64> + Send;
 
     /// Subscribes to all rooms again, because the subscriptions were lost.
     fn subscribe(&mut self);

@@ -30,6 +30,10 @@ const TICK: Duration = Duration::from_millis(250);
 /// Time between two heartbeats of a node.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// Time after which a node ends a batch of messages that it has received, though there are more of them: the other nodes
+/// wait for its heartbeats.
+const BATCH: Duration = Duration::from_millis(50);
+
 /// Time between two comparisons of what nodes know of each other.
 const DIGEST: Duration = Duration::from_secs(10);
 
@@ -90,6 +94,7 @@ pub(crate) async fn run(
         lost_at: now,
         last_tick: now,
         heartbeat_at: now + HEARTBEAT,
+        retry_at: now + HEARTBEAT,
         digest_at: now + DIGEST,
     };
     let mut write = pin!(writer.run());
@@ -154,6 +159,7 @@ struct Node<'a, C: Connection, D> {
     lost_at: Instant,
     last_tick: Instant,
     heartbeat_at: Instant,
+    retry_at: Instant,
     digest_at: Instant,
 }
 
@@ -169,7 +175,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
                 // Subscriptions to rooms that begin or end.
                 Some(change) = self.subscriptions.recv() => self.inbox.change(change),
                 // Messages of other nodes.
-                payloads = unconstrained(self.inbox.batch()) => self.receive(&payloads),
+                payloads = unconstrained(self.inbox.batch()) => self.receive(&payloads).await,
                 // Room for chunks of lists.
                 () = self.delegate.lists_ready() => {}
             }
@@ -191,9 +197,9 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
             let silent = self.membership.tick(now);
             silent.into_iter().for_each(|change| self.follow(change));
         }
-        if now >= self.heartbeat_at {
-            self.heartbeat_at = now + HEARTBEAT;
-            self.send_heartbeat();
+        self.send_heartbeat_if_due(now);
+        if now >= self.retry_at {
+            self.retry_at = now + HEARTBEAT;
             self.delegate.retry();
             // After a heartbeat interval, every other node has sent one.
             let is_long_enough = |since| now - since >= HEARTBEAT;
@@ -261,7 +267,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
     }
 
     /// Receives everything that has arrived.
-    fn receive(&mut self, payloads: &[C::Payload]) {
+    async fn receive(&mut self, payloads: &[C::Payload]) {
         let mut envelopes: Vec<Envelope<'_>> = payloads
             .iter()
             .filter_map(|payload| match wire::decode(payload.bytes()) {
@@ -278,6 +284,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
         self.metrics.cluster_received.inc_by(count);
         // They arrived in several subscriptions. Their numbers are the order in which they were sent.
         envelopes.sort_by_key(|envelope| envelope.number);
+        let mut begin = Instant::now();
         for envelope in envelopes {
             self.cluster.outbound.observe(envelope.number);
             if self.membership.is_new(envelope.node, envelope.number) {
@@ -290,10 +297,22 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
                 }
                 self.handle(envelope);
             }
+            if self.delegate.must_end_batch() || begin.elapsed() > BATCH {
+                self.end_batch().await;
+                // The writer runs in the same task.
+                yield_now().await;
+                begin = Instant::now();
+            }
         }
-        let lost = self.delegate.end_batch();
+        self.end_batch().await;
+    }
+
+    /// Ends a batch of messages that are handled.
+    async fn end_batch(&mut self) {
+        let lost = self.delegate.end_batch().await;
         self.count_lost(lost);
         self.acknowledge(ACKNOWLEDGE_BYTES);
+        self.send_heartbeat_if_due(Instant::now());
     }
 
     /// Handles heartbeats and acknowledgements, and has the delegate apply all other messages.
@@ -376,6 +395,13 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
 
     fn count_lost(&self, messages: u64) {
         self.metrics.cluster_lost.inc_by(messages);
+    }
+
+    fn send_heartbeat_if_due(&mut self, now: Instant) {
+        if now >= self.heartbeat_at {
+            self.heartbeat_at = now + HEARTBEAT;
+            self.send_heartbeat();
+        }
     }
 
     /// Announces this node, and which nodes it receives.

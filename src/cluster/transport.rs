@@ -57,7 +57,7 @@ pub(crate) trait Connection: Send + Sync {
 }
 
 /// A message as it arrives.
-pub(crate) trait Payload: Send {
+pub(crate) trait Payload: Send + Sync {
     /// The subject that it was published on, as text for the log.
     fn subject(&self) -> &str;
 

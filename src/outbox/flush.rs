@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    mem,
+    iter, mem,
     sync::{Arc, Weak},
     task::{Context, Poll},
 };
@@ -66,51 +66,28 @@ impl FlushSet {
         self.is_turn_over
     }
 
-    /// Flushes all outboxes as far as their sockets accept data: a first batch now, each further batch in a task of
-    /// `tasks`.
-    pub(crate) fn flush(&mut self, tasks: &TaskTracker) {
+    /// Flushes all outboxes as far as their sockets accept data: a first batch now, others in tasks of `tasks`. What is
+    /// urgent gets a task for each batch. The rest takes one turn for each batch, in few tasks: they occupy at most half of
+    /// the runtime's threads, if there are several, so that a large room leaves time to others. Returns the end of these
+    /// tasks. Until then, the caller should add no more.
+    pub(crate) fn flush(&mut self, tasks: &TaskTracker) -> Option<Flushing> {
+        let others = mem::take(&mut self.others);
         for channel in mem::take(&mut self.urgent) {
             self.push(channel);
         }
-        while !self.others.is_empty() {
-            let mut batch = FlushSet::default();
-            batch.first = self.take_batch();
-            tasks.spawn(async move { batch.flush_first() });
-        }
-        self.flush_first();
-    }
-
-    /// Like [`flush`](FlushSet::flush), but what is not urgent takes one turn for each batch, in few tasks: those of one set
-    /// occupy at most half of the runtime's threads, if there are several, so that a large room leaves time to others.
-    /// Returns their end. Until then, the caller should add no more.
-    pub(crate) fn flush_in_turns(mut self, tasks: &TaskTracker) -> Option<Flushing> {
-        let mut others = mem::take(&mut self.others);
+        let urgent = mem::take(&mut self.others);
         let mut flushing = None;
-        if !others.is_empty() {
+        if !others.is_empty() || !urgent.is_empty() {
             let end = Arc::new(WakeAtEnd(AtomicWaker::new()));
             flushing = Some(Flushing(Arc::downgrade(&end)));
             let threads = Handle::current().metrics().num_workers();
             let share = others.len().div_ceil((threads / 2).max(1));
-            let share = share.max(LEAST_SHARE);
-            while !others.is_empty() {
-                let rest = others.len().saturating_sub(share);
-                let mut part = FlushSet::default();
-                part.others = others.split_off(rest);
-                let end = end.clone();
-                tasks.spawn(async move {
-                    loop {
-                        part.first = part.take_batch();
-                        part.flush_first();
-                        if part.others.is_empty() {
-                            break;
-                        }
-                        end_turn().await;
-                    }
-                    drop(end);
-                });
+            let shares = shares_of(others, share.max(LEAST_SHARE));
+            for share in shares_of(urgent, FLUSHED_AT_ONCE).chain(shares) {
+                tasks.spawn(flush_share(share, end.clone()));
             }
         }
-        self.flush(tasks);
+        self.flush_first();
         flushing
     }
 
@@ -127,6 +104,32 @@ impl FlushSet {
     }
 }
 
+/// Divides outboxes into shares of a size.
+fn shares_of(
+    mut channels: Vec<Arc<Channel>>,
+    size: usize,
+) -> impl Iterator<Item = Vec<Arc<Channel>>> {
+    iter::from_fn(move || {
+        let rest = channels.len().saturating_sub(size);
+        (!channels.is_empty()).then(|| channels.split_off(rest))
+    })
+}
+
+/// Flushes outboxes, in one turn for each batch.
+async fn flush_share(channels: Vec<Arc<Channel>>, end: Arc<WakeAtEnd>) {
+    let mut flush_set = FlushSet::default();
+    flush_set.others = channels;
+    loop {
+        flush_set.first = flush_set.take_batch();
+        flush_set.flush_first();
+        if flush_set.others.is_empty() {
+            break;
+        }
+        end_turn().await;
+    }
+    drop(end);
+}
+
 /// Lets each task that is ready take a turn. tokio's `yield_now` waits until none is ready, for 61 turns at most.
 async fn end_turn() {
     let mut has_waited = false;
@@ -141,6 +144,11 @@ async fn end_turn() {
 }
 
 impl Flushing {
+    /// Waits until all outboxes of the set have been flushed.
+    pub(crate) async fn end(self) {
+        poll_fn(|cx| self.poll_end(cx)).await;
+    }
+
     /// Ready when all outboxes of the set have been flushed.
     pub(crate) fn poll_end(&self, cx: &Context<'_>) -> Poll<()> {
         match self.0.upgrade() {

@@ -306,10 +306,10 @@ async fn the_end_of_a_flush_comes_when_all_outboxes_are_flushed() {
         for (sender, ..) in &outboxes[..filled] {
             assert_eq!(sender.push(frame(100), &mut flush_set), Ok(()));
         }
-        let flushing = flush_set.flush_in_turns(&TaskTracker::new());
+        let flushing = flush_set.flush(&TaskTracker::new());
         assert_eq!(flushing.is_some(), filled > 32);
         if let Some(flushing) = flushing {
-            let end = timeout(Duration::from_secs(60), poll_fn(|cx| flushing.poll_end(cx)));
+            let end = timeout(Duration::from_secs(60), flushing.end());
             end.await.expect("the end, in time");
         }
         for (_, _, stream) in &mut outboxes[..filled] {

@@ -95,7 +95,11 @@ impl Delegate for Applier {
         self.replies.reject(node, message);
     }
 
-    fn end_batch(&mut self) -> u64 {
+    fn must_end_batch(&self) -> bool {
+        self.flush_set.is_turn_over()
+    }
+
+    async fn end_batch(&mut self) -> u64 {
         let replies = mem::take(&mut self.replies);
         let undelivered = self
             .shared
@@ -103,7 +107,14 @@ impl Delegate for Applier {
             .errors(ErrorCode::UnknownReceiver.as_str());
         undelivered.inc_by(replies.told_undelivered);
         let lost = replies.send(&self.outbound);
-        mem::take(&mut self.flush_set).flush(&self.shared.tasks);
+        let mut flush_set = mem::take(&mut self.flush_set);
+        let must_wait = flush_set.is_turn_over();
+        // What has not filled up may get more meanwhile: other rooms need not wait for it.
+        if let Some(flushing) = flush_set.flush(&self.shared.tasks)
+            && must_wait
+        {
+            flushing.end().await;
+        }
         lost
     }
 

@@ -201,8 +201,8 @@ impl Session {
     }
 
     /// Flushes the outboxes that this session has filled.
-    fn flush(&mut self, flush_set: FlushSet) {
-        if let Some(flushing) = flush_set.flush_in_turns(&self.shared.tasks) {
+    fn flush(&mut self, mut flush_set: FlushSet) {
+        if let Some(flushing) = flush_set.flush(&self.shared.tasks) {
             self.flushing = Some(flushing);
         }
     }

@@ -87,6 +87,39 @@ async fn a_flood_to_another_node_does_not_disturb_other_rooms() {
     bob.expect_quiet().await;
 }
 
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_flood_to_a_large_room_on_another_node_closes_no_client_whose_socket_has_space() {
+    const MEMBERS: usize = 100;
+    const MESSAGES: usize = 1000;
+    let nats = Nats::start().await;
+    let [a, b] = nats
+        .nodes_with(|config| {
+            // What one session may have on its way to other nodes is more than twice as much.
+            config.limits.outbox_bytes = 100_000;
+            config.liveness.pong_seconds = 3600;
+            config.cluster.down_seconds = 12;
+        })
+        .await;
+    let mut members = Vec::new();
+    for _ in 0..MEMBERS {
+        members.push(Raw::join(&b, "flood").await);
+    }
+    let (sender, peers) = Client::join_with_peers(&a, "flood").await;
+    assert_eq!(peers.len(), MEMBERS);
+    let mut sender = sender.into_raw();
+    let message = json!({"type": "flood", "receiver": "all", "data": "d".repeat(1000)});
+    sender
+        .write(text(message.to_string()).repeat(MESSAGES))
+        .await;
+    for member in &mut members {
+        for _ in 0..MESSAGES {
+            while member.read_message().await["type"] != "flood" {}
+        }
+    }
+    assert_eq!(b.count("anteroom_slow_readers_total"), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server: tests/run starts this test"]
 async fn lists_longer_than_the_queue_are_sent_in_pieces() {
