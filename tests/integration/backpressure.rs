@@ -2,6 +2,9 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
+    mem,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -215,6 +218,62 @@ async fn several_floods_to_a_large_room_close_no_client_whose_socket_has_space()
 async fn floods_of_small_messages_close_no_client_whose_socket_has_space() {
     // In an outbox, what each of them may read at once takes half of it.
     flood(16, 100_000, 5000, 1).await;
+}
+
+/// The runtime has one thread, and each task gets one turn while the one that watches waits.
+#[tokio::test]
+async fn a_sender_is_not_read_from_while_a_large_room_is_written_to() {
+    const SESSIONS: usize = 320;
+    let server = TestServer::with(|config| config.liveness.pong_seconds = 3600).await;
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        sessions.push(Raw::join(&server, "large").await);
+    }
+    let mut sender = sessions.pop().unwrap();
+    let to_all =
+        |kind: &str| text(json!({"type": kind, "receiver": "all", "data": ""}).to_string());
+    sender.write(to_all("begin")).await;
+    let mut receivers = Vec::new();
+    for mut session in sessions {
+        while session.read_message().await["type"] != "begin" {}
+        receivers.push(session.stream.into_std().unwrap());
+    }
+
+    // Between two messages to all there is more than the server reads at once.
+    let ping = json!({"type": "ping", "receiver": "server", "data": "p".repeat(20_000)});
+    let ping = text(ping.to_string()).repeat(2);
+    let taken_in = "anteroom_messages_received_total";
+    let before = server.count(taken_in);
+    sender
+        .write([to_all("first"), ping, to_all("second")].concat())
+        .await;
+    let written = move || {
+        let has_first = |receiver: &&std::net::TcpStream| {
+            let mut bytes = [0; 200];
+            let count = receiver.peek(&mut bytes).unwrap_or_default();
+            String::from_utf8_lossy(&bytes[..count]).contains("first")
+        };
+        receivers.iter().filter(has_first).count()
+    };
+    let watch = tokio::spawn(async move {
+        let mut was_partly_written = false;
+        while server.count(taken_in) < before + 4 {
+            was_partly_written |= (1..SESSIONS - 1).contains(&written());
+            // tokio's `yield_now` gives others more than one turn.
+            let mut has_waited = false;
+            poll_fn(|cx| {
+                cx.waker().wake_by_ref();
+                match mem::replace(&mut has_waited, true) {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+        }
+        assert!(was_partly_written);
+        assert_eq!(written(), SESSIONS - 1);
+    });
+    within_deadline("the second message", watch).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
