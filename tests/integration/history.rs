@@ -48,18 +48,26 @@ impl Client {
 
     /// Asks for the history; returns the messages and whether there are more.
     pub async fn history(&mut self, data: Value) -> (Vec<Value>, bool) {
+        self.try_history(data).await.unwrap()
+    }
+
+    /// Like [`history`](Client::history), or the error that the server answers.
+    pub async fn try_history(&mut self, data: Value) -> Result<(Vec<Value>, bool), Value> {
         self.send(json!({"type": "history", "receiver": "server", "data": data}))
             .await;
         let mut messages = Vec::new();
         loop {
             let message = self.next().await;
+            if message["type"] == "error" {
+                return Err(message);
+            }
             assert_eq!(message["type"], "history", "{message}");
             assert_eq!(
                 (&message["sender"], &message["receiver"]),
                 (&json!("server"), &json!(self.id))
             );
             match message["data"]["done"] == true {
-                true => return (messages, message["data"]["more"] == true),
+                true => return Ok((messages, message["data"]["more"] == true)),
                 false => messages.push(message["data"].clone()),
             }
         }
