@@ -300,21 +300,23 @@ async fn what_has_a_receipt_outlives_the_loss_of_a_nats_server() {
     let leader: usize = leader.strip_prefix("server-").unwrap().parse().unwrap();
     let mut alice = Client::join(&nodes[0], "tea").await;
     let (mut confirmed, mut failed) = (BTreeSet::new(), BTreeSet::new());
-    for number in 0..300_u64 {
-        alice
-            .send(json!({"type": "say", "receiver": "all", "data": number, "ref": number}))
-            .await;
-    }
-    while confirmed.len() + failed.len() < 300 {
-        let message = alice.next().await;
-        let number = message["data"]["ref"].as_u64().unwrap();
-        match message["type"].as_str().unwrap() {
-            "ack" => confirmed.insert(number),
-            _ => failed.insert(number),
-        };
-        if number == 20 {
-            assert!(confirmed.contains(&number), "{message}");
+    for numbers in [0..101, 101..300_u64] {
+        for number in numbers.clone() {
+            alice
+                .send(json!({"type": "say", "receiver": "all", "data": number, "ref": number}))
+                .await;
+        }
+        if numbers.end == 300 {
+            assert!(confirmed.len() >= 100, "{} are stored", confirmed.len());
             servers[leader].kill().await;
+        }
+        while confirmed.len() + failed.len() < numbers.end as usize {
+            let message = alice.next().await;
+            let number = message["data"]["ref"].as_u64().unwrap();
+            match message["type"].as_str().unwrap() {
+                "ack" => confirmed.insert(number),
+                _ => failed.insert(number),
+            };
         }
     }
     // The other two go on.

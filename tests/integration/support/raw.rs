@@ -173,12 +173,15 @@ impl Raw {
 
     /// The next frame that is not a ping: the server may send pings at any time.
     pub async fn read_frame(&mut self) -> RawFrame {
-        loop {
-            let frame = self.read_any_frame().await;
-            if frame.first != 0x89 {
-                return frame;
+        let read = async {
+            loop {
+                let frame = self.read_any_frame().await;
+                if frame.first != 0x89 {
+                    break frame;
+                }
             }
-        }
+        };
+        within_deadline("a frame other than a ping", read).await
     }
 
     /// The next frame, which may be a ping.
