@@ -20,6 +20,10 @@ pub(crate) trait Delegate {
     /// A node is down. Nothing of it follows until it is up again.
     fn node_down(&mut self, node: NodeId);
 
+    /// Removes a portion of the sessions of the node that went down last. Returns whether some are left.
+    /// [`end_batch`](Delegate::end_batch) follows.
+    fn remove_sessions(&mut self) -> bool;
+
     /// Applies a message that `node` sent under this number. `text` is the JSON of a client or a backend
     /// that came with it, or empty.
     ///

@@ -171,7 +171,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
         while !self.delegate.is_done() {
             tokio::select! {
                 biased;
-                _ = ticks.tick() => self.tick(Instant::now()),
+                _ = ticks.tick() => self.tick(Instant::now()).await,
                 // Subscriptions to rooms that begin or end.
                 Some(change) = self.subscriptions.recv() => self.inbox.change(change),
                 // Messages of other nodes.
@@ -189,13 +189,15 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
     }
 
     /// Does what is due.
-    fn tick(&mut self, now: Instant) {
+    async fn tick(&mut self, now: Instant) {
         // If this process stood still, it has not received the heartbeats of others.
         let stood_still = now - mem::replace(&mut self.last_tick, now) > HEARTBEAT;
-        self.check_connection(now);
+        self.check_connection(now).await;
         if !stood_still && self.connected_at.is_some() {
             let silent = self.membership.tick(now);
-            silent.into_iter().for_each(|change| self.follow(change));
+            for change in silent {
+                self.follow(change).await;
+            }
         }
         self.send_heartbeat_if_due(now);
         if now >= self.retry_at {
@@ -233,7 +235,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
 
     /// Checks whether the connection is lost or back. Removes all nodes once it is lost for longer than the
     /// down time.
-    fn check_connection(&mut self, now: Instant) {
+    async fn check_connection(&mut self, now: Instant) {
         let is_connected = self.connection.is_connected();
         match (is_connected, self.connected_at) {
             (true, None) => {
@@ -258,8 +260,9 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
         }
         if !outbound.is_open() {
             // The other nodes have given this one up, or are about to.
-            let all = self.membership.clear();
-            all.into_iter().for_each(|change| self.follow(change));
+            for change in self.membership.clear() {
+                self.follow(change).await;
+            }
             if is_connected {
                 self.begin();
             }
@@ -295,12 +298,10 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
                 if self.membership.is_up(envelope.node) {
                     self.membership.received(envelope.node, envelope.bytes);
                 }
-                self.handle(envelope);
+                self.handle(envelope).await;
             }
             if self.delegate.must_end_batch() || begin.elapsed() > BATCH {
                 self.end_batch().await;
-                // The writer runs in the same task.
-                yield_now().await;
                 begin = Instant::now();
             }
         }
@@ -313,10 +314,12 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
         self.count_lost(lost);
         self.acknowledge(ACKNOWLEDGE_BYTES);
         self.send_heartbeat_if_due(Instant::now());
+        // The writer runs in the same task.
+        yield_now().await;
     }
 
     /// Handles heartbeats and acknowledgements, and has the delegate apply all other messages.
-    fn handle(&mut self, envelope: Envelope<'_>) {
+    async fn handle(&mut self, envelope: Envelope<'_>) {
         let Envelope {
             node,
             number,
@@ -331,7 +334,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
                 let now = Instant::now();
                 let (change, is_unknown) = self.membership.heartbeat(now, node, number, &heard);
                 if let Some(change) = change {
-                    self.follow(change);
+                    self.follow(change).await;
                 }
                 if is_unknown {
                     // The new node is up only when it knows that this one receives it.
@@ -340,7 +343,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
             }
             Message::All(Broadcast::Bye) => {
                 if let Some(change) = self.membership.bye(node) {
-                    self.follow(change);
+                    self.follow(change).await;
                 }
             }
             Message::All(Broadcast::Enter { .. }) | Message::Node(Direct::Ask(_)) => {
@@ -371,26 +374,33 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
     }
 
     /// Follows a change of the membership.
-    fn follow(&mut self, change: Change) {
+    async fn follow(&mut self, change: Change) {
         match change {
             Change::Up(node) => {
                 info!("node {node} is up");
                 self.cluster.outbound.up(node);
                 self.delegate.node_up(node);
             }
-            Change::Down(node) => self.node_down(node),
+            Change::Down(node) => self.node_down(node).await,
         }
         let nodes = self.membership.count_up();
         self.metrics.cluster_nodes.set(nodes as i64);
     }
 
-    fn node_down(&mut self, node: NodeId) {
+    async fn node_down(&mut self, node: NodeId) {
         info!("node {node} is down");
         let lost = self.cluster.outbound.down(node);
         self.count_lost(lost);
         // The heartbeat no longer lists the node. The node then removes this one, and both begin anew.
         self.send_heartbeat();
         self.delegate.node_down(node);
+        loop {
+            let has_more = self.delegate.remove_sessions();
+            self.end_batch().await;
+            if !has_more {
+                break;
+            }
+        }
     }
 
     fn count_lost(&self, messages: u64) {

@@ -4,11 +4,12 @@ use std::{
     future::poll_fn,
     iter, mem,
     sync::{Arc, Weak},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use arrayvec::ArrayVec;
-use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use thin_vec::ThinVec;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
@@ -21,7 +22,7 @@ const FLUSHED_AT_ONCE: usize = 32;
 const LEAST_SHARE: usize = 4 * FLUSHED_AT_ONCE;
 
 /// Outboxes that a task has filled and flushes at the end of its turn. An outbox that is still in the set when the set
-/// is dropped is flushed by its session, which is woken: thus joins and leaves of a crowd are written in fewer pieces.
+/// is dropped is flushed by its session, which is woken.
 #[derive(Default)]
 pub(crate) struct FlushSet {
     pub(super) first: Batch,
@@ -30,13 +31,26 @@ pub(crate) struct FlushSet {
     /// Outboxes that are in a set already, in this or another, and may not wait for its next turns.
     pub(super) urgent: Vec<Arc<Channel>>,
     is_turn_over: bool,
+    /// The flushes of the first room in which an outbox has filled up.
+    flushes: Option<Arc<Flushes>>,
 }
 
-/// The end of a flush that further tasks do.
-pub(crate) struct Flushing(Weak<WakeAtEnd>);
+/// The flushes of a room that have begun because an outbox had filled up. Whoever is about to send to the room waits for
+/// them. Otherwise each session of a large room could send one more message before the outboxes get their turn, and all of
+/// these are more than an outbox holds.
+#[derive(Default)]
+pub(crate) struct Flushes(Mutex<ThinVec<Flushing>>);
 
-/// Shared by the tasks that flush a set. Wakes the task that waits for the last of them.
-struct WakeAtEnd(AtomicWaker);
+/// A wait for the end of a flush that further tasks do. A clone is a wait of its own.
+pub(crate) struct Flushing {
+    end: Weak<WakeAtEnd>,
+    /// Whether the task that waits is among those to be woken.
+    is_registered: bool,
+}
+
+/// Shared by the tasks that flush a set. The last of them wakes the tasks that wait, in the order in which they began to.
+#[derive(Default)]
+struct WakeAtEnd(Mutex<Vec<Waker>>);
 
 /// Outboxes that are flushed in one turn.
 type Batch = ArrayVec<Arc<Channel>, FLUSHED_AT_ONCE>;
@@ -61,6 +75,13 @@ impl FlushSet {
         }
     }
 
+    /// Notes the room that was sent to last, if an outbox has filled up.
+    pub(crate) fn note_room(&mut self, flushes: impl FnOnce() -> Arc<Flushes>) {
+        if self.is_turn_over && self.flushes.is_none() {
+            self.flushes = Some(flushes());
+        }
+    }
+
     /// Whether the sender must add nothing more in this turn, because an outbox has filled up.
     pub(crate) fn is_turn_over(&self) -> bool {
         self.is_turn_over
@@ -71,6 +92,7 @@ impl FlushSet {
     /// the runtime's threads, if there are several, so that a large room leaves time to others. Returns the end of these
     /// tasks. Until then, the caller should add no more.
     pub(crate) fn flush(&mut self, tasks: &TaskTracker) -> Option<Flushing> {
+        let flushes = self.flushes.take();
         let others = mem::take(&mut self.others);
         for channel in mem::take(&mut self.urgent) {
             self.push(channel);
@@ -78,8 +100,14 @@ impl FlushSet {
         let urgent = mem::take(&mut self.others);
         let mut flushing = None;
         if !others.is_empty() || !urgent.is_empty() {
-            let end = Arc::new(WakeAtEnd(AtomicWaker::new()));
-            flushing = Some(Flushing(Arc::downgrade(&end)));
+            let end = Arc::new(WakeAtEnd::default());
+            let this = flushing.insert(Flushing {
+                end: Arc::downgrade(&end),
+                is_registered: false,
+            });
+            if let Some(flushes) = flushes {
+                flushes.add(this.clone());
+            }
             let threads = Handle::current().metrics().num_workers();
             let share = others.len().div_ceil((threads / 2).max(1));
             let shares = shares_of(others, share.max(LEAST_SHARE));
@@ -89,6 +117,15 @@ impl FlushSet {
         }
         self.flush_first();
         flushing
+    }
+
+    /// Flushes all outboxes if one has filled up. Otherwise it leaves them to their sessions, so that what a crowd adds is
+    /// written in fewer pieces.
+    pub(crate) fn settle(mut self, tasks: &TaskTracker) {
+        // The last sessions end with the runtime.
+        if self.is_turn_over && Handle::try_current().is_ok() {
+            self.flush(tasks);
+        }
     }
 
     fn take_batch(&mut self) -> Batch {
@@ -143,27 +180,55 @@ async fn end_turn() {
     .await;
 }
 
+impl Flushes {
+    /// A flush that has not ended. There may be another one then.
+    pub(crate) fn first(&self) -> Option<Flushing> {
+        let mut flushes = self.0.lock();
+        flushes.retain(|flushing| !flushing.has_ended());
+        flushes.first().cloned()
+    }
+
+    fn add(&self, flushing: Flushing) {
+        let mut flushes = self.0.lock();
+        flushes.retain(|flushing| !flushing.has_ended());
+        flushes.push(flushing);
+    }
+}
+
 impl Flushing {
     /// Waits until all outboxes of the set have been flushed.
-    pub(crate) async fn end(self) {
+    pub(crate) async fn end(mut self) {
         poll_fn(|cx| self.poll_end(cx)).await;
     }
 
-    /// Ready when all outboxes of the set have been flushed.
-    pub(crate) fn poll_end(&self, cx: &Context<'_>) -> Poll<()> {
-        match self.0.upgrade() {
-            Some(end) => {
-                end.0.register(cx.waker());
-                Poll::Pending
-            }
-            None => Poll::Ready(()),
+    /// Ready when all outboxes of the set have been flushed. It must be polled by the same task each time.
+    pub(crate) fn poll_end(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let Some(end) = self.end.upgrade() else {
+            return Poll::Ready(());
+        };
+        if !mem::replace(&mut self.is_registered, true) {
+            end.0.lock().push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn has_ended(&self) -> bool {
+        self.end.strong_count() == 0
+    }
+}
+
+impl Clone for Flushing {
+    fn clone(&self) -> Flushing {
+        Flushing {
+            end: self.end.clone(),
+            is_registered: false,
         }
     }
 }
 
 impl Drop for WakeAtEnd {
     fn drop(&mut self) {
-        self.0.wake();
+        self.0.get_mut().drain(..).for_each(Waker::wake);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    iter,
     pin::Pin,
     sync::{
         Arc,
@@ -15,13 +16,13 @@ use futures_util::FutureExt;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, BufWriter, DuplexStream, ReadBuf, duplex},
     net::{TcpListener, TcpSocket, TcpStream},
-    task::yield_now,
+    task::{JoinSet, yield_now},
     time::timeout,
 };
 use tokio_util::{either::Either, task::TaskTracker};
 
 use super::{
-    flush::FlushSet,
+    flush::{FlushSet, Flushes},
     queue::{Command, FlushError, PushError},
     sender::Sender,
     session_half::{Outbox, detached_outbox, outbox},
@@ -308,15 +309,48 @@ async fn the_end_of_a_flush_comes_when_all_outboxes_are_flushed() {
         }
         let flushing = flush_set.flush(&TaskTracker::new());
         assert_eq!(flushing.is_some(), filled > 32);
-        if let Some(flushing) = flushing {
-            let end = timeout(Duration::from_secs(60), flushing.end());
-            end.await.expect("the end, in time");
-        }
+        let waits = iter::repeat_n(flushing, 3).flatten();
+        let waits: JoinSet<()> = waits.map(|flushing| flushing.end()).collect();
+        let end = timeout(Duration::from_secs(60), waits.join_all());
+        end.await.expect("the end, in time");
         for (_, _, stream) in &mut outboxes[..filled] {
             // A task that reads many streams must give up its turn.
             yield_now().await;
             assert_eq!(read(stream), frame(100).len());
         }
+    }
+}
+
+#[tokio::test]
+async fn a_flush_of_outboxes_that_have_filled_up_belongs_to_their_room() {
+    let outboxes: Vec<_> = (0..100).map(|_| outbox_to(800, 1000)).collect();
+    let push_to_all = |size, flush_set: &mut FlushSet| {
+        for (sender, ..) in &outboxes {
+            assert_eq!(sender.push(frame(size), flush_set), Ok(()));
+        }
+    };
+    let room = Arc::new(Flushes::default());
+    let mut waiting = FlushSet::default();
+    push_to_all(70, &mut waiting);
+    waiting.note_room(|| unreachable!("none has filled up"));
+    for is_settled in [false, true] {
+        let mut flush_set = FlushSet::default();
+        push_to_all(100, &mut flush_set);
+        flush_set.note_room(|| room.clone());
+        assert!(room.first().is_none());
+        match is_settled {
+            true => flush_set.settle(&TaskTracker::new()),
+            false => _ = flush_set.flush(&TaskTracker::new()),
+        }
+        let (first, second) = (room.first().unwrap(), room.first().unwrap());
+        first.end().await;
+        assert!(room.first().is_none());
+        second.end().await;
+        for (sender, ..) in &outboxes {
+            assert_eq!(sender.stats().bytes, 0);
+        }
+        waiting.flush(&TaskTracker::new());
+        push_to_all(70, &mut waiting);
     }
 }
 

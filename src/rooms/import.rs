@@ -340,6 +340,7 @@ mod tests {
 
     use futures_util::FutureExt;
     use tokio::time::Instant;
+    use tokio_util::task::TaskTracker;
 
     use super::{
         super::{index::Rooms, lookups::Lookups, migrations::Migration},
@@ -364,7 +365,12 @@ mod tests {
     impl TestNode {
         fn new() -> (TestNode, Reservation) {
             let (link, other) = (TestLink::open(), NodeId::random());
-            let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()), None);
+            let rooms = Rooms::new(
+                &Limits::default(),
+                Some(link.outbound.clone()),
+                None,
+                TaskTracker::new(),
+            );
             let rooms = Arc::new(rooms);
             rooms.node_up(other);
             let reservation = rooms.reserve(&RoomName::default_room()).unwrap();

@@ -11,6 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::task::yield_now;
+use tokio_util::task::TaskTracker;
 
 use super::{
     deadlines::Deadlines,
@@ -46,6 +47,8 @@ pub(crate) struct Rooms {
     pub(super) snapshot_tasks: SnapshotTasks,
     pub(super) queries: Queries,
     pub(super) deadlines: Deadlines,
+    /// The tasks of the server.
+    pub(super) tasks: TaskTracker,
 }
 
 /// The rooms by name.
@@ -114,11 +117,13 @@ impl Index {
 
 impl Rooms {
     /// No rooms yet, with these limits. `outbound` is the queue to other nodes, and `history` that of the rooms that
-    /// keep one.
+    /// keep one. Large rooms are written to by tasks
+    /// of `tasks`.
     pub(crate) fn new(
         limits: &Limits,
         outbound: Option<Arc<Outbound>>,
         history: Option<Arc<History>>,
+        tasks: TaskTracker,
     ) -> Rooms {
         let limit =
             |limit: Option<NonZeroU32>| limit.map_or(usize::MAX, |limit| limit.get() as usize);
@@ -133,6 +138,7 @@ impl Rooms {
             snapshot_tasks: SnapshotTasks::default(),
             queries: Queries::default(),
             deadlines: Deadlines::default(),
+            tasks,
         }
     }
 
@@ -213,7 +219,21 @@ impl Rooms {
         let mut flush_set = FlushSet::default();
         let speaker = Speaker::default();
         let delivery = room.route(speaker, receiver, frame, &mut flush_set);
+        flush_set.settle(&self.tasks);
         Some(delivery.receivers)
+    }
+
+    /// Whether a message to a room must [wait](Rooms::wait_for_flushes).
+    pub(crate) fn is_flushing(&self, name: &RoomName) -> bool {
+        let room = self.find(name);
+        room.is_some_and(|room| room.flushing().is_some())
+    }
+
+    /// Waits until no outbox in a room is flushed because it had filled up.
+    pub(crate) async fn wait_for_flushes(&self, name: &RoomName) {
+        if let Some(room) = self.find(name) {
+            room.wait_for_flushes().await;
+        }
     }
 
     /// Sends to all in a room, once it is known how many sessions are there. Nobody receives it if this node is not in
@@ -238,7 +258,10 @@ impl Rooms {
         // A dialect has no words for it.
         let rooms = self.all().into_iter();
         for room in rooms.filter(|room| room.name.dialect().is_none()) {
-            receivers += room.send_to_local(frame, &mut FlushSet::default());
+            room.wait_for_flushes().await;
+            let mut flush_set = FlushSet::default();
+            receivers += room.send_to_local(frame, &mut flush_set);
+            flush_set.settle(&self.tasks);
             yield_now().await;
         }
         receivers

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     cluster::{NodeId, Quota},
     history::{History, Past},
-    outbox::{FlushSet, Sender},
+    outbox::{FlushSet, Flushing, Sender},
     protocol::{Close, Peer, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
@@ -51,7 +51,7 @@ impl Reservation {
         members.join(&self.room.name, id, sender, info.clone(), &mut flush_set);
         let past = self.room.past(&members);
         drop(members);
-        drop(flush_set);
+        flush_set.settle(&self.rooms.tasks);
         JoinGuard {
             reservation: self,
             id,
@@ -114,6 +114,17 @@ impl JoinGuard {
             }
             past
         }
+    }
+
+    /// A flush of an outbox that had filled up, if one is under way in the room: the session must not send before its end.
+    /// There may be another one then.
+    pub(crate) fn flushing(&self) -> Option<Flushing> {
+        self.reservation.room.flushing()
+    }
+
+    /// Waits until no outbox in the room is flushed because it had filled up.
+    pub(crate) async fn wait_for_flushes(&self) {
+        self.reservation.wait_for_flushes().await;
     }
 
     /// Sends to the receivers of a message.
@@ -179,17 +190,6 @@ impl JoinGuard {
         for (id, location) in room.same_claims(self.id) {
             rooms.close_at(&room.name, id, &location, Close::by_operator());
         }
-    }
-
-    /// Sends to all in the room, once it is known how many sessions are there.
-    pub(crate) fn publish(
-        &self,
-        speaker: Speaker<'_>,
-        write: impl FnOnce(usize) -> Frame,
-        flush_set: &mut FlushSet,
-    ) -> Delivery {
-        let room = &self.reservation.room;
-        room.publish(speaker, write, flush_set)
     }
 
     /// Sets what the session says of itself, and tells the others. Returns the number of bytes that this sends;
@@ -276,6 +276,6 @@ impl Drop for JoinGuard {
         let mut members = room.members.write();
         members.leave(&room.name, self.id, self.moves, &mut flush_set);
         drop(members);
-        drop(flush_set);
+        flush_set.settle(&self.reservation.rooms.tasks);
     }
 }

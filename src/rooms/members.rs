@@ -4,7 +4,7 @@
 //! (`new` or `close`), tells the other nodes where this node owns the session, and records the event for
 //! sessions that migrate to this node.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use log::debug;
 use nohash_hasher::IntMap;
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     cluster::{Event, MAX_NUMBER, NodeId, SessionRecord, SessionState},
     dialects,
-    outbox::{FlushSet, Sender},
+    outbox::{FlushSet, Flushes, Flushing, Sender},
     protocol::{RoomName, SessionId},
     spare_capacity::release_spare_capacity,
     websocket::Frame,
@@ -44,6 +44,8 @@ pub(super) struct Members {
     pub(super) names: Option<Box<Names>>,
     /// The view of the other nodes; `None` without a cluster, and after this node has left the room.
     pub(super) remote: Option<Box<RemoteView>>,
+    /// Present once an outbox has filled up.
+    flushes: OnceLock<Arc<Flushes>>,
 }
 
 /// Sessions of this node.
@@ -66,12 +68,32 @@ impl Members {
             })
     }
 
-    /// Sends a frame to all sessions of this node.
-    pub(super) fn push_to_local(&self, frame: &Frame, flush_set: &mut FlushSet) {
-        for (_, sender) in self.local() {
-            // A session that takes nothing more is leaving, and needs no news.
-            let _ = sender.push(frame.clone(), flush_set);
+    /// Sends a frame to all sessions of this node except `author`. Returns how many receive it: one that takes nothing more
+    /// is leaving.
+    pub(super) fn push_to_local(
+        &self,
+        frame: &Frame,
+        author: Option<SessionId>,
+        flush_set: &mut FlushSet,
+    ) -> usize {
+        let mut receivers = 0;
+        for (id, sender) in self.local() {
+            if Some(id) != author {
+                receivers += usize::from(sender.push(frame.clone(), flush_set).is_ok());
+            }
         }
+        self.note_room(flush_set);
+        receivers
+    }
+
+    /// Notes the room in the set if an outbox has filled up.
+    pub(super) fn note_room(&self, flush_set: &mut FlushSet) {
+        flush_set.note_room(|| self.flushes.get_or_init(Arc::default).clone());
+    }
+
+    /// A flush of an outbox that had filled up, if one is under way.
+    pub(super) fn flushing(&self) -> Option<Flushing> {
+        self.flushes.get()?.first()
     }
 
     /// Adds a session of this node.
@@ -85,7 +107,7 @@ impl Members {
     ) {
         let new = dialects::of(room.dialect()).joined(id, info.public());
         if let Some(new) = &new {
-            self.push_to_local(new, flush_set);
+            self.push_to_local(new, None, flush_set);
         }
         self.clock = (self.clock + 1).min(MAX_NUMBER);
         self.time_claim(&info);
@@ -123,7 +145,7 @@ impl Members {
         self.remove(room, id, flush_set);
         let close = dialects::of(room.dialect()).left(id);
         if let Some(close) = &close {
-            self.push_to_local(close, flush_set);
+            self.push_to_local(close, None, flush_set);
         }
         if let Some(remote) = &mut self.remote {
             remote.remove_pending_join(id);
@@ -187,12 +209,7 @@ impl Members {
         };
         let state = Arc::new(SessionState { number, value });
         member.set_state(state.clone());
-        for (other, sender) in self.local() {
-            if other != id {
-                // A session that takes nothing more is leaving, and needs no news.
-                let _ = sender.push(frame.clone(), flush_set);
-            }
-        }
+        self.push_to_local(&frame, Some(id), flush_set);
         self.introduce(room, Some(id));
         if let Some(remote) = &self.remote {
             // If this node is disconnected, it sends everything when it is connected again.
@@ -288,6 +305,7 @@ impl Members {
         let id = record.id;
         let member = Member::from_record(record, Location::Remote(node));
         self.insert(room, id, member, flush_set);
+        self.note_room(flush_set);
     }
 
     /// Takes in a state once all has come that the session has sent before.
@@ -334,7 +352,7 @@ impl Members {
         };
         let event = RecordedEvent::State(id, state.number, frame.clone());
         member.set_state(state);
-        self.push_to_local(&frame, flush_set);
+        self.push_to_local(&frame, None, flush_set);
         if let Some(remote) = &self.remote {
             remote.lookups.record(node, number, &event);
         }
@@ -377,7 +395,7 @@ impl Members {
         self.remove(room, id, flush_set);
         let close = dialects::of(room.dialect()).left(id);
         if let Some(close) = &close {
-            self.push_to_local(close, flush_set);
+            self.push_to_local(close, None, flush_set);
         }
         if let Some(remote) = &mut self.remote {
             drop(remote.migrations.remove(id));
@@ -402,6 +420,11 @@ impl Members {
         for id in self.ids_on(node) {
             self.remove_remote(room, node, number, id, flush_set);
         }
+        self.end_stay(room, node, flush_set);
+    }
+
+    /// Ends what waits for a node that has no session in the room any more.
+    pub(super) fn end_stay(&mut self, room: &RoomName, node: NodeId, flush_set: &mut FlushSet) {
         self.end_waits(room, flush_set);
         if let Some(remote) = &mut self.remote {
             let finished = remote.migrations.redirected(node, None);

@@ -251,6 +251,8 @@ impl Room {
 mod tests {
     use std::sync::Arc;
 
+    use tokio_util::task::TaskTracker;
+
     use super::{super::session_info::SessionInfo, *};
     use crate::{
         cluster::{Message, NodePast, SessionRecord, TestLink},
@@ -365,7 +367,12 @@ mod tests {
     #[test]
     fn a_session_that_has_left_this_node_does_not_migrate_from_it() {
         let link = TestLink::open();
-        let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()), None);
+        let rooms = Rooms::new(
+            &Limits::default(),
+            Some(link.outbound.clone()),
+            None,
+            TaskTracker::new(),
+        );
         let room = RoomName::default_room();
         let reservation = Arc::new(rooms).reserve(&room).unwrap();
         let (sender, outbox) = detached_outbox(1000, 0, Vec::new());

@@ -4,6 +4,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
+use tokio_util::task::TaskTracker;
 
 use super::{
     import::{ImportedSession, LookupOutcome},
@@ -40,7 +41,12 @@ impl Node {
         let outbound = link.outbound.clone();
         Node {
             link,
-            rooms: Arc::new(Rooms::new(&Limits::default(), Some(outbound), None)),
+            rooms: Arc::new(Rooms::new(
+                &Limits::default(),
+                Some(outbound),
+                None,
+                TaskTracker::new(),
+            )),
             replies: Replies::default(),
             flush_set: FlushSet::default(),
         }

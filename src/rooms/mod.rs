@@ -67,6 +67,7 @@ pub(crate) use self::{
     index::Rooms,
     join_guard::JoinGuard,
     migration_request::MigrationRequest,
+    node_messages::LostNode,
     query::Busy,
     replies::Replies,
     reservation::{Full, Reservation},

@@ -13,6 +13,29 @@ use crate::{
     protocol::RoomName,
 };
 
+/// How many sessions of a lost node are removed at once.
+const LOST_AT_ONCE: usize = 1000;
+
+/// The sessions of a node that is down, which are removed in portions: to the sessions of this node, each is news.
+pub(crate) struct LostNode {
+    node: NodeId,
+    rooms: Vec<Arc<Room>>,
+}
+
+impl LostNode {
+    /// Removes a portion of the node's sessions, which ends when an outbox has filled up. Returns whether some are left.
+    pub(crate) fn remove_sessions(&mut self, flush_set: &mut FlushSet) -> bool {
+        let mut most = LOST_AT_ONCE;
+        while let Some(room) = self.rooms.last() {
+            if room.remove_sessions(self.node, &mut most, flush_set) {
+                return true;
+            }
+            self.rooms.pop();
+        }
+        false
+    }
+}
+
 /// Nodes that come and go.
 impl Rooms {
     /// Notes that a node is up, and asks it for its sessions.
@@ -24,13 +47,14 @@ impl Rooms {
         self.snapshot_tasks.ask(node, names.collect());
     }
 
-    /// Notes that a node is down: its sessions have left.
-    pub(crate) fn node_down(&self, node: NodeId) {
+    /// Notes that a node is down. Its sessions have left, and are to be removed.
+    #[must_use]
+    pub(crate) fn node_down(&self, node: NodeId) -> LostNode {
         self.index.lock().nodes.remove(&node);
-        for room in self.all() {
-            room.node_down(node, &mut FlushSet::default());
-        }
+        let rooms = self.all();
+        rooms.iter().for_each(|room| room.node_down(node));
         self.queries.node_down(node);
+        LostNode { node, rooms }
     }
 
     /// Subscribes to all rooms again, on a new connection.

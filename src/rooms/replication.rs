@@ -26,15 +26,35 @@ impl Room {
         }
     }
 
-    /// Notes that a node is down: its sessions have left.
-    pub(super) fn node_down(&self, node: NodeId, flush_set: &mut FlushSet) {
+    /// Notes that a node is down.
+    pub(super) fn node_down(&self, node: NodeId) {
+        if let Some(remote) = &mut self.members.write().remote {
+            remote.remove_node(node);
+        }
+    }
+
+    /// Removes sessions of a node that is down, at most `most`, until an outbox has filled up. Reduces `most` by their
+    /// number. Returns whether some are left.
+    pub(super) fn remove_sessions(
+        &self,
+        node: NodeId,
+        most: &mut usize,
+        flush_set: &mut FlushSet,
+    ) -> bool {
         let mut members = self.members.write();
-        let Some(remote) = &mut members.remote else {
-            return;
+        let Some(remote) = &members.remote else {
+            return false;
         };
-        remote.remove_node(node);
         let number = remote.outbound.number();
-        members.remove_all_of(&self.name, node, number, flush_set);
+        for id in members.ids_on(node) {
+            if *most == 0 || flush_set.is_turn_over() {
+                return true;
+            }
+            *most -= 1;
+            members.remove_remote(&self.name, node, number, id, flush_set);
+        }
+        members.end_stay(&self.name, node, flush_set);
+        false
     }
 
     /// Notes that a node has entered the room with this event, and has no session there.
@@ -143,7 +163,7 @@ impl Room {
                 // A session of another node speaks only through that node.
                 if sender.is_none_or(|id| members.may_speak(node, id)) {
                     let frame = protocol::from_json(text);
-                    members.push_to_local(&frame, flush_set);
+                    members.push_to_local(&frame, None, flush_set);
                     if let Some(remote) = &members.remote {
                         let event = RecordedEvent::Broadcast(sender, frame);
                         remote.lookups.record(node, number, &event);

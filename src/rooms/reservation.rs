@@ -94,6 +94,16 @@ impl Reservation {
     pub(crate) async fn wait_for_snapshots(&self, limit: Duration) {
         self.room.wait_for_snapshots(limit).await;
     }
+
+    /// Whether a session that joins must [wait](Reservation::wait_for_flushes).
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.room.flushing().is_some()
+    }
+
+    /// Waits until no outbox in the room is flushed because it had filled up.
+    pub(crate) async fn wait_for_flushes(&self) {
+        self.room.wait_for_flushes().await;
+    }
 }
 
 impl Drop for Reservation {

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     cluster::{Event, NodeId},
     history::{History, Past, Receipt, Said},
-    outbox::FlushSet,
+    outbox::{FlushSet, Flushing},
     protocol::{self, Receiver, RoomName, SessionId},
     websocket::Frame,
 };
@@ -135,6 +135,7 @@ impl Room {
                 }
             }
         }
+        members.note_room(flush_set);
         let mut delivery = Delivery {
             receivers: local,
             ..Delivery::default()
@@ -219,18 +220,17 @@ impl Room {
             ..speaker
         };
         let receivers = receivers.into_iter();
-        receivers
+        let count = receivers
             .filter(|receiver| self.send(speaker, *receiver, frame.clone(), flush_set))
-            .count()
+            .count();
+        self.members.read().note_room(flush_set);
+        count
     }
 
     /// Sends to every session of this node; returns how many receive it.
     pub(super) fn send_to_local(&self, frame: &Frame, flush_set: &mut FlushSet) -> usize {
         let members = self.members.read();
-        let local = members.local();
-        let receivers = local
-            .filter(|(_, outbox)| outbox.push(frame.clone(), flush_set).is_ok())
-            .count();
+        let receivers = members.push_to_local(frame, None, flush_set);
         // In a cluster, the other nodes are not told.
         if members.remote.is_none() {
             let said = self.said(&members, Speaker::default(), frame);
@@ -297,6 +297,19 @@ impl Room {
         };
         if let Some(waiting) = waiting {
             let _ = timeout(limit, waiting).await;
+        }
+    }
+
+    /// A flush of an outbox that had filled up, if one is under way: nobody should send to the room before its end. There
+    /// may be another one then.
+    pub(super) fn flushing(&self) -> Option<Flushing> {
+        self.members.read().flushing()
+    }
+
+    /// Waits until no outbox in the room is flushed because it had filled up.
+    pub(super) async fn wait_for_flushes(&self) {
+        while let Some(flushing) = self.flushing() {
+            flushing.end().await;
         }
     }
 

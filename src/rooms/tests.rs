@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
+use tokio_util::task::TaskTracker;
 
 use super::{
     index::Rooms,
@@ -42,7 +43,12 @@ impl TestNode {
         let outbound = link.outbound.clone();
         TestNode {
             link,
-            rooms: Arc::new(Rooms::new(&Limits::default(), Some(outbound), None)),
+            rooms: Arc::new(Rooms::new(
+                &Limits::default(),
+                Some(outbound),
+                None,
+                TaskTracker::new(),
+            )),
             sessions: Vec::new(),
             sender,
         }

@@ -108,7 +108,9 @@ impl Anteroom {
         let (turn, turn_listeners) = Turn::bind(&config, &metrics)?.unzip();
         let turn = turn.map(Arc::new);
         let history = History::open(&config.history, store.zip(outbound.clone()), &metrics)?;
-        let rooms = Arc::new(Rooms::new(&config.limits, outbound, history.clone()));
+        let tasks = TaskTracker::new();
+        let rooms = Rooms::new(&config.limits, outbound, history.clone(), tasks.clone());
+        let rooms = Arc::new(rooms);
         let admin_token = config.admin.token_file.clone();
         let admin_token = admin_token.map(|path| SecretFile::new(path, read_secret));
         let sessions_file = config.stopping.sessions_file.clone();
@@ -131,7 +133,7 @@ impl Anteroom {
             started: SystemTime::now(),
             admin_token: admin_token.transpose()?,
             metrics,
-            tasks: TaskTracker::new(),
+            tasks,
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
             config,

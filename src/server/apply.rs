@@ -11,7 +11,7 @@ use crate::{
     cluster::{self, Broadcast, Cluster, Delegate, Direct, Message, NodeId, Outbound, Transport},
     outbox::FlushSet,
     protocol::{ErrorCode, TokenKey},
-    rooms::Replies,
+    rooms::{LostNode, Replies},
     state::Shared,
 };
 
@@ -23,6 +23,7 @@ pub(super) async fn run(cluster: Arc<Cluster>, transport: impl Transport, shared
         shared,
         replies: Replies::default(),
         flush_set: FlushSet::default(),
+        lost: None,
     };
     cluster::run(cluster, transport, metrics, stopping, applier).await;
 }
@@ -35,6 +36,8 @@ struct Applier {
     replies: Replies,
     /// Receivers whose outbox has messages of this batch and still needs a flush.
     flush_set: FlushSet,
+    /// The node that went down last, until its sessions are removed.
+    lost: Option<LostNode>,
 }
 
 impl Delegate for Applier {
@@ -126,11 +129,20 @@ impl Delegate for Applier {
     }
 
     fn node_down(&mut self, node: NodeId) {
-        self.shared.rooms.node_down(node);
+        self.lost = Some(self.shared.rooms.node_down(node));
         self.shared.remote_inlets.node_down(node);
         if let Some(history) = &self.shared.history {
             history.node_down(node);
         }
+    }
+
+    fn remove_sessions(&mut self) -> bool {
+        let lost = self.lost.as_mut();
+        let has_more = lost.is_some_and(|lost| lost.remove_sessions(&mut self.flush_set));
+        if !has_more {
+            self.lost = None;
+        }
+        has_more
     }
 
     fn token_keys(&self) -> Vec<TokenKey> {

@@ -170,6 +170,8 @@ impl Pace {
 mod tests {
     use std::num::NonZeroU32;
 
+    use tokio_util::task::TaskTracker;
+
     use super::*;
     use crate::{
         config::HistoryOptions,
@@ -187,7 +189,7 @@ mod tests {
             messages_per_second: NonZeroU32::new(10),
             ..Limits::default()
         };
-        let rooms = Arc::new(Rooms::new(&limits, None, None));
+        let rooms = Arc::new(Rooms::new(&limits, None, None, TaskTracker::new()));
         let reservation = rooms.reserve(&RoomName::default_room()).unwrap();
         let (sender, _outbox) = detached_outbox(1000, 0, Vec::new());
         let info = SessionInfo::new(None, None);

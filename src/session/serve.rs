@@ -43,8 +43,8 @@ pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) join_guard: JoinGuard,
     pub(super) outbox: Outbox,
-    /// Present while many outboxes that this session has filled are being flushed.
-    flushing: Option<Flushing>,
+    /// Present while the session is not read from because many outboxes are being flushed.
+    flushing: Option<Box<FlushWait>>,
     pub(super) heartbeat: HeartbeatGuard,
     slot: SessionSlot,
     /// Present where the server asks for tokens.
@@ -59,6 +59,13 @@ pub(super) struct Session {
     pub(super) topics: Option<Box<Topics>>,
     /// Present where the session is in a group.
     pub(super) lobby: Option<Box<LobbyPlace>>,
+}
+
+/// A session's wait for the end of a flush.
+struct FlushWait {
+    flushing: Flushing,
+    /// Whether another one came before it. In a crowd, many may follow, so the session owes no pong.
+    is_long: bool,
 }
 
 /// What is left of a session.
@@ -181,12 +188,8 @@ impl Session {
         reader: &mut Reader,
         flush_set: &mut FlushSet,
     ) -> Poll<Result<(), Disconnect>> {
-        if let Some(flushing) = &self.flushing {
-            // What comes meanwhile is written together then, and a sender does not fill outboxes faster than they are
-            // emptied.
-            ready!(flushing.poll_end(cx));
-            self.flushing = None;
-        }
+        // What comes meanwhile is written together then, and senders do not fill outboxes faster than they are emptied.
+        ready!(self.poll_flushing(cx, reader));
         ready!(self.poll_pause(cx, reader))?;
         let mut read = reader.poll_read(cx, |event| self.on_event(event, flush_set));
         if let Poll::Ready(Ok(false)) = read
@@ -203,7 +206,30 @@ impl Session {
     /// Flushes the outboxes that this session has filled.
     fn flush(&mut self, mut flush_set: FlushSet) {
         if let Some(flushing) = flush_set.flush(&self.shared.tasks) {
-            self.flushing = Some(flushing);
+            let is_long = false;
+            self.flushing = Some(Box::new(FlushWait { flushing, is_long }));
+        }
+    }
+
+    /// Ready when what this session has sent is written, and no outbox in its room is flushed because it had filled up.
+    fn poll_flushing(&mut self, cx: &Context<'_>, reader: &Reader) -> Poll<()> {
+        loop {
+            if let Some(wait) = &mut self.flushing {
+                ready!(wait.flushing.poll_end(cx));
+            }
+            let ended = self.flushing.take();
+            let was_long = ended.as_ref().is_some_and(|wait| wait.is_long);
+            let Some(flushing) = self.join_guard.flushing() else {
+                if was_long {
+                    self.heartbeat.pause(reader.is_event_stream());
+                }
+                return Poll::Ready(());
+            };
+            let is_long = ended.is_some();
+            if is_long && !was_long {
+                self.heartbeat.pause(true);
+            }
+            self.flushing = Some(Box::new(FlushWait { flushing, is_long }));
         }
     }
 

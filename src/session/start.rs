@@ -259,14 +259,20 @@ async fn close_newcomer(shared: Arc<Shared>, newcomer: Newcomer, close: Close) {
 /// Begins a session in its room.
 fn begin_in_room(shared: Arc<Shared>, newcomer: Newcomer, problem: Option<Problem>) {
     let tasks = shared.tasks.clone();
-    let Some(limit) = shared.cluster.as_ref().map(|cluster| cluster.down) else {
-        let (session, reader) = join(shared, newcomer, problem);
-        session.open_name();
+    let limit = shared.cluster.as_ref().map(|cluster| cluster.down);
+    if limit.is_none() && !newcomer.reservation.is_flushing() {
+        let (session, reader) = join_alone(shared, newcomer, problem);
         tasks.spawn(run(session, Some(reader)));
         return;
-    };
+    }
     tasks.clone().spawn(async move {
-        let joined = join_in_cluster(shared, newcomer, problem, limit).await;
+        let joined = match limit {
+            Some(limit) => join_in_cluster(shared, newcomer, problem, limit).await,
+            None => {
+                newcomer.reservation.wait_for_flushes().await;
+                Some(join_alone(shared, newcomer, problem))
+            }
+        };
         if let Some((session, reader)) = joined {
             // A task of its own: what this one has needed to wait must not be part of an idle
             // session's memory.
@@ -295,6 +301,17 @@ fn admit(shared: &Shared, connection: &mut Reconnection) -> Result<Admitted, Clo
     })
 }
 
+/// Joins the room of a server that is no node of a cluster.
+fn join_alone(
+    shared: Arc<Shared>,
+    newcomer: Newcomer,
+    problem: Option<Problem>,
+) -> (Session, Reader) {
+    let (session, reader) = join(shared, newcomer, problem);
+    session.open_name();
+    (session, reader)
+}
+
 /// Joins the room, once the other nodes have said who is there, and waits until they have seen the session,
 /// `limit` each. `None` if the outbound queue has no room within that time.
 async fn join_in_cluster(
@@ -307,7 +324,18 @@ async fn join_in_cluster(
     let entered = newcomer.reservation.wait_for_snapshots(limit);
     shared.in_time(limit, entered).await;
     let rooms = shared.rooms.clone();
-    let Some(line) = shared.in_time(limit, rooms.wait_in_line()).await else {
+    let waits = async {
+        loop {
+            let line = rooms.wait_in_line().await;
+            if !newcomer.reservation.is_flushing() {
+                break line;
+            }
+            // Other rooms are not in line for this one.
+            drop(line);
+            newcomer.reservation.wait_for_flushes().await;
+        }
+    };
+    let Some(line) = shared.in_time(limit, waits).await else {
         let message = "the cluster is slow: try again later";
         let close = Close::new(CloseCode::TryAgainLater, message);
         close_newcomer(shared, newcomer, close).await;
@@ -600,6 +628,8 @@ fn keep(mut session: Session) {
 
 /// Ends a session. A connection that came too late to resume it gets a new one.
 async fn end(session: Session, disconnect: Disconnect, reader: Option<Reader>) {
+    // A crowd that leaves a large room at once would fill its outboxes.
+    session.join_guard.wait_for_flushes().await;
     let shared = session.shared.clone();
     let Ended {
         late,

@@ -161,38 +161,35 @@ impl Topics {
         }
         let quota = pace.as_ref().and_then(|pace| pace.quota()).cloned();
         let speaker = Speaker::anonymous(quota.as_ref());
-        let joined = self.joined.lock();
-        match (joined.get(&publication.room), limit) {
-            (Some(guard), _) => {
-                let send = |write: &mut Write<'_>| guard.publish(speaker, write, flush_set);
-                Ok(count(shared, &publication, send))
-            }
-            (None, None) => {
-                let send = |write: &mut Write<'_>| {
-                    let room = &publication.room;
-                    shared.rooms.publish(room, speaker, write, flush_set)
-                };
-                Ok(count(shared, &publication, send))
-            }
-            (None, Some(limit)) => {
-                // This node may not be in the room, where sessions of other nodes may be.
-                let reservation = shared.rooms.reserve_for_backend(&publication.room);
-                let shared = shared.clone();
-                let published = async move {
-                    reservation.wait_for_snapshots(limit).await;
-                    let mut flush_set = FlushSet::default();
-                    let speaker = Speaker::anonymous(quota.as_ref());
-                    let send = |write: &mut Write<'_>| {
-                        let rooms: &Rooms = &shared.rooms;
-                        rooms.publish(&publication.room, speaker, write, &mut flush_set)
-                    };
-                    JOIN_BYTES + count(&shared, &publication, send).bytes
-                };
-                let pace = pace.get_or_insert_default();
-                pace.wait_for(Box::pin(published));
-                Ok(Routed::default())
-            }
+        // Without a subscription, this node may not be in the room, where sessions of other nodes may be.
+        let enters = limit.filter(|_| !self.joined.lock().contains_key(&publication.room));
+        if enters.is_none() && !shared.rooms.is_flushing(&publication.room) {
+            let send = |write: &mut Write<'_>| {
+                let room = &publication.room;
+                shared.rooms.publish(room, speaker, write, flush_set)
+            };
+            return Ok(count(shared, &publication, send));
         }
+        let reservation = shared.rooms.reserve_for_backend(&publication.room);
+        let shared = shared.clone();
+        let published = async move {
+            if let Some(limit) = enters {
+                reservation.wait_for_snapshots(limit).await;
+            }
+            reservation.wait_for_flushes().await;
+            let mut flush_set = FlushSet::default();
+            let speaker = Speaker::anonymous(quota.as_ref());
+            let send = |write: &mut Write<'_>| {
+                let rooms: &Rooms = &shared.rooms;
+                rooms.publish(&publication.room, speaker, write, &mut flush_set)
+            };
+            let bytes = count(&shared, &publication, send).bytes;
+            flush_set.settle(&shared.tasks);
+            bytes + enters.map_or(0, |_| JOIN_BYTES)
+        };
+        let pace = pace.get_or_insert_default();
+        pace.wait_for(Box::pin(published));
+        Ok(Routed::default())
     }
 }
 

@@ -189,7 +189,12 @@ pub fn sessions_file(input: &[u8]) {
     };
     let file = write(&sessions);
     assert!(file == write(&read(&file).unwrap()));
-    let rooms = Arc::new(Rooms::new(&Limits::default(), None, None));
+    let rooms = Arc::new(Rooms::new(
+        &Limits::default(),
+        None,
+        None,
+        TaskTracker::new(),
+    ));
     let restored = sessions.into_iter().map(|session| {
         let (sender, outbox) = detached_outbox(OUTBOX_BYTES, session.sent, session.missed);
         let first = session.first_number;
@@ -218,7 +223,12 @@ pub fn sessions_file(input: &[u8]) {
 /// those nodes are down, nothing of them is left.
 pub fn node_messages(input: &[u8]) {
     let link = TestLink::open();
-    let rooms = Rooms::new(&Limits::default(), Some(link.outbound.clone()), None);
+    let rooms = Rooms::new(
+        &Limits::default(),
+        Some(link.outbound.clone()),
+        None,
+        TaskTracker::new(),
+    );
     let rooms = Arc::new(rooms);
     let mut sessions: Vec<_> = SESSIONS.iter().map(|it| join(&rooms, *it)).collect();
     let mut nodes: Vec<NodeId> = Vec::new();
@@ -230,7 +240,7 @@ pub fn node_messages(input: &[u8]) {
             b"digest" => rooms.send_digests(),
             b"down" => {
                 if let Some(node) = nodes.pop() {
-                    rooms.node_down(node);
+                    lose(&rooms, node);
                 }
             }
             b"leave" => {
@@ -262,13 +272,19 @@ pub fn node_messages(input: &[u8]) {
         replies.send(&link.outbound);
         flush_set.flush(&TaskTracker::new());
     }
-    nodes.into_iter().for_each(|node| rooms.node_down(node));
+    nodes.into_iter().for_each(|node| lose(&rooms, node));
     for (name, count) in [("a", 2), ("b", 1)] {
         let query = rooms.query(&room(name), Duration::ZERO).now_or_never();
         assert_eq!(query.unwrap().map_or(0, |sessions| sessions.len()), count);
     }
     drop(sessions);
     assert_eq!((rooms.len(), rooms.session_count()), (0, 0));
+}
+
+/// Removes a node with its sessions.
+fn lose(rooms: &Rooms, node: NodeId) {
+    let mut lost = rooms.node_down(node);
+    while lost.remove_sessions(&mut FlushSet::default()) {}
 }
 
 /// A session in its room. Its connection accepts everything.

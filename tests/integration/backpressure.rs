@@ -220,6 +220,33 @@ async fn floods_of_small_messages_close_no_client_whose_socket_has_space() {
     flood(16, 100_000, 5000, 1).await;
 }
 
+#[tokio::test]
+async fn a_crowd_that_speaks_at_once_closes_no_client_whose_socket_has_space() {
+    const SESSIONS: usize = 300;
+    let server = TestServer::with(|config| {
+        // What all say is more than twice as much as an outbox holds.
+        config.limits.max_message_bytes = 10_000;
+        config.limits.outbox_bytes = 100_000;
+        config.liveness.pong_seconds = 3600;
+    })
+    .await;
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        sessions.push(Raw::join(&server, "large").await);
+    }
+    let message = json!({"type": "all", "receiver": "all", "data": "d".repeat(1000)});
+    let message = text(message.to_string());
+    for session in &sessions {
+        assert_eq!(session.stream.try_write(&message).unwrap(), message.len());
+    }
+    for mut session in sessions {
+        for _ in 1..SESSIONS {
+            while session.read_message().await["type"] != "all" {}
+        }
+    }
+    assert_eq!(server.count("anteroom_slow_readers_total"), 0);
+}
+
 /// The runtime has one thread, and each task gets one turn while the one that watches waits.
 #[tokio::test]
 async fn a_sender_is_not_read_from_while_a_large_room_is_written_to() {

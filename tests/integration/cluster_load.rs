@@ -7,7 +7,9 @@ use tokio::io::AsyncWriteExt;
 use crate::{
     cluster::{Nats, expect_membership},
     resuming::resumable_beside,
-    support::{Client, File, Raw, TestServer, eventually, in_seconds, operator, text, total},
+    support::{
+        Client, File, Raw, TestServer, eventually, handshake, in_seconds, operator, text, total,
+    },
     tokens::{SECRET, sign, with_secret},
 };
 
@@ -118,6 +120,77 @@ async fn a_flood_to_a_large_room_on_another_node_closes_no_client_whose_socket_h
         }
     }
     assert_eq!(b.count("anteroom_slow_readers_total"), 0);
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn the_loss_of_a_node_with_a_large_room_closes_no_client_whose_socket_has_space() {
+    const MEMBERS: usize = 500;
+    let mut nats = Nats::start().await;
+    let [a, b] = nats
+        .nodes_with(|config| {
+            // The `close` messages of all members are more than twice as much as an outbox holds.
+            config.limits.max_message_bytes = 10_000;
+            config.limits.outbox_bytes = 20_000;
+            config.liveness.pong_seconds = 3600;
+        })
+        .await;
+    let mut members = Vec::new();
+    for _ in 0..MEMBERS {
+        members.push(Raw::join(&a, "large").await);
+    }
+    // Not all of them are written to in one turn.
+    let mut witnesses = Vec::new();
+    for _ in 0..40 {
+        let (witness, peers) = Client::join_with_peers(&b, "large").await;
+        assert_eq!(peers.len(), MEMBERS + witnesses.len());
+        witnesses.push(witness.into_raw());
+    }
+    nats.kill().await;
+    expect_from_all(&mut witnesses, "close", MEMBERS).await;
+    assert_eq!(b.count("anteroom_slow_readers_total"), 0);
+}
+
+/// Reads until each client has so many messages of a type.
+async fn expect_from_all(clients: &mut [Raw], kind: &str, count: usize) {
+    for client in clients {
+        for _ in 0..count {
+            while client.read_message().await["type"] != kind {}
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_crowd_that_enters_a_node_at_once_closes_no_client_whose_socket_has_space() {
+    const CROWD: usize = 500;
+    let nats = Nats::start().await;
+    let [a, _b] = nats
+        .nodes_with(|config| {
+            // The `new` messages of the crowd are more than twice as much as an outbox holds.
+            config.limits.max_message_bytes = 10_000;
+            config.limits.outbox_bytes = 20_000;
+            config.liveness.pong_seconds = 3600;
+            config.cluster.down_seconds = 12;
+        })
+        .await;
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(Raw::connect(&a).await);
+    }
+    let request = handshake("/room/new");
+    for newcomer in &crowd {
+        let sent = newcomer.stream.try_write(request.as_bytes());
+        assert_eq!(sent.unwrap(), request.len());
+    }
+    for newcomer in &mut crowd {
+        newcomer.read_head().await;
+    }
+    eventually("all sessions", || a.anteroom.sessions() == CROWD).await;
+    let end = json!({"type": "end", "receiver": "all"});
+    crowd[0].write(text(end.to_string())).await;
+    expect_from_all(&mut crowd[1..], "end", 1).await;
+    assert_eq!(a.count("anteroom_slow_readers_total"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

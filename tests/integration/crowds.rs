@@ -32,6 +32,64 @@ async fn after_a_storm_of_2000_joins_every_session_knows_the_others() {
     join_storm(&[server], 2000).await;
 }
 
+#[tokio::test]
+async fn a_crowd_that_leaves_at_once_closes_no_client_whose_socket_has_space() {
+    const CROWD: usize = 500;
+    let server = TestServer::with(|config| {
+        // The `close` messages of the crowd are more than twice as much as an outbox holds.
+        config.limits.max_message_bytes = 10_000;
+        config.limits.outbox_bytes = 20_000;
+        config.liveness.pong_seconds = 3600;
+    })
+    .await;
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(Raw::join(&server, "large").await);
+    }
+    let mut witnesses = Vec::new();
+    for _ in 0..20 {
+        witnesses.push(Client::join(&server, "large").await.into_raw());
+    }
+    drop(crowd);
+    for mut witness in witnesses {
+        for _ in 0..CROWD {
+            while witness.read_message().await["type"] != "close" {}
+        }
+    }
+    assert_eq!(server.count("anteroom_slow_readers_total"), 0);
+}
+
+#[tokio::test]
+async fn a_crowd_that_joins_at_once_closes_no_client_whose_socket_has_space() {
+    const CROWD: usize = 500;
+    let server = TestServer::with(|config| {
+        // The `new` messages of the crowd are more than twice as much as an outbox holds.
+        config.limits.max_message_bytes = 10_000;
+        config.limits.outbox_bytes = 20_000;
+        config.liveness.pong_seconds = 3600;
+    })
+    .await;
+    let mut witnesses = Vec::new();
+    for _ in 0..20 {
+        witnesses.push(Client::join(&server, "large").await.into_raw());
+    }
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(Raw::connect(&server).await);
+    }
+    let request = handshake("/room/large");
+    for newcomer in &crowd {
+        let sent = newcomer.stream.try_write(request.as_bytes());
+        assert_eq!(sent.unwrap(), request.len());
+    }
+    for witness in &mut witnesses {
+        for _ in 0..CROWD {
+            assert_eq!(witness.read_message().await["type"], "new");
+        }
+    }
+    assert_eq!(server.count("anteroom_slow_readers_total"), 0);
+}
+
 /// A client of a join storm, and what it has received.
 struct StormClient {
     client: Client,

@@ -101,6 +101,36 @@ async fn a_message_goes_to_all_subscribers_and_says_how_many_they_are() {
 }
 
 #[tokio::test]
+async fn a_crowd_that_publishes_at_once_closes_no_client_whose_socket_has_space() {
+    const SUBSCRIBERS: usize = 150;
+    const STRANGERS: usize = 150;
+    let server = server_with(|config| {
+        // What all publish is more than twice as much as an outbox holds.
+        config.limits.max_message_bytes = 10_000;
+        config.limits.outbox_bytes = 100_000;
+        config.liveness.pong_seconds = 3600;
+    })
+    .await;
+    let subscribing = (0..SUBSCRIBERS).map(|_| subscribed(&server, &["tea", "coffee"]));
+    let subscribers: Vec<Client> = join_all(subscribing).await;
+    let subscribers: Vec<Raw> = subscribers.into_iter().map(Client::into_raw).collect();
+    let connecting = (0..STRANGERS).map(|_| connect(&server));
+    let strangers: Vec<Client> = join_all(connecting).await;
+    let strangers: Vec<Raw> = strangers.into_iter().map(Client::into_raw).collect();
+    let message = text(publish("tea", json!("d".repeat(1000))).to_string());
+    for publisher in subscribers.iter().chain(&strangers) {
+        let sent = publisher.stream.try_write(&message);
+        assert_eq!(sent.unwrap(), message.len());
+    }
+    for mut subscriber in subscribers {
+        for _ in 0..SUBSCRIBERS + STRANGERS {
+            assert_eq!(subscriber.read_message().await["clients"], SUBSCRIBERS);
+        }
+    }
+    assert_eq!(server.count("anteroom_slow_readers_total"), 0);
+}
+
+#[tokio::test]
 async fn who_publishes_need_not_be_subscribed() {
     let server = server().await;
     let mut alice = connect(&server).await;

@@ -136,6 +136,7 @@ pub(super) async fn send(room: String, body: Bytes, handle: Handle) -> Result<Re
     if let Some(reservation) = &reservation {
         reservation.wait_for_snapshots(limit).await;
     }
+    handle.rooms.wait_for_flushes(&room).await;
     let line = timeout(limit, handle.rooms.wait_in_line()).await;
     let _line = line.map_err(|_| BUSY)?;
     let receivers = handle.rooms.announce(&room, &message.receiver, &frame);
