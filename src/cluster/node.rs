@@ -302,6 +302,8 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
             }
             if self.delegate.must_end_batch() || begin.elapsed() > BATCH {
                 self.end_batch().await;
+                // The writer runs in the same task.
+                yield_now().await;
                 begin = Instant::now();
             }
         }
@@ -314,8 +316,6 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
         self.count_lost(lost);
         self.acknowledge(ACKNOWLEDGE_BYTES);
         self.send_heartbeat_if_due(Instant::now());
-        // The writer runs in the same task.
-        yield_now().await;
     }
 
     /// Handles heartbeats and acknowledgements, and has the delegate apply all other messages.
@@ -400,6 +400,8 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
             if !has_more {
                 break;
             }
+            // The writer runs in the same task.
+            yield_now().await;
         }
     }
 

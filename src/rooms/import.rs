@@ -340,7 +340,6 @@ mod tests {
 
     use futures_util::FutureExt;
     use tokio::time::Instant;
-    use tokio_util::task::TaskTracker;
 
     use super::{
         super::{index::Rooms, lookups::Lookups, migrations::Migration},
@@ -348,7 +347,6 @@ mod tests {
     };
     use crate::{
         cluster::{Broadcast, Message, NodeId, TestLink},
-        config::Limits,
         outbox::detached_outbox,
         protocol::{ResumeToken, RoomName, SessionId},
     };
@@ -365,13 +363,7 @@ mod tests {
     impl TestNode {
         fn new() -> (TestNode, Reservation) {
             let (link, other) = (TestLink::open(), NodeId::random());
-            let rooms = Rooms::new(
-                &Limits::default(),
-                Some(link.outbound.clone()),
-                None,
-                TaskTracker::new(),
-            );
-            let rooms = Arc::new(rooms);
+            let rooms = Rooms::empty(Some(link.outbound.clone()));
             rooms.node_up(other);
             let reservation = rooms.reserve(&RoomName::default_room()).unwrap();
             (TestNode { link, rooms, other }, reservation)

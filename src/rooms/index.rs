@@ -117,8 +117,8 @@ impl Index {
 
 impl Rooms {
     /// No rooms yet, with these limits. `outbound` is the queue to other nodes, and `history` that of the rooms that
-    /// keep one. Large rooms are written to by tasks
-    /// of `tasks`.
+    /// keep one. Tasks of `tasks` write to large
+    /// rooms.
     pub(crate) fn new(
         limits: &Limits,
         outbound: Option<Arc<Outbound>>,
@@ -140,6 +140,13 @@ impl Rooms {
             deadlines: Deadlines::default(),
             tasks,
         }
+    }
+
+    /// No rooms yet, with the default limits.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn empty(outbound: Option<Arc<Outbound>>) -> Arc<Rooms> {
+        let (limits, tasks) = (Limits::default(), TaskTracker::new());
+        Arc::new(Rooms::new(&limits, outbound, None, tasks))
     }
 
     /// How many rooms there are.

@@ -192,6 +192,17 @@ impl JoinGuard {
         }
     }
 
+    /// Sends to all in the room, once it is known how many sessions are there.
+    pub(crate) fn publish(
+        &self,
+        speaker: Speaker<'_>,
+        write: impl FnOnce(usize) -> Frame,
+        flush_set: &mut FlushSet,
+    ) -> Delivery {
+        let room = &self.reservation.room;
+        room.publish(speaker, write, flush_set)
+    }
+
     /// Sets what the session says of itself, and tells the others. Returns the number of bytes that this sends;
     /// `None` if the states of the room would have more than `most` bytes.
     pub(crate) fn set_state(

@@ -249,14 +249,9 @@ impl Room {
 
 #[cfg(all(test, feature = "cluster"))]
 mod tests {
-    use std::sync::Arc;
-
-    use tokio_util::task::TaskTracker;
-
     use super::{super::session_info::SessionInfo, *};
     use crate::{
         cluster::{Message, NodePast, SessionRecord, TestLink},
-        config::Limits,
         outbox::detached_outbox,
         protocol::{ResumeToken, RoomName},
     };
@@ -367,14 +362,9 @@ mod tests {
     #[test]
     fn a_session_that_has_left_this_node_does_not_migrate_from_it() {
         let link = TestLink::open();
-        let rooms = Rooms::new(
-            &Limits::default(),
-            Some(link.outbound.clone()),
-            None,
-            TaskTracker::new(),
-        );
+        let rooms = Rooms::empty(Some(link.outbound.clone()));
         let room = RoomName::default_room();
-        let reservation = Arc::new(rooms).reserve(&room).unwrap();
+        let reservation = rooms.reserve(&room).unwrap();
         let (sender, outbox) = detached_outbox(1000, 0, Vec::new());
         let (id, info) = (SessionId::random(), SessionInfo::new(None, None));
         let session = reservation.join(id, sender.clone(), info);

@@ -4,7 +4,6 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use tokio_util::task::TaskTracker;
 
 use super::{
     import::{ImportedSession, LookupOutcome},
@@ -19,7 +18,6 @@ use crate::{
         Broadcast, Direct, Event, Message, NodeId, RoomEvent, SessionRecord, SessionState,
         SessionTransfer, TestLink,
     },
-    config::Limits,
     outbox::{FlushSet, Outbox, Sender, detached_outbox},
     protocol::{ResumeToken, RoomName, SessionId},
 };
@@ -41,12 +39,7 @@ impl Node {
         let outbound = link.outbound.clone();
         Node {
             link,
-            rooms: Arc::new(Rooms::new(
-                &Limits::default(),
-                Some(outbound),
-                None,
-                TaskTracker::new(),
-            )),
+            rooms: Rooms::empty(Some(outbound)),
             replies: Replies::default(),
             flush_set: FlushSet::default(),
         }

@@ -7,7 +7,6 @@ use futures_util::FutureExt;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
-use tokio_util::task::TaskTracker;
 
 use super::{
     index::Rooms,
@@ -18,7 +17,6 @@ use super::{
 };
 use crate::{
     cluster::{Broadcast, Direct, Envelope, MAX_ROOMS, Message, NodeId, TestLink},
-    config::Limits,
     outbox::{
         Command, FlushSet, Sender,
         tests::{flush, outbox_to},
@@ -43,12 +41,7 @@ impl TestNode {
         let outbound = link.outbound.clone();
         TestNode {
             link,
-            rooms: Arc::new(Rooms::new(
-                &Limits::default(),
-                Some(outbound),
-                None,
-                TaskTracker::new(),
-            )),
+            rooms: Rooms::empty(Some(outbound)),
             sessions: Vec::new(),
             sender,
         }

@@ -221,7 +221,8 @@ impl Session {
             let was_long = ended.as_ref().is_some_and(|wait| wait.is_long);
             let Some(flushing) = self.join_guard.flushing() else {
                 if was_long {
-                    self.heartbeat.pause(reader.is_event_stream());
+                    let is_paused = self.is_paused() || reader.is_event_stream();
+                    self.heartbeat.pause(is_paused);
                 }
                 return Poll::Ready(());
             };

@@ -161,15 +161,23 @@ impl Topics {
         }
         let quota = pace.as_ref().and_then(|pace| pace.quota()).cloned();
         let speaker = Speaker::anonymous(quota.as_ref());
+        let joined = self.joined.lock();
+        let guard = joined.get(&publication.room);
         // Without a subscription, this node may not be in the room, where sessions of other nodes may be.
-        let enters = limit.filter(|_| !self.joined.lock().contains_key(&publication.room));
-        if enters.is_none() && !shared.rooms.is_flushing(&publication.room) {
-            let send = |write: &mut Write<'_>| {
-                let room = &publication.room;
-                shared.rooms.publish(room, speaker, write, flush_set)
+        let enters = limit.filter(|_| guard.is_none());
+        let is_flushing = match guard {
+            Some(guard) => guard.flushing().is_some(),
+            None => shared.rooms.is_flushing(&publication.room),
+        };
+        if enters.is_none() && !is_flushing {
+            let room = &publication.room;
+            let send = |write: &mut Write<'_>| match guard {
+                Some(guard) => guard.publish(speaker, write, flush_set),
+                None => shared.rooms.publish(room, speaker, write, flush_set),
             };
             return Ok(count(shared, &publication, send));
         }
+        drop(joined);
         let reservation = shared.rooms.reserve_for_backend(&publication.room);
         let shared = shared.clone();
         let published = async move {

@@ -189,12 +189,7 @@ pub fn sessions_file(input: &[u8]) {
     };
     let file = write(&sessions);
     assert!(file == write(&read(&file).unwrap()));
-    let rooms = Arc::new(Rooms::new(
-        &Limits::default(),
-        None,
-        None,
-        TaskTracker::new(),
-    ));
+    let rooms = Rooms::empty(None);
     let restored = sessions.into_iter().map(|session| {
         let (sender, outbox) = detached_outbox(OUTBOX_BYTES, session.sent, session.missed);
         let first = session.first_number;
@@ -223,13 +218,7 @@ pub fn sessions_file(input: &[u8]) {
 /// those nodes are down, nothing of them is left.
 pub fn node_messages(input: &[u8]) {
     let link = TestLink::open();
-    let rooms = Rooms::new(
-        &Limits::default(),
-        Some(link.outbound.clone()),
-        None,
-        TaskTracker::new(),
-    );
-    let rooms = Arc::new(rooms);
+    let rooms = Rooms::empty(Some(link.outbound.clone()));
     let mut sessions: Vec<_> = SESSIONS.iter().map(|it| join(&rooms, *it)).collect();
     let mut nodes: Vec<NodeId> = Vec::new();
     for item in input.split(|byte| *byte == SEPARATOR) {

@@ -7,8 +7,8 @@ use tokio::net::TcpStream;
 #[cfg(feature = "cli")]
 use crate::support::Program;
 use crate::support::{
-    Answer, Client, File, Raw, TestServer, eventually, in_seconds, operator_with as ask,
-    within_deadline,
+    Answer, Client, File, Raw, TestServer, eventually, hold_little, in_seconds,
+    operator_with as ask, within_deadline,
 };
 
 /// The bearer token of the admin API.
@@ -270,6 +270,34 @@ async fn the_status_tells_the_version_and_the_start() {
         ],
     });
     assert_eq!(status, expected);
+}
+
+#[tokio::test]
+async fn many_messages_to_a_large_room_at_once_close_no_client_whose_socket_has_space() {
+    const MESSAGES: usize = 300;
+    // The messages are more than twice as much as an outbox holds.
+    let server = TestServer::with(|config| {
+        hold_little(config, 100_000);
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+    })
+    .await;
+    let mut members = Vec::new();
+    for _ in 0..100 {
+        members.push(Raw::join(&server, "large").await);
+    }
+    let address = server.admin.unwrap();
+    let mut backends = Vec::new();
+    for _ in 0..MESSAGES {
+        backends.push(Raw::connect_to(address).await);
+    }
+    let body = json!({"type": "notice", "receiver": "all", "data": "d".repeat(1000)}).to_string();
+    let request = format!(
+        "POST /rooms/large/messages HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    Raw::write_at_once(&backends, request);
+    Raw::expect_from_all(&mut members, "notice", MESSAGES).await;
+    server.expect_no_slow_readers();
 }
 
 #[tokio::test]

@@ -18,7 +18,9 @@ use tokio::{
 use tokio_rustls::rustls::version::TLS13;
 use tokio_tungstenite::client_async;
 
-use crate::support::{Client, Raw, TestServer, eventually, handshake, text, within_deadline};
+use crate::support::{
+    Client, Raw, TestServer, eventually, handshake, hold_little, text, within_deadline,
+};
 #[cfg(all(feature = "cli", feature = "cluster", feature = "tls"))]
 use crate::tls::{Authority, Files, shake_hands};
 
@@ -223,28 +225,16 @@ async fn floods_of_small_messages_close_no_client_whose_socket_has_space() {
 #[tokio::test]
 async fn a_crowd_that_speaks_at_once_closes_no_client_whose_socket_has_space() {
     const SESSIONS: usize = 300;
-    let server = TestServer::with(|config| {
-        // What all say is more than twice as much as an outbox holds.
-        config.limits.max_message_bytes = 10_000;
-        config.limits.outbox_bytes = 100_000;
-        config.liveness.pong_seconds = 3600;
-    })
-    .await;
+    // What all say is more than twice as much as an outbox holds.
+    let server = TestServer::with(|config| hold_little(config, 100_000)).await;
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
         sessions.push(Raw::join(&server, "large").await);
     }
     let message = json!({"type": "all", "receiver": "all", "data": "d".repeat(1000)});
-    let message = text(message.to_string());
-    for session in &sessions {
-        assert_eq!(session.stream.try_write(&message).unwrap(), message.len());
-    }
-    for mut session in sessions {
-        for _ in 1..SESSIONS {
-            while session.read_message().await["type"] != "all" {}
-        }
-    }
-    assert_eq!(server.count("anteroom_slow_readers_total"), 0);
+    Raw::write_at_once(&sessions, text(message.to_string()));
+    Raw::expect_from_all(&mut sessions, "all", SESSIONS - 1).await;
+    server.expect_no_slow_readers();
 }
 
 /// The runtime has one thread, and each task gets one turn while the one that watches waits.

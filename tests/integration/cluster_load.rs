@@ -8,7 +8,8 @@ use crate::{
     cluster::{Nats, expect_membership},
     resuming::resumable_beside,
     support::{
-        Client, File, Raw, TestServer, eventually, handshake, in_seconds, operator, text, total,
+        Client, File, Raw, TestServer, eventually, handshake, hold_little, in_seconds, operator,
+        text, total,
     },
     tokens::{SECRET, sign, with_secret},
 };
@@ -128,12 +129,8 @@ async fn the_loss_of_a_node_with_a_large_room_closes_no_client_whose_socket_has_
     const MEMBERS: usize = 500;
     let mut nats = Nats::start().await;
     let [a, b] = nats
-        .nodes_with(|config| {
-            // The `close` messages of all members are more than twice as much as an outbox holds.
-            config.limits.max_message_bytes = 10_000;
-            config.limits.outbox_bytes = 20_000;
-            config.liveness.pong_seconds = 3600;
-        })
+        // The `close` messages of all members are more than twice as much as an outbox holds.
+        .nodes_with(|config| hold_little(config, 20_000))
         .await;
     let mut members = Vec::new();
     for _ in 0..MEMBERS {
@@ -147,17 +144,8 @@ async fn the_loss_of_a_node_with_a_large_room_closes_no_client_whose_socket_has_
         witnesses.push(witness.into_raw());
     }
     nats.kill().await;
-    expect_from_all(&mut witnesses, "close", MEMBERS).await;
-    assert_eq!(b.count("anteroom_slow_readers_total"), 0);
-}
-
-/// Reads until each client has so many messages of a type.
-async fn expect_from_all(clients: &mut [Raw], kind: &str, count: usize) {
-    for client in clients {
-        for _ in 0..count {
-            while client.read_message().await["type"] != kind {}
-        }
-    }
+    Raw::expect_from_all(&mut witnesses, "close", MEMBERS).await;
+    b.expect_no_slow_readers();
 }
 
 #[tokio::test]
@@ -168,9 +156,7 @@ async fn a_crowd_that_enters_a_node_at_once_closes_no_client_whose_socket_has_sp
     let [a, _b] = nats
         .nodes_with(|config| {
             // The `new` messages of the crowd are more than twice as much as an outbox holds.
-            config.limits.max_message_bytes = 10_000;
-            config.limits.outbox_bytes = 20_000;
-            config.liveness.pong_seconds = 3600;
+            hold_little(config, 20_000);
             config.cluster.down_seconds = 12;
         })
         .await;
@@ -178,19 +164,15 @@ async fn a_crowd_that_enters_a_node_at_once_closes_no_client_whose_socket_has_sp
     for _ in 0..CROWD {
         crowd.push(Raw::connect(&a).await);
     }
-    let request = handshake("/room/new");
-    for newcomer in &crowd {
-        let sent = newcomer.stream.try_write(request.as_bytes());
-        assert_eq!(sent.unwrap(), request.len());
-    }
+    Raw::write_at_once(&crowd, handshake("/room/new"));
     for newcomer in &mut crowd {
         newcomer.read_head().await;
     }
     eventually("all sessions", || a.anteroom.sessions() == CROWD).await;
     let end = json!({"type": "end", "receiver": "all"});
     crowd[0].write(text(end.to_string())).await;
-    expect_from_all(&mut crowd[1..], "end", 1).await;
-    assert_eq!(a.count("anteroom_slow_readers_total"), 0);
+    Raw::expect_from_all(&mut crowd[1..], "end", 1).await;
+    a.expect_no_slow_readers();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    Client, Raw, RunningServer, TestServer, eventually, eventually_async, frame, handshake, text,
-    total, within_deadline,
+    Client, Raw, RunningServer, TestServer, eventually, eventually_async, frame, handshake,
+    hold_little, text, total, within_deadline,
 };
 
 /// The number of connections that are being opened at any time.
@@ -35,13 +35,8 @@ async fn after_a_storm_of_2000_joins_every_session_knows_the_others() {
 #[tokio::test]
 async fn a_crowd_that_leaves_at_once_closes_no_client_whose_socket_has_space() {
     const CROWD: usize = 500;
-    let server = TestServer::with(|config| {
-        // The `close` messages of the crowd are more than twice as much as an outbox holds.
-        config.limits.max_message_bytes = 10_000;
-        config.limits.outbox_bytes = 20_000;
-        config.liveness.pong_seconds = 3600;
-    })
-    .await;
+    // The `close` messages of the crowd are more than twice as much as an outbox holds.
+    let server = TestServer::with(|config| hold_little(config, 20_000)).await;
     let mut crowd = Vec::new();
     for _ in 0..CROWD {
         crowd.push(Raw::join(&server, "large").await);
@@ -51,43 +46,30 @@ async fn a_crowd_that_leaves_at_once_closes_no_client_whose_socket_has_space() {
         witnesses.push(Client::join(&server, "large").await.into_raw());
     }
     drop(crowd);
-    for mut witness in witnesses {
-        for _ in 0..CROWD {
-            while witness.read_message().await["type"] != "close" {}
-        }
-    }
-    assert_eq!(server.count("anteroom_slow_readers_total"), 0);
+    Raw::expect_from_all(&mut witnesses, "close", CROWD).await;
+    server.expect_no_slow_readers();
 }
 
 #[tokio::test]
 async fn a_crowd_that_joins_at_once_closes_no_client_whose_socket_has_space() {
     const CROWD: usize = 500;
-    let server = TestServer::with(|config| {
-        // The `new` messages of the crowd are more than twice as much as an outbox holds.
-        config.limits.max_message_bytes = 10_000;
-        config.limits.outbox_bytes = 20_000;
-        config.liveness.pong_seconds = 3600;
-    })
-    .await;
+    const WITNESSES: usize = 20;
+    // The `new` messages of the crowd are more than twice as much as an outbox holds.
+    let server = TestServer::with(|config| hold_little(config, 20_000)).await;
     let mut witnesses = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..WITNESSES {
         witnesses.push(Client::join(&server, "large").await.into_raw());
     }
     let mut crowd = Vec::new();
     for _ in 0..CROWD {
         crowd.push(Raw::connect(&server).await);
     }
-    let request = handshake("/room/large");
-    for newcomer in &crowd {
-        let sent = newcomer.stream.try_write(request.as_bytes());
-        assert_eq!(sent.unwrap(), request.len());
-    }
-    for witness in &mut witnesses {
-        for _ in 0..CROWD {
-            assert_eq!(witness.read_message().await["type"], "new");
-        }
-    }
-    assert_eq!(server.count("anteroom_slow_readers_total"), 0);
+    Raw::write_at_once(&crowd, handshake("/room/large"));
+    // The witnesses are news for each other, too.
+    let first = &mut witnesses[..1];
+    Raw::expect_from_all(first, "new", WITNESSES - 1 + CROWD).await;
+    Raw::expect_from_all(&mut witnesses[1..], "new", CROWD).await;
+    server.expect_no_slow_readers();
 }
 
 /// A client of a join storm, and what it has received.

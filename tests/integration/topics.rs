@@ -5,7 +5,7 @@ use anteroom::{Config, config::Dialect};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Raw, TestServer, eventually_async, text};
+use crate::support::{Client, Raw, TestServer, eventually_async, hold_little, text};
 
 /// The request target of both clients.
 const TARGET: &str = "/topics";
@@ -104,13 +104,8 @@ async fn a_message_goes_to_all_subscribers_and_says_how_many_they_are() {
 async fn a_crowd_that_publishes_at_once_closes_no_client_whose_socket_has_space() {
     const SUBSCRIBERS: usize = 150;
     const STRANGERS: usize = 150;
-    let server = server_with(|config| {
-        // What all publish is more than twice as much as an outbox holds.
-        config.limits.max_message_bytes = 10_000;
-        config.limits.outbox_bytes = 100_000;
-        config.liveness.pong_seconds = 3600;
-    })
-    .await;
+    // What all publish is more than twice as much as an outbox holds.
+    let server = server_with(|config| hold_little(config, 100_000)).await;
     let subscribing = (0..SUBSCRIBERS).map(|_| subscribed(&server, &["tea", "coffee"]));
     let subscribers: Vec<Client> = join_all(subscribing).await;
     let subscribers: Vec<Raw> = subscribers.into_iter().map(Client::into_raw).collect();
@@ -118,16 +113,13 @@ async fn a_crowd_that_publishes_at_once_closes_no_client_whose_socket_has_space(
     let strangers: Vec<Client> = join_all(connecting).await;
     let strangers: Vec<Raw> = strangers.into_iter().map(Client::into_raw).collect();
     let message = text(publish("tea", json!("d".repeat(1000))).to_string());
-    for publisher in subscribers.iter().chain(&strangers) {
-        let sent = publisher.stream.try_write(&message);
-        assert_eq!(sent.unwrap(), message.len());
-    }
+    Raw::write_at_once(subscribers.iter().chain(&strangers), message);
     for mut subscriber in subscribers {
         for _ in 0..SUBSCRIBERS + STRANGERS {
             assert_eq!(subscriber.read_message().await["clients"], SUBSCRIBERS);
         }
     }
-    assert_eq!(server.count("anteroom_slow_readers_total"), 0);
+    server.expect_no_slow_readers();
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ pub use self::{
     operator::{operator, operator_at, operator_with},
     program::{Log, Program},
     raw::{Raw, RawFrame, frame, handshake, handshake_with, text},
-    server::{RunningServer, TestServer, metric_value, total},
+    server::{RunningServer, TestServer, hold_little, metric_value, total},
     stream::{EventStream, poll, request},
     time::{DEADLINE, eventually, eventually_async, in_seconds, within_deadline},
 };

@@ -134,6 +134,26 @@ impl Raw {
             .unwrap();
     }
 
+    /// Writes the same bytes to each connection. The server gets no turn in between, if it has the same thread.
+    pub fn write_at_once<'a>(
+        connections: impl IntoIterator<Item = &'a Raw>,
+        bytes: impl AsRef<[u8]>,
+    ) {
+        let bytes = bytes.as_ref();
+        for connection in connections {
+            assert_eq!(connection.stream.try_write(bytes).unwrap(), bytes.len());
+        }
+    }
+
+    /// Reads until each client has got so many messages of a type.
+    pub async fn expect_from_all(clients: &mut [Raw], kind: &str, count: usize) {
+        for client in clients {
+            for _ in 0..count {
+                while client.read_message().await["type"] != kind {}
+            }
+        }
+    }
+
     /// Requests an upgrade from a server that may close the connection instead of answering.
     pub async fn try_upgrade(server: &TestServer, path: &str) -> std::io::Result<Raw> {
         let mut raw = Raw::connect(server).await;

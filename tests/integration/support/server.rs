@@ -39,6 +39,13 @@ pub fn metric_value(metrics: &str, series: &str) -> u64 {
     values.next().map_or(0, |(_, value)| value.parse().unwrap())
 }
 
+/// Has outboxes hold little, and expects no pong: a test that reads one client after the other answers pings late.
+pub fn hold_little(config: &mut Config, outbox_bytes: usize) {
+    config.limits.max_message_bytes = 10_000;
+    config.limits.outbox_bytes = outbox_bytes;
+    config.liveness.pong_seconds = 3600;
+}
+
 /// A server in this process, on a free port of 127.0.0.1.
 pub struct TestServer {
     pub address: SocketAddr,
@@ -74,6 +81,11 @@ impl TestServer {
             stop: Some(stop),
             served,
         }
+    }
+
+    /// Checks that the server has closed nobody because of reading too slowly.
+    pub fn expect_no_slow_readers(&self) {
+        assert_eq!(self.count("anteroom_slow_readers_total"), 0);
     }
 
     /// The value of one series of the metrics; 0 if the series does not exist yet.
