@@ -25,9 +25,12 @@ async fn flood(mut raw: Raw, receiver: String) {
 #[ignore = "needs nats-server: tests/run starts this test"]
 async fn a_flood_to_another_node_does_not_disturb_other_rooms() {
     let nats = Nats::start().await;
-    // No node may be taken for dead because the machine is busy.
-    let long_down_time = |config: &mut anteroom::Config| config.cluster.down_seconds = 12;
-    let nodes: [TestServer; 2] = nats.nodes_with(long_down_time).await;
+    let config = |config: &mut anteroom::Config| {
+        // No node may be taken for dead because the machine is busy, nor may the suspended session end.
+        config.cluster.down_seconds = 12;
+        config.liveness.resume_seconds = 3600;
+    };
+    let nodes: [TestServer; 2] = nats.nodes_with(config).await;
     let [a, b] = &nodes;
     // Other sessions flood a suspended session.
     let mut bystander = Client::join(b, "tea").await;
@@ -86,6 +89,7 @@ async fn a_flood_to_another_node_does_not_disturb_other_rooms() {
         assert_eq!(total(&nodes, series).await, 0, "{series}");
     }
     assert_eq!(total(&nodes, "anteroom_cluster_nodes").await, 2);
+    b.expect_suspended(1).await;
     alice.expect_quiet().await;
     bob.expect_quiet().await;
 }

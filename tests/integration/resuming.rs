@@ -1046,6 +1046,10 @@ async fn take_part(
         if stops {
             break;
         }
+        while others.is_behind(number) {
+            let message = client.next().await;
+            others.check(&message);
+        }
     }
     while others.stopped < receivers {
         let message = client.next().await;
@@ -1063,6 +1067,17 @@ struct Others {
 }
 
 impl Others {
+    /// How many more messages a member may have sent than another. A session that is away for a while would miss
+    /// more than its outbox keeps if the others went on without it.
+    const LEAD: u64 = 100;
+
+    /// Whether one of them has sent far less than a member that has sent this number. Those who have stopped send
+    /// nothing more, and this member is about to stop, too.
+    fn is_behind(&self, number: u64) -> bool {
+        let last = self.next.values().min();
+        self.stopped == 0 && last.is_some_and(|last| number > last + Self::LEAD)
+    }
+
     fn check(&mut self, message: &Value) {
         let next = self.next.get_mut(message["sender"].as_str().unwrap());
         let next = next.unwrap_or_else(|| panic!("unexpected: {message}"));
