@@ -6,7 +6,11 @@ use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
     process::Stdio,
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
     thread,
 };
 
@@ -25,7 +29,7 @@ use tokio_tungstenite::{accept_async, tungstenite::Message};
 
 use crate::{
     proxy::{Failure, Fate, Proxy},
-    support::{Client, DEADLINE, File, TestServer, within_deadline},
+    support::{Client, DEADLINE, File, TestServer, eventually, eventually_async, within_deadline},
     tls::{Authority, Files},
     tokens::{SECRET, sign, with_secret},
 };
@@ -275,8 +279,15 @@ async fn a_shell_pipe_works_and_a_reader_that_leaves_ends_it_quietly() {
         lines,
     } = alice;
     drop(lines);
-    bob.send(json!({"type": "x", "receiver": "all"})).await;
-    let status = within_deadline("the exit", child.wait()).await.unwrap();
+    // Programs that other tests are starting have the pipe open, too, until they run.
+    let mut status = None;
+    eventually_async("the exit", async || {
+        bob.send(json!({"type": "x", "receiver": "all"})).await;
+        status = child.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+    let status = status.unwrap();
     let mut errors = String::new();
     child
         .stderr
@@ -329,20 +340,44 @@ async fn lines_are_neither_lost_nor_doubled_when_connections_are_cut() {
     assert_eq!(bob.next().await["type"], "close");
 }
 
-/// More than the queue of a pipe holds, through either kind of pipe.
 #[tokio::test]
 async fn a_plain_pipe_loses_no_line_when_the_queue_is_full() {
-    const LINES: usize = 12_000;
-    let server = TestServer::start().await;
+    const LINES: usize = 100;
+    const LINE_BYTES: usize = 60_000;
+    /// The number of lines of which the queue holds not all.
+    const TOO_MANY: usize = 18;
+    /// The number of lines that the program has read but not looked at, at most.
+    const READ_AHEAD: usize = 65;
+    const PIPE_BYTES: usize = 65_536;
+    let server =
+        TestServer::with(|config| config.limits.outbox_bytes = LINES * 2 * LINE_BYTES).await;
+    let proxy = Proxy::start(server.address, || Fate::NONE).await;
     let mut bob = Client::join(&server, "tea").await;
-    let mut alice = Pipes::start(&[&room(server.address)]);
+    let mut alice = Pipes::start(&[&room(proxy.address)]);
     bob.expect_any_new().await;
     alice.find("you are").await;
+    // What is sent arrives, but stays in the queue: no receipt comes back.
+    proxy.hold(false, true);
     let mut input = alice.input.take().unwrap();
-    let text: String = (0..LINES).map(|number| format!("{number}\n")).collect();
-    let writing = tokio::spawn(async move { input.write_all(text.as_bytes()).await });
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = written.clone();
+    let width = LINE_BYTES - 1;
+    let text: String = (0..LINES)
+        .map(|number| format!("{number:0width$}\n"))
+        .collect();
+    let writing = tokio::spawn(async move {
+        for chunk in text.as_bytes().chunks(4096) {
+            input.write_all(chunk).await?;
+            count.fetch_add(chunk.len(), Relaxed);
+        }
+        std::io::Result::Ok(())
+    });
+    let goal = (TOO_MANY + READ_AHEAD) * LINE_BYTES + PIPE_BYTES;
+    eventually("a line without room", || written.load(Relaxed) >= goal).await;
+    proxy.hold(false, false);
     for number in 0..LINES {
-        assert_eq!(bob.next().await["data"], number.to_string());
+        let data = bob.next().await["data"].as_str().unwrap().to_owned();
+        assert_eq!(data.parse(), Ok(number));
     }
     writing.await.unwrap().unwrap();
     let (code, _, errors) = alice.ended().await;
