@@ -709,7 +709,9 @@ async fn messages_come_above_the_line_that_is_typed() {
     for line in ["one", "two", "three"] {
         assert_eq!(bob.next().await["data"], line);
     }
-    // Ctrl-D.
+    // Ctrl-D. Until the next line can be edited, the terminal itself takes this key.
+    alice.find("three");
+    alice.find("> ");
     alice.write("\u{4}");
     let status = within_deadline("the exit", alice.child.wait())
         .await
