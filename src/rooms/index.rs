@@ -117,8 +117,7 @@ impl Index {
 
 impl Rooms {
     /// No rooms yet, with these limits. `outbound` is the queue to other nodes, and `history` that of the rooms that
-    /// keep one. Tasks of `tasks` write to large
-    /// rooms.
+    /// keep one. Tasks of `tasks` write to large rooms.
     pub(crate) fn new(
         limits: &Limits,
         outbound: Option<Arc<Outbound>>,
