@@ -19,6 +19,12 @@ export function showSpeakers({ room, mesh, people }) {
   /** @type {Map<string, number>} How many measurements each speaker has been quiet for. */
   const pauses = new Map();
 
+  /** The sessions whose sound is measured. */
+  const measured = () => {
+    const ids = mesh.peers.size > 0 ? [room.id ?? "", ...mesh.peers.keys()] : [];
+    return ids.filter((id) => people.profile(id).microphone);
+  };
+
   /** @param {string} id @param {boolean} speaks */
   const mark = (id, speaks) => {
     if (speaks) people.speaking.add(id);
@@ -51,17 +57,18 @@ export function showSpeakers({ room, mesh, people }) {
       if (people.profile(id).microphone) measurePeer(id, pc);
       own ??= pc.getSenders().find(({ track }) => track?.kind === "audio");
     }
-    if (!room.id || !own) return;
+    const { id } = room;
+    if (!id || !own) return;
     const source = [...(await own.getStats()).values()].find(({ type }) => type === "media-source");
-    update(room.id, source?.audioLevel ?? 0);
+    // The microphone may be off by now.
+    if (measured().includes(id)) update(id, source?.audioLevel ?? 0);
   };
 
   const start = throttle(() => {
-    const own = room.id ?? "";
-    const ids = [own, ...mesh.peers.keys()].filter((id) => people.profile(id).microphone);
+    const ids = measured();
     for (const id of people.speaking) if (!ids.includes(id)) mark(id, false);
     for (const map of [timestamps, pauses]) for (const id of map.keys()) if (!ids.includes(id)) map.delete(id);
-    if (ids.length > 0 && mesh.peers.size > 0) {
+    if (ids.length > 0) {
       timer ??= setInterval(measure, MEASURE_MS);
     } else {
       clearInterval(timer);

@@ -120,8 +120,20 @@ async fn people_in_a_room_have_different_colors_which_everyone_sees_alike() {
 async fn who_speaks_is_marked_in_tiles_and_people_until_the_microphone_is_off() {
     let server = TestServer::start().await;
     let browser = Browser::start().await;
-    let tabs = open_tabs(&browser, &server, 2).await;
-    // The simulated microphone beeps.
+    let mut tabs = open_tabs(&browser, &server, 2).await;
+    // The browser's own simulated microphone beeps for 20 ms in 500: what is measured in between is silence.
+    tabs[0]
+        .run(
+            "navigator.mediaDevices.getUserMedia = async () => {
+                const audio = new AudioContext();
+                const tone = audio.createOscillator();
+                const microphone = audio.createMediaStreamDestination();
+                tone.connect(microphone);
+                tone.start();
+                return microphone.stream;
+            };",
+        )
+        .await;
     switch(&tabs[0], "microphone", true).await;
     for (tab, own) in [(&tabs[0], true), (&tabs[1], false)] {
         for list in ["#tiles", "#people-list"] {
@@ -136,6 +148,15 @@ async fn who_speaks_is_marked_in_tiles_and_people_until_the_microphone_is_off() 
         tab.until("!document.querySelector('[data-speaking]')")
             .await;
     }
+    // Whoever is left alone is not heard.
+    switch(&tabs[0], "microphone", true).await;
+    tabs[0]
+        .until("document.querySelector('[data-speaking]')")
+        .await;
+    tabs.pop().unwrap().close().await;
+    tabs[0]
+        .until("!document.querySelector('[data-speaking]')")
+        .await;
     browser.close().await;
 }
 
