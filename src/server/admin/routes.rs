@@ -115,28 +115,24 @@ pub(in crate::server) fn all(handle: &Handle) -> BoxedFilter<(Response,)> {
         .map(from_result);
     let drain = warp::path!("drain").and(warp::post()).and(with).map(drain);
 
-    let for_operators = metrics
-        .or(status)
-        .unify()
-        .or(rooms)
-        .unify()
-        .or(sessions)
-        .unify()
-        .or(close)
-        .unify();
+    // Boxed, all routes have the same type. Nested in each other, their types take the compiler 15 s.
+    let for_operators = [
+        status.boxed(),
+        rooms.boxed(),
+        sessions.boxed(),
+        close.boxed(),
+        send.boxed(),
+        send_to_all.boxed(),
+        page.boxed(),
+        remove.boxed(),
+        remove_all.boxed(),
+        drain.boxed(),
+    ];
     let for_operators = for_operators
-        .or(send)
-        .unify()
-        .or(send_to_all)
-        .unify()
-        .or(page)
-        .unify()
-        .or(remove)
-        .unify()
-        .or(remove_all)
-        .unify()
-        .or(drain)
-        .unify();
+        .into_iter()
+        .fold(metrics.boxed(), |routes, route| {
+            routes.or(route).unify().boxed()
+        });
     let for_operators = authorize(handle).and(for_operators);
     health
         .or(ready)
