@@ -505,10 +505,10 @@ async fn behind_nginx_a_restart_loses_no_message() {
 #[tokio::test]
 #[ignore = "needs nginx, and takes eighty seconds: tests/run starts this test"]
 async fn behind_nginx_an_idle_session_outlives_the_read_timeout() {
-    let server = TestServer::start().await;
+    let server = TestServer::with(|config| config.liveness.ping_seconds = 20).await;
     let nginx = Nginx::start("idle", &[server.address]).await;
     let mut alice = nginx.join("tea", "").await.unwrap();
-    // nginx closes a backend's connection after 60 silent seconds; the server sends a ping every 20.
+    // nginx closes a backend's connection after 60 silent seconds; by default, the server sends a ping every 20.
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(65) {
         let frame = alice.next_frame().await.unwrap();

@@ -1095,7 +1095,9 @@ mod behind_proxies {
     #[tokio::test]
     #[ignore = "needs haproxy: tests/run starts this test"]
     async fn haproxy_passes_events_on_at_once() {
-        let (server, at) = (TestServer::start().await, proxy());
+        // haproxy notices the loss of a connection when it has something to pass on.
+        let server = TestServer::with(|config| config.liveness.ping_seconds = 1).await;
+        let at = proxy();
         let frontend = "mode http\n timeout client 30s\n timeout server 30s\n timeout connect 5s\n";
         let _haproxy = haproxy("streams-haproxy", at.port(), frontend, server.address).await;
         expect_stream(&server, at).await;

@@ -57,16 +57,18 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// Starts a server with the default options.
+    /// Starts a server with the default options, but without pings: a test's client answers those only while the test
+    /// reads from it.
     pub async fn start() -> TestServer {
         TestServer::with(|_| {}).await
     }
 
-    /// Starts a server with some options changed.
+    /// Starts a server as `start` does, with some options changed.
     pub async fn with(change: impl FnOnce(&mut Config)) -> TestServer {
         let _ = rlimit::increase_nofile_limit(rlimit::INFINITY);
         let mut config = Config::default();
         config.serving.listen = ([127, 0, 0, 1], 0).into();
+        config.liveness.ping_seconds = 3600;
         change(&mut config);
         let server = Server::bind(config).unwrap();
         let address = server.local_addr().unwrap();
