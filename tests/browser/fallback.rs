@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use serde_json::{Value, json};
@@ -15,7 +18,7 @@ use super::{
 use crate::{
     bytes::{expect_bytes, send_bytes},
     doctor::{Middle, PASS, Rule},
-    support::{Client, File, TestServer},
+    support::{Client, File, TestServer, in_seconds},
     tokens::{SECRET, sign, with_secret},
 };
 
@@ -40,6 +43,19 @@ async fn blocking(server: &TestServer, more: Rule) -> Middle {
         ..more
     };
     Middle::start(server.address, rule).await
+}
+
+/// Holds answers back that last, as some proxies do.
+fn held() -> Rule {
+    Rule {
+        // The proxy looks at the first answer of each connection.
+        response: |head| match head.contains("text/event-stream") {
+            true => head,
+            false => head.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n"),
+        },
+        collects: 1 << 20,
+        ..PASS
+    }
 }
 
 async fn join<'a>(browser: &'a Browser, address: SocketAddr) -> (Tab<'a>, String) {
@@ -111,16 +127,7 @@ async fn where_no_web_socket_gets_through_a_room_uses_events() {
 #[ignore = "needs Chromium: tests/run starts it"]
 async fn where_answers_are_held_back_too_a_room_polls() {
     let server = static_server().await;
-    let held = Rule {
-        // The proxy looks at the first answer of each connection.
-        response: |head| match head.contains("text/event-stream") {
-            true => head,
-            false => head.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n"),
-        },
-        collects: 1 << 20,
-        ..PASS
-    };
-    let proxy = blocking(&server, held).await;
+    let proxy = blocking(&server, held()).await;
     let browser = Browser::start().await;
     let mut other = Client::join(&server, "fallback").await;
     let (tab, id) = join(&browser, proxy.address).await;
@@ -221,6 +228,136 @@ async fn a_room_goes_back_to_a_web_socket_while_people_talk() {
     // The session has left nothing behind.
     assert_eq!(server.count("anteroom_sessions"), 2);
     assert_eq!(server.count("anteroom_sessions_suspended"), 0);
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_room_tries_a_web_socket_less_and_less_often() {
+    let server = static_server().await;
+    let proxy = blocking(&server, PASS).await;
+    let browser = Browser::start().await;
+    // The waits for a next attempt pass at once. Nothing else waits for a multiple of 15 s.
+    let hastening = "
+        globalThis.waits = [];
+        const wait = setTimeout;
+        globalThis.setTimeout = (run, delay, ...more) => {
+            if (!delay || delay % 15_000 > 0) return wait(run, delay, ...more);
+            waits.push(delay / 1000);
+            return wait(run, 0, ...more);
+        };";
+    let script = format!("{hastening}{JOIN}")
+        .replace("join('fallback')", "join('fallback', { timeout: 14_000 })");
+    let tab = open_module_page_at(&browser, proxy.address, &script).await;
+    tab.until("waits.length >= 9").await;
+    assert_eq!(
+        tab.run("return waits.slice(0, 9)").await,
+        json!([15, 30, 60, 120, 240, 480, 600, 600, 600])
+    );
+    assert_eq!(
+        tab.run("return states").await,
+        json!([{"state": "open", "resumed": false}])
+    );
+    let mut other = Client::join(&server, "fallback").await;
+    let id = tab.run("return room.id").await;
+    expect_exchange(&server, &tab, id.as_str().unwrap(), &mut other).await;
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_web_socket_to_a_server_without_the_session_disturbs_nobody() {
+    static BLOCKS: AtomicBool = AtomicBool::new(true);
+
+    let server = static_server().await;
+    let rule = Rule {
+        request: |head| match BLOCKS.load(SeqCst) {
+            true => without_upgrade(head),
+            // The session is not asked for.
+            false if head.contains("Upgrade: websocket") => head.replace("?resume=", "?x="),
+            false => head,
+        },
+        ..PASS
+    };
+    let proxy = Middle::start(server.address, rule).await;
+    let browser = Browser::start().await;
+    let mut other = Client::join(&server, "fallback").await;
+    // The room gives the answer more time than the 2 s that it waits otherwise.
+    let patience = "
+        const wait = setTimeout;
+        globalThis.setTimeout = (run, delay, ...more) => wait(run, delay === 2000 ? 30_000 : delay, ...more);";
+    let tab = open_module_page_at(&browser, proxy.address, &format!("{patience}{JOIN}")).await;
+    tab.until("room.state === 'open'").await;
+    let id = tab.run("return room.id").await;
+    let id = id.as_str().unwrap();
+    other.expect_new(id).await;
+    BLOCKS.store(false, SeqCst);
+    tab.run("dispatchEvent(new Event('online'))").await;
+    let stranger = other.next().await;
+    assert_eq!(stranger["type"], "new");
+    // What the new session hears tells the room that it is not its own.
+    other
+        .send(json!({"type": "x", "receiver": "all", "data": "hello"}))
+        .await;
+    other
+        .expect_left(stranger["sender"].as_str().unwrap())
+        .await;
+    assert_eq!(tab.run("return room.transport").await, "events");
+    assert_eq!(
+        tab.run("return states").await,
+        json!([{"state": "open", "resumed": false}])
+    );
+    tab.until("got.splice(0).join() === 'hello'").await;
+    expect_exchange(&server, &tab, id, &mut other).await;
+    browser.close_regardless().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: tests/run starts it"]
+async fn a_room_that_polls_goes_on_with_a_renewed_token() {
+    static POLLS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    let key = File::new("renewed-key", SECRET);
+    let server = TestServer::with(|config| {
+        with_secret(config, &key);
+        config.serving.static_dir = Some("static".into());
+    })
+    .await;
+    let rule = Rule {
+        request: |head| {
+            if head.starts_with("GET /room/fallback?") && head.contains("&wait=25&") {
+                POLLS.lock().unwrap().push(head.clone());
+            }
+            without_upgrade(head)
+        },
+        ..held()
+    };
+    let proxy = Middle::start(server.address, rule).await;
+    let [first, second] =
+        [600, 1200].map(|seconds| sign(json!({"sub": "alice", "exp": in_seconds(seconds)})));
+    let mut other = Client::connect(server.address, &format!("/room/fallback?token={first}")).await;
+    let browser = Browser::start().await;
+    let script = JOIN.replace(
+        "join('fallback')",
+        &format!("join('fallback', {{ token: '{first}' }})"),
+    );
+    let tab = open_module_page_at(&browser, proxy.address, &script).await;
+    tab.until("room.state === 'open' && room.transport === 'polling'")
+        .await;
+    let id = tab.run("return room.id").await;
+    tab.run(&format!("return room.send('server', 'token', '{second}')"))
+        .await;
+    for number in 1..=2 {
+        other
+            .send(json!({"type": "x", "receiver": id, "data": number}))
+            .await;
+        tab.until(&format!("got.length === {number}")).await;
+    }
+    // The answer to the last one that is complete brought the second message.
+    let polls = POLLS.lock().unwrap();
+    assert!(polls.first().unwrap().contains(&first));
+    assert!(polls.last().unwrap().contains(&second), "{polls:?}");
+    drop(polls);
     browser.close_regardless().await;
 }
 
