@@ -67,9 +67,14 @@ export function keepAtEnd(list, change) {
 /** Keeps a list at its end while its size changes, as by a phone's keyboard or by becoming visible.
  * @param {HTMLElement} list */
 export function stayAtEnd(list) {
-  let atEnd = true;
-  on(list, "scroll", () => (atEnd = isAtEnd(list)));
+  let [atEnd, size] = [true, ""];
+  const measure = () => `${list.clientWidth} ${list.clientHeight}`;
+  on(list, "scroll", () => {
+    // Before the observer knows a new size, the list need not be at its end.
+    if (measure() === size) atEnd = isAtEnd(list);
+  });
   new ResizeObserver(() => {
+    size = measure();
     if (atEnd) list.scrollTop = list.scrollHeight;
   }).observe(list);
 }

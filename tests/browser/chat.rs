@@ -502,6 +502,19 @@ async fn a_conversation_at_its_end_stays_there_in_every_size_and_view() {
     resize(1280, 800).await;
     tab.until(at_end).await;
 
+    // The browser tells of the scrolling before it tells of the size.
+    tab.run(
+        "const log = document.querySelector('#chat-log');
+        log.scrollTop -= 1;
+        log.style.flex = 'none';
+        log.style.height = `${log.clientHeight - 100}px`;",
+    )
+    .await;
+    tab.until(at_end).await;
+    tab.run("document.querySelector('#chat-log').style = ''")
+        .await;
+    tab.until(at_end).await;
+
     // Who reads older messages is not moved.
     tab.run("document.querySelector('#chat-log').scrollTop = 100")
         .await;
