@@ -24,7 +24,7 @@ impl Cluster {
         }
     }
 
-    /// Whether the other nodes had time to announce themselves since this one started.
+    /// Whether this node has once known the others well enough to serve clients.
     pub(crate) fn has_begun(&self) -> bool {
         self.status.has_begun()
     }
@@ -34,9 +34,14 @@ impl Cluster {
         self.status.is_connected()
     }
 
-    /// Whether this node can ask the others for a session: it is connected, and knows them.
+    /// Whether this node can ask the others for a session.
     pub(crate) fn can_ask(&self) -> bool {
-        self.status.is_connected() && self.status.knows_nodes() && !self.status.has_error()
+        self.status.is_connected() && !self.status.has_error()
+    }
+
+    /// Whether this node knows all others. Then a session is lost that none of them has.
+    pub(crate) fn knows_nodes(&self) -> bool {
+        self.can_ask() && self.status.knows_nodes()
     }
 
     /// The last error that NATS reported on this connection, such as a subject that this node may not

@@ -48,6 +48,10 @@ impl Cluster {
         match self.never {}
     }
 
+    pub(crate) fn knows_nodes(&self) -> bool {
+        match self.never {}
+    }
+
     pub(crate) fn nats_error(&self) -> Option<String> {
         match self.never {}
     }

@@ -15,7 +15,7 @@ use super::{
     delegate::Delegate,
     handle::Cluster,
     inbox::{Inbox, SubscriptionChange},
-    membership::{Change, Membership},
+    membership::{Change, HEARTBEAT, Membership},
     queue::Subject,
     status::SETTLE,
     transport::{Connection, ConnectionEvent, Payload, Transport},
@@ -26,9 +26,6 @@ use crate::{metrics::Metrics, protocol::Escaped};
 
 /// Time between checks of the connection and of the other nodes.
 const TICK: Duration = Duration::from_millis(250);
-
-/// Time between two heartbeats of a node.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Time after which a node ends a batch of messages that it has received, though there are more of them: the other nodes
 /// wait for its heartbeats.
@@ -87,10 +84,9 @@ pub(crate) async fn run(
         metrics: &metrics,
         connection: &connection,
         delegate,
-        membership: Membership::new(outbound.node(), cluster.down),
+        membership: Membership::new(outbound.node(), cluster.down, now),
         inbox,
         subscriptions,
-        connected_at: Some(now),
         lost_at: now,
         last_tick: now,
         heartbeat_at: now + HEARTBEAT,
@@ -153,8 +149,6 @@ struct Node<'a, C: Connection, D> {
     membership: Membership,
     inbox: Inbox<C::Subscription>,
     subscriptions: mpsc::Receiver<SubscriptionChange<C::Subscription>>,
-    /// When the connection was made; `None` while there is none.
-    connected_at: Option<Instant>,
     /// When the connection was lost the last time.
     lost_at: Instant,
     last_tick: Instant,
@@ -190,25 +184,23 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
 
     /// Does what is due.
     async fn tick(&mut self, now: Instant) {
+        let time = now - mem::replace(&mut self.last_tick, now);
         // If this process stood still, it has not received the heartbeats of others.
-        let stood_still = now - mem::replace(&mut self.last_tick, now) > HEARTBEAT;
+        let stood_still = time > HEARTBEAT;
+        if stood_still {
+            self.membership.stood_still(now, time);
+        }
         self.check_connection(now).await;
-        if !stood_still && self.connected_at.is_some() {
-            let silent = self.membership.tick(now);
-            for change in silent {
+        if !stood_still && self.cluster.status.is_connected() {
+            for change in self.membership.tick(now) {
                 self.follow(change).await;
             }
         }
+        self.update_status(now);
         self.send_heartbeat_if_due(now);
         if now >= self.retry_at {
             self.retry_at = now + HEARTBEAT;
             self.delegate.retry();
-            // After a heartbeat interval, every other node has sent one.
-            let is_long_enough = |since| now - since >= HEARTBEAT;
-            let status = &self.cluster.status;
-            if self.connected_at.is_some_and(is_long_enough) && !status.has_error() {
-                status.set_knows_nodes(true);
-            }
             self.acknowledge(1);
         }
         if now >= self.digest_at {
@@ -222,10 +214,21 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
         }
     }
 
+    /// Notes what this node knows of the others.
+    fn update_status(&mut self, now: Instant) {
+        let status = &self.cluster.status;
+        if status.has_error() || !status.is_connected() {
+            self.membership.learn_anew(now);
+        }
+        status.set_knowledge(
+            self.membership.can_begin(now),
+            self.membership.knows_all(now),
+        );
+    }
+
     /// Begins to send, and subscribes to all rooms.
     fn begin(&mut self) {
         self.cluster.status.set_connected(true);
-        self.cluster.status.set_knows_nodes(false);
         self.inbox.forget_rooms();
         self.cluster.outbound.open();
         self.delegate.subscribe();
@@ -237,19 +240,17 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
     /// down time.
     async fn check_connection(&mut self, now: Instant) {
         let is_connected = self.connection.is_connected();
-        match (is_connected, self.connected_at) {
-            (true, None) => {
+        match (is_connected, self.cluster.status.is_connected()) {
+            (true, false) => {
                 info!("connected to NATS again");
                 self.cluster.status.set_connected(true);
-                self.connected_at = Some(now);
                 // Meanwhile this node could not receive heartbeats. The other nodes need one of this node.
                 self.membership.restart_timeouts(now + SETTLE);
                 self.send_heartbeat();
             }
-            (false, Some(_)) => {
+            (false, true) => {
                 warn!("lost the connection to NATS: sessions of other nodes cannot be reached");
                 self.cluster.status.set_connected(false);
-                self.connected_at = None;
                 self.lost_at = now;
             }
             _ => {}
@@ -260,6 +261,7 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
         }
         if !outbound.is_open() {
             // The other nodes have given this one up, or are about to.
+            self.membership.learn_anew(now + SETTLE);
             for change in self.membership.clear() {
                 self.follow(change).await;
             }
@@ -332,13 +334,13 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
             Message::All(Broadcast::Alive { heard, keys }) => {
                 self.delegate.learn_token_keys(&keys);
                 let now = Instant::now();
-                let (change, is_unknown) = self.membership.heartbeat(now, node, number, &heard);
-                if let Some(change) = change {
-                    self.follow(change).await;
-                }
+                let (change, is_unknown) = self.membership.heartbeat(now, node, number, heard);
                 if is_unknown {
                     // The new node is up only when it knows that this one receives it.
                     self.send_heartbeat();
+                }
+                if let Some(change) = change {
+                    self.follow(change).await;
                 }
             }
             Message::All(Broadcast::Bye) => {
@@ -375,13 +377,19 @@ impl<C: Connection, D: Delegate> Node<'_, C, D> {
 
     /// Follows a change of the membership.
     async fn follow(&mut self, change: Change) {
+        let now = Instant::now();
         match change {
             Change::Up(node) => {
                 info!("node {node} is up");
                 self.cluster.outbound.up(node);
                 self.delegate.node_up(node);
+                self.update_status(now);
             }
-            Change::Down(node) => self.node_down(node).await,
+            Change::Down(node) => {
+                // Lookups that end because of it may not say that the session is lost, if it may not be.
+                self.update_status(now);
+                self.node_down(node).await;
+            }
         }
         let nodes = self.membership.count_up();
         self.metrics.cluster_nodes.set(nodes as i64);

@@ -34,21 +34,21 @@ impl Status {
         }))
     }
 
-    /// Whether this node was once connected long enough to know the other nodes.
+    /// Whether this node has once known the others well enough to serve clients.
     pub(super) fn has_begun(&self) -> bool {
         self.0.lock().has_begun
     }
 
-    /// Whether this node knows the other nodes that it can reach.
+    /// Whether this node knows all others. Then a session is lost that none of them has.
     pub(super) fn knows_nodes(&self) -> bool {
         self.0.lock().knows_nodes
     }
 
-    /// Notes whether this node was connected long enough to know the other nodes.
-    pub(super) fn set_knows_nodes(&self, knows_nodes: bool) {
+    /// Notes whether this node can begin to serve, and whether it knows all other nodes.
+    pub(super) fn set_knowledge(&self, can_begin: bool, knows_nodes: bool) {
         let mut state = self.0.lock();
+        state.has_begun |= can_begin;
         state.knows_nodes = knows_nodes;
-        state.has_begun |= knows_nodes;
     }
 
     /// Whether this node is connected to NATS.

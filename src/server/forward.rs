@@ -70,9 +70,14 @@ impl SessionKey {
         let Some(cluster) = &shared.cluster else {
             return Err(no_session());
         };
+        let knew_nodes = shared.knows_nodes();
+        let not_found = || match knew_nodes && shared.knows_nodes() {
+            true => no_session(),
+            false => unanswered(),
+        };
         // The nodes are not asked for a token that none of them has made.
         if !shared.resumes.may_exist(&self.token) {
-            return Err(no_session());
+            return Err(not_found());
         }
         if let Some(node) = shared.remote_inlets.home(&hash) {
             return Ok(Some(node));
@@ -83,7 +88,7 @@ impl SessionKey {
         }
         let nodes = shared.rooms.nodes();
         if nodes.is_empty() {
-            return Err(no_session());
+            return Err(not_found());
         }
         let mark = cluster.outbound.next_mark();
         let found = shared
@@ -93,7 +98,7 @@ impl SessionKey {
         sent.map_err(|_| unanswered())?;
         let node = timeout(cluster.down, found).await;
         let node = node.ok().and_then(Result::ok).ok_or_else(unanswered)?;
-        let node = node.ok_or_else(no_session)?;
+        let node = node.ok_or_else(not_found)?;
         shared.remote_inlets.set_home(hash, Some(node));
         Ok(Some(node))
     }

@@ -308,7 +308,7 @@ impl Handshake {
             .is_some_and(|cluster| !cluster.has_begun())
         {
             return Err(HttpError::unavailable(
-                "the server is still connecting to its cluster: try again later",
+                "the server is still looking for the nodes of its cluster: try again later",
             ));
         }
         let resumable = resume.as_ref().is_some_and(|request| {

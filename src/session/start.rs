@@ -422,7 +422,10 @@ async fn look_up(
     };
     // The nodes are not asked for a token that none of them has made.
     if !shared.resumes.may_exist(&token) {
-        return begin_anew(shared, connection);
+        return match shared.knows_nodes() {
+            true => begin_anew(shared, connection),
+            false => try_again(shared, connection),
+        };
     }
     let (limit, stopped) = (cluster.down, shared.stopped.clone());
     let deadline = Instant::now() + limit;
@@ -466,6 +469,7 @@ async fn import(
             return reject(&shared, Takeover::Local(connection));
         }
         let left = deadline - Instant::now();
+        let knew_nodes = shared.knows_nodes();
         let lookup = reservation.look_up(
             token.hash(),
             user.clone(),
@@ -481,8 +485,8 @@ async fn import(
             LookupOutcome::Unanswered | LookupOutcome::Retry(_) => {
                 return try_again(shared, connection);
             }
-            // This node has given the others up because it is disconnected itself.
-            LookupOutcome::NotFound(_) if !shared.can_ask_nodes() => {
+            // A node that was not asked may have it.
+            LookupOutcome::NotFound(_) if !(knew_nodes && shared.knows_nodes()) => {
                 return try_again(shared, connection);
             }
             LookupOutcome::NotFound(reservation) => {

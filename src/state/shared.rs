@@ -98,10 +98,16 @@ impl Shared {
         }
     }
 
-    /// Whether the nodes that may have a session can be asked for it. Without a cluster there are none.
+    /// Whether this node can look for a session: it can ask nodes that are up, or knows that there are no others.
     pub(crate) fn can_ask_nodes(&self) -> bool {
+        let can_ask = |cluster: &Arc<Cluster>| cluster.can_ask() && !self.rooms.nodes().is_empty();
+        self.knows_nodes() || self.cluster.as_ref().is_some_and(can_ask)
+    }
+
+    /// Whether this node knows all others. Then a session is lost that none of them has.
+    pub(crate) fn knows_nodes(&self) -> bool {
         let cluster = self.cluster.as_ref();
-        cluster.is_none_or(|cluster| cluster.can_ask())
+        cluster.is_none_or(|cluster| cluster.knows_nodes())
     }
 
     /// Whether resumable sessions outlive this server process.

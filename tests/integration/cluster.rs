@@ -17,6 +17,7 @@ use nkeys::KeyPair;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
+    join,
     process::{Child, Command},
     sync::watch,
     task::JoinHandle,
@@ -29,11 +30,13 @@ use crate::{
     operating::{Nginx, free_port, start},
     proxy::{Failure, Fate, Proxy},
     resuming::{
-        Crew, FaultyExchange, exchange_over_faults, next_text, open, reconnect, resumable_beside,
+        Crew, FaultyExchange, exchange_over_faults, next_text, open, reconnect, resumable,
+        resumable_beside,
     },
     support::{
-        Answer, Client, File, Log, Program, Raw, RunningServer, TestServer, TurnClient, eventually,
-        eventually_async, metric_value, operator, operator_at, total, turn_server, within_deadline,
+        Answer, Client, File, Log, Program, Raw, RawFrame, RunningServer, TestServer, TurnClient,
+        eventually, eventually_async, metric_value, operator, operator_at, total, turn_server,
+        within_deadline,
     },
     tls::Authority,
     tokens::{SECRET, sign, with_secret},
@@ -1442,4 +1445,111 @@ async fn a_node_that_cannot_ask_the_others_answers_a_resume_with_503() {
         (&json!("resumed"), &json!(id))
     );
     observer.expect_quiet().await;
+}
+
+/// Suspends sessions at a node, each in a room of its own. Returns the paths at which they can be resumed.
+async fn suspend(node: &Node, sessions: usize) -> Vec<String> {
+    let paths = (0..sessions).map(async |number| {
+        let room = format!("tea-{number}");
+        let (client, token) = resumable(node, &room).await;
+        drop(client.into_raw());
+        format!("/room/{room}?resume={token}&received=2")
+    });
+    let paths = join_all(paths).await;
+    node.expect_metric("anteroom_sessions_suspended", sessions as u64)
+        .await;
+    paths
+}
+
+/// Asks a node to resume a session. Returns whether it does. If not, it must have told the client to try again.
+async fn resumes(node: &Node, path: &str) -> bool {
+    let mut raw = match Raw::upgrade(node, path, "").await {
+        Ok(raw) => raw,
+        Err(answer) => {
+            assert_eq!(answer.status, 503, "{}", answer.body);
+            return false;
+        }
+    };
+    let RawFrame { first, payload } = raw.read_frame().await;
+    let is_resumed = payload.starts_with(br#"{"type":"resumed""#);
+    let is_told_to_retry = first == 0x88 && payload.starts_with(&1013_u16.to_be_bytes());
+    assert!(
+        is_resumed || is_told_to_retry,
+        "{}",
+        String::from_utf8_lossy(&payload)
+    );
+    is_resumed
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_node_that_starts_while_another_is_silent_misses_none_of_its_sessions() {
+    let options = ["--cluster-down-seconds", "60", "--resume-seconds", "120"];
+    for others in [0, 1] {
+        let nats = Nats::start().await;
+        let start = async || Node::start(&nats.url(), &options).await;
+        let nodes = join_all((0..=others).map(|_| start())).await;
+        join_all(nodes.iter().map(|node| node.expect_peers(others))).await;
+        let paths = suspend(&nodes[0], 1).await;
+        nodes[0].program.signal("STOP").await;
+        let late = start().await;
+        match others {
+            0 => late.expect_peers(0).await,
+            // It hears of the silent node, and does not begin. These are the heartbeats and acknowledgements of seconds.
+            _ => {
+                eventually_async("heartbeats", async || {
+                    late.count("anteroom_cluster_messages_sent_total").await >= 8
+                })
+                .await;
+                let answer = late.get("/ready").await;
+                assert_eq!(answer.body.trim_end(), "waiting for other nodes");
+            }
+        }
+        assert!(!resumes(&late, &paths[0]).await);
+        nodes[0].program.signal("CONT").await;
+        eventually_async("the session is resumed", || resumes(&late, &paths[0])).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_node_that_was_given_up_misses_no_session_of_the_others_when_it_goes_on() {
+    let nats = Nats::start().await;
+    // Only the first node gives another up.
+    let nodes = ["2", "60"]
+        .map(async |seconds| Node::start(&nats.url(), &["--cluster-down-seconds", seconds]).await);
+    let nodes = join_all(nodes).await;
+    join_all(nodes.iter().map(|node| node.expect_peers(1))).await;
+    let paths = suspend(&nodes[0], 20).await;
+    nodes[1].program.signal("STOP").await;
+    nodes[0].expect_metric("anteroom_cluster_nodes", 0).await;
+    // The kernel takes the connections, and the node finds them when it goes on.
+    let (resumed, ()) = join!(
+        join_all(paths.iter().map(|path| resumes(&nodes[1], path))),
+        nodes[1].program.signal("CONT"),
+    );
+    for (path, resumed) in paths.iter().zip(resumed) {
+        if !resumed {
+            eventually_async("the session is resumed", || resumes(&nodes[1], path)).await;
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server: tests/run starts this test"]
+async fn a_node_that_hears_no_other_says_after_the_down_time_that_a_session_is_lost() {
+    let nats = Nats::start().await;
+    let node = Node::start(&nats.url(), &["--cluster-down-seconds", "12"]).await;
+    node.expect_peers(0).await;
+    let path = "/room/tea?resume=AAAAAAAAAAAAAAAAAAAAAA&received=0";
+    let answer = Raw::upgrade(&node, path, "").await.err().unwrap();
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let mut upgraded = None;
+    eventually_async("an upgrade", async || {
+        upgraded = Raw::upgrade(&node, path, "").await.ok();
+        upgraded.is_some()
+    })
+    .await;
+    let error = upgraded.unwrap().read_message().await;
+    assert_eq!(error["data"]["code"], "resume_failed");
 }

@@ -187,7 +187,7 @@ pub async fn next_text(socket: &mut WebSocketStream<TcpStream>) -> Result<String
 
 /// A client that joins an empty room and asks for a resume token; returns both. It has received two
 /// messages.
-async fn resumable(server: &impl RunningServer, room: &str) -> (Client, String) {
+pub async fn resumable(server: &impl RunningServer, room: &str) -> (Client, String) {
     let mut client = Client::join(server, room).await;
     let token = client.ask_for_resume_token().await;
     (client, token)

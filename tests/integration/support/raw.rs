@@ -8,7 +8,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{answer::Answer, server::TestServer, time::within_deadline};
+use super::{
+    answer::Answer,
+    server::{RunningServer, TestServer},
+    time::within_deadline,
+};
 
 /// A TCP connection on which the test writes every byte itself.
 pub struct Raw {
@@ -89,8 +93,12 @@ impl Raw {
 
     /// Requests an upgrade; returns the server's answer if it rejects the request. The body of the answer
     /// must be one line, and is returned without its end of line.
-    pub async fn upgrade(server: &TestServer, path: &str, headers: &str) -> Result<Raw, Answer> {
-        let mut raw = Raw::connect(server).await;
+    pub async fn upgrade(
+        server: &impl RunningServer,
+        path: &str,
+        headers: &str,
+    ) -> Result<Raw, Answer> {
+        let mut raw = Raw::connect_to(server.address()).await;
         raw.write(handshake_with(path, headers)).await;
         let head = raw.read_head().await.to_ascii_lowercase();
         let status = head[9..12].parse().unwrap();
