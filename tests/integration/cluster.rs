@@ -1544,6 +1544,10 @@ async fn a_node_that_hears_no_other_says_after_the_down_time_that_a_session_is_l
     let path = "/room/tea?resume=AAAAAAAAAAAAAAAAAAAAAA&received=0";
     let answer = Raw::upgrade(&node, path, "").await.err().unwrap();
     assert_eq!(answer.status, 503, "{}", answer.body);
+    // Without a WebSocket.
+    let post =
+        async || operator_at(node.address(), "POST", &format!("{path}&sent=0"), "", "").await;
+    assert_eq!(post().await.status, 503);
     let mut upgraded = None;
     eventually_async("an upgrade", async || {
         upgraded = Raw::upgrade(&node, path, "").await.ok();
@@ -1552,4 +1556,5 @@ async fn a_node_that_hears_no_other_says_after_the_down_time_that_a_session_is_l
     .await;
     let error = upgraded.unwrap().read_message().await;
     assert_eq!(error["data"]["code"], "resume_failed");
+    assert_eq!(post().await.status, 404);
 }
